@@ -1,0 +1,239 @@
+"""The command line: parses, delegates, and turns errors into one message and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from burnish.errors import BurnishError
+
+EXIT_CHAMPION_IS_SFT = 2
+"""The run finished, but nothing beat SFT: a code of its own."""
+EXIT_INTERRUPTED = 130
+
+EXIT_CODES = """Exit codes: 0 done; 1 other error; 2 finished, but nothing beat SFT; 3 configuration; 4 data;
+5 run directory; 6 model; 7 training; 130 interrupted (the run can be continued)."""
+
+app = typer.Typer(
+    help=f"Burnish: from preference pairs to a proven champion.\n\n{EXIT_CODES}",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigArg = Annotated[
+    Path | None, typer.Argument(help="YAML configuration; without one, the embedded rehearsal.")
+]
+SetOption = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. ppo.learning_rate=1e-6."),
+]
+DirOption = Annotated[Path | None, typer.Option("--dir", help="Run directory; default runs/NAME.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+RunArg = Annotated[Path, typer.Argument(help="Run directory, e.g. runs/quickstart.")]
+
+
+@app.callback()
+def root(
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks.")] = False,
+) -> None:
+    """Options of every command."""
+    STATE["verbose"] = verbose
+
+
+STATE: dict[str, Any] = {"verbose": False}
+
+
+@app.command()
+def quickstart(
+    sets: SetOption = [],  # noqa: B006
+    directory: DirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Align the embedded story model with simulated annotators, from prompts to report."""
+    _run(None, ["name=quickstart", *sets], directory, None, as_json)
+
+
+@app.command()
+def run(
+    config: ConfigArg = None,
+    sets: SetOption = [],  # noqa: B006
+    directory: DirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Carry out a run, or continue one that was stopped. A finished run is left as it is."""
+    _run(config, sets, directory, None, as_json)
+
+
+def _stage_command(stage: str, text: str) -> None:
+    def command(
+        config: ConfigArg = None,
+        sets: SetOption = [],  # noqa: B006
+        directory: DirOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        _run(config, sets, directory, stage, as_json)
+
+    app.command(stage, help=text)(command)
+
+
+for _stage, _text in (
+    ("sft", "Run up to supervised fine-tuning."),
+    ("collect", "Run up to sampling pairs from the policy."),
+    ("label", "Run up to labelling the pairs."),
+    ("reward", "Run up to the reward ensemble and its examination."),
+    ("align", "Run up to PPO (and DPO when it is needed)."),
+    ("evaluate", "Run up to the win rates and the champion."),
+):
+    _stage_command(_stage, _text)
+
+
+def _run(
+    config: Path | None, sets: list[str], directory: Path | None, until: str | None, as_json: bool
+) -> None:
+    from burnish.config.loading import load_config
+
+    loaded = load_config(config, sets)
+    _prepare_environment()
+    from burnish.pipeline.order import run_pipeline
+
+    path = directory or Path("runs") / loaded.name
+    done = run_pipeline(loaded, path, until=until)
+    summary_file = done.path / "summary.json"
+    if until is not None or not summary_file.exists():
+        _print({"run": str(done.path), "stages": _states(done.path)}, as_json)
+        return
+    summary = json.loads(summary_file.read_text(encoding="utf-8"))
+    if as_json:
+        print(json.dumps(summary, indent=1))
+    else:
+        print(_summary_text(summary, done.path))
+    if summary["champion"] == "sft":
+        raise typer.Exit(EXIT_CHAMPION_IS_SFT)
+
+
+def _prepare_environment() -> None:
+    """Before torch is loaded: no telemetry, no hub progress bars, reproducible matrix products."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("MKL_CBWR", "COMPATIBLE" if os.environ.get("BURNISH_STRICT_CPU") else "AUTO")
+
+
+@app.command()
+def report(directory: RunArg, as_json: JsonOption = False) -> None:
+    """Write report.html and summary.json of a run anew, as far as it has come."""
+    from burnish.report.page import render_report
+    from burnish.report.summary import build_summary
+
+    page = render_report(directory)
+    summary = build_summary(directory)
+    if as_json:
+        print(json.dumps(summary, indent=1))
+    else:
+        print(f"Report: {page}")
+
+
+@app.command()
+def status(directory: RunArg, as_json: JsonOption = False) -> None:
+    """Which stages of a run are done, running, interrupted or failed."""
+    _print({"run": str(directory), "stages": _states(directory)}, as_json)
+
+
+def _states(path: Path) -> dict[str, str]:
+    from burnish.runs import RunDirectory
+
+    run = RunDirectory.open(path)
+    return {name: run.stage_state(name) for name in run.stages()}
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    print(result["run"])
+    for name, state in result["stages"].items():
+        print(f"  {name:<10} {state}")
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("align.yaml"),
+    kind: Annotated[str, typer.Option(help="rehearsal or real.")] = "rehearsal",
+) -> None:
+    """Write a commented configuration that runs as it stands."""
+    from burnish.config.template import template
+    from burnish.errors import ConfigError
+
+    if path.exists():
+        raise ConfigError(f"{path} exists already; choose another name or remove it")
+    if kind not in ("rehearsal", "real"):
+        raise ConfigError(f"--kind {kind!r} is not known; use rehearsal or real")
+    path.write_text(template("real" if kind == "real" else "rehearsal"), encoding="utf-8")
+    print(f"Wrote {path}. Next: burnish run {path}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the configuration."""
+    from burnish.config.loading import json_schema
+
+    print(json.dumps(json_schema(), indent=1))
+
+
+def _summary_text(summary: dict[str, Any], path: Path) -> str:
+    champion = summary["champion"]
+    lines = [f"Champion: {champion}" + (" (provisional)" if summary["provisional"] else "")]
+    for name, figures in summary["evaluation"].items():
+        if name != "judge" and figures.get("win_rate") is not None:
+            lines.append(
+                f"  {name} against SFT: win rate {figures['win_rate']:.3f} "
+                f"[{figures['ci_low']:.3f}, {figures['ci_high']:.3f}], n = {figures['n']}"
+                f", judged by {summary['evaluation']['judge']}"
+            )
+    for name, figures in (summary.get("gold") or {}).items():
+        lines.append(
+            f"  {name} by the true preference: {figures['win_rate']:.3f} "
+            f"[{figures['ci_low']:.3f}, {figures['ci_high']:.3f}]"
+        )
+    ppo = summary["ppo"]
+    if ppo["kl_final"] is not None:
+        lines.append(
+            f"KL: {ppo['kl_final']:.2f} nats per response, target {ppo['kl_target']:g} ({ppo['state']})"
+        )
+    accuracy = summary["reward"]["accuracy"]
+    lines.append(
+        f"Reward ensemble: {summary['reward']['members']} members, held-out accuracy {accuracy['value']:.3f} "
+        f"[{accuracy['ci_low']:.3f}, {accuracy['ci_high']:.3f}]"
+    )
+    if summary["fallback"]["triggered"]:
+        lines.append(f"Fallback to DPO: {summary['fallback']['reason']}")
+    lines.append(f"Report: {path / 'report.html'}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point: errors that are the user's to mend become one message; tracebacks only with --verbose."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except BurnishError as error:
+        if STATE["verbose"]:
+            raise
+        print(f"burnish: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("burnish: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Read a configuration: YAML, `--set` overrides, and errors that name the key, the rule and the next step."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from burnish.config.run import RunConfig
+from burnish.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses duplicate keys, reads 1e-6 as a number, and remembers where keys stand."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    result = _Located()
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node)
+        if key in result:
+            raise ConfigError(f"key {key!r} stands twice (line {key_node.start_mark.line + 1}); keep one")
+        result[key] = loader.construct_object(value_node, deep=True)
+        result.lines[key] = key_node.start_mark.line + 1
+    return result
+
+
+class _Located(dict[str, Any]):
+    """A mapping that knows the line of each key."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.lines: dict[str, int] = {}
+
+
+def _float(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    return float(node.value)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_constructor("!number", _float)
+# YAML 1.1 wants a dot in floats with an exponent; people write 1e-6.
+_Loader.yaml_implicit_resolvers = {
+    first: list(rules) for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_EXPONENT = __import__("re").compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+for _first in "-+0123456789":
+    _Loader.yaml_implicit_resolvers.setdefault(_first, []).insert(0, ("!number", _EXPONENT))
+
+
+def load_config(path: Path | None, sets: Sequence[str] = ()) -> RunConfig:
+    """The configuration in `path` (defaults without one), with `KEY=VALUE` overrides applied."""
+    data: dict[str, Any] = {} if path is None else _read(path)
+    for item in sets:
+        _apply(data, item)
+    _check_keys(data, RunConfig, "")
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_problems(error, data))) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 3)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; `burnish init` writes one"
+        raise ConfigError(f"{path} does not exist{hint}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from None
+    try:
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise ConfigError(f"{path}, line {line}: {error.problem or 'not YAML'}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds a {type(data).__name__}; it must map section names to settings")
+    return data
+
+
+def _apply(data: dict[str, Any], item: str) -> None:
+    key, equals, text = item.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {item!r} is not KEY=VALUE; write e.g. --set ppo.learning_rate=1e-6")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        value = text
+    *sections, leaf = key.split(".")
+    place = data
+    for section in sections:
+        inner = place.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {item!r}: {section} is a value, not a section")
+        place = inner
+    place[leaf] = value
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the configuration."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        inner = _section(field.annotation)
+        if inner:
+            yield from known_keys(inner, f"{prefix}{name}.")
+
+
+def _check_keys(data: Mapping[str, Any], model: type[BaseModel], prefix: str) -> None:
+    for key, value in data.items():
+        dotted = f"{prefix}{key}"
+        if key not in model.model_fields:
+            line = getattr(data, "lines", {}).get(key)
+            where = f" (line {line})" if line else ""
+            near = _nearest(str(key), dotted, prefix)
+            hint = f"; did you mean {near}?" if near else "; `burnish schema` lists the keys"
+            raise ConfigError(f"unknown key {dotted}{where}{hint}")
+        inner = _section(model.model_fields[key].annotation)
+        if inner and isinstance(value, Mapping):
+            _check_keys(value, inner, f"{dotted}.")
+
+
+def _nearest(key: str, dotted: str, prefix: str) -> str | None:
+    """The known key most like this one: in its own section first, then anywhere, by name or by its parts."""
+    keys = list(known_keys())
+    own = [k for k in keys if k.startswith(prefix) and "." not in k[len(prefix) :]]
+    near = difflib.get_close_matches(dotted, own, 1, cutoff=0.7)
+    parts = set(key.split("_"))
+    inside = [
+        k
+        for k in keys
+        if k.startswith(prefix) and parts == set(k[len(prefix) :].replace(".", "_").split("_"))
+    ]
+    same = [k for k in keys if k.rsplit(".", 1)[-1] == key]
+    loose = difflib.get_close_matches(dotted, keys, 1, cutoff=0.6)
+    for found in (near, inside, same, loose):
+        if found:
+            return found[0]
+    return None
+
+
+def _problems(error: ValidationError, data: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for problem in error.errors():
+        dotted = ".".join(str(p) for p in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if isinstance(problem.get("input"), Mapping) or not dotted:
+            lines.append(message if not dotted else f"{dotted}: {message}")
+        else:
+            lines.append(f"{dotted}={problem.get('input')!r}: {message[0].lower()}{message[1:]}")
+    return lines
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of the configuration."""
+    return RunConfig.model_json_schema()
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """The whole configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

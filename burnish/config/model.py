@@ -1,0 +1,40 @@
+"""Which model is aligned, and which of its weights are trained."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from burnish.config.strict import Section
+
+TINY_MODEL = "embedded"  # the tiny story model inside the package
+
+
+def _known_layers(value: str) -> str:
+    if value in ("all", "lora") or re.fullmatch(r"top:[1-9]\d*", value):
+        return value
+    raise ValueError(f"{value!r} is not a way to train: use 'all', 'lora' or 'top:N' (the top N layers)")
+
+
+Layers = Annotated[str, AfterValidator(_known_layers)]
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (used when `model.layers` is `lora`)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+
+class ModelConfig(Section):
+    """The policy to align: `embedded`, a folder, or a hub name; `gguf_file` names a GGUF file inside it."""
+
+    path: str = TINY_MODEL
+    gguf_file: str | None = None
+    layers: Layers = "all"
+    lora: LoraConfig = LoraConfig()
+    max_prompt_tokens: int = Field(64, ge=1)
+    max_response_tokens: int = Field(56, ge=1)
+    trust_remote_code: Literal[False] = False
+    use_chat_template: bool | None = None  # None: as the tokenizer has one and the prompt has messages

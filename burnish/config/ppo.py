@@ -1,0 +1,69 @@
+"""PPO, its adaptive KL controller, and the guard over both."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from burnish.config.strict import Section
+
+
+class KLConfig(Section):
+    """Adaptive KL. Targets are nats per response, summed over its tokens, averaged over the batch."""
+
+    target: float = Field(4.0, gt=0)
+    adaptive: bool = True
+    init_coef: float | None = Field(None, gt=0)  # None: Gaussian tilt, sd(score) / sqrt(2 target)
+    horizon: int | None = Field(None, gt=0)  # episodes; None: a tenth of the run's episodes
+    smoothing: float = Field(0.5, ge=0, lt=1)  # exponential moving average of the measured KL
+    min_coef: float = Field(1e-4, gt=0)  # both clamps are multiplied by the score's sd
+    max_coef: float = Field(10.0, gt=0)
+
+
+class PPOConfig(Section):
+    """Proximal policy optimisation."""
+
+    updates: int = Field(40, ge=0)
+    batch_size: int = Field(64, ge=2)
+    epochs: int = Field(4, ge=1)
+    minibatches: int = Field(1, ge=1)
+    micro_batch: int = Field(32, ge=1)  # rows per forward pass; frozen in run.yaml
+    learning_rate: float | None = Field(None, ge=0)  # None: by mode; 0 freezes the policy
+    value_learning_rate: float | None = Field(None, gt=0)
+    value_init: Literal["reward_model", "zero"] = "reward_model"
+    warmup_updates: int = Field(2, ge=0)
+    gamma: float = Field(1.0, gt=0, le=1)
+    lam: float = Field(0.95, ge=0, le=1)
+    cliprange: float = Field(0.2, gt=0)
+    cliprange_value: float = Field(0.2, gt=0)
+    vf_coef: float = Field(0.1, ge=0)
+    temperature: float = Field(1.0, gt=0)
+    whiten_advantages: bool = True
+    missing_eos_penalty: float = Field(1.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    adam_eps: float = Field(1e-5, gt=0)
+    checkpoint_every: int = Field(5, ge=1)
+    watch_every: int = Field(5, ge=1)
+    kl: KLConfig = KLConfig()
+
+    @model_validator(mode="after")
+    def _divides(self) -> "PPOConfig":
+        if self.batch_size % self.minibatches:
+            fits = [m for m in range(1, self.batch_size + 1) if self.batch_size % m == 0]
+            nearest = min(fits, key=lambda m: abs(m - self.minibatches))
+            raise ValueError(
+                f"ppo.minibatches={self.minibatches} must divide ppo.batch_size={self.batch_size}; "
+                f"try {nearest}"
+            )
+        return self
+
+
+class GuardConfig(Section):
+    """When PPO is corrected, rolled back, and given up."""
+
+    enabled: bool = True
+    raise_kl_factor: float = Field(2.0, gt=1)
+    patience: int = Field(3, ge=1)  # consecutive unhealthy updates before the coefficient is raised
+    max_raises: int = Field(2, ge=0)  # raises in one attempt before rolling back
+    max_rollbacks: int = Field(2, ge=0)
+    learning_rate_factor: float = Field(0.5, gt=0, lt=1)  # on each roll-back
+    settle_updates: int = Field(3, ge=0)  # after an action, before the next one

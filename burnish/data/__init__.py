@@ -1,0 +1,1 @@
+"""Prompts, preference data and the label store."""

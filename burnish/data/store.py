@@ -1,0 +1,289 @@
+"""The label store: prompts, responses, comparisons and append-only labels, on SQLAlchemy (SQLite by default)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from sqlalchemy import (
+    CheckConstraint,
+    ForeignKey,
+    create_engine,
+    event,
+    func,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
+
+from burnish.data.migrate import migrate
+from burnish.errors import DataError
+from burnish.records import Comparison, Label, Message, Preference, Prompt, Response, Source, content_id
+
+CHUNK = 500
+Item = TypeVar("Item")
+
+
+class Table(DeclarativeBase):
+    """Declarative base."""
+
+
+class PromptRow(Table):
+    """A prompt; `messages` is JSON, empty for plain text."""
+
+    __tablename__ = "prompts"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    text: Mapped[str]
+    messages: Mapped[str]
+
+
+class ResponseRow(Table):
+    """A response to a prompt."""
+
+    __tablename__ = "responses"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    prompt_id: Mapped[str] = mapped_column(ForeignKey("prompts.id"))
+    text: Mapped[str]
+    source: Mapped[str]
+    ended: Mapped[bool | None]
+
+
+class ComparisonRow(Table):
+    """A question, with the order its two responses were first stored in."""
+
+    __tablename__ = "comparisons"
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    prompt_id: Mapped[str] = mapped_column(ForeignKey("prompts.id"))
+    first_id: Mapped[str] = mapped_column(ForeignKey("responses.id"))
+    second_id: Mapped[str] = mapped_column(ForeignKey("responses.id"))
+    round: Mapped[int]
+
+
+class LabelRow(Table):
+    """One annotator's answer in one round; never changed, never deleted."""
+
+    __tablename__ = "labels"
+    __table_args__ = (CheckConstraint("preference >= 0 AND preference <= 1"),)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    comparison_id: Mapped[str] = mapped_column(ForeignKey("comparisons.id"), index=True)
+    annotator: Mapped[str]
+    source: Mapped[str]
+    preference: Mapped[float]
+    strength: Mapped[float | None]
+    seconds: Mapped[float | None]
+    cost: Mapped[float]
+    round: Mapped[int]
+    created: Mapped[str]
+
+
+class LabelStore:
+    """Comparisons and labels. Ids depend on content alone, so adding the same thing twice adds it once."""
+
+    def __init__(self, where: Path | str) -> None:
+        url = f"sqlite:///{where}" if isinstance(where, Path) or "://" not in where else where
+        self.engine = create_engine(url)
+        if self.engine.dialect.name == "sqlite":
+            event.listen(self.engine, "connect", _sqlite_settings)
+        migrate(self.engine)
+
+    def close(self) -> None:
+        """Release the database; SQLite's write-ahead log is folded in."""
+        self.engine.dispose()
+
+    def __enter__(self) -> LabelStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add_comparisons(self, comparisons: Iterable[Comparison]) -> int:
+        """Store comparisons with their prompts and responses, in one transaction; returns how many are new.
+
+        When the same question is there with its sides swapped, the stored order stays: ask `stored` before
+        labelling a comparison that did not come from this store.
+        """
+        with Session(self.engine) as session, session.begin():
+            before = session.scalar(select(func.count()).select_from(ComparisonRow)) or 0
+            for chunk in _chunks(comparisons):
+                self._insert(session, PromptRow, {c.prompt.id: _prompt_row(c.prompt) for c in chunk})
+                sides = [(c.prompt, r) for c in chunk for r in (c.first, c.second)]
+                self._insert(
+                    session, ResponseRow, {_response_id(p, r): _response_row(p, r) for p, r in sides}
+                )
+                self._insert(session, ComparisonRow, {c.id: _comparison_row(c) for c in chunk})
+            after = session.scalar(select(func.count()).select_from(ComparisonRow)) or 0
+        return after - before
+
+    def add_labels(self, labels: Iterable[Label], round: int = 0) -> int:
+        """Append labels in one transaction; a repetition of (comparison, annotator, round) is left out. Returns
+        how many are new."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with Session(self.engine) as session, session.begin():
+            before = session.scalar(select(func.count()).select_from(LabelRow)) or 0
+            for chunk in _chunks(labels):
+                rows = [_label_row(label, round, now) for label in chunk]
+                self._insert(session, LabelRow, {row["id"]: row for row in rows})
+            after = session.scalar(select(func.count()).select_from(LabelRow)) or 0
+        return after - before
+
+    def _insert(self, session: Session, table: type[Table], rows: dict[str, dict[str, Any]]) -> None:
+        """Insert rows whose id is not there yet, on SQLite and PostgreSQL alike."""
+        if not rows:
+            return
+        dialect = {"sqlite": sqlite, "postgresql": postgresql}.get(self.engine.dialect.name)
+        if dialect is None:
+            raise DataError(
+                f"the label store runs on SQLite or PostgreSQL, not on {self.engine.dialect.name}; give such a URL"
+            )
+        statement = dialect.insert(table).on_conflict_do_nothing(index_elements=["id"])
+        session.execute(statement, list(rows.values()))
+
+    def comparisons(self, round: int | None = None) -> Iterator[Comparison]:
+        """Comparisons in the order they were added."""
+        first, second = aliased(ResponseRow), aliased(ResponseRow)
+        query = (
+            select(ComparisonRow, PromptRow, first, second)
+            .join(PromptRow, PromptRow.id == ComparisonRow.prompt_id)
+            .join(first, first.id == ComparisonRow.first_id)
+            .join(second, second.id == ComparisonRow.second_id)
+            .order_by(ComparisonRow.number)
+        )
+        if round is not None:
+            query = query.where(ComparisonRow.round == round)
+        with Session(self.engine) as session:
+            for row, prompt, a, b in session.execute(query):
+                yield Comparison(_prompt(prompt), _response(a), _response(b), row.round)
+
+    def stored(self, comparison: Comparison) -> Comparison:
+        """The comparison with its sides in the stored order (as given when it is not stored)."""
+        with Session(self.engine) as session:
+            row = session.scalar(select(ComparisonRow).where(ComparisonRow.id == comparison.id))
+        if row is None or row.first_id == _response_id(comparison.prompt, comparison.first):
+            return comparison
+        return Comparison(comparison.prompt, comparison.second, comparison.first, comparison.round)
+
+    def labels(self, comparison_ids: Sequence[str] | None = None) -> Iterator[Label]:
+        """Labels in the order they were given."""
+        query = select(LabelRow).order_by(LabelRow.number)
+        if comparison_ids is not None:
+            query = query.where(LabelRow.comparison_id.in_(comparison_ids))
+        with Session(self.engine) as session:
+            for r in session.scalars(query):
+                yield Label(
+                    r.comparison_id,
+                    r.annotator,
+                    r.preference,
+                    cast(Source, r.source),
+                    r.strength,
+                    r.seconds,
+                    r.cost,
+                )
+
+    def _consensus(self) -> dict[str, float]:
+        """Mean preference for the first response, per labelled comparison."""
+        query = select(LabelRow.comparison_id, func.avg(LabelRow.preference)).group_by(LabelRow.comparison_id)
+        with Session(self.engine) as session:
+            return {i: float(mean) for i, mean in session.execute(query)}
+
+    def preferences(self) -> list[Preference]:
+        """Labelled comparisons with a winner, in order; those at exactly one half are left out (and counted in
+        `consensus_report`)."""
+        consensus = self._consensus()
+        pairs = []
+        for c in self.comparisons():
+            mean = consensus.get(c.id)
+            if mean is None or mean == 0.5:
+                continue
+            chosen, rejected = (c.first, c.second) if mean > 0.5 else (c.second, c.first)
+            pairs.append(Preference(c.prompt, chosen.text, rejected.text, max(mean, 1 - mean), c.id))
+        return pairs
+
+    def consensus_report(self) -> dict[str, int]:
+        """How many comparisons and labels there are, how many are unlabelled, how many tie."""
+        consensus = self._consensus()
+        counts = self.count()
+        ties = sum(mean == 0.5 for mean in consensus.values())
+        return counts | {
+            "labelled": len(consensus),
+            "unlabelled": counts["comparisons"] - len(consensus),
+            "ties": ties,
+        }
+
+    def count(self) -> dict[str, int]:
+        """Rows of every table."""
+        with Session(self.engine) as session:
+            return {
+                t.__tablename__: session.scalar(select(func.count()).select_from(t)) or 0
+                for t in (PromptRow, ResponseRow, ComparisonRow, LabelRow)
+            }
+
+
+def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
+    rest = iter(items)
+    while chunk := list(islice(rest, CHUNK)):
+        yield chunk
+
+
+def _sqlite_settings(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "foreign_keys=ON", "busy_timeout=10000", "synchronous=NORMAL"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _prompt_row(prompt: Prompt) -> dict[str, Any]:
+    messages = [[m.role, m.content] for m in prompt.messages]
+    return {"id": prompt.id, "text": prompt.text, "messages": json.dumps(messages, ensure_ascii=False)}
+
+
+def _prompt(row: PromptRow) -> Prompt:
+    return Prompt(row.text, tuple(Message(*m) for m in json.loads(row.messages)))
+
+
+def _response_id(prompt: Prompt, response: Response) -> str:
+    return content_id("response", prompt.id, response.text)
+
+
+def _response_row(prompt: Prompt, response: Response) -> dict[str, Any]:
+    return {
+        "id": _response_id(prompt, response),
+        "prompt_id": prompt.id,
+        "text": response.text,
+        "source": response.source,
+        "ended": response.ended,
+    }
+
+
+def _response(row: ResponseRow) -> Response:
+    return Response(row.text, row.source, row.ended)
+
+
+def _comparison_row(c: Comparison) -> dict[str, Any]:
+    return {
+        "id": c.id,
+        "prompt_id": c.prompt.id,
+        "first_id": _response_id(c.prompt, c.first),
+        "second_id": _response_id(c.prompt, c.second),
+        "round": c.round,
+    }
+
+
+def _label_row(label: Label, round: int, now: str) -> dict[str, Any]:
+    return {
+        "id": content_id("label", label.comparison_id, label.annotator, str(round)),
+        "comparison_id": label.comparison_id,
+        "annotator": label.annotator,
+        "source": label.source,
+        "preference": label.preference,
+        "strength": label.strength,
+        "seconds": label.seconds,
+        "cost": label.cost,
+        "round": round,
+        "created": now,
+    }

@@ -1,0 +1,37 @@
+"""Errors that are the user's to mend: each names the value, the rule and the next step."""
+
+
+class BurnishError(Exception):
+    """Base of every error shown without a traceback. `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(BurnishError):
+    """The configuration cannot be carried out."""
+
+    exit_code = 3
+
+
+class DataError(BurnishError):
+    """The data cannot be used; the message says which file, line and rule."""
+
+    exit_code = 4
+
+
+class RunError(BurnishError):
+    """The run directory cannot be used now: another process owns it, or it holds something else."""
+
+    exit_code = 5
+
+
+class ModelError(BurnishError):
+    """A model or tokenizer cannot be loaded, or fails a check before training."""
+
+    exit_code = 6
+
+
+class TrainingError(BurnishError):
+    """Training cannot go on; what was reached so far is kept."""
+
+    exit_code = 7

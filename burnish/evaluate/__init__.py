@@ -1,0 +1,1 @@
+"""Who won: head-to-head judgements, intervals, the champion rule."""

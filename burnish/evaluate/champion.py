@@ -1,0 +1,68 @@
+"""The champion rule, pure: select on one split, test once on another, keep SFT unless surely beaten."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from burnish.records import Interval
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy with its win rate against the baseline on the selection and on the test prompts."""
+
+    name: str
+    selection: Interval
+    test: Interval
+
+
+@dataclass(frozen=True)
+class ChampionDecision:
+    """Who ships, who was selected to be tested, and why."""
+
+    champion: str
+    selected: str | None
+    reason: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+def choose_champion(candidates: Sequence[Candidate], *, baseline: str = "sft") -> ChampionDecision:
+    """The candidate with the best selection win rate (the first among equals) wins if the lower bound of its
+    test interval is above one half; otherwise the baseline stays. Test figures of the others are not read.
+
+    Intervals are of the win rate against the baseline, ties half. Raises ValueError when a figure that is
+    read is not finite or a name stands twice.
+    """
+    if not candidates:
+        return ChampionDecision(baseline, None, f"no candidate: {baseline} stays")
+    names = [baseline, *(c.name for c in candidates)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{names}: a name stands twice; baseline and candidates need names of their own")
+    for c in candidates:
+        _finite(c.name, "selection win rate", c.selection.value)
+    selected = max(candidates, key=lambda c: c.selection.value)
+    test = selected.test
+    _finite(selected.name, "test lower bound", test.ci_low)
+    figures = f"{test.value:.3f} [{test.ci_low:.3f}, {test.ci_high:.3f}], n = {test.n}"
+    beats = test.ci_low > 0.5
+    evidence = {
+        "selected": selected.name,
+        "selection": {c.name: c.selection.value for c in candidates},
+        "test_win_rate": test.value,
+        "ci_low": test.ci_low,
+        "ci_high": test.ci_high,
+        "n": test.n,
+    }
+    if beats:
+        reason = f"{selected.name} beats {baseline} on the test prompts: {figures}"
+    else:
+        reason = f"{selected.name} does not surely beat {baseline}: {figures}; {baseline} stays"
+    return ChampionDecision(selected.name if beats else baseline, selected.name, reason, evidence)
+
+
+def _finite(name: str, what: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: {what} {value!r} is not finite; judge it again, for no rule can rank it")

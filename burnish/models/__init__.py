@@ -1,0 +1,1 @@
+"""Language models and heads: loading, cutting, log-probabilities, sampling."""

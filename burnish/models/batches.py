@@ -1,0 +1,84 @@
+"""Padded batches. Padding goes by length, never by token value or the tokenizer's default side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts padded on the left, responses on the right, so that every response starts at column P.
+
+    input_ids, attention_mask, position_ids (B, P + T); response_mask (B, T) True on response tokens, EOS
+    included; features (B, P + T, D) activations below the cut of a shared base, or None.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    response_mask: torch.Tensor
+    prompt_width: int
+    features: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def response_ids(self) -> torch.Tensor:
+        """(B, T)"""
+        return self.input_ids[:, self.prompt_width :]
+
+    @property
+    def last_index(self) -> torch.Tensor:
+        """(B,) column of each row's last real token."""
+        return self.prompt_width - 1 + self.response_mask.sum(1)
+
+    def rows(self, index: torch.Tensor) -> Batch:
+        """The rows named by `index`, columns that are padding in all of them cut away."""
+        mask = self.attention_mask[index]
+        used = mask.any(0).nonzero()
+        start, stop = int(used[0]), int(used[-1]) + 1
+        start = min(start, self.prompt_width - 1)
+        return Batch(
+            input_ids=self.input_ids[index, start:stop],
+            attention_mask=mask[:, start:stop],
+            position_ids=self.position_ids[index, start:stop],
+            response_mask=self.response_mask[index, : stop - self.prompt_width],
+            prompt_width=self.prompt_width - start,
+            features=None if self.features is None else self.features[index, start:stop],
+        )
+
+    def with_features(self, features: torch.Tensor | None) -> Batch:
+        return replace(self, features=features)
+
+
+def pad_batch(
+    prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], pad_id: int
+) -> Batch:
+    """Assemble ragged prompts and responses; a prompt must not be empty, a response may be."""
+    assert len(prompt_ids) == len(response_ids) > 0
+    assert all(len(p) > 0 for p in prompt_ids), "a prompt needs at least one token"
+    width = max(len(p) for p in prompt_ids)
+    length = max(len(r) for r in response_ids)
+    ids = torch.full((len(prompt_ids), width + length), pad_id, dtype=torch.long)
+    mask = torch.zeros(len(prompt_ids), width + length, dtype=torch.long)
+    for row, (prompt, response) in enumerate(zip(prompt_ids, response_ids, strict=True)):
+        start, stop = width - len(prompt), width + len(response)
+        ids[row, start:stop] = torch.tensor([*prompt, *response], dtype=torch.long)
+        mask[row, start:stop] = 1
+    return Batch(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        response_mask=mask[:, width:].bool(),
+        prompt_width=width,
+    )
+
+
+def micro_batches(n: int, size: int, order: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+    """Index tensors of at most `size` rows that cover `order` (or 0..n-1) once."""
+    index = torch.arange(n) if order is None else order
+    yield from index.split(size)

@@ -1,0 +1,69 @@
+"""Scalar heads on a top: reward models (one score a response) and value functions (one value a token)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from burnish.models.batches import Batch
+from burnish.models.sequences import Sequences
+from burnish.models.shared_base import Base, Top
+from burnish.randomness import generator
+
+
+class ScalarHead(nn.Module):
+    """A body with a linear head of one output. `dropout` acts on the head's input while training."""
+
+    def __init__(self, top: Top, head: nn.Linear, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.top = top
+        self.head = head
+        self.dropout = nn.Dropout(dropout)
+
+    def score(self, batch: Batch) -> torch.Tensor:
+        """(B,) raw score, read at the last token of each response (its EOS when it has one)."""
+        hidden = self.top.hidden(batch)  # (B, P + T, D)
+        last = hidden[torch.arange(len(batch)), batch.last_index]
+        return self.head(self.dropout(last)).squeeze(-1).float()
+
+    def values(self, batch: Batch) -> torch.Tensor:
+        """(B, T) value before each response token, 0 off the mask."""
+        hidden = self.top.hidden(batch)[:, batch.prompt_width - 1 : -1]
+        return self.head(hidden).squeeze(-1).float() * batch.response_mask
+
+    def trained(self) -> list[nn.Parameter]:
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Trained tensors by name, the head's included."""
+        return {f"top.{n}": t for n, t in self.top.trained_state().items()} | {
+            f"head.{n}": p.detach().clone() for n, p in self.head.named_parameters()
+        }
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        self.top.load_trained_state(
+            {n.removeprefix("top."): t for n, t in state.items() if n.startswith("top.")}
+        )
+        with torch.no_grad():
+            for name, parameter in self.head.named_parameters():
+                parameter.copy_(state[f"head.{name}"])
+
+
+def new_reward_head(base: Base, seed: int, member: str, *, layers: str, dropout: float) -> ScalarHead:
+    """A fresh reward model: head drawn from N(0, 1/(d+1)) (Ziegler et al. 2019), body from the base."""
+    head = nn.Linear(base.hidden_size, 1, bias=False)
+    std = 1.0 / math.sqrt(base.hidden_size + 1)
+    with torch.no_grad():
+        head.weight.normal_(0.0, std, generator=generator(seed, "head", member))
+    return ScalarHead(Top(base, layers=layers), head, dropout)
+
+
+@torch.no_grad()
+def raw_scores(model: ScalarHead, sequences: Sequences, batch_size: int) -> torch.Tensor:
+    """(N,) raw scores of every sequence."""
+    scores = torch.zeros(len(sequences))
+    for rows, batch in sequences.batches(batch_size):
+        scores[rows] = model.score(batch)
+    return scores

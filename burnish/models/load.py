@@ -1,0 +1,153 @@
+"""Load a causal language model and its tokenizer, and mend what RLHF trips over: pad, end, chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from burnish.config.model import TINY_MODEL, ModelConfig
+from burnish.errors import DataError, ModelError
+from burnish.records import Prompt
+
+PAD_TOKEN = "<|burnish_pad|>"
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Text to token ids and back. `pad_id` is dedicated: it never stands for anything but padding, is never
+    sampled, and so can be told from text even by code that masks by token."""
+
+    tokenizer: PreTrainedTokenizerBase
+    pad_id: int
+    eos_id: int
+    eos_ids: frozenset[int]
+    use_chat_template: bool
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, through the chat template when the prompt is a dialogue (or asked for)."""
+        if prompt.messages or self.use_chat_template:
+            turns = prompt.messages
+            messages = [{"role": m.role, "content": m.content} for m in turns] or [
+                {"role": "user", "content": prompt.text}
+            ]
+            if not self.tokenizer.chat_template:
+                raise ModelError(
+                    "the prompts are dialogues but the tokenizer has no chat template; use a chat model, or "
+                    "give the prompts as plain text"
+                )
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = list(self.tokenizer(prompt.text)["input_ids"])
+        # Some tokenizers end every text with EOS: a prompt that is to be continued must not.
+        while ids and ids[-1] in self.eos_ids:
+            ids.pop()
+        if not ids:
+            raise DataError(f"prompt {prompt.id} is empty after tokenization; drop it")
+        return ids
+
+    def encode_response(self, text: str, *, end: bool = True) -> list[int]:
+        """Token ids of a response, with the end-of-sequence token unless `end` is False (a cut-off answer)."""
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return [*ids, self.eos_id] if end else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of a response without special tokens."""
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+
+def resolve_path(path: str) -> str:
+    """The folder of the embedded model, or the path or hub name itself."""
+    if path != TINY_MODEL:
+        return path
+    from burnish.rehearse.world import model_path
+
+    return str(model_path())
+
+
+def load_model(config: ModelConfig, *, path: str | Path | None = None) -> tuple[PreTrainedModel, Codec]:
+    """The model in float32 and eval mode, and its codec. `path` overrides the configured one (an exported
+    policy). Raises ModelError with the next step when it cannot be loaded."""
+    source = resolve_path(config.path) if path is None else str(path)
+    gguf = config.gguf_file if path is None else None
+    extra: dict[str, Any] = {}
+    disable_progress_bar()
+    if gguf is not None:
+        from transformers import GgufConfig
+
+        extra = {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf} if gguf else {}))
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **extra)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"model.path={source!r} cannot be loaded: {first}. Give a folder with config.json and weights, or "
+            "a hub name that is reachable from here; for a GGUF file set model.gguf_file"
+        ) from error
+    own_memory(model)
+    codec = make_codec(tokenizer, model, config.use_chat_template)
+    model.eval()
+    return model, codec
+
+
+def own_memory(model: nn.Module) -> None:
+    """Copy weights out of memory-mapped files: aligned memory keeps matrix products bit-identical from run
+    to run, whatever the offset in the file was."""
+    for parameter in model.parameters():  # tied ones come once
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+
+
+def make_codec(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, use_chat_template: bool | None
+) -> Codec:
+    """Find every end-of-sequence id, and give the model a dedicated pad id (a new row when it has none)."""
+    ends = {tokenizer.eos_token_id, *_ids(model.config.eos_token_id)}
+    if model.generation_config is not None:
+        ends |= set(_ids(model.generation_config.eos_token_id))
+    ends.discard(None)
+    if not ends:
+        raise ModelError(
+            "the tokenizer has no end-of-sequence token, so responses could never end; set eos_token in its "
+            "tokenizer_config.json"
+        )
+    eos_ids = frozenset(int(i) for i in ends if i is not None)
+    eos_id = int(tokenizer.eos_token_id) if tokenizer.eos_token_id is not None else min(eos_ids)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in eos_ids | _used_specials(tokenizer):
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            with torch.no_grad():
+                model.get_input_embeddings().weight[tokenizer.pad_token_id].zero_()
+                model.get_output_embeddings().weight[tokenizer.pad_token_id].zero_()
+    pad_id = int(tokenizer.pad_token_id)
+    model.config.pad_token_id = pad_id
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = pad_id
+        model.generation_config.eos_token_id = sorted(eos_ids)
+        model.generation_config.suppress_tokens = [pad_id]
+    chat = bool(use_chat_template) and bool(tokenizer.chat_template)
+    if use_chat_template and not tokenizer.chat_template:
+        raise ModelError(
+            "model.use_chat_template is true but the tokenizer has no chat template; set it to false"
+        )
+    return Codec(tokenizer, pad_id, eos_id, eos_ids, chat)
+
+
+def _ids(value: int | Sequence[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, int) else list(value)
+
+
+def _used_specials(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Special ids that occur in text, so that none of them can double as padding."""
+    return {i for i in (tokenizer.bos_token_id, tokenizer.unk_token_id) if i is not None}

@@ -1,0 +1,71 @@
+"""Ragged prompts and responses, encoded once, with activations below the cut kept for every head that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from burnish.models.batches import Batch, micro_batches, pad_batch
+from burnish.models.shared_base import Base
+
+
+class Sequences:
+    """N prompt-response pairs of token ids on a base. Batches come out padded by length, with the base's
+    activations attached when it is cut (kept in memory: N x tokens x D x 4 bytes)."""
+
+    def __init__(
+        self,
+        base: Base,
+        prompt_ids: Sequence[Sequence[int]],
+        response_ids: Sequence[Sequence[int]],
+        pad_id: int,
+        *,
+        batch_size: int = 32,
+    ) -> None:
+        self.base = base
+        self.prompt_ids = prompt_ids
+        self.response_ids = response_ids
+        self.pad_id = pad_id
+        self.features: list[torch.Tensor] | None = None
+        if base.cut and len(prompt_ids):
+            self.features = self._features(batch_size)
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
+
+    def _features(self, batch_size: int) -> list[torch.Tensor]:
+        kept: list[torch.Tensor | None] = [None] * len(self)
+        for rows in micro_batches(len(self), batch_size, self.by_length()):
+            batch = self._pad(rows.tolist())
+            features = self.base.features(batch)
+            assert features is not None
+            for row, hidden, mask in zip(rows.tolist(), features, batch.attention_mask.bool(), strict=True):
+                kept[row] = hidden[mask].clone()
+        return [k for k in kept if k is not None]
+
+    def by_length(self, rows: Sequence[int] | None = None) -> torch.Tensor:
+        """Row indices, longest response last, so that batches of neighbours waste little padding."""
+        rows = range(len(self)) if rows is None else rows
+        return torch.tensor(sorted(rows, key=lambda i: (len(self.response_ids[i]), i)))
+
+    def _pad(self, rows: Sequence[int]) -> Batch:
+        return pad_batch(
+            [self.prompt_ids[i] for i in rows], [self.response_ids[i] for i in rows], self.pad_id
+        )
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """The named rows as one padded batch, features attached."""
+        batch = self._pad(rows)
+        if self.features is None:
+            return batch
+        width = self.features[rows[0]].shape[-1]
+        features = torch.zeros(*batch.attention_mask.shape, width)
+        features[batch.attention_mask.bool()] = torch.cat([self.features[i] for i in rows])
+        return batch.with_features(features)
+
+    def batches(self, size: int, rows: Sequence[int] | None = None) -> Iterator[tuple[list[int], Batch]]:
+        """Length-sorted batches that cover `rows` (or all) once, each with its row numbers."""
+        for index in micro_batches(0, size, self.by_length(rows)):
+            chosen = index.tolist()
+            yield chosen, self.batch(chosen)

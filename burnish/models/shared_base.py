@@ -1,0 +1,229 @@
+"""One base, many heads: a frozen bottom that every model of a run shares, and small trainable tops.
+
+`all` trains a whole copy; `lora` shares every frozen weight and trains adapters; `top:N` shares everything
+below the top N layers, whose activations are computed once and reused (`Base.features`).
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from burnish.config.model import LoraConfig
+from burnish.errors import ModelError
+from burnish.models.batches import Batch
+
+
+class Base:
+    """The frozen language model of a run, cut at `layers`. Tops made from it share its frozen tensors."""
+
+    def __init__(self, lm: PreTrainedModel, layers: str = "all", lora: LoraConfig | None = None) -> None:
+        self.lm = lm.requires_grad_(False).eval()
+        self.layers = layers
+        self.lora = lora or LoraConfig()
+        self.cut = self._cut(layers)
+        self.bottom = self.body_of(slice(0, self.cut)) if self.cut else None
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.lm.config.get_text_config().hidden_size)
+
+    def _cut(self, layers: str) -> int:
+        if not layers.startswith("top:"):
+            return 0
+        body = self.lm.base_model
+        if not (hasattr(body, "layers") and hasattr(body, "norm") and hasattr(body, "embed_tokens")):
+            raise ModelError(
+                f"model.layers={layers!r} cannot cut a {type(self.lm).__name__}; use 'lora' or 'all'"
+            )
+        n = int(layers.removeprefix("top:"))
+        depth = len(body.layers)
+        if n >= depth:
+            raise ModelError(f"model.layers={layers!r} but the model has {depth} layers; use 'all'")
+        return depth - n
+
+    def body_of(self, part: slice) -> nn.Module:
+        """The transformer body with some of its layers, every tensor shared with the base; what ends below the
+        top layer has no final norm."""
+        shared: dict[int, Any] = {id(t): t for t in (*self.lm.parameters(), *self.lm.buffers())}
+        body: Any = copy.deepcopy(self.lm.base_model, shared)
+        if self.cut:
+            body.config = copy.deepcopy(body.config)
+            if part.stop is not None:
+                body.norm = nn.Identity()
+            if getattr(body.config, "layer_types", None):
+                body.config.layer_types = body.config.layer_types[part]
+            body.layers = body.layers[part]
+            body.config.num_hidden_layers = len(body.layers)
+            for index, layer in enumerate(body.layers):
+                layer.self_attn.layer_idx = index
+        return body.eval()
+
+    @torch.no_grad()
+    def features(self, batch: Batch) -> torch.Tensor | None:
+        """Activations (B, P + T, D) below the cut, or None when nothing is cut."""
+        if self.bottom is None:
+            return None
+        out = self.bottom(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
+        )
+        return out.last_hidden_state
+
+    def check_cut(self, batch: Batch, tolerance: float = 1e-3) -> None:
+        """Raise ModelError unless bottom and top together give what the whole model gives."""
+        if self.bottom is None:
+            return
+        with torch.no_grad():
+            whole = self.lm.base_model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+            ).last_hidden_state
+            cut = Top(self, trainable=False).hidden(batch.with_features(self.features(batch)))
+        gap = float((whole - cut)[batch.attention_mask.bool()].abs().max())
+        scale = float(whole[batch.attention_mask.bool()].abs().max())
+        if gap > tolerance * max(scale, 1.0):
+            raise ModelError(
+                f"cutting this model at model.layers={self.layers!r} changes its output by {gap:.2g}; "
+                "use 'lora' or 'all'"
+            )
+
+
+class Top(nn.Module):
+    """What lies above the cut: a body of its own. With `trainable` False it shares the base's weights (the
+    reference policy, free of memory)."""
+
+    def __init__(self, base: Base, *, trainable: bool = True, layers: str | None = None) -> None:
+        super().__init__()
+        self.base_ref = (base,)  # a tuple keeps the frozen base out of parameters()
+        self.mode = layers or base.layers
+        body: Any = base.body_of(slice(base.cut, None))
+        if trainable and self.mode == "lora":
+            body = _with_lora(body, base.lora)
+        elif trainable and base.cut:
+            body.layers = copy.deepcopy(body.layers).requires_grad_(True)
+            body.norm = copy.deepcopy(body.norm).requires_grad_(True)
+        elif trainable:
+            body = copy.deepcopy(base.lm.base_model).requires_grad_(True)
+        self.body = body
+
+    @property
+    def base(self) -> Base:
+        return self.base_ref[0]
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.body(**inputs)
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """Last hidden states (B, P + T, D); uses `batch.features` when the base is cut."""
+        where = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
+        if not self.base.cut:
+            return self.body(input_ids=batch.input_ids, **where).last_hidden_state
+        features = self.base.features(batch) if batch.features is None else batch.features
+        return self.body(inputs_embeds=features, **where).last_hidden_state
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """What is trained, by name: enough for a checkpoint, since the rest is the frozen base."""
+        return {n: p.detach().clone() for n, p in self.named_parameters() if p.requires_grad}
+
+    def load_trained_state(self, state: dict[str, torch.Tensor]) -> None:
+        own = dict(self.named_parameters())
+        expected = {n for n, p in own.items() if p.requires_grad}
+        if set(state) != expected:
+            odd = sorted(set(state) ^ expected)[:3]
+            raise ModelError(
+                f"the checkpoint does not fit this model: {odd} differ; was model.layers changed?"
+            )
+        with torch.no_grad():
+            for name, value in state.items():
+                own[name].copy_(value)
+
+    def full_state(self) -> dict[str, torch.Tensor]:
+        """State of the whole body (bottom included, adapters merged), named as in the plain model."""
+        if self.mode == "lora" and hasattr(self.body, "peft_config"):
+            merged: Any = copy.deepcopy(self.body).merge_and_unload()
+            return {n: t.detach().clone() for n, t in merged.state_dict().items()}
+        state = {n: t.detach() for n, t in self.base.lm.base_model.state_dict().items()}
+        for name, value in self.body.state_dict().items():
+            state[_shift(name, self.base.cut)] = value.detach()
+        return state
+
+
+def _shift(name: str, by: int) -> str:
+    """`layers.0.x` of a top is `layers.<cut>.x` of the whole."""
+    parts = name.split(".")
+    if by and parts[0] == "layers":
+        parts[1] = str(int(parts[1]) + by)
+    return ".".join(parts)
+
+
+def _with_lora(body: Any, config: LoraConfig) -> Any:
+    from peft import LoraConfig as PeftLora
+    from peft import get_peft_model
+
+    targets = config.target_modules
+    return get_peft_model(
+        body,
+        PeftLora(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=0.0,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+        ),
+    )
+
+
+def save_policy(top: Top, folder: Path, tokenizer: Any) -> None:
+    """Write a plain Hugging Face causal LM with its tokenizer."""
+    lm: Any = copy.deepcopy(top.base.lm)
+    lm.base_model.load_state_dict(top.full_state())
+    lm.tie_weights()
+    lm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def save_reward_model(top: Top, head: nn.Linear, folder: Path, tokenizer: Any) -> None:
+    """Write a plain `AutoModelForSequenceClassification(num_labels=1)` that gives raw scores."""
+    config = copy.deepcopy(top.base.lm.config)
+    config.num_labels = 1
+    config.problem_type = "regression"
+    model: Any = AutoModelForSequenceClassification.from_config(config)
+    model.base_model.load_state_dict(top.full_state())
+    with torch.no_grad():
+        model.score.weight.copy_(head.weight)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_reward_model(base: Base, folder: Path, *, trainable: bool = False) -> tuple[Top, nn.Linear]:
+    """The top and raw scalar head of a saved reward model; what lies below the base's cut is the base's own."""
+    state: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        state |= load_file(file)
+    if not state:
+        raise ModelError(f"{folder} holds no safetensors weights; run the reward stage again")
+    top = Top(base, layers="all")
+    prefix = base.lm.base_model_prefix + "."
+    with torch.no_grad():
+        for name, parameter in top.named_parameters():
+            if parameter.requires_grad:
+                saved = prefix + _shift(name.removeprefix("body."), base.cut)
+                if saved not in state:
+                    raise ModelError(f"{folder} lacks {saved}; it belongs to another model")
+                parameter.copy_(state[saved])
+    head = nn.Linear(base.hidden_size, 1, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(state["score.weight"])
+    if not trainable:
+        for parameter in [*top.trained_parameters(), head.weight]:
+            parameter.requires_grad_(False)
+    return top, head

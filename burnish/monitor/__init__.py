@@ -1,0 +1,1 @@
+"""Monitors: numbers and text in, alerts out; trackers and the live view."""

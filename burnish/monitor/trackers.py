@@ -1,0 +1,132 @@
+"""Figures to TensorBoard, W&B, MLflow or trackio. JSONL is always written, elsewhere; these are extras."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from burnish.errors import ConfigError
+
+
+class Sink(Protocol):
+    """One tracker."""
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Trackers:
+    """All trackers of a run. One that fails is reported once and left out from then on; training goes on."""
+
+    def __init__(self, sinks: Mapping[str, Sink], on_failure: Callable[[str], None]) -> None:
+        self.sinks = dict(sinks)
+        self.on_failure = on_failure
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        self._each(lambda sink: sink.log(stage, step, values))
+
+    def close(self) -> None:
+        self._each(lambda sink: sink.close())
+
+    def _each(self, call: Callable[[Sink], None]) -> None:
+        for name, sink in list(self.sinks.items()):
+            try:
+                call(sink)
+            except Exception as error:  # noqa: BLE001 - reported; a tracker must never stop a run
+                del self.sinks[name]
+                self.on_failure(f"tracker {name} failed and is left out from here on: {error}")
+
+
+def open_trackers(
+    names: Sequence[str], run_path: Path, config: dict[str, Any], on_failure: Callable[[str], None]
+) -> Trackers:
+    """Open the named trackers; a missing package is a ConfigError with the command that installs it."""
+    return Trackers({name: OPENERS[name](run_path, config) for name in names}, on_failure)
+
+
+def _package(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"monitor.trackers names {name!r}, which is not installed; run `pip install 'burnish[trackers]'` or "
+            "take it out of the list"
+        ) from error
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard. A continued run opens a new file; repeated steps keep their newest value."""
+
+    def __init__(self, run_path: Path, config: dict[str, Any]) -> None:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self.writer = EventFileWriter(str(run_path / "tensorboard"))
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        summary = Summary(
+            value=[Summary.Value(tag=f"{stage}/{n}", simple_value=v) for n, v in values.items()]
+        )
+        self.writer.add_event(Event(step=step, summary=summary))
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandB:
+    """Weights & Biases; offline unless its own settings say otherwise."""
+
+    def __init__(self, run_path: Path, config: dict[str, Any]) -> None:
+        self.run = _package("wandb").init(
+            project="burnish", name=config["name"], dir=str(run_path), config=config
+        )
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        self.run.log({f"{stage}/{n}": v for n, v in values.items()} | {f"{stage}/step": step})
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class MLflow:
+    """MLflow, in RUN/mlflow unless a tracking server is configured in its own settings."""
+
+    def __init__(self, run_path: Path, config: dict[str, Any]) -> None:
+        self.mlflow = _package("mlflow")
+        if not self.mlflow.is_tracking_uri_set():
+            self.mlflow.set_tracking_uri(f"sqlite:///{run_path / 'mlflow.sqlite'}")
+        self.mlflow.start_run(run_name=config["name"])
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        self.mlflow.log_metrics({f"{stage}/{n}": v for n, v in values.items()}, step=step)
+
+    def close(self) -> None:
+        self.mlflow.end_run()
+
+
+class Trackio:
+    """trackio, the local-first tracker."""
+
+    def __init__(self, run_path: Path, config: dict[str, Any]) -> None:
+        self.trackio = _package("trackio")
+        self.trackio.init(project="burnish", name=config["name"], config=config)
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        self.trackio.log({f"{stage}/{n}": v for n, v in values.items()} | {f"{stage}/step": step})
+
+    def close(self) -> None:
+        self.trackio.finish()
+
+
+OPENERS: dict[str, Callable[[Path, dict[str, Any]], Sink]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "mlflow": MLflow,
+    "trackio": Trackio,
+}

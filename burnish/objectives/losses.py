@@ -1,0 +1,156 @@
+"""Losses: Bradley-Terry, clipped policy and value, DPO, cross-entropy."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of the entries on the mask, a scalar; what is off it is ignored, nan included.
+
+    Raises ValueError when nothing is on the mask: a mean of nothing is not a number.
+    """
+    return _token_sum(x, mask, None)
+
+
+def _token_sum(x: torch.Tensor, mask: torch.Tensor, normalizer: torch.Tensor | float | None) -> torch.Tensor:
+    """Sum over masked tokens divided by `normalizer` (their number when None), so that the micro-batches of a
+    minibatch, all given its token count, add up to its mean."""
+    assert x.shape == mask.shape
+    assert mask.dtype == torch.bool
+    if normalizer is None:
+        normalizer = mask.sum()
+        if not bool(normalizer):
+            raise ValueError("the mask keeps 0 tokens; a mean needs at least one, or pass `normalizer`")
+    return x.masked_fill(~mask, 0.0).sum() / normalizer
+
+
+def bradley_terry_loss(
+    chosen_scores: torch.Tensor,
+    rejected_scores: torch.Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    margin: float = 0.0,
+    center_coef: float = 0.0,
+    confidence: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(B,) negative log-likelihood that the chosen response wins (Bradley and Terry 1952).
+
+    With p = sigmoid(r_w - r_l - margin) and target q: -q log p - (1 - q) log(1 - p), plus center_coef *
+    (r_w + r_l)^2 (Eisenstein et al. 2023, Eq. 2). q is `confidence` (B,) in [0, 1] (1 when None), drawn
+    towards one half: q (1 - label_smoothing) + (1 - q) label_smoothing.
+    """
+    assert chosen_scores.ndim == 1
+    assert chosen_scores.shape == rejected_scores.shape
+    assert confidence is None or confidence.shape == chosen_scores.shape
+    assert 0.0 <= label_smoothing < 0.5
+    target = torch.ones_like(chosen_scores) if confidence is None else confidence
+    target = target * (1 - label_smoothing) + (1 - target) * label_smoothing
+    difference = chosen_scores - rejected_scores - margin
+    loss = -target * F.logsigmoid(difference) - (1 - target) * F.logsigmoid(-difference)
+    return loss + center_coef * (chosen_scores + rejected_scores).square()
+
+
+def clipped_policy_loss(
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    response_mask: torch.Tensor,
+    *,
+    cliprange: float,
+    normalizer: torch.Tensor | float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """PPO's clipped surrogate (Schulman et al. 2017, Eq. 7), token mean, and the share of clipped tokens.
+
+    max(-A rho, -A clip(rho, 1 - cliprange, 1 + cliprange)) with rho = exp(logprobs - old_logprobs), all
+    (B, T). A token is clipped where clipping raised its loss; the share is of this call's own tokens,
+    whatever `normalizer` divides the loss by. The gradient reaches `logprobs` on the mask only.
+    """
+    assert cliprange > 0
+    assert logprobs.shape == old_logprobs.shape == advantages.shape == response_mask.shape
+    log_ratio = (logprobs - old_logprobs).masked_fill(~response_mask, 0.0)
+    ratio = log_ratio.exp()
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)  # Eq. 7
+    loss = _token_sum(torch.maximum(plain, clipped), response_mask, normalizer)
+    share = masked_mean((clipped > plain).to(ratio.dtype), response_mask)
+    return loss, share.detach()
+
+
+def clipped_value_loss(
+    values: torch.Tensor,
+    old_values: torch.Tensor,
+    returns: torch.Tensor,
+    response_mask: torch.Tensor,
+    *,
+    cliprange_value: float,
+    normalizer: torch.Tensor | float | None = None,
+) -> torch.Tensor:
+    """PPO's clipped value loss (Ziegler et al. 2019, code), token mean over (B, T).
+
+    0.5 max((V - G)^2, (clip(V, V_old - cliprange_value, V_old + cliprange_value) - G)^2)
+    """
+    assert values.shape == old_values.shape == returns.shape == response_mask.shape
+    assert cliprange_value > 0
+    # Masked before the square: its gradient at a nan would be nan even where the result is masked out.
+    values, old_values, returns = (x.masked_fill(~response_mask, 0.0) for x in (values, old_values, returns))
+    near = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
+    worst = torch.maximum((values - returns).square(), (near - returns).square())
+    return 0.5 * _token_sum(worst, response_mask, normalizer)
+
+
+def dpo_loss(
+    chosen_logprobs: torch.Tensor,
+    rejected_logprobs: torch.Tensor,
+    ref_chosen_logprobs: torch.Tensor,
+    ref_rejected_logprobs: torch.Tensor,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """DPO (Rafailov et al. 2023, Eq. 7), conservative when smoothed (cDPO, Mitchell 2023): loss and margin.
+
+    On log-probabilities summed over each response, all (B,), in nats:
+    h = (log pi - log ref)(chosen) - (log pi - log ref)(rejected);
+    loss = -(1 - e) logsigmoid(beta h) - e logsigmoid(-beta h); the margin is beta h, detached.
+    """
+    assert beta > 0
+    assert chosen_logprobs.ndim == 1
+    assert chosen_logprobs.shape == rejected_logprobs.shape
+    assert ref_chosen_logprobs.shape == ref_rejected_logprobs.shape == chosen_logprobs.shape
+    assert 0.0 <= label_smoothing < 0.5
+    h = (chosen_logprobs - ref_chosen_logprobs) - (rejected_logprobs - ref_rejected_logprobs)
+    margins = beta * h
+    loss = -(1 - label_smoothing) * F.logsigmoid(margins) - label_smoothing * F.logsigmoid(-margins)
+    return loss, margins.detach()
+
+
+def response_cross_entropy(
+    logprobs: torch.Tensor, response_mask: torch.Tensor, *, normalizer: torch.Tensor | float | None = None
+) -> torch.Tensor:
+    """Mean negative log-probability of the response tokens: (B, T) -> nats a token."""
+    return -_token_sum(logprobs, response_mask, normalizer)
+
+
+def approx_kl(logprobs: torch.Tensor, old_logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Half the mean squared log-ratio (Ziegler et al. 2019, code): KL(old || new), small steps, per token."""
+    assert logprobs.shape == old_logprobs.shape == mask.shape
+    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
+    return 0.5 * masked_mean(log_ratio.square(), mask)
+
+
+def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float | None:
+    """1 - Var(G - V) / Var(G) over masked tokens: 1 is perfect, 0 no better than a constant.
+
+    None when the returns do not vary, for then there is nothing to explain. Raises ValueError when nothing is
+    on the mask.
+    """
+    assert values.shape == returns.shape == mask.shape
+    kept, target = values[mask], returns[mask]
+    if target.numel() == 0:
+        raise ValueError("the mask keeps 0 tokens; explained variance needs at least one")
+    # Not by the variance: that of equal floats need not round to 0.
+    if bool(target.max() == target.min()):
+        return None
+    return float(1 - (target - kept).var(unbiased=False) / target.var(unbiased=False))

@@ -1,0 +1,1 @@
+"""The pipeline: the stages in order, and what joins the rooms."""

@@ -1,0 +1,71 @@
+"""The report stage: the champion as a plain model folder with its card, summary.json and report.html."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+from burnish.checkpoints import atomic_folder, atomic_write
+from burnish.models.load import load_model
+from burnish.pipeline.context import Context
+from burnish.pipeline.rewarding import read_json
+from burnish.report.page import render_report
+from burnish.report.summary import build_summary
+
+
+def report(ctx: Context) -> list[str]:
+    """Publish what the run found."""
+    evaluation = read_json(ctx.run.path / "evaluation.json")
+    export_champion(ctx, evaluation)
+    summary = build_summary(ctx.run.path)
+    atomic_write(ctx.run.path / "summary.json", json.dumps(summary, indent=1))
+    render_report(ctx.run.path)
+    return ["champion", "summary.json", "report.html"]
+
+
+def export_champion(ctx: Context, evaluation: dict[str, Any]) -> None:
+    """Copy the champion to champion/ with a model card; best-of-n ships the SFT model, the card says how to use it."""
+    name = evaluation["champion"]
+    source = ctx.run.path / name
+    with atomic_folder(ctx.run.path / "champion") as folder:
+        if (source / "config.json").exists():
+            for file in source.iterdir():
+                if file.is_file():
+                    shutil.copy2(file, folder / file.name)
+        else:
+            lm, codec = load_model(ctx.config.model)
+            lm.save_pretrained(folder)
+            codec.tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(model_card(ctx, evaluation), encoding="utf-8")
+
+
+def model_card(ctx: Context, evaluation: dict[str, Any]) -> str:
+    """What the model is, what it was compared with, on how many prompts, and who judged."""
+    champion = evaluation["champion"]
+    figures = evaluation["policies"][champion]
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [burnish, rlhf]",
+        "---",
+        "",
+        f"# {ctx.config.name}: {champion.upper()}",
+        "",
+        f"Aligned from `{ctx.config.model.path}` with Burnish, seed {ctx.config.seed}.",
+        "",
+        f"- Decision: {evaluation['reason']}",
+        f"- Examiner: {evaluation['examiner']}" + (" (provisional)" if evaluation["provisional"] else ""),
+    ]
+    test = figures.get("test")
+    if test:
+        lines.append(
+            f"- Win rate against SFT: {test['win_rate']:.3f} "
+            f"(95 % interval {test['ci_low']:.3f} to {test['ci_high']:.3f}, n = {test['n']})"
+        )
+    if "kl" in figures:
+        lines.append(f"- KL to SFT: {figures['kl']:.2f} ± {figures['kl_se']:.2f} nats per response")
+    if champion.startswith("best_of"):
+        n = champion.rsplit("_", 1)[1]
+        lines.append(f"- Use: sample {n} responses, keep the one the reward ensemble scores highest.")
+    return "\n".join([*lines, ""])

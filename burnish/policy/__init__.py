@@ -1,0 +1,1 @@
+"""Policies: supervised fine-tuning, PPO under an adaptive KL and a guard, DPO."""

@@ -1,0 +1,114 @@
+"""Direct preference optimisation (Rafailov et al. 2023) with reference log-probabilities computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from burnish.config.dpo import DPOConfig
+from burnish.models.load import Codec
+from burnish.models.logprobs import Policy, token_logprobs
+from burnish.models.sequences import Sequences
+from burnish.objectives.losses import dpo_loss
+from burnish.policy.optimizer_state import load_optimizer, save_optimizer
+from burnish.randomness import generator
+from burnish.records import Preference, StepStats
+
+
+@dataclass
+class DPO:
+    """A DPO run: `updates()` yields one StepStats an update; `step` counts them and survives a restart."""
+
+    policy: Policy
+    reference: Policy
+    codec: Codec
+    pairs: Sequence[Preference]
+    config: DPOConfig
+    learning_rate: float
+    seed: int
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        prompts = [self.codec.encode_prompt(p.prompt) for p in self.pairs]
+        answers = [self.codec.encode_response(p.chosen) for p in self.pairs]
+        answers += [self.codec.encode_response(p.rejected) for p in self.pairs]
+        base = self.policy.top.base
+        self.sequences = Sequences(base, prompts * 2, answers, self.codec.pad_id)
+        self.parameters = self.policy.top.trained_parameters()
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.learning_rate, weight_decay=0.0)
+        self.reference_sums: torch.Tensor | None = None  # (2N,)
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(len(self.pairs) / self.config.batch_size) * self.config.epochs
+
+    @torch.no_grad()
+    def cache_reference(self) -> torch.Tensor:
+        """(2N,) summed log-probabilities of every chosen, then every rejected response under the reference."""
+        sums = torch.zeros(len(self.sequences))
+        for rows, batch in self.sequences.batches(self.config.micro_batch):
+            sums[rows] = token_logprobs(self.reference, batch)[0].sum(1)
+        return sums
+
+    def updates(self) -> Iterator[StepStats]:
+        """Run to the end of the last epoch."""
+        if self.reference_sums is None:
+            self.reference_sums = self.cache_reference()
+        while self.step < self.steps:
+            values = self.update(self.batch_of_pairs(self.step), self.reference_sums)
+            self.step += 1
+            yield StepStats(self.step, 0, values)
+
+    def batch_of_pairs(self, step: int) -> list[int]:
+        a_epoch = math.ceil(len(self.pairs) / self.config.batch_size)
+        epoch, index = divmod(step, a_epoch)
+        order = torch.randperm(len(self.pairs), generator=generator(self.seed, "dpo", epoch))
+        return order.split(self.config.batch_size)[index].tolist()
+
+    def update(self, index: list[int], reference: torch.Tensor) -> dict[str, float]:
+        """One optimiser step over the named pairs; a non-finite one is skipped and counted."""
+        warmup = max(1, round(self.config.warmup_share * self.steps))
+        decay = (self.steps - self.step) / max(1, self.steps - warmup)
+        rate = self.learning_rate * min((self.step + 1) / warmup, decay)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        n = len(self.pairs)
+        total = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0, "chosen_logratio": 0.0}
+        for part in torch.tensor(index).split(max(1, self.config.micro_batch // 2)):
+            rows = [*part.tolist(), *(part + n).tolist()]
+            sums = token_logprobs(self.policy, self.sequences.batch(rows))[0].sum(1)
+            chosen, rejected = sums.chunk(2)
+            ref_chosen, ref_rejected = reference[rows].chunk(2)
+            losses, margins = dpo_loss(
+                chosen,
+                rejected,
+                ref_chosen,
+                ref_rejected,
+                beta=self.config.beta,
+                label_smoothing=self.config.label_smoothing,
+            )
+            (losses.sum() / len(index)).backward()
+            total["loss"] += float(losses.sum()) / len(index)
+            total["accuracy"] += float((margins > 0).float().sum()) / len(index)
+            total["margin"] += float(margins.sum()) / len(index)
+            total["chosen_logratio"] += float((chosen - ref_chosen).sum()) / len(index)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        if not (math.isfinite(total["loss"]) and torch.isfinite(norm)):
+            return {"skipped": 1.0, "learning_rate": rate}
+        self.optimizer.step()
+        return total | {"grad_norm": norm.item(), "learning_rate": rate, "skipped": 0.0}
+
+    def save(self, folder: Path) -> None:
+        save_file(self.policy.top.trained_state(), folder / "policy.safetensors")
+        save_optimizer(self.optimizer, folder / "optimizer.safetensors")
+
+    def load(self, folder: Path, step: int) -> None:
+        self.policy.top.load_trained_state(load_file(folder / "policy.safetensors"))
+        load_optimizer(self.optimizer, folder / "optimizer.safetensors")
+        self.step = step

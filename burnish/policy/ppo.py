@@ -1,0 +1,321 @@
+"""Proximal policy optimisation of a language model against a reward, held near a reference by adaptive KL.
+
+Schulman et al. 2017 (clipped objective), Ziegler et al. 2019 (KL in the reward, adaptive coefficient).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from burnish.config.ppo import PPOConfig
+from burnish.models.batches import Batch
+from burnish.models.heads import ScalarHead
+from burnish.models.load import Codec
+from burnish.models.logprobs import Policy, token_logprobs
+from burnish.models.sampling import sample_rollout
+from burnish.models.sequences import Sequences
+from burnish.objectives.advantages import gae, shape_rewards, whiten
+from burnish.objectives.kl import kl_k1, kl_k3, sequence_sum
+from burnish.objectives.losses import (
+    approx_kl,
+    clipped_policy_loss,
+    clipped_value_loss,
+    explained_variance,
+    masked_mean,
+)
+from burnish.policy.kl_control import AdaptiveKLController
+from burnish.policy.optimizer_state import load_optimizer, save_optimizer
+from burnish.randomness import generator
+from burnish.records import Prompt, Rollout, Scores, StepStats
+
+ScoreFn = Callable[[Sequences, Sequence[Prompt]], Scores]
+
+
+@dataclass
+class Experience:
+    """One batch of rollouts with everything that stays fixed during its inner epochs; all (B, T)."""
+
+    rollout: Rollout
+    sequences: Sequences
+    scores: Scores
+    old_logprobs: torch.Tensor
+    ref_logprobs: torch.Tensor
+    old_values: torch.Tensor
+    entropy: torch.Tensor
+    advantages: torch.Tensor
+    returns: torch.Tensor
+    kl: torch.Tensor  # (B,) k1, nats per response
+
+
+@dataclass
+class PPO:
+    """A PPO run. `updates()` yields one StepStats an update; the caller logs, judges and checkpoints between.
+
+    `step` counts updates kept (a roll-back takes it back), `tick` all updates ever made, `attempt` the
+    restarts after roll-backs. Randomness derives from (seed, attempt, step).
+    """
+
+    policy: Policy
+    reference: Policy
+    value: ScalarHead
+    codec: Codec
+    score: ScoreFn
+    prompts: Sequence[Prompt]
+    config: PPOConfig
+    controller: AdaptiveKLController
+    max_tokens: int
+    learning_rate: float
+    value_learning_rate: float
+    seed: int
+    step: int = 0
+    tick: int = 0
+    attempt: int = 0
+    skipped_in_a_row: int = 0
+    experience: Experience | None = None
+    timing: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.policy_parameters = self.policy.top.trained_parameters()
+        self.value_parameters = self.value.trained()
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": self.policy_parameters, "base": self.learning_rate},
+                {"params": self.value_parameters, "base": self.value_learning_rate},
+            ],
+            lr=self.learning_rate,
+            eps=self.config.adam_eps,
+            weight_decay=0.0,
+        )
+
+    def updates(self) -> Iterator[StepStats]:
+        """Run until `config.updates` are kept. State is complete between two yields."""
+        while self.step < self.config.updates:
+            began = perf_counter()
+            # 1 roll out  2 score  3 shape rewards  4 advantages
+            experience = self.experience = self.collect(self.step + 1)
+            collected = perf_counter()
+            # 5 update policy and value
+            values = self.improve(experience)
+            # 6 adapt KL
+            values |= self.adapt(experience)
+            self.step += 1
+            self.tick += 1
+            seconds = perf_counter() - began
+            self.timing |= {
+                "seconds": seconds,
+                "tokens_per_second": sum(experience.rollout.lengths) / seconds,
+                "scoring_share": (collected - began) / seconds - self.timing["sampling_seconds"] / seconds,
+                "sampling_share": self.timing.pop("sampling_seconds") / seconds,
+            }
+            yield StepStats(self.step, self.attempt, self.describe(experience) | values)
+
+    def collect(self, step: int) -> Experience:
+        """Sample responses to this step's prompts and compute all that their training needs."""
+        began = perf_counter()
+        prompts = self.batch_of_prompts(step)
+        rollout = sample_rollout(
+            self.policy,
+            self.codec,
+            prompts,
+            max_tokens=self.max_tokens,
+            batch_size=self.config.batch_size,
+            seed=self.seed,
+            where=("rollout", self.attempt, step),
+        )
+        self.timing["sampling_seconds"] = perf_counter() - began
+        sequences = Sequences(
+            self.policy.top.base, rollout.prompt_ids, rollout.response_ids, self.codec.pad_id
+        )
+        scores = self.score(sequences, prompts)
+        shape = rollout.response_mask.shape
+        old_logprobs, ref_logprobs, values, entropy = (torch.zeros(shape) for _ in range(4))
+        with torch.no_grad():
+            for rows, batch in sequences.batches(self.config.micro_batch):
+                width = batch.response_mask.shape[1]
+                old_logprobs[rows, :width], entropy[rows, :width] = token_logprobs(self.policy, batch)
+                ref_logprobs[rows, :width] = token_logprobs(self.reference, batch)[0]
+                values[rows, :width] = self.value.values(batch)
+        mask = rollout.response_mask
+        unended = torch.tensor([not e for e in rollout.ended])
+        shaped = scores.scores - self.config.missing_eos_penalty * unended
+        rewards = shape_rewards(
+            shaped, old_logprobs, ref_logprobs, mask, kl_coef=self.controller.coef
+        )  # (B, T)
+        advantages, returns = gae(rewards, values, mask, gamma=self.config.gamma, lam=self.config.lam)
+        if self.config.whiten_advantages:
+            advantages = whiten(advantages, mask)
+        return Experience(
+            rollout=rollout,
+            sequences=sequences,
+            scores=scores,
+            old_logprobs=old_logprobs,
+            ref_logprobs=ref_logprobs,
+            old_values=values,
+            entropy=entropy,
+            advantages=advantages,
+            returns=returns,
+            kl=sequence_sum(kl_k1(old_logprobs, ref_logprobs), mask),
+        )
+
+    def batch_of_prompts(self, step: int) -> list[Prompt]:
+        """The prompts of a step: epochs of shuffled prompts, the order of an attempt its own."""
+        n, size = len(self.prompts), self.config.batch_size
+        first = (step - 1) * size
+        picked = []
+        orders: dict[int, list[int]] = {}
+        for position in range(first, first + size):
+            epoch = position // n
+            if epoch not in orders:
+                rng = generator(self.seed, "prompts", self.attempt, epoch)
+                orders[epoch] = torch.randperm(n, generator=rng).tolist()
+            picked.append(self.prompts[orders[epoch][position % n]])
+        return picked
+
+    def improve(self, experience: Experience) -> dict[str, float]:
+        """The inner epochs: clipped policy and value losses, gradient norms clipped, non-finite steps skipped."""
+        size = self.config.batch_size
+        rate = min(1.0, (self.step + 1) / max(1, self.config.warmup_updates))
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate * rate
+        self.optimizer.param_groups[1]["lr"] = self.value_learning_rate * rate
+        totals: dict[str, list[float]] = {}
+        skipped = 0
+        for epoch in range(self.config.epochs):
+            rng = generator(self.seed, "minibatch", self.attempt, self.step, epoch)
+            order = torch.randperm(size, generator=rng)
+            for rows in order.split(size // self.config.minibatches):
+                values = self.minibatch(experience, rows.tolist())
+                if values is None:
+                    skipped += 1
+                    continue
+                for name, value in values.items():
+                    totals.setdefault(name, []).append(value)
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        means = {name: sum(v) / len(v) for name, v in totals.items()}
+        return means | {"skipped": float(skipped), "learning_rate": self.learning_rate * rate}
+
+    def minibatch(self, experience: Experience, rows: list[int]) -> dict[str, float] | None:
+        """One optimiser step over `rows`, accumulated over micro-batches; None when it was not finite."""
+        mask = experience.rollout.response_mask
+        tokens = int(mask[rows].sum())
+        sums = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl"), 0.0)
+        self.optimizer.zero_grad(set_to_none=True)
+        for part, batch in experience.sequences.batches(self.config.micro_batch, rows):
+            loss, values = self.losses(experience, part, batch, tokens)
+            loss.backward()
+            for name, value in values.items():
+                sums[name] += value
+        norm = nn.utils.clip_grad_norm_(self.policy_parameters, self.config.max_grad_norm)
+        value_norm = nn.utils.clip_grad_norm_(self.value_parameters, self.config.max_grad_norm)
+        figures = sums | {"grad_norm": norm.item(), "value_grad_norm": value_norm.item()}
+        if not all(math.isfinite(v) for v in figures.values()):
+            return None
+        self.optimizer.step()
+        return figures
+
+    def losses(
+        self, experience: Experience, rows: list[int], batch: Batch, tokens: int
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Policy plus value loss of a micro-batch, as its share of a minibatch with `tokens` response tokens."""
+        width = batch.response_mask.shape[1]
+        mask = batch.response_mask
+
+        def part(x: torch.Tensor) -> torch.Tensor:
+            return x[rows, :width]
+
+        logprobs, _ = token_logprobs(self.policy, batch)
+        policy_loss, clipped = clipped_policy_loss(
+            logprobs,
+            part(experience.old_logprobs),
+            part(experience.advantages),
+            mask,
+            cliprange=self.config.cliprange,
+            normalizer=tokens,
+        )
+        value_loss = clipped_value_loss(
+            self.value.values(batch),
+            part(experience.old_values),
+            part(experience.returns),
+            mask,
+            cliprange_value=self.config.cliprange_value,
+            normalizer=tokens,
+        )
+        share = float(mask.sum()) / tokens
+        return policy_loss + self.config.vf_coef * value_loss, {
+            "policy_loss": policy_loss.item(),
+            "value_loss": value_loss.item(),
+            "clip_fraction": float(clipped) * share,
+            "approx_kl": float(approx_kl(logprobs.detach(), part(experience.old_logprobs), mask)) * share,
+        }
+
+    def adapt(self, experience: Experience) -> dict[str, float]:
+        """Move the KL coefficient by the KL of this batch (nats per response, summed over tokens)."""
+        used = self.controller.coef
+        if self.config.kl.adaptive:
+            self.controller.update(float(experience.kl.mean()), len(experience.rollout))
+        smoothed = self.controller.smoothed
+        return {"kl_coef": used} | ({"kl_smoothed": smoothed} if smoothed is not None else {})
+
+    def describe(self, experience: Experience) -> dict[str, float]:
+        """The figures of a batch of rollouts, before it was trained on."""
+        rollout, scores = experience.rollout, experience.scores
+        mask = rollout.response_mask
+        k3 = sequence_sum(kl_k3(experience.old_logprobs, experience.ref_logprobs), mask)
+        gap = (rollout.sample_logprobs - experience.old_logprobs).abs()[mask]
+        explained = explained_variance(experience.old_values, experience.returns, mask)
+        values = {
+            "kl": float(experience.kl.mean()),
+            "kl_k3": float(k3.mean()),
+            "score": float(scores.scores.mean()),
+            "score_sd": float(scores.scores.std(unbiased=False)),
+            "spread": float(scores.spread.mean()),
+            "length": float(mask.sum(1).float().mean()),
+            "truncated": 1.0 - sum(rollout.ended) / len(rollout),
+            "entropy": float(masked_mean(experience.entropy, mask)),
+            "sampling_gap": float(gap.max()),
+        }
+        if explained is not None:
+            values["explained_variance"] = float(explained)
+        return values | {f"member_{k}": float(m) for k, m in enumerate(scores.members.mean(0))}
+
+    def restart(self, learning_rate_factor: float, attempt: int) -> None:
+        """After a roll-back: draw new randomness, take smaller steps."""
+        self.attempt = attempt
+        self.learning_rate *= learning_rate_factor
+        self.value_learning_rate *= learning_rate_factor
+        self.skipped_in_a_row = 0
+
+    def save(self, folder: Path) -> None:
+        """Trained weights and optimiser state as safetensors; counters and controller are in `state_dict`."""
+        save_file(self.policy.top.trained_state(), folder / "policy.safetensors")
+        save_file(self.value.state(), folder / "value.safetensors")
+        save_optimizer(self.optimizer, folder / "optimizer.safetensors")
+
+    def load(self, folder: Path) -> None:
+        self.policy.top.load_trained_state(load_file(folder / "policy.safetensors"))
+        self.value.load(load_file(folder / "value.safetensors"))
+        load_optimizer(self.optimizer, folder / "optimizer.safetensors")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "tick": self.tick,
+            "attempt": self.attempt,
+            "learning_rate": self.learning_rate,
+            "value_learning_rate": self.value_learning_rate,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "controller": self.controller.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.controller.load_state_dict(state["controller"])
+        for name in ("step", "tick", "attempt", "skipped_in_a_row", "learning_rate", "value_learning_rate"):
+            setattr(self, name, state[name])

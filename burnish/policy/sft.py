@@ -1,0 +1,55 @@
+"""Supervised fine-tuning on demonstrations: cross-entropy of the response tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from burnish.config.data import SftConfig
+from burnish.models.load import Codec
+from burnish.models.logprobs import Policy, token_logprobs
+from burnish.models.sequences import Sequences
+from burnish.objectives.losses import response_cross_entropy
+from burnish.randomness import generator
+from burnish.records import Prompt, StepStats
+
+
+def fine_tune(
+    policy: Policy,
+    codec: Codec,
+    demonstrations: Sequence[tuple[Prompt, str]],
+    config: SftConfig,
+    *,
+    learning_rate: float,
+    seed: int,
+) -> Iterator[StepStats]:
+    """Train in place, yielding one StepStats an update; prompts carry no loss, the end-of-sequence token does."""
+    sequences = Sequences(
+        policy.top.base,
+        [codec.encode_prompt(p) for p, _ in demonstrations],
+        [codec.encode_response(t) for _, t in demonstrations],
+        codec.pad_id,
+    )
+    parameters = policy.top.trained_parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+    per_epoch = math.ceil(len(sequences) / config.batch_size)
+    steps = per_epoch * config.epochs
+    for step in range(steps):
+        epoch, index = divmod(step, per_epoch)
+        order = torch.randperm(len(sequences), generator=generator(seed, "sft", epoch))
+        rows = order.split(config.batch_size)[index].tolist()
+        rate = learning_rate * (1 - step / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = sequences.batch(rows)
+        loss = response_cross_entropy(token_logprobs(policy, batch)[0], batch.response_mask)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        finite = bool(torch.isfinite(loss) and torch.isfinite(norm))
+        if finite:
+            optimizer.step()
+        values = {"loss": loss.item(), "grad_norm": norm.item()} if finite else {}
+        yield StepStats(step + 1, 0, {**values, "learning_rate": rate, "skipped": float(not finite)})

@@ -1,0 +1,1 @@
+"""The report: summary, charts, one page; reads only the run directory."""

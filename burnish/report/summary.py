@@ -1,0 +1,144 @@
+"""summary.json: the run in figures, from its directory alone. What does not exist is null, never 0."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from burnish.runs import RunDirectory
+
+PAIRS_WANTED = 10_000
+MEMBERS_WANTED = 3
+KL_TOLERANCE = 0.25
+
+
+def read(path: Path) -> Any:
+    """A JSON file of the run, or None when the run has not come that far."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def build_summary(run_path: Path) -> dict[str, Any]:
+    """Everything the command line prints and the report opens with. Keys: docs/run_directory.md."""
+    run = RunDirectory.open(run_path)
+    config = yaml.safe_load((run_path / "run.yaml").read_text(encoding="utf-8"))
+    manifest = run.manifest()["stages"]
+    evaluation = read(run_path / "evaluation.json")
+    examination = read(run_path / "reward" / "examination.json")
+    aligned = read(run_path / "align.json") or {}
+    summary: dict[str, Any] = {
+        "name": config["name"],
+        "seed": config["seed"],
+        "champion": evaluation and evaluation["champion"],
+        "reason": evaluation and evaluation["reason"],
+        "provisional": bool(evaluation and evaluation["provisional"]),
+        "stages": {
+            n: {"seconds": s.get("seconds"), "state": run.stage_state(n)} for n, s in manifest.items()
+        },
+        "reward": _reward(examination),
+        "ppo": _ppo(aligned, evaluation, config),
+        "fallback": aligned.get("fallback", {"triggered": False, "reason": None}),
+        "evaluation": _evaluation(evaluation),
+        "gold": _gold(evaluation),
+    }
+    summary["checklist"] = checklist(run, summary, config)
+    return summary
+
+
+def _reward(examination: Any) -> dict[str, Any]:
+    if examination is None:
+        return {"members": None, "accuracy": None, "baselines": None, "watcher": None, "pairs": None}
+    return {
+        "members": len(examination["members"]),
+        "accuracy": examination["accuracy"],
+        "baselines": examination["baselines"],
+        "watcher": examination["watcher"],
+        "pairs": examination["pairs"],
+    }
+
+
+def _ppo(aligned: Any, evaluation: Any, config: Any) -> dict[str, Any]:
+    ppo = aligned.get("ppo", {})
+    measured = (evaluation or {}).get("policies", {}).get("ppo", {})
+    return {
+        "state": ppo.get("state"),
+        "kl_final": measured.get("kl"),
+        "kl_final_se": measured.get("kl_se"),
+        "kl_target": config["ppo"]["kl"]["target"],
+        "rollbacks": ppo.get("rollbacks"),
+        "updates": ppo.get("updates"),
+    }
+
+
+def _evaluation(evaluation: Any) -> dict[str, Any]:
+    if evaluation is None:
+        return {}
+    rows: dict[str, Any] = {"judge": evaluation["examiner"]}
+    for name, figures in evaluation["policies"].items():
+        test = figures.get("test") or {}
+        rows[name] = {
+            **{key: test.get(key) for key in ("win_rate", "ci_low", "ci_high", "n")},
+            "mean_length": figures["mean_length"],
+            "length_controlled": figures.get("length_controlled"),
+            "kl": figures.get("kl"),
+            "kl_se": figures.get("kl_se"),
+        }
+    return rows
+
+
+def _gold(evaluation: Any) -> dict[str, Any] | None:
+    return None if evaluation is None else evaluation["gold"]
+
+
+def checklist(run: RunDirectory, summary: dict[str, Any], config: Any) -> list[dict[str, Any]]:
+    """The production checklist: what a careful team asks of an RLHF run, each line with its evidence. `ok` is
+    None where the run has not come that far."""
+    pairs = summary["reward"]["pairs"]
+    total = sum(pairs.values()) if pairs else None
+    members = summary["reward"]["members"]
+    rows = run.read_rows("metrics/ppo.jsonl")
+    monitored = [r for r in rows if "kl" in r and "score" in r]
+    return [
+        {
+            "item": "10,000 or more preference pairs",
+            "ok": None if total is None else total >= PAIRS_WANTED,
+            "evidence": "not there yet" if total is None else f"{total:,} labelled pairs",
+        },
+        {
+            "item": "an ensemble of three reward models",
+            "ok": None if members is None else members >= MEMBERS_WANTED,
+            "evidence": "not there yet"
+            if members is None
+            else f"{members} members, aggregated by {config['reward']['aggregate']}",
+        },
+        _kl_item(summary["ppo"], config),
+        {
+            "item": "KL and reward monitored",
+            "ok": None if not rows else len(monitored) == len(rows),
+            "evidence": f"{len(monitored)} of {len(rows)} updates carry both",
+        },
+        _fallback_item(summary, config),
+    ]
+
+
+def _kl_item(ppo: dict[str, Any], config: Any) -> dict[str, Any]:
+    item = {"item": "adaptive KL held"}
+    final, target = ppo["kl_final"], ppo["kl_target"]
+    if final is None:
+        return item | {"ok": None, "evidence": "no PPO policy was kept" if ppo["state"] else "not there yet"}
+    off = abs(final / target - 1)
+    text = f"{final:.2f} nats per response on held-out prompts, target {target:g} ({off:.0%} off)"
+    return item | {"ok": bool(config["ppo"]["kl"]["adaptive"] and off <= KL_TOLERANCE), "evidence": text}
+
+
+def _fallback_item(summary: dict[str, Any], config: Any) -> dict[str, Any]:
+    item = {"item": "fallback to DPO ready or taken"}
+    if summary["fallback"]["triggered"]:
+        return item | {"ok": True, "evidence": f"taken: {summary['fallback']['reason']}"}
+    when = config["dpo"]["when"]
+    ready = {"fallback": "ready, not needed", "always": "DPO trained beside PPO", "never": "switched off"}[
+        when
+    ]
+    return item | {"ok": when != "never", "evidence": ready}

@@ -1,0 +1,107 @@
+"""Several reward models as one judge: normalised on reference samples, combined, and honest about spread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from burnish.errors import TrainingError
+from burnish.models.heads import ScalarHead, raw_scores
+from burnish.models.sequences import Sequences
+from burnish.records import Scores
+
+Aggregate = Literal["mean", "min", "uwo"]
+
+
+def aggregate(
+    members: torch.Tensor,
+    reference: torch.Tensor,
+    how: Aggregate,
+    *,
+    uwo_lambda: float = 0.1,
+    reference_variance: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Combine normalised member scores (B, K) into scores (B,) and spread (B,).
+
+    Bradley-Terry scores carry a free offset per prompt, so members are compared after subtracting their own
+    score of a reference response to the same prompt: d_k = r_k(x, y) - r_k(x, y_ref), `reference` (B, K).
+    mean; min: min_k d_k plus the mean reference score (worst case, Coste et al. 2023, WCO without the offset);
+    uwo: mean - lambda * Var_k(d) / reference variance (Coste et al. Eq. 5, biased variance).
+    """
+    assert members.shape == reference.shape
+    mean = members.mean(1)
+    difference = members - reference
+    variance = difference.var(1, unbiased=False)
+    if how == "mean":
+        scores = mean
+    elif how == "min":
+        scores = difference.min(1).values + reference.mean(1)
+    else:
+        scores = mean - uwo_lambda * variance / reference_variance
+    return scores, variance.sqrt()
+
+
+@dataclass
+class RewardEnsemble:
+    """K reward models and what makes their scores comparable: mean and sd (K,) on reference samples."""
+
+    members: list[ScalarHead]
+    mean: torch.Tensor
+    sd: torch.Tensor
+    how: Aggregate = "mean"
+    uwo_lambda: float = 0.1
+    reference_variance: float = 1.0
+    batch_size: int = 64
+
+    def raw(self, sequences: Sequences) -> torch.Tensor:
+        """(N, K) raw scores; a non-finite score raises, for a failure is never a number."""
+        scores = torch.stack([raw_scores(m, sequences, self.batch_size) for m in self.members], 1)
+        if not torch.isfinite(scores).all():
+            raise TrainingError("a reward model gave a score that is not finite; its training has diverged")
+        return scores
+
+    def normalised(self, sequences: Sequences) -> torch.Tensor:
+        """(N, K) scores with mean 0 and sd 1 on the reference samples."""
+        return (self.raw(sequences) - self.mean) / self.sd
+
+    def score(self, sequences: Sequences, reference: torch.Tensor) -> Scores:
+        """Scores of N sequences given the normalised scores (N, K) of a reference response per prompt."""
+        members = self.normalised(sequences)
+        scores, spread = aggregate(
+            members,
+            reference,
+            self.how,
+            uwo_lambda=self.uwo_lambda,
+            reference_variance=self.reference_variance,
+        )
+        return Scores(scores, members, spread)
+
+    def as_json(self, n_reference: int) -> dict[str, Any]:
+        return {
+            "aggregate": self.how,
+            "uwo_lambda": self.uwo_lambda,
+            "mean": self.mean.tolist(),
+            "sd": self.sd.tolist(),
+            "reference_variance": self.reference_variance,
+            "n_reference": n_reference,
+        }
+
+
+def normalisation(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and sd (K,) of raw reference scores (N, K). A constant member raises: it has learned nothing."""
+    mean, sd = raw.mean(0), raw.std(0, unbiased=False)
+    flat = [k for k, s in enumerate(sd.tolist()) if not s > 1e-8]
+    if flat:
+        raise TrainingError(
+            f"reward member {flat[0]} gives every reference sample the same score; raise reward.learning_rate "
+            "or check that the pairs' responses differ"
+        )
+    return mean, sd
+
+
+def pair_spread(members: torch.Tensor) -> float:
+    """Mean over pairs of Var_k(r_k(a) - r_k(b)), the yardstick of `uwo`, from scores (2N, K) of pairs stacked."""
+    first, second = members.chunk(2)
+    return float((first - second).var(1, unbiased=False).mean())

@@ -1,0 +1,82 @@
+"""Examine reward models on held-out pairs: accuracy beside trivial baselines, calibration, shared errors, length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from burnish.records import Interval, Preference
+from burnish.stats import calibration, pearson, wilson
+
+
+def examine(
+    pairs: Sequence[Preference],
+    scores: torch.Tensor,
+    first: Mapping[str, str],
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """What N held-out pairs say of K models, given scores (2N, K): all chosen, then all rejected.
+
+    `first` maps comparison ids to the response that stood first. Accuracies come with Wilson intervals; the
+    ensemble's is that of the mean score. `error_correlation` is the mean correlation of the members' errors
+    (0 independent, 1 identical, null when a member makes none); `length_correlation` that of the ensemble's
+    score with the number of words.
+    """
+    n = len(pairs)
+    assert scores.shape[0] == 2 * n
+    chosen, rejected = scores.chunk(2)
+    right = chosen > rejected  # (N, K)
+    margin = (chosen - rejected).mean(1)
+    confidences = torch.sigmoid(margin.abs()).tolist()
+    ece, bins = calibration(confidences, (margin > 0).tolist())
+    words = [len(p.chosen.split()) for p in pairs] + [len(p.rejected.split()) for p in pairs]
+    longer = [a > b for a, b in zip(words[:n], words[n:], strict=True)]
+    shorter = [a < b for a, b in zip(words[:n], words[n:], strict=True)]
+    stood = [first[p.comparison_id] == p.chosen for p in pairs if p.comparison_id in first]
+    return {
+        "accuracy": _accuracy(margin > 0, confidence),
+        "members": [{"accuracy": _accuracy(right[:, k], confidence)} for k in range(scores.shape[1])],
+        "baselines": {
+            "longer": _rate(longer, ties=n - sum(longer) - sum(shorter)),
+            "shorter": _rate(shorter, ties=n - sum(longer) - sum(shorter)),
+            **({"first": _rate(stood)} if stood else {}),
+        },
+        "calibration": {"ece": ece, "bins": bins},
+        "error_correlation": error_correlation(~right),
+        "length_correlation": pearson(scores.mean(1).tolist(), [float(w) for w in words]),
+    }
+
+
+def _accuracy(right: torch.Tensor, confidence: float) -> dict[str, Any]:
+    interval: Interval = wilson(int(right.sum()), len(right), confidence)
+    return asdict(interval)
+
+
+def _rate(hits: Sequence[bool], ties: int = 0) -> float:
+    """Share of pairs a rule gets right; where it cannot tell, it is right half the time."""
+    return (sum(hits) + ties / 2) / len(hits)
+
+
+def error_correlation(errors: torch.Tensor) -> float | None:
+    """Mean pairwise correlation of error indicators (N, K) bool; None for one member or a faultless one."""
+    k = errors.shape[1]
+    values = [
+        pearson(errors[:, i].double().tolist(), errors[:, j].double().tolist())
+        for i in range(k)
+        for j in range(i + 1, k)
+    ]
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def watcher_verdict(report: Mapping[str, Any], baselines: Mapping[str, float]) -> dict[str, Any]:
+    """A watcher is armed only when the lower bound of its accuracy beats every trivial baseline."""
+    low = report["accuracy"]["ci_low"]
+    name, best = max(baselines.items(), key=lambda item: item[1])
+    armed = low > best
+    relation = "beats" if armed else "does not beat"
+    reason = f"lower bound {low:.3f} of its accuracy {relation} '{name} wins' at {best:.3f}"
+    return {"armed": armed, "reason": reason}

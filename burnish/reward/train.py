@@ -1,0 +1,103 @@
+"""Train one reward model on preference pairs (Bradley-Terry)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from burnish.config.reward import RewardConfig
+from burnish.models.heads import ScalarHead
+from burnish.models.load import Codec
+from burnish.models.sequences import Sequences
+from burnish.models.shared_base import Base
+from burnish.objectives.losses import bradley_terry_loss
+from burnish.randomness import derive_seed, generator
+from burnish.records import Preference, StepStats
+
+
+class EncodedPairs:
+    """N preference pairs as 2N sequences: row i is the chosen, row N + i the rejected response."""
+
+    def __init__(self, base: Base, codec: Codec, pairs: Sequence[Preference]) -> None:
+        prompts = [codec.encode_prompt(p.prompt) for p in pairs]
+        chosen = [codec.encode_response(p.chosen) for p in pairs]
+        rejected = [codec.encode_response(p.rejected) for p in pairs]
+        self.pairs = list(pairs)
+        self.sequences = Sequences(base, prompts * 2, chosen + rejected, codec.pad_id)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def rows(self, index: Sequence[int]) -> list[int]:
+        """Sequence rows of the pairs in `index`: all chosen, then all rejected."""
+        return [*index, *(i + len(self) for i in index)]
+
+
+def pair_order(n: int, config: RewardConfig, seed: int, member: str) -> list[int]:
+    """The pairs a member sees, in order: its own bootstrap resample, reshuffled every epoch."""
+    sample = torch.arange(n)
+    if config.bootstrap:
+        sample = torch.randint(n, (n,), generator=generator(seed, "bootstrap", member))
+    order = [
+        sample[torch.randperm(n, generator=generator(seed, "order", member, epoch))]
+        for epoch in range(config.epochs)
+    ]
+    return torch.cat(order).tolist()
+
+
+def train_reward_model(
+    model: ScalarHead,
+    pairs: EncodedPairs,
+    config: RewardConfig,
+    *,
+    learning_rate: float,
+    seed: int,
+    member: str,
+) -> Iterator[StepStats]:
+    """Train in place, yielding one StepStats an update: loss, accuracy on the batch, gradient norm.
+
+    Bradley-Terry with label smoothing and centring (Eisenstein et al. 2023, Eq. 2), AdamW with weight decay,
+    warm-up then linear decay, gradient norm clipped.
+    """
+    order = pair_order(len(pairs), config, seed, member)
+    steps = math.ceil(len(order) / config.batch_size)
+    warmup = max(1, round(config.warmup_share * steps))
+    optimizer = torch.optim.AdamW(
+        model.trained(), lr=learning_rate, weight_decay=config.weight_decay, eps=1e-8
+    )
+    model.train()
+    skipped = 0
+    for step in range(steps):
+        index = order[step * config.batch_size : (step + 1) * config.batch_size]
+        rate = learning_rate * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(derive_seed(seed, "dropout", member, step))
+        scores = model.score(pairs.sequences.batch(pairs.rows(index)))
+        chosen, rejected = scores.split(len(index))
+        loss = bradley_terry_loss(
+            chosen,
+            rejected,
+            label_smoothing=config.label_smoothing,
+            center_coef=config.center_coef,
+            confidence=torch.tensor([pairs.pairs[i].confidence for i in index]),
+        ).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.trained(), config.max_grad_norm)
+        if torch.isfinite(norm) and torch.isfinite(loss):
+            optimizer.step()
+            values = {
+                "loss": loss.item(),
+                "accuracy": (chosen > rejected).float().mean().item(),
+                "margin": (chosen - rejected).mean().item(),
+                "grad_norm": norm.item(),
+                "learning_rate": rate,
+            }
+        else:
+            skipped += 1
+            values = {"learning_rate": rate}
+        yield StepStats(step + 1, 0, {**values, "skipped": float(skipped)})
+    model.eval()

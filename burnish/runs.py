@@ -1,0 +1,304 @@
+"""The run directory: configuration, manifest, append-only records, checkpoints, resume.
+
+Append-only files (metrics, timing, samples, rejected, events) are cut back to the lengths a checkpoint recorded
+before a stopped stage goes on; stages run one after another, so whole-run lengths are the right ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from burnish.checkpoints import atomic_folder, atomic_write, disk_errors, remove_leftovers
+from burnish.config import RunConfig
+from burnish.errors import RunError
+from burnish.locks import hold, owner
+
+VERSION = 1
+APPENDED = ("metrics", "timing", "samples", "rejected")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A saved state: `step` numbers it, `folder` holds its files, `state` what the stage wrote as JSON."""
+
+    step: int
+    folder: Path
+    state: dict[str, Any]
+
+
+class RunDirectory:
+    """One run's folder. Only the process that holds `lock()` may write."""
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def create_or_open(cls, path: Path, config: RunConfig) -> RunDirectory:
+        """Open or create. The thread count of a run is frozen when it is created, unless it is set anew."""
+        with disk_errors(path.parent):
+            path.mkdir(parents=True, exist_ok=True)
+        exists = (path / "run.yaml").exists()
+        if not exists and any(not p.name.startswith("lock") for p in path.iterdir()):
+            raise RunError(f"{path} is not empty and holds no run.yaml; choose another --dir")
+        if config.threads is None:
+            threads = cls.open(path).config.threads if exists else None
+            config = config.model_copy(update={"threads": threads or len(os.sched_getaffinity(0))})
+        return cls(path, config)
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """An existing run, to read it."""
+        file = path / "run.yaml"
+        if not file.exists():
+            raise RunError(f"{path} is no run directory (it has no run.yaml); give one like runs/quickstart")
+        return cls(path, RunConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))))
+
+    def lock(self) -> AbstractContextManager[None]:
+        return hold(self.path / "lock")
+
+    def changes(self) -> list[str]:
+        """What differs from the configuration the run was last carried out with, as `key old -> new`."""
+        file = self.path / "run.yaml"
+        if not file.exists():
+            return []
+        old = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return config_diff(old, self.config.model_dump(mode="json"))
+
+    def freeze(self) -> None:
+        """Write run.yaml: the configuration this run is carried out with from now on."""
+        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        atomic_write(self.path / "run.yaml", text)
+
+    # Stages
+
+    def manifest(self) -> dict[str, Any]:
+        file = self.path / "manifest.json"
+        if not file.exists():
+            return {"version": VERSION, "stages": {}}
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+
+    def stages(self) -> list[str]:
+        return list(self.manifest()["stages"])
+
+    def stage_state(self, name: str) -> str:
+        """done, failed, running or interrupted (begun by a process that no longer lives); absent otherwise."""
+        state = str(self.manifest()["stages"].get(name, {}).get("state", "absent"))
+        if state == "running" and owner(self.path / "lock") is None:
+            return "interrupted"
+        return state
+
+    def _update(self, name: str, **fields: Any) -> None:
+        manifest = self.manifest()
+        manifest["stages"].setdefault(name, {}).update(fields)
+        atomic_write(self.path / "manifest.json", json.dumps(manifest, indent=1))
+
+    def begin_stage(self, name: str, input_hash: str) -> bool:
+        """False when the stage is done; otherwise mark it running, and take back what a stopped attempt had
+        written since its last checkpoint (or its start)."""
+        entry = self.manifest()["stages"].get(name)
+        if entry and entry["input_hash"] == input_hash:
+            if entry["state"] == "done":
+                return False
+            remove_leftovers(self.path)
+            saved = self.latest_checkpoint(name)
+            self.cut_back(saved.state["offsets"] if saved else entry["offsets"])
+            self._update(name, state="running", reason=None)
+            return True
+        self._update(
+            name, state="running", input_hash=input_hash, offsets=self.offsets(), outputs=[], reason=None
+        )
+        return True
+
+    def finish_stage(
+        self, name: str, outputs: Sequence[str], seconds: float, versions: Mapping[str, str]
+    ) -> None:
+        """Mark a stage done; `seconds` is the wall clock of the attempt that finished it."""
+        self._update(name, state="done", outputs=list(outputs), seconds=seconds, versions=dict(versions))
+
+    def fail_stage(self, name: str, reason: str) -> None:
+        self._update(name, state="failed", reason=reason)
+
+    def plan_invalidation(self, order: Sequence[str], hashes: Mapping[str, str]) -> list[str]:
+        """Stages that were begun with another input hash, in order: they, and so all after them, are redone."""
+        stages = self.manifest()["stages"]
+        return [n for n in order if n in stages and stages[n]["input_hash"] != hashes[n]]
+
+    def discard_stage(self, name: str) -> None:
+        """Forget a stage: its folder, its records, its lines in events.jsonl, its manifest entry."""
+        shutil.rmtree(self.path / name, ignore_errors=True)
+        for file in (f for folder in APPENDED for f in (self.path / folder).glob(f"{name}*.jsonl")):
+            file.unlink()
+        events = self.path / "events.jsonl"
+        if events.exists():
+            kept = [row for row in self.read_rows("events.jsonl") if row.get("stage") != name]
+            atomic_write(events, "".join(_line(row) for row in kept))
+        manifest = self.manifest()
+        manifest["stages"].pop(name, None)
+        atomic_write(self.path / "manifest.json", json.dumps(manifest, indent=1))
+
+    # Append-only records
+
+    def append(self, relative: str, row: Mapping[str, Any]) -> None:
+        """Add one JSON line. A figure that is not finite raises: a failure never becomes a number."""
+        file = self.path / relative
+        line = _line(row)
+        with disk_errors(self.path):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("a", encoding="utf-8") as handle:
+                handle.write(line)
+
+    def append_event(self, row: Mapping[str, Any]) -> None:
+        self.append("events.jsonl", row)
+
+    def read_rows(self, relative: str) -> list[dict[str, Any]]:
+        """Rows of a JSONL file; a half-written last line is ignored, a broken one elsewhere raises RunError."""
+        return list(read_jsonl(self.path / relative))
+
+    def _appended(self) -> Iterator[Path]:
+        for folder in APPENDED:
+            yield from sorted((self.path / folder).glob("*.jsonl"))
+        if (self.path / "events.jsonl").exists():
+            yield self.path / "events.jsonl"
+
+    def offsets(self) -> dict[str, int]:
+        """Length in bytes of every append-only file."""
+        return {str(f.relative_to(self.path)): f.stat().st_size for f in self._appended()}
+
+    def cut_back(self, offsets: Mapping[str, int]) -> None:
+        """Truncate append-only files to these lengths; those not listed did not exist yet and go."""
+        for file in list(self._appended()):
+            length = offsets.get(str(file.relative_to(self.path)))
+            if length is None:
+                file.unlink()
+            else:
+                with file.open("r+b") as handle:
+                    handle.truncate(length)
+
+    # Checkpoints
+
+    def checkpoint(
+        self,
+        stage: str,
+        step: int,
+        write: Callable[[Path], None],
+        state: Mapping[str, Any],
+        keep: set[int] | frozenset[int] = frozenset(),
+    ) -> None:
+        """Save STAGE/checkpoint-<step>: the files `write` makes, and `state` with the records' lengths. Older
+        checkpoints go, but for those in `keep`."""
+        folder = self.path / stage / f"checkpoint-{step:06d}"
+        with atomic_folder(folder) as aside:
+            write(aside)
+            atomic_write(aside / "state.json", json.dumps({**state, "offsets": self.offsets()}))
+        for other in self._checkpoints(stage):
+            if other != folder and int(other.name.split("-")[1]) not in keep:
+                shutil.rmtree(other)
+
+    def _checkpoints(self, stage: str) -> list[Path]:
+        found = (self.path / stage).glob("checkpoint-*")
+        return sorted(p for p in found if ".tmp-" not in p.name and (p / "state.json").exists())
+
+    def latest_checkpoint(self, stage: str) -> Checkpoint | None:
+        folders = self._checkpoints(stage)
+        return self._read_checkpoint(folders[-1]) if folders else None
+
+    def checkpoint_at(self, stage: str, step: int) -> Checkpoint:
+        return self._read_checkpoint(self.path / stage / f"checkpoint-{step:06d}")
+
+    def _read_checkpoint(self, folder: Path) -> Checkpoint:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return Checkpoint(int(folder.name.split("-")[1]), folder, state)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"
+    except ValueError as error:
+        odd = [k for k, v in row.items() if isinstance(v, float) and not -1e308 < v < 1e308]
+        raise ValueError(
+            f"{odd or list(row)} holds a figure that is not finite; it cannot be recorded"
+        ) from error
+
+
+def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
+    """Rows of an append-only file that a killed process may have left with half a last line."""
+    if not file.exists():
+        return
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                return
+            raise RunError(f"{file}, line {number} is not JSON; the file was edited or damaged") from error
+
+
+def stage_hash(parts: Mapping[str, Any]) -> str:
+    """A hash of JSON-like parts, independent of key order."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def code_version(modules: Sequence[str]) -> str:
+    """A hash of the source of the named modules, packages with all they hold."""
+    digest = hashlib.sha256()
+    for name in sorted(modules):
+        spec = find_spec(name)
+        assert spec is not None, name
+        assert spec.origin is not None, name
+        origin = Path(spec.origin)
+        files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+        for file in files:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def content_hash(path: Path, exclude: Sequence[str] = ()) -> str:
+    """A hash of a file's content, or of all files in a folder (names included), but for `exclude`d names."""
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:24]
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        relative = file.relative_to(path)
+        if not any(part in exclude for part in relative.parts):
+            digest.update(str(relative).encode() + file.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+WEIGHTS_AND_DECISIONS = ("metrics", "samples", "rejected", "sft", "reward", "ppo", "dpo", "champion")
+
+
+def fingerprint(path: Path) -> dict[str, str]:
+    """Hashes of what a stopped and continued run must have in common with one that never stopped: weights,
+    metrics, samples, decisions. Wall-clock figures, trackers and label times are left out."""
+    found = {name: content_hash(path / name) for name in WEIGHTS_AND_DECISIONS if (path / name).exists()}
+    for name in ("events.jsonl", "align.json", "evaluation.json"):
+        if (path / name).exists():
+            found[name] = content_hash(path / name)
+    return found
+
+
+def config_diff(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Changed keys of two configurations, each as `key old -> new`."""
+    lines: list[str] = []
+    for key in dict.fromkeys([*old, *new]):
+        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += config_diff(a, b, f"{name}.")
+        elif a != b:
+            lines.append(f"{name} {a} -> {b}")
+    return lines

@@ -1,0 +1,235 @@
+"""Intervals, calibration and correlations. Everything that estimates says from how many units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from burnish.records import Interval
+
+Array = npt.NDArray[np.float64]
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Wilson score interval of a proportion (Wilson 1927). Raises ValueError for n = 0."""
+    if n < 1:
+        raise ValueError(f"n={n} trials; an interval needs at least one")
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes={successes} must lie between 0 and n={n}; count both on the same trials")
+    return _wilson(successes / n, n, confidence)
+
+
+def clustered_bootstrap(
+    values: Sequence[float],
+    clusters: Sequence[Hashable],
+    *,
+    seed: int,
+    draws: int = 2000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Percentile interval of the mean, resampling whole clusters; n is the number of clusters.
+
+    Raises ValueError for fewer than two clusters, whose spread nobody knows. Values that agree in every
+    cluster give an interval of width 0: for outcomes in [0, 1] use `paired_win_rate`, which does not.
+    """
+    x = _finite("values", values)
+    index, n = _cluster_index(clusters, len(x))
+    if n < 2:
+        raise ValueError(f"{n} cluster; a clustered interval needs at least two")
+    sums = np.bincount(index, weights=x, minlength=n)
+    counts = np.bincount(index, minlength=n)
+    rng = np.random.default_rng(seed)
+    means = np.empty(draws)
+    for draw in range(draws):  # one draw at a time: draws x clusters need not fit in memory
+        picks = rng.integers(n, size=n)
+        means[draw] = sums[picks].sum() / counts[picks].sum()
+    low, high = np.quantile(means, _tails(confidence))
+    return Interval(float(x.mean()), float(low), float(high), n)
+
+
+def paired_win_rate(
+    outcomes: Sequence[float],
+    prompts: Sequence[Hashable],
+    *,
+    seed: int,
+    draws: int = 2000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Win rate of one policy over another on the same prompts: outcomes in [0, 1], ties 0.5; n is of prompts.
+
+    A bootstrap over prompts. Where all prompts agree it would shrink to a point and call three wins of
+    three a certainty; there, Wilson's interval on the number of prompts stands in. Raises ValueError for
+    no outcomes and for one outside [0, 1].
+    """
+    x = _unit("outcomes", outcomes)
+    index, n = _cluster_index(prompts, len(x))
+    means = np.bincount(index, weights=x, minlength=n) / np.bincount(index, minlength=n)
+    if np.ptp(means) == 0:
+        return _wilson(float(means[0]), n, confidence)
+    return clustered_bootstrap(outcomes, prompts, seed=seed, draws=draws, confidence=confidence)
+
+
+def sample_size(win_rate: float, *, confidence: float = 0.95, power: float = 0.8) -> int:
+    """Prompts needed to tell `win_rate` from one half: two-sided normal test, ties not counted on."""
+    if not 0.0 < win_rate < 1.0 or win_rate == 0.5:
+        raise ValueError(f"win_rate={win_rate!r} must lie in (0, 1) and differ from 0.5")
+    z, z_power = _z(confidence), NormalDist().inv_cdf(power)
+    needed = (z * 0.5 + z_power * math.sqrt(win_rate * (1 - win_rate))) / (win_rate - 0.5)
+    return math.ceil(needed**2)
+
+
+def sample_size_note(n: int, *, confidence: float = 0.95, power: float = 0.8) -> str:
+    """One sentence: the smallest win rate (to a tenth of a point) that n prompts tell from one half."""
+    for step in range(501, 1000):
+        if sample_size(step / 1000, confidence=confidence, power=power) <= n:
+            return (
+                f"n = {n} prompts tell a win rate of {step / 1000:.3f} or more from one half "
+                f"({power:.0%} power, {confidence:.0%} confidence)"
+            )
+    return f"n = {n} prompts tell no win rate from one half ({power:.0%} power, {confidence:.0%} confidence)"
+
+
+def calibration(
+    confidences: Sequence[float], correct: Sequence[bool], bins: int = 10
+) -> tuple[float, list[dict[str, float]]]:
+    """Expected calibration error over equal-width bins of [0, 1], and the bins that hold something.
+
+    Each bin has its mean `confidence`, its `accuracy` and its `n`. Raises ValueError for no confidences,
+    for one outside [0, 1], and for lengths that differ.
+    """
+    conf = _unit("confidences", confidences)
+    right = _unit("correct", correct)
+    _same_length("confidences", conf, "correct", right)
+    index = np.minimum((conf * bins).astype(int), bins - 1)
+    table: list[dict[str, float]] = []
+    ece = 0.0
+    for b in np.unique(index):
+        inside = index == b
+        n = int(inside.sum())
+        row = {"confidence": float(conf[inside].mean()), "accuracy": float(right[inside].mean()), "n": n}
+        table.append(row)
+        ece += n / len(conf) * abs(row["accuracy"] - row["confidence"])
+    return ece, table
+
+
+def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Pearson correlation in [-1, 1]; None when either side does not vary."""
+    a, b = _finite("x", x), _finite("y", y)
+    _same_length("x", a, "y", b)
+    # Not by the standard deviation: that of equal floats need not round to 0.
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def mean_and_se(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error (unbiased variance). Raises ValueError for fewer than two values."""
+    x = _finite("values", values)
+    if len(x) < 2:
+        raise ValueError(f"{len(x)} value; a standard error needs at least two")
+    return float(x.mean()), float(x.std(ddof=1) / math.sqrt(len(x)))
+
+
+def length_controlled_win_rate(
+    outcomes: Sequence[float],
+    length_deltas: Sequence[float],
+    *,
+    clusters: Sequence[Hashable],
+    seed: int,
+    confidence: float = 0.95,
+    draws: int = 1000,
+) -> Interval:
+    """The win rate there would be at equal length (after Dubois et al. 2024); n counts clusters.
+
+    Logistic regression of the outcome (in [0, 1], ties 0.5) on tanh(length difference / its sd), ours
+    minus theirs, read at difference 0, with an interval from resampled clusters. Where outcomes do not
+    vary or there is one cluster, length explains nothing: Wilson's interval of the plain rate.
+    """
+    y, delta = _unit("outcomes", outcomes), _finite("length_deltas", length_deltas)
+    _same_length("outcomes", y, "length_deltas", delta)
+    index, n = _cluster_index(clusters, len(y))
+    if np.ptp(y) == 0 or n == 1:
+        return _wilson(float(y.mean()), n, confidence)
+    # Not centred: 0 must go on meaning equal length.
+    x = np.tanh(delta / delta.std()) if np.ptp(delta) > 0 else np.zeros_like(delta)
+    rng = np.random.default_rng(seed)
+    rates = np.empty(draws)
+    for draw in range(draws):
+        times_drawn = np.bincount(rng.integers(n, size=n), minlength=n)
+        rates[draw] = _logistic_at_zero(x, y, times_drawn[index].astype(float))
+    low, high = np.quantile(rates, _tails(confidence))
+    return Interval(_logistic_at_zero(x, y, np.ones_like(y)), float(low), float(high), n)
+
+
+def _logistic_at_zero(x: Array, y: Array, weight: Array, ridge: float = 0.1) -> float:
+    """Fitted probability at x = 0 of a weighted logistic regression, by Newton steps of our own: statsmodels'
+    GLM warns or diverges on separable data. Half a win and half a loss at x = 0 keep the intercept finite, a
+    ridge (a prior of variance 10) the slope; the weight of both vanishes as data grow."""
+    design = np.column_stack([np.ones(len(x) + 2), np.append(x, [0.0, 0.0])])
+    target, w = np.append(y, [1.0, 0.0]), np.append(weight, [0.5, 0.5])
+    penalty = np.diag([0.0, ridge])
+    beta = np.zeros(2)
+    for _ in range(100):
+        p = 0.5 * (1.0 + np.tanh(design @ beta / 2))
+        gradient = design.T @ (w * (target - p)) - penalty @ beta
+        hessian = design.T @ (design * (w * p * (1 - p))[:, None]) + penalty
+        step = np.linalg.solve(hessian, gradient)
+        beta += np.clip(step, -1.0, 1.0)
+        if np.abs(step).max() < 1e-8:
+            return float(0.5 * (1.0 + np.tanh(beta[0] / 2)))
+    raise ArithmeticError(f"logistic regression of {len(x)} outcomes did not settle in 100 Newton steps")
+
+
+def _wilson(p: float, n: int, confidence: float) -> Interval:
+    z = _z(confidence)
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    # At p = 0 and p = 1 a bound equals p, but for rounding.
+    return Interval(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), n)
+
+
+def _z(confidence: float) -> float:
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence={confidence!r} must lie between 0 and 1; use e.g. 0.95")
+    return NormalDist().inv_cdf(0.5 + confidence / 2)
+
+
+def _tails(confidence: float) -> tuple[float, float]:
+    _z(confidence)
+    return (1 - confidence) / 2, (1 + confidence) / 2
+
+
+def _cluster_index(clusters: Sequence[Hashable], n_values: int) -> tuple[npt.NDArray[np.intp], int]:
+    """The cluster number of each value, in order of appearance, and how many clusters there are."""
+    if len(clusters) != n_values:
+        raise ValueError(f"{n_values} values but {len(clusters)} clusters; give one cluster a value")
+    names = {c: i for i, c in enumerate(dict.fromkeys(clusters))}
+    return np.array([names[c] for c in clusters], dtype=np.intp), len(names)
+
+
+def _finite(name: str, values: Sequence[float]) -> Array:
+    """The values as floats; none at all, or one that is not finite, raises: a failure is never a number."""
+    x = np.asarray(values, dtype=np.float64)
+    if x.size == 0:
+        raise ValueError(f"{name} is empty; an estimate needs at least one value")
+    if not np.isfinite(x).all():
+        at = int(np.flatnonzero(~np.isfinite(x))[0])
+        raise ValueError(f"{name}[{at}]={x[at]} is not finite; leave it out and count it, or mend it")
+    return x
+
+
+def _unit(name: str, values: Sequence[float]) -> Array:
+    x = _finite(name, values)
+    outside = np.flatnonzero((x < 0) | (x > 1))
+    if outside.size:
+        raise ValueError(f"{name}[{outside[0]}]={x[outside[0]]} must lie in [0, 1]; mend what made it")
+    return x
+
+
+def _same_length(name: str, x: Array, other: str, y: Array) -> None:
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} {name} but {len(y)} {other}; give one for each")

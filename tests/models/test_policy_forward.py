@@ -1,0 +1,188 @@
+"""Padding, batch composition, cuts and exports must not change what a model says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from burnish.config.model import LoraConfig, ModelConfig
+from burnish.errors import ModelError
+from burnish.models.batches import pad_batch
+from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
+from burnish.models.load import Codec, load_model, make_codec
+from burnish.models.logprobs import make_policy, response_kl, token_logprobs
+from burnish.models.sampling import sample_rollout
+from burnish.models.sequences import Sequences
+from burnish.models.shared_base import Base, Top, load_reward_model, save_policy, save_reward_model
+from burnish.policy.self_check import self_check
+from burnish.records import Prompt
+
+MODES = ["all", "top:2", "lora"]
+
+
+def rollout_of(base: Base, codec: Codec, prompts: list[Prompt], temperature: float = 1.0):
+    policy = make_policy(Top(base, trainable=False), codec.pad_id, temperature)
+    rollout = sample_rollout(
+        policy, codec, prompts, max_tokens=24, batch_size=len(prompts), seed=3, where=("t",)
+    )
+    sequences = Sequences(base, rollout.prompt_ids, rollout.response_ids, codec.pad_id)
+    return policy, rollout, sequences
+
+
+def test_pad_batch_goes_by_length_even_when_text_holds_the_pad_id() -> None:
+    batch = pad_batch([[5, 0], [7]], [[0, 3], [4]], pad_id=0)
+    assert batch.input_ids.tolist() == [[5, 0, 0, 3], [0, 7, 4, 0]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [0, 1, 1, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3], [0, 0, 1, 1]]
+    assert batch.response_mask.tolist() == [[True, True], [True, False]]
+    assert batch.last_index.tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampled_logprobs_are_the_recomputed_ones(tiny, codec, prompts, mode, temperature) -> None:
+    base = Base(tiny[0], mode)
+    policy, rollout, sequences = rollout_of(base, codec, prompts[:12], temperature)
+    with torch.no_grad():
+        again, entropy = token_logprobs(policy, sequences.batch(range(12)))
+    assert torch.allclose(again, rollout.sample_logprobs, atol=1e-4)
+    assert (again[~rollout.response_mask] == 0).all()
+    assert (entropy[rollout.response_mask] > -1e-3).all()
+    assert entropy[rollout.response_mask].mean() > 0.1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_logprobs_do_not_depend_on_batch_composition(tiny, codec, prompts, mode) -> None:
+    base = Base(tiny[0], mode)
+    policy, rollout, sequences = rollout_of(base, codec, prompts[:8])
+    with torch.no_grad():
+        whole = token_logprobs(policy, sequences.batch(range(8)))[0]
+        for row in range(8):
+            alone = token_logprobs(policy, sequences.batch([row]))[0][0]
+            assert torch.allclose(whole[row, : len(alone)], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("mode", MODES)
+def test_kl_before_training_is_zero_whatever_the_tokenizers_padding_side(
+    tiny, codec, prompts, mode, side
+) -> None:
+    codec.tokenizer.padding_side = side
+    base = Base(tiny[0], mode)
+    policy = make_policy(Top(base), codec.pad_id)
+    reference = make_policy(Top(base, trainable=False), codec.pad_id)
+    figures = self_check(policy, reference, codec, prompts[:16], max_tokens=16, seed=0)
+    assert figures["kl"] < 1e-4
+
+
+def test_whole_model_agrees_with_transformers_own_forward(tiny, base, codec, prompts) -> None:
+    ids = codec.encode_prompt(prompts[0]) + codec.encode_response(" A short story.")
+    logits = tiny[0](torch.tensor([ids])).logits[0]
+    logits[:, codec.pad_id] = -1e9
+    expected = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0]
+    n = len(codec.encode_prompt(prompts[0]))
+    policy = make_policy(Top(base, trainable=False), codec.pad_id)
+    ours = token_logprobs(policy, pad_batch([ids[:n]], [ids[n:]], codec.pad_id))[0][0]
+    assert torch.allclose(ours, expected[n - 1 :], atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["top:1", "top:2"])
+def test_a_cut_model_is_the_whole_model(tiny, codec, prompts, mode) -> None:
+    base = Base(tiny[0], mode)
+    sequences = Sequences(base, [codec.encode_prompt(p) for p in prompts[:6]], [[9, 8, 7]] * 6, codec.pad_id)
+    base.check_cut(sequences.batch(range(6)))
+
+
+def test_cut_deeper_than_the_model_names_the_alternative(tiny) -> None:
+    with pytest.raises(ModelError, match="use 'all'"):
+        Base(tiny[0], "top:40")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_training_moves_the_policy_and_neither_base_nor_reference(tiny, codec, prompts, mode) -> None:
+    base = Base(tiny[0], mode, LoraConfig(rank=4))
+    before = {n: p.clone() for n, p in base.lm.named_parameters()}
+    policy = make_policy(Top(base), codec.pad_id)
+    reference, _, sequences = rollout_of(base, codec, prompts[:8])
+    optimizer = torch.optim.SGD(policy.top.trained_parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (-token_logprobs(policy, sequences.batch(range(8)))[0].sum() / 50).backward()
+        optimizer.step()
+    assert response_kl(policy, reference, sequences.batch(range(8))).mean() > 1e-3
+    assert all(torch.equal(before[n], p) for n, p in base.lm.named_parameters())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_exported_policy_is_a_plain_model_with_the_same_logprobs(
+    tiny, codec, prompts, mode, tmp_path: Path
+) -> None:
+    base = Base(tiny[0], mode)
+    policy = make_policy(Top(base), codec.pad_id)
+    with torch.no_grad():
+        for p in policy.top.trained_parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.02)
+    _, _, sequences = rollout_of(base, codec, prompts[:4])
+    save_policy(policy.top, tmp_path, codec.tokenizer)
+    lm = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert lm.config.pad_token_id == codec.pad_id
+    assert codec.pad_id in lm.generation_config.suppress_tokens
+    again, codec_again = load_model(ModelConfig(), path=tmp_path)
+    theirs = make_policy(Top(Base(again), trainable=False), codec_again.pad_id)
+    batch = Sequences(Base(again), sequences.prompt_ids, sequences.response_ids, codec.pad_id).batch(range(4))
+    with torch.no_grad():
+        ours = token_logprobs(policy, sequences.batch(range(4)))[0]
+        assert torch.allclose(ours, token_logprobs(theirs, batch)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_exported_reward_model_gives_its_raw_scores_in_mixed_batches(
+    tiny, codec, prompts, mode, tmp_path: Path
+) -> None:
+    base = Base(tiny[0], mode)
+    model = new_reward_head(base, 0, "member-0", layers=mode, dropout=0.1).eval()
+    with torch.no_grad():
+        for p in model.top.trained_parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(2)) * 0.02)
+    _, _, sequences = rollout_of(base, codec, prompts[:6])
+    raw = raw_scores(model, sequences, 4)
+    save_reward_model(model.top, model.head, tmp_path, codec.tokenizer)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    rows = [[*p, *r] for p, r in zip(sequences.prompt_ids, sequences.response_ids, strict=True)]
+    batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+    assert plain.config.num_labels == 1
+    with torch.no_grad():
+        assert torch.allclose(plain(**batch).logits[:, 0], raw, atol=1e-5)
+    top, head = load_reward_model(base, tmp_path)
+    assert torch.allclose(raw_scores(ScalarHead(top, head), sequences, 3), raw, atol=1e-5)
+
+
+def test_a_tokenizer_whose_pad_is_its_end_gets_a_pad_of_its_own(tmp_path: Path) -> None:
+    lm, codec = load_model(ModelConfig())
+    rows = lm.get_input_embeddings().num_embeddings
+    codec.tokenizer.pad_token = codec.tokenizer.eos_token
+    again = make_codec(codec.tokenizer, lm, None)
+    assert again.pad_id not in again.eos_ids
+    assert lm.config.pad_token_id == again.pad_id
+    assert lm.get_input_embeddings().num_embeddings == rows + 1
+
+
+def test_pad_is_never_sampled(tiny, base, codec, prompts) -> None:
+    policy, rollout, _ = rollout_of(base, codec, prompts[:16])
+    assert all(codec.pad_id not in ids for ids in rollout.response_ids)
+    hidden = torch.randn(5, base.hidden_size)
+    assert (policy.logits(hidden).softmax(-1)[:, codec.pad_id] == 0).all()
+
+
+def test_text_round_trips(codec) -> None:
+    for text in [" Ada was happy.", ' "What a top," said Zoe.  Two  spaces, é and 日本!']:
+        assert codec.decode(codec.encode_response(text)) == text
+
+
+def test_unknown_model_says_what_to_give() -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        load_model(ModelConfig(path="nowhere/at-all"))

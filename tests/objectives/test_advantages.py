@@ -1,0 +1,207 @@
+"""Token rewards, GAE and whitening against hand-worked numbers and a slow definition."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from burnish.objectives.advantages import gae, shape_rewards, whiten
+
+NAN = float("nan")
+
+
+def right_padded(lengths: list[int], width: int) -> torch.Tensor:
+    return torch.arange(width)[None] < torch.tensor(lengths)[:, None]
+
+
+def random_case(seed: int, width: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    mask = right_padded(torch.randint(1, width + 1, (4,), generator=rng).tolist(), width)
+    rewards, values = (torch.randn(4, width, generator=rng, dtype=torch.float64) for _ in range(2))
+    return rewards, values, mask
+
+
+# Token rewards
+
+
+def test_shape_rewards_golden_with_rows_of_different_length() -> None:
+    mask = right_padded([3, 1], 3)
+    logprobs = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, NAN, NAN]])
+    ref_logprobs = torch.tensor([[-1.5, -1.0, -3.0], [-3.0, NAN, NAN]])
+    rewards = shape_rewards(torch.tensor([10.0, 20.0]), logprobs, ref_logprobs, mask, kl_coef=0.1)
+    # row 0: -0.1 * (0.5, -1, 0) and 10 on the third token; row 1: -0.1 * 2 + 20 on its only token
+    want = torch.tensor([[-0.05, 0.1, 10.0], [19.8, 0.0, 0.0]])
+    assert torch.allclose(rewards, want)
+
+
+def test_a_response_the_reference_finds_unlikely_costs() -> None:
+    mask = right_padded([2], 2)
+    far = shape_rewards(
+        torch.zeros(1), torch.tensor([[-1.0, -1.0]]), torch.full((1, 2), -4.0), mask, kl_coef=0.5
+    )
+    assert far.tolist() == [[-1.5, -1.5]]
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(st.integers(0, 10_000), st.floats(0, 2))
+def test_rewards_of_a_response_add_up_to_score_minus_kl(seed: int, kl_coef: float) -> None:
+    logprobs, ref_logprobs, mask = random_case(seed)
+    scores = torch.arange(4, dtype=torch.float64)
+    rewards = shape_rewards(scores, logprobs, ref_logprobs, mask, kl_coef=kl_coef)
+    for b in range(4):
+        n = int(mask[b].sum())
+        kl = sum(float(logprobs[b, i] - ref_logprobs[b, i]) for i in range(n))
+        assert float(rewards[b].sum()) == pytest.approx(float(scores[b]) - kl_coef * kl, abs=1e-9)
+        if n > 1:
+            first = -kl_coef * float(logprobs[b, 0] - ref_logprobs[b, 0])
+            assert float(rewards[b, 0]) == pytest.approx(first, abs=1e-9)
+    assert bool((rewards[~mask] == 0).all())
+
+
+def test_an_empty_response_raises() -> None:
+    zeros = torch.zeros(3, 4)
+    with pytest.raises(ValueError, match="response 1 has 0 tokens"):
+        shape_rewards(torch.zeros(3), zeros, zeros, right_padded([2, 0, 4], 4), kl_coef=0.1)
+
+
+def test_padding_on_the_left_is_refused() -> None:
+    zeros, left = torch.zeros(1, 3), torch.tensor([[False, True, True]])
+    with pytest.raises(AssertionError):
+        shape_rewards(torch.zeros(1), zeros, zeros, left, kl_coef=0.1)
+    with pytest.raises(AssertionError):
+        gae(zeros, zeros, left, gamma=1.0, lam=1.0)
+
+
+# GAE
+
+
+def test_gae_golden() -> None:
+    # V = (1, 2), r = (0.5, 3), gamma 0.9, lambda 0.8
+    # delta_1 = 3 - 2 = 1; delta_0 = 0.5 + 0.9 * 2 - 1 = 1.3; A_0 = 1.3 + 0.72 * 1 = 2.02
+    advantages, returns = gae(
+        torch.tensor([[0.5, 3.0, NAN]], dtype=torch.float64),
+        torch.tensor([[1.0, 2.0, NAN]], dtype=torch.float64),
+        right_padded([2], 3),
+        gamma=0.9,
+        lam=0.8,
+    )
+    assert advantages[0].tolist() == pytest.approx([2.02, 1.0, 0.0])
+    assert returns[0].tolist() == pytest.approx([3.02, 3.0, 0.0])
+
+
+def slow_advantage(rewards: list[float], values: list[float], start: int, gamma: float, lam: float) -> float:
+    """The definition as a sum: A_t = sum_l (gamma lam)^l (r_{t+l} + gamma V_{t+l+1} - V_{t+l})."""
+    ahead = [*values, 0.0]
+    return sum(
+        (gamma * lam) ** (i - start) * (rewards[i] + gamma * ahead[i + 1] - ahead[i])
+        for i in range(start, len(rewards))
+    )
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(st.integers(0, 10_000), st.floats(0.5, 1), st.floats(0, 1))
+def test_gae_equals_the_sum_that_defines_it(seed: int, gamma: float, lam: float) -> None:
+    rewards, values, mask = random_case(seed)
+    advantages, returns = gae(rewards, values, mask, gamma=gamma, lam=lam)
+    for b in range(4):
+        n = int(mask[b].sum())
+        want = [
+            slow_advantage(rewards[b, :n].tolist(), values[b, :n].tolist(), i, gamma, lam) for i in range(n)
+        ]
+        assert advantages[b, :n].tolist() == pytest.approx(want, abs=1e-9)
+        assert returns[b, :n].tolist() == pytest.approx(
+            [w + float(v) for w, v in zip(want, values[b], strict=False)], abs=1e-9
+        )
+    assert bool((advantages[~mask] == 0).all())
+    assert bool((returns[~mask] == 0).all())
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(st.integers(0, 10_000))
+def test_gae_with_lambda_and_gamma_one_is_rewards_to_go_minus_values(seed: int) -> None:
+    rewards, values, mask = random_case(seed)
+    advantages, returns = gae(rewards, values, mask, gamma=1.0, lam=1.0)
+    kept = rewards * mask
+    to_go = kept.sum(1, keepdim=True) - kept.cumsum(1) + kept
+    assert torch.allclose(advantages, (to_go - values) * mask)
+    assert torch.allclose(returns, to_go * mask)
+
+
+def test_gae_with_lambda_zero_looks_one_step_ahead() -> None:
+    rewards, values, mask = random_case(5)
+    advantages, _ = gae(rewards, values, mask, gamma=0.9, lam=0.0)
+    ahead = torch.cat([(values * mask)[:, 1:], torch.zeros(4, 1)], 1)
+    assert torch.allclose(advantages, (rewards + 0.9 * ahead - values) * mask)
+
+
+def test_gae_ignores_what_is_off_the_mask() -> None:
+    rewards, values, mask = random_case(2)
+    assert not bool(mask.all())
+    clean = gae(rewards, values, mask, gamma=0.99, lam=0.95)
+    dirty_rewards, dirty_values = (
+        x.masked_fill(~mask, garbage).requires_grad_() for x, garbage in ((rewards, NAN), (values, 1e9))
+    )
+    dirty = gae(dirty_rewards, dirty_values, mask, gamma=0.99, lam=0.95)
+    assert torch.equal(dirty[0], clean[0])
+    assert torch.equal(dirty[1], clean[1])
+    (dirty[0].square().sum() + dirty[1].square().sum()).backward()
+    for x in (dirty_rewards, dirty_values):
+        assert bool((x.grad[~mask] == 0).all())
+        assert bool((x.grad[mask] != 0).any())
+
+
+def test_gae_gradcheck() -> None:
+    rewards, values, mask = random_case(9, width=4)
+    assert torch.autograd.gradcheck(
+        lambda r, v: gae(r, v, mask, gamma=0.9, lam=0.7), (rewards.requires_grad_(), values.requires_grad_())
+    )
+
+
+# Whitening
+
+
+def test_whiten_golden_with_biased_variance() -> None:
+    mask = torch.tensor([[True, True], [True, False]])
+    x = torch.tensor([[1.0, 2.0], [6.0, NAN]], dtype=torch.float64)
+    # mean 3, deviations -2 -1 3, biased variance 14 / 3 (unbiased: 7)
+    sd = math.sqrt(14 / 3)
+    white = whiten(x, mask)
+    assert white.flatten().tolist() == pytest.approx([-2 / sd, -1 / sd, 3 / sd, 0.0])
+    scaled = whiten(x, mask, shift_mean=False)
+    assert scaled.flatten().tolist() == pytest.approx([3 - 2 / sd, 3 - 1 / sd, 3 + 3 / sd, 0.0])
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(st.integers(0, 10_000), st.floats(0.1, 50), st.floats(-5, 5))
+def test_whitened_entries_have_mean_zero_and_variance_one(seed: int, scale: float, shift: float) -> None:
+    x, _, mask = random_case(seed)
+    kept = whiten(scale * x + shift, mask)[mask]
+    assert float(kept.mean()) == pytest.approx(0.0, abs=1e-6)
+    assert float(kept.square().mean()) == pytest.approx(1.0, abs=1e-3)
+    assert torch.allclose(kept, whiten(x, mask)[mask], atol=1e-4)  # neither scale nor shift survives
+
+
+def test_whitening_ignores_what_is_off_the_mask() -> None:
+    x, _, mask = random_case(2)
+    dirty = x.masked_fill(~mask, 1e6).requires_grad_()
+    white = whiten(dirty, mask)
+    assert torch.equal(white, whiten(x, mask))
+    white.pow(3).sum().backward()
+    assert bool((dirty.grad[~mask] == 0).all())
+    assert bool((dirty.grad[mask] != 0).any())
+
+
+def test_whitening_equal_entries_gives_zeros_and_none_raises() -> None:
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    assert bool((whiten(torch.full((2, 3), 2.0), mask) == 0).all())  # (x - mean) / sqrt(0 + 1e-8)
+    with pytest.raises(ValueError, match="0 entries"):
+        whiten(torch.ones(2, 3), ~mask)
+
+
+def test_the_epsilon_stands_inside_the_root() -> None:
+    x = torch.tensor([[-1e-4, 1e-4]], dtype=torch.float64)
+    # variance 1e-8, so 1e-4 / sqrt(1e-8 + 1e-8) = 1 / sqrt(2)
+    white = whiten(x, torch.ones(1, 2, dtype=torch.bool))
+    assert white[0].tolist() == pytest.approx([-math.sqrt(0.5), math.sqrt(0.5)])

@@ -1,0 +1,134 @@
+"""The house: imports run one way, stages do not know each other, light things start light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "burnish"
+STAGES = {"labels", "reward", "policy", "monitor", "evaluate", "rehearse", "report"}
+FLOOR = {"objectives", "stats", "textstats", "records", "config", "errors", "randomness"}
+MIDDLE = {"models", "data", "runs", "checkpoints", "locks"}
+ABOVE = {"cli", "pipeline", "web", "docs"}
+LEVEL = {
+    **dict.fromkeys(FLOOR, 0),
+    **dict.fromkeys(MIDDLE, 1),
+    **dict.fromkeys(STAGES, 2),
+    "pipeline": 3,
+    "web": 3,
+}
+LEVEL |= {"cli": 4, "docs": 5}
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def imports() -> list[tuple[str, str, str]]:
+    """(file, importing room, imported room) for every import between rooms, those inside functions included."""
+    found = []
+    for file in ROOT.rglob("*.py"):
+        inside = room(".".join(["burnish", *file.relative_to(ROOT).with_suffix("").parts]))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [
+                    f"{node.module}.{a.name}" if node.module == "burnish" else node.module for a in node.names
+                ]
+            elif isinstance(node, ast.Import):
+                names = [a.name for a in node.names]
+            for name in names:
+                if name.startswith("burnish.") and room(name) != inside:
+                    found.append((str(file.relative_to(ROOT)), inside, room(name)))
+    return found
+
+
+def test_every_room_is_on_the_map() -> None:
+    rooms = {
+        p.stem for p in ROOT.iterdir() if (p.suffix == ".py" or p.is_dir()) and not p.name.startswith("_")
+    }
+    assert rooms - LEVEL.keys() == set()
+
+
+def test_imports_run_one_way() -> None:
+    allowed = {("models/load.py", "rehearse")}  # where the embedded model lies; a path, no code of the stage
+    wrong = [
+        (file, target)
+        for file, inside, target in imports()
+        if inside != "__init__" and LEVEL[target] > LEVEL[inside] and (file, target) not in allowed
+    ]
+    assert wrong == []
+
+
+def test_stages_do_not_import_each_other() -> None:
+    wrong = [(f, b) for f, a, b in imports() if a in STAGES and b in STAGES]
+    assert wrong == []
+
+
+def test_the_report_reads_only_files() -> None:
+    reads = {b for _, a, b in imports() if a == "report"}
+    assert reads <= {"runs", "records", "stats", "errors"}
+
+
+def test_the_guard_sees_no_model_and_no_monitor() -> None:
+    text = (ROOT / "policy" / "guard.py").read_text(encoding="utf-8")
+    assert "torch" not in text
+    assert "burnish.m" not in text.replace("burnish.records", "")
+
+
+def test_no_import_cycles_between_modules() -> None:
+    graph: dict[str, set[str]] = {}
+    for file in ROOT.rglob("*.py"):
+        name = ".".join(["burnish", *file.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        top = [n for n in tree.body if isinstance(n, ast.ImportFrom) and n.module]
+        graph[name] = {str(n.module) for n in top if str(n.module).startswith("burnish.")}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path, name])
+        if name not in done:
+            for target in graph.get(name, ()):
+                visit(target, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+LIGHT = [
+    "burnish",
+    "burnish.cli",
+    "burnish.config.loading",
+    "burnish.runs",
+    "burnish.data.store",
+    "burnish.data.preferences",
+    "burnish.report.page",
+    "burnish.report.summary",
+    "burnish.rehearse.world",
+    "burnish.rehearse.annotators",
+    "burnish.policy.guard",
+    "burnish.policy.kl_control",
+    "burnish.monitor.health",
+    "burnish.monitor.trackers",
+    "burnish.monitor.live",
+    "burnish.stats",
+]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_import_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(bool({{'torch', 'transformers'}} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_public_name_can_be_imported() -> None:
+    import burnish
+
+    for name in burnish.__all__:
+        assert getattr(burnish, name) is not None
