@@ -119,12 +119,12 @@ def _run(
 
 
 def _prepare_environment() -> None:
-    """Before torch is loaded: no telemetry, no hub progress bars, reproducible matrix products."""
+    """Before torch is loaded: no telemetry, no progress bars of other libraries."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("MKL_CBWR", "COMPATIBLE" if os.environ.get("BURNISH_STRICT_CPU") else "AUTO")
 
 
 @app.command()

@@ -94,10 +94,10 @@ class DPO:
                 label_smoothing=self.config.label_smoothing,
             )
             (losses.sum() / len(index)).backward()
-            total["loss"] += float(losses.sum()) / len(index)
+            total["loss"] += float(losses.detach().sum()) / len(index)
             total["accuracy"] += float((margins > 0).float().sum()) / len(index)
             total["margin"] += float(margins.sum()) / len(index)
-            total["chosen_logratio"] += float((chosen - ref_chosen).sum()) / len(index)
+            total["chosen_logratio"] += float((chosen.detach() - ref_chosen).sum()) / len(index)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         if not (math.isfinite(total["loss"]) and torch.isfinite(norm)):
             return {"skipped": 1.0, "learning_rate": rate}

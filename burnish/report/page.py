@@ -1,9 +1,151 @@
-"""report.html (placeholder until the page room is filled)."""
+"""report.html: one self-contained page, from the run directory alone."""
 
+from __future__ import annotations
+
+import json
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+
+from burnish.checkpoints import atomic_write
+from burnish.report.charts import (
+    calibration_chart,
+    dpo_charts,
+    interval_chart,
+    ppo_charts,
+)
+from burnish.report.summary import build_summary, read
+from burnish.runs import RunDirectory
+
+SAMPLES = 6
 
 
 def render_report(run_path: Path) -> Path:
-    page = run_path / "report.html"
-    page.write_text("<p>report</p>")
-    return page
+    """Write report.html; whatever the run has not come to yet is left out. Returns its path."""
+    run = RunDirectory.open(run_path)
+    summary = build_summary(run_path)
+    config = yaml.safe_load((run_path / "run.yaml").read_text(encoding="utf-8"))
+    evaluation = read(run_path / "evaluation.json")
+    examination = read(run_path / "reward" / "examination.json")
+    events = run.read_rows("events.jsonl")
+    environment = Environment(
+        loader=PackageLoader("burnish.report"), autoescape=select_autoescape(default=True), trim_blocks=True
+    )
+    charts = _Charts()
+    page = environment.get_template("report.html").render(
+        summary=summary,
+        verdict=verdict(summary),
+        checklist=summary["checklist"],
+        evaluation=evaluation,
+        win_rates=charts.add("Win rate against SFT", "", win_rate_chart(evaluation)) if evaluation else None,
+        examination=examination,
+        reward_charts=charts.many(reward_charts(examination)),
+        ppo_charts=charts.many(ppo_charts(run.read_rows("metrics/ppo.jsonl"), summary["ppo"]["kl_target"])),
+        dpo_charts=charts.many(dpo_charts(run.read_rows("metrics/dpo.jsonl"))),
+        decisions=[e for e in events if e["kind"] == "decision"],
+        alerts=[e for e in events if e["kind"] == "alert"],
+        labels=(run.read_rows("metrics/label.jsonl") or [None])[-1],
+        rejected=rejected(run, run_path),
+        configuration=yaml.safe_dump(config, sort_keys=False),
+        figures=Markup(charts.as_script()),
+        plotly=Markup(_plotly()),
+    )
+    atomic_write(run_path / "report.html", page)
+    return run_path / "report.html"
+
+
+def verdict(summary: dict[str, Any]) -> str:
+    """The first line: who ships, on what evidence, and how sure that is."""
+    champion = summary["champion"]
+    if champion is None:
+        return "This run has not come to a champion yet."
+    evaluation = summary["evaluation"]
+    judge = evaluation["judge"]
+    tail = " The result is provisional: no person and no independent judge has examined it." * summary["provisional"]
+    if champion == "sft":
+        return f"The champion is SFT: nothing surely beat it. {summary['reason'].capitalize()}.{tail}"
+    figures = evaluation[champion]
+    return (
+        f"The champion is {champion.upper()}: it wins {figures['win_rate']:.1%} against SFT "
+        f"(95 % interval {figures['ci_low']:.1%} to {figures['ci_high']:.1%}, {figures['n']} held-out prompts), "
+        f"judged by {_article(judge)}.{tail}"
+    )
+
+
+def _article(judge: str) -> str:
+    return judge if judge.startswith(("a ", "an ")) else f"a {judge}"
+
+
+def win_rate_chart(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Every policy's win rate by the examiner and, in a rehearsal, by the true preference."""
+    rows = []
+    for name, figures in evaluation["policies"].items():
+        for source, table in (
+            ("examiner", figures.get("test")),
+            ("equal length", figures.get("length_controlled")),
+            ("true preference", (evaluation["gold"] or {}).get(name)),
+        ):
+            if table:
+                rows.append((f"{name}, {source}", table["win_rate"], table["ci_low"], table["ci_high"]))
+    return interval_chart(rows, 0.5, "win rate against SFT")
+
+
+def reward_charts(examination: dict[str, Any] | None) -> list[tuple[str, str, dict[str, Any]]]:
+    """Accuracy of the models beside the trivial baselines, and calibration."""
+    if examination is None:
+        return []
+    models = [("ensemble", examination["accuracy"])]
+    models += [(f"member {k}", m["accuracy"]) for k, m in enumerate(examination["members"])]
+    models += [(r, examination[r]["accuracy"]) for r in ("watcher", "examiner") if examination.get(r)]
+    rows = [(name, a["value"], a["ci_low"], a["ci_high"]) for name, a in models]
+    rows += [(f"{name} wins", value, value, value) for name, value in examination["baselines"].items()]
+    best = max(examination["baselines"].values())
+    return [
+        (
+            "Held-out accuracy",
+            "With 95 % intervals; the dotted line is the best trivial rule.",
+            interval_chart(rows, best, "accuracy"),
+        ),
+        (
+            "Calibration",
+            f"Expected calibration error {examination['calibration']['ece']:.3f}.",
+            calibration_chart(examination["calibration"]["bins"]),
+        ),
+    ]
+
+
+def rejected(run: RunDirectory, run_path: Path) -> list[tuple[str, str, int]]:
+    """(file, reason, count) of every row that was not used."""
+    counts: dict[tuple[str, str], int] = {}
+    for file in sorted((run_path / "rejected").glob("*.jsonl")):
+        for row in run.read_rows(f"rejected/{file.name}"):
+            key = (file.stem, str(row["reason"]))
+            counts[key] = counts.get(key, 0) + 1
+    return [(stage, reason, n) for (stage, reason), n in counts.items()]
+
+
+class _Charts:
+    """Numbers the page's figures and keeps their data for the one script that draws them."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, Any] = {}
+
+    def add(self, title: str, note: str, figure: dict[str, Any]) -> dict[str, Any]:
+        key = f"chart-{len(self.figures)}"
+        self.figures[key] = figure
+        return {"id": key, "title": title, "note": note}
+
+    def many(self, charts: list[tuple[str, str, dict[str, Any]]]) -> list[dict[str, Any]]:
+        return [self.add(*chart) for chart in charts]
+
+    def as_script(self) -> str:
+        # "</" would end the script element early, whatever the JSON says.
+        return json.dumps(self.figures).replace("</", "<\\/")
+
+
+def _plotly() -> str:
+    return (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8").replace("</script", "<\\/script")

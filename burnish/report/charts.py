@@ -1,0 +1,226 @@
+"""Figures as Plotly JSON, from rows of metrics. No figure is drawn of what was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Okabe and Ito's colours: told apart by colour-blind readers, legible on white and on black.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARK = "#D55E00"
+
+Row = Mapping[str, Any]
+Figure = dict[str, Any]
+
+
+def line(
+    x: Sequence[float], y: Sequence[Any], name: str, colour: int = 0, *, dash: str = "solid", width: float = 2
+) -> Figure:
+    """One curve; gaps where a value is missing."""
+    style = {"color": COLOURS[colour % len(COLOURS)], "dash": dash, "width": width}
+    mode = "lines+markers" if any(v is None for v in y) else "lines"
+    return {
+        "type": "scatter",
+        "mode": mode,
+        "x": list(x),
+        "y": list(y),
+        "name": name,
+        "line": style,
+        "connectgaps": True,
+    }
+
+
+def figure(traces: list[Figure], y_title: str, x_title: str = "update", **layout: Any) -> Figure:
+    """Traces with the axes that every chart of the report shares."""
+    return {
+        "data": traces,
+        "layout": {
+            "xaxis": {"title": {"text": x_title}},
+            "yaxis": {"title": {"text": y_title}},
+            "showlegend": len([t for t in traces if t.get("showlegend", True)]) > 1,
+            **layout,
+        },
+    }
+
+
+def column(rows: Sequence[Row], name: str) -> list[Any]:
+    return [row.get(name) for row in rows]
+
+
+def ticks(rows: Sequence[Row]) -> list[int]:
+    """Updates in the order they were made: after a roll-back the step goes back, this does not."""
+    return list(range(1, len(rows) + 1))
+
+
+def rollback_marks(rows: Sequence[Row]) -> list[Figure]:
+    """Vertical lines where an attempt ended and the next began."""
+    return [
+        {
+            "type": "line",
+            "x0": i + 0.5,
+            "x1": i + 0.5,
+            "yref": "paper",
+            "y0": 0,
+            "y1": 1,
+            "line": {"color": MARK, "width": 1, "dash": "dash"},
+        }
+        for i in range(1, len(rows))
+        if rows[i]["attempt"] != rows[i - 1]["attempt"]
+    ]
+
+
+def ppo_charts(rows: Sequence[Row], kl_target: float) -> list[tuple[str, str, Figure]]:
+    """(title, what it tells, figure) for every curve of a PPO run."""
+    if not rows:
+        return []
+    x, marks = ticks(rows), rollback_marks(rows)
+    target = line([x[0], x[-1]], [kl_target, kl_target], "target", 4, dash="dot")
+    members = sorted(k for k in rows[0] if k.startswith("member_"))
+    found = [
+        (
+            "KL to SFT",
+            "Nats per response. It should settle at the target; the coefficient is what holds it there.",
+            figure(
+                [
+                    line(x, column(rows, "kl"), "measured", 0, width=1),
+                    line(x, column(rows, "kl_smoothed"), "smoothed", 0),
+                    target,
+                    {**line(x, column(rows, "kl_coef"), "coefficient (right)", 2), "yaxis": "y2"},
+                ],
+                "nats per response",
+                shapes=marks,
+                yaxis2={"overlaying": "y", "side": "right", "rangemode": "tozero", "showgrid": False},
+            ),
+        ),
+        (
+            "Reward",
+            "The ensemble in reference standard deviations; the watcher is never optimised against.",
+            figure(
+                [
+                    *(line(x, column(rows, m), m.replace("_", " "), 5, width=1) for m in members),
+                    line(x, column(rows, "score"), "ensemble", 0),
+                    line(x, column(rows, "watcher"), "watcher", 1),
+                ],
+                "score",
+                shapes=marks,
+            ),
+        ),
+        (
+            "Disagreement",
+            "Members' spread against a reference answer. Rising spread: the policy has left what they know.",
+            figure([line(x, column(rows, "spread"), "spread")], "sd", shapes=marks),
+        ),
+        (
+            "Length",
+            "Tokens with the end token. Steady growth with the reward is length hacking until shown otherwise.",
+            figure(
+                [
+                    line(x, column(rows, "length"), "mean length", 0),
+                    {**line(x, column(rows, "truncated"), "share cut off (right)", 1), "yaxis": "y2"},
+                ],
+                "tokens",
+                shapes=marks,
+                yaxis2={"overlaying": "y", "side": "right", "range": [0, 1], "showgrid": False},
+            ),
+        ),
+        (
+            "Entropy",
+            "Nats a token. A collapse means that answers have become alike.",
+            figure([line(x, column(rows, "entropy"), "entropy")], "nats a token", shapes=marks),
+        ),
+        (
+            "Step size",
+            "Share of clipped ratios and KL to the policy before each update.",
+            figure(
+                [
+                    line(x, column(rows, "clip_fraction"), "clipped share", 0),
+                    line(x, column(rows, "approx_kl"), "approximate KL", 1),
+                ],
+                "",
+                shapes=marks,
+            ),
+        ),
+        (
+            "Value function",
+            "Explained variance of the returns: towards 1 is good, under 0 is worse than a constant.",
+            figure([line(x, column(rows, "explained_variance"), "explained variance")], "", shapes=marks),
+        ),
+        (
+            "Gradient norm",
+            "Before clipping.",
+            figure([line(x, column(rows, "grad_norm"), "policy")], "norm", shapes=marks),
+        ),
+    ]
+    return found
+
+
+def dpo_charts(rows: Sequence[Row]) -> list[tuple[str, str, Figure]]:
+    """Loss, accuracy and the chosen response's log-ratio of a DPO run."""
+    if not rows:
+        return []
+    x = ticks(rows)
+    return [
+        (
+            "DPO loss and accuracy",
+            "Accuracy of the implicit reward on each batch.",
+            figure(
+                [line(x, column(rows, "loss"), "loss", 0), line(x, column(rows, "accuracy"), "accuracy", 1)], ""
+            ),
+        ),
+        (
+            "Chosen log-ratio",
+            "Falling far below 0 means that the chosen answers lose likelihood as well.",
+            figure([line(x, column(rows, "chosen_logratio"), "chosen")], "nats"),
+        ),
+    ]
+
+
+def interval_chart(rows: Sequence[tuple[str, float, float, float]], marker: float, x_title: str) -> Figure:
+    """Points with intervals, one row each, and a vertical line at `marker`. Rows are (name, value, low, high)."""
+    names = [r[0] for r in rows][::-1]
+    values = [r[1] for r in rows][::-1]
+    trace = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": values,
+        "y": names,
+        "marker": {"size": 10, "color": COLOURS[0]},
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [r[3] - r[1] for r in rows][::-1],
+            "arrayminus": [r[1] - r[2] for r in rows][::-1],
+            "thickness": 2,
+            "width": 0,
+        },
+    }
+    shape = {
+        "type": "line",
+        "x0": marker,
+        "x1": marker,
+        "yref": "paper",
+        "y0": 0,
+        "y1": 1,
+        "line": {"color": MARK, "dash": "dot", "width": 1.5},
+    }
+    return figure(
+        [trace], "", x_title, shapes=[shape], yaxis={"automargin": True, "type": "category"}, showlegend=False
+    )
+
+
+def calibration_chart(bins: Sequence[Row]) -> Figure:
+    """Accuracy against confidence; on the diagonal a model is as sure as it is right."""
+    x = [b["confidence"] for b in bins]
+    sizes = [max(6.0, min(22.0, b["n"] ** 0.5 * 1.5)) for b in bins]
+    points = {
+        "type": "scatter",
+        "mode": "markers+lines",
+        "x": x,
+        "y": [b["accuracy"] for b in bins],
+        "text": [f"{b['n']} pairs" for b in bins],
+        "marker": {"size": sizes, "color": COLOURS[0]},
+        "line": {"color": COLOURS[0], "width": 1},
+        "name": "ensemble",
+    }
+    diagonal = line([0.5, 1.0], [0.5, 1.0], "calibrated", 4, dash="dot")
+    return figure([points, diagonal], "accuracy", "confidence")
