@@ -18,7 +18,17 @@ from burnish.runs import RunDirectory, fingerprint
 
 
 def command(config: Path, folder: Path) -> list[str]:
-    return [sys.executable, "-m", "burnish.cli", "run", str(config), "--dir", str(folder), "--set", "threads=1"]
+    return [
+        sys.executable,
+        "-m",
+        "burnish.cli",
+        "run",
+        str(config),
+        "--dir",
+        str(folder),
+        "--set",
+        "threads=1",
+    ]
 
 
 def to_the_end(config: Path, folder: Path) -> float:
@@ -68,7 +78,9 @@ def main() -> None:
             found = fingerprint(folder)
             odd = [k for k in expected if expected[k] != found.get(k)]
             bad += bool(odd)
-            print(f"run {number}: killed in {', '.join(places)}; {'differs: ' + ', '.join(odd) if odd else 'same'}")
+            print(
+                f"run {number}: killed in {', '.join(places)}; {'differs: ' + ', '.join(odd) if odd else 'same'}"
+            )
     print(f"{a.kills // a.runs * a.runs} kills, {a.runs} runs, {bad} differ")
     sys.exit(bool(bad))
 

@@ -18,13 +18,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     a = parser.parse_args()
-    print("| seed | champion | examiner [95 %] | true preference [95 %] | KL / target | reward accuracy | s |")
+    print(
+        "| seed | champion | examiner [95 %] | true preference [95 %] | KL / target | reward accuracy | s |"
+    )
     print("|---|---|---|---|---|---|---|")
     misses = 0
     with tempfile.TemporaryDirectory() as room:
         for seed in a.seeds:
             folder = Path(room) / str(seed)
-            call = [sys.executable, "-m", "burnish.cli", "quickstart", "--set", f"seed={seed}", "--dir", str(folder)]
+            call = [
+                sys.executable,
+                "-m",
+                "burnish.cli",
+                "quickstart",
+                "--set",
+                f"seed={seed}",
+                "--dir",
+                str(folder),
+            ]
             subprocess.run(call, check=False, capture_output=True)
             s = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
             name = s["champion"]
@@ -32,7 +43,9 @@ def main() -> None:
             seconds = sum(stage["seconds"] or 0 for stage in s["stages"].values())
             if gold is None:
                 misses += 1
-                print(f"| {seed} | {name} | | | {ppo['kl_final']:.2f} / {ppo['kl_target']:g} | | {seconds:.0f} |")
+                print(
+                    f"| {seed} | {name} | | | {ppo['kl_final']:.2f} / {ppo['kl_target']:g} | | {seconds:.0f} |"
+                )
                 continue
             off = abs(ppo["kl_final"] / ppo["kl_target"] - 1) > 0.25 and not ppo["rollbacks"]
             misses += ours["ci_low"] <= 0.5 or gold["ci_low"] <= 0.5 or off

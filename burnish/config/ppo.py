@@ -22,9 +22,9 @@ class KLConfig(Section):
 class PPOConfig(Section):
     """Proximal policy optimisation."""
 
-    updates: int = Field(40, ge=0)
+    updates: int = Field(36, ge=0)
     batch_size: int = Field(64, ge=2)
-    epochs: int = Field(4, ge=1)
+    epochs: int = Field(3, ge=1)
     minibatches: int = Field(1, ge=1)
     micro_batch: int = Field(32, ge=1)  # rows per forward pass; frozen in run.yaml
     learning_rate: float | None = Field(None, ge=0)  # None: by mode; 0 freezes the policy

@@ -25,7 +25,7 @@ from burnish.records import Alert, Decision, Prompt, StepStats
 from burnish.rehearse import grammar, world
 from burnish.runs import RunDirectory
 
-DEFAULT_STORIES = 4000
+DEFAULT_STORIES = 2400
 
 
 @dataclass

@@ -164,7 +164,8 @@ def dpo_charts(rows: Sequence[Row]) -> list[tuple[str, str, Figure]]:
             "DPO loss and accuracy",
             "Accuracy of the implicit reward on each batch.",
             figure(
-                [line(x, column(rows, "loss"), "loss", 0), line(x, column(rows, "accuracy"), "accuracy", 1)], ""
+                [line(x, column(rows, "loss"), "loss", 0), line(x, column(rows, "accuracy"), "accuracy", 1)],
+                "",
             ),
         ),
         (

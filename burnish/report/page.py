@@ -65,7 +65,10 @@ def verdict(summary: dict[str, Any]) -> str:
         return "This run has not come to a champion yet."
     evaluation = summary["evaluation"]
     judge = evaluation["judge"]
-    tail = " The result is provisional: no person and no independent judge has examined it." * summary["provisional"]
+    tail = (
+        " The result is provisional: no person and no independent judge has examined it."
+        * summary["provisional"]
+    )
     if champion == "sft":
         return f"The champion is SFT: nothing surely beat it. {summary['reason'].capitalize()}.{tail}"
     figures = evaluation[champion]
@@ -148,4 +151,8 @@ class _Charts:
 
 
 def _plotly() -> str:
-    return (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8").replace("</script", "<\\/script")
+    return (
+        (files("plotly") / "package_data" / "plotly.min.js")
+        .read_text(encoding="utf-8")
+        .replace("</script", "<\\/script")
+    )

@@ -1,0 +1,60 @@
+"""DPO: it learns the preference, starts at a margin of zero, and continues bit-identically."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from burnish.config.dpo import DPOConfig
+from burnish.models.load import Codec
+from burnish.models.logprobs import make_policy
+from burnish.models.shared_base import Base, Top
+from burnish.policy.dpo import DPO
+from burnish.records import Preference, Prompt
+
+
+def make_dpo(base: Base, codec: Codec, prompts: list[Prompt], **config: object) -> DPO:
+    pairs = [Preference(p, " Zoe was happy and sang.", " Zoe was sad and wept.") for p in prompts[:24]]
+    settings = DPOConfig(**{"batch_size": 8, "micro_batch": 8, **config})  # type: ignore[arg-type]
+    return DPO(
+        policy=make_policy(Top(base), codec.pad_id),
+        reference=make_policy(Top(base, trainable=False), codec.pad_id),
+        codec=codec,
+        pairs=pairs,
+        config=settings,
+        learning_rate=1e-3,
+        seed=0,
+    )
+
+
+def test_it_starts_at_zero_margin_and_learns(base: Base, codec: Codec, prompts: list[Prompt]) -> None:
+    dpo = make_dpo(base, codec, prompts, epochs=3)
+    stats = list(dpo.updates())
+    assert len(stats) == dpo.steps == 9
+    assert stats[0]["margin"] == pytest.approx(0.0, abs=1e-4)
+    assert stats[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert stats[-1]["accuracy"] == 1.0
+    assert stats[-1]["margin"] > 0.1
+
+
+def test_label_smoothing_acts(base: Base, codec: Codec, prompts: list[Prompt]) -> None:
+    plain = list(make_dpo(base, codec, prompts, epochs=3, label_smoothing=0.0).updates())
+    smooth = list(make_dpo(base, codec, prompts, epochs=3, label_smoothing=0.3).updates())
+    assert smooth[-1]["loss"] > plain[-1]["loss"] + 0.02
+
+
+def test_it_continues_bit_identically(
+    base: Base, codec: Codec, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    whole = make_dpo(base, codec, prompts, epochs=2)
+    rows = [s.as_row() for s in whole.updates()]
+    first = make_dpo(base, codec, prompts, epochs=2)
+    updates = first.updates()
+    assert [next(updates).as_row() for _ in range(3)] == rows[:3]
+    first.save(tmp_path)
+    second = make_dpo(base, codec, prompts, epochs=2)
+    second.load(tmp_path, 3)
+    assert [s.as_row() for s in second.updates()] == rows[3:]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters, second.parameters, strict=True))

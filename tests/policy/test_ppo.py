@@ -1,0 +1,223 @@
+"""PPO on a problem whose optimum is known, its resume, and its behaviour when nothing may move."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from burnish.config.evaluate import MonitorConfig
+from burnish.config.ppo import GuardConfig, PPOConfig
+from burnish.errors import TrainingError
+from burnish.models.batches import pad_batch
+from burnish.models.heads import ScalarHead
+from burnish.models.load import Codec, make_codec
+from burnish.models.logprobs import make_policy
+from burnish.models.sequences import Sequences
+from burnish.models.shared_base import Base, Top
+from burnish.monitor.health import HealthMonitor
+from burnish.policy.guard import GuardState, guard_step
+from burnish.policy.kl_control import AdaptiveKLController
+from burnish.policy.ppo import PPO
+from burnish.policy.self_check import self_check
+from burnish.records import Prompt, Scores
+
+VOCABULARY = {"<pad>": 0, "<eos>": 1, "p": 2, "a": 3, "b": 4}
+
+
+def toy() -> tuple[Base, Codec]:
+    """A one-layer model over five tokens."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="p"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    config = LlamaConfig(
+        vocab_size=5,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    lm = LlamaForCausalLM(config)
+    codec = make_codec(fast, lm, None)
+    return Base(lm), codec
+
+
+def make_ppo(
+    base: Base,
+    codec: Codec,
+    *,
+    coef: float = 0.5,
+    rate: float = 0.01,
+    adaptive: bool = False,
+    **config: object,
+) -> PPO:
+    """PPO whose score is 1 for the token `a` and 0 for any other, responses one token long."""
+
+    def score(sequences: Sequences, prompts: Sequence[Prompt]) -> Scores:
+        hit = torch.tensor([float(VOCABULARY["a"] in r) for r in sequences.response_ids])
+        return Scores(hit, hit[:, None], torch.zeros_like(hit))
+
+    settings = {
+        "updates": 10,
+        "batch_size": 64,
+        "epochs": 2,
+        "whiten_advantages": False,
+        "missing_eos_penalty": 0.0,
+    }
+    full = PPOConfig(**{**settings, **config, "kl": {"adaptive": adaptive, "target": 1.0}})  # type: ignore[arg-type]
+    head = nn.Linear(base.hidden_size, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return PPO(
+        policy=make_policy(Top(base), codec.pad_id),
+        reference=make_policy(Top(base, trainable=False), codec.pad_id),
+        value=ScalarHead(Top(base), head),
+        codec=codec,
+        score=score,
+        prompts=[Prompt("p"), Prompt("p p"), Prompt("p p p")],
+        config=full,
+        controller=AdaptiveKLController(coef=coef, target=1.0, horizon=640),
+        max_tokens=1,
+        learning_rate=rate,
+        value_learning_rate=0.01,
+        seed=1,
+    )
+
+
+def first_token_distribution(ppo: PPO, which: str) -> torch.Tensor:
+    policy = getattr(ppo, which)
+    batch = pad_batch([[2]], [[3]], ppo.codec.pad_id)
+    with torch.no_grad():
+        return policy.logits(policy.response_hidden(batch))[0].softmax(-1)
+
+
+def test_ppo_finds_the_known_optimum() -> None:
+    """max E[r] - coef KL has the solution pi(t) = pi0(t) exp(r(t) / coef) / Z (r = 1 for `a`, else 0)."""
+    base, codec = toy()
+    ppo = make_ppo(base, codec, coef=0.5, updates=250, rate=0.03)
+    for _ in ppo.updates():
+        pass
+    start = first_token_distribution(ppo, "reference")
+    tilted = start * torch.tensor([1.0, 1.0, 1.0, math.exp(1 / 0.5), 1.0])
+    expected = tilted / tilted.sum()
+    assert expected[3] - start[3] > 0.2, "the optimum lies away from the start"
+    assert torch.allclose(first_token_distribution(ppo, "policy"), expected, atol=0.02)
+
+
+def test_first_update_starts_at_ratio_one_and_kl_zero() -> None:
+    base, codec = toy()
+    stats = next(make_ppo(base, codec, epochs=1).updates())
+    assert stats["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert stats["clip_fraction"] == 0.0
+    assert stats["approx_kl"] == pytest.approx(0.0, abs=1e-9)
+    assert stats["sampling_gap"] < 1e-5
+
+
+def test_micro_batches_change_nothing_but_rounding() -> None:
+    figures = []
+    for size in (64, 8):
+        base, codec = toy()
+        ppo = make_ppo(base, codec, micro_batch=size, updates=3)
+        figures.append([s.values for s in ppo.updates()])
+    for whole, parts in zip(*figures, strict=True):
+        assert {k: pytest.approx(v, abs=2e-4, rel=1e-3) for k, v in whole.items()} == parts
+
+
+def test_save_and_load_continue_bit_identically(tmp_path: Path) -> None:
+    base, codec = toy()
+    whole = make_ppo(base, codec, updates=6, adaptive=True)
+    rows = [s.as_row() for s in whole.updates()]
+    first = make_ppo(base, codec, updates=3, adaptive=True)
+    assert [s.as_row() for s in first.updates()] == rows[:3]
+    first.save(tmp_path)
+    second = make_ppo(base, codec, updates=6, adaptive=True)
+    second.load(tmp_path)
+    second.load_state_dict(first.state_dict())
+    assert [s.as_row() for s in second.updates()] == rows[3:]
+    for a, b in zip(whole.policy_parameters, second.policy_parameters, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_new_attempt_draws_new_randomness() -> None:
+    base, codec = toy()
+    one, two = make_ppo(base, codec), make_ppo(base, codec)
+    two.restart(0.5, attempt=1)
+    assert two.learning_rate == one.learning_rate / 2
+    assert one.collect(1).rollout.response_ids != two.collect(1).rollout.response_ids
+
+
+def test_a_frozen_policy_leaves_guard_and_coefficient_alone() -> None:
+    """Learning rate 0 for 100 updates: nothing to find, so nothing may be found."""
+    base, codec = toy()
+    ppo = make_ppo(base, codec, coef=0.3, rate=0.0, adaptive=True, updates=100)
+    health, state = HealthMonitor(MonitorConfig(), 1.0), GuardState()
+    before = {n: t.clone() for n, t in ppo.policy.top.trained_state().items()}
+    for stats in ppo.updates():
+        step = guard_step(state, stats, health.observe(stats), ppo.tick, GuardConfig())
+        state = step.state
+        assert step.action == "none"
+    assert ppo.step == 100
+    assert ppo.controller.coef == 0.3
+    assert all(torch.equal(before[n], t) for n, t in ppo.policy.top.trained_state().items())
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted() -> None:
+    base, codec = toy()
+    ppo = make_ppo(base, codec, updates=1, epochs=2)
+    before = [p.clone() for p in ppo.policy_parameters]
+    good = ppo.score
+    ppo.score = lambda s, p: Scores(
+        *(x * math.inf for x in (good(s, p).scores, good(s, p).members)), torch.zeros(64)
+    )
+    experience = ppo.collect(1)
+    figures = ppo.improve(experience)
+    assert figures["skipped"] == 2
+    assert all(torch.equal(a, b) for a, b in zip(before, ppo.policy_parameters, strict=True))
+
+
+def test_the_score_stands_on_the_last_token_and_cut_off_answers_pay() -> None:
+    base, codec = toy()
+    ppo = make_ppo(base, codec, coef=1e-4, missing_eos_penalty=1.0)
+    experience = ppo.collect(1)
+    rewards = experience.returns[:, 0]
+    for ids, value in zip(experience.rollout.response_ids, rewards.tolist(), strict=True):
+        expected = (1.0 if ids == [3] else 0.0) - (0.0 if ids == [1] else 1.0)
+        assert value == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_self_check_refuses_a_policy_that_is_not_the_reference() -> None:
+    base, codec = toy()
+    ppo = make_ppo(base, codec)
+    with torch.no_grad():
+        ppo.policy_parameters[0].add_(0.5 * torch.randn(ppo.policy_parameters[0].shape))
+    with pytest.raises(TrainingError, match="before the first update"):
+        self_check(ppo.policy, ppo.reference, codec, ppo.prompts, max_tokens=4, seed=0)
+
+
+def test_the_self_check_refuses_a_sampler_at_another_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, codec = toy()
+    ppo = make_ppo(base, codec)
+    import burnish.policy.self_check as module
+
+    plain = module.sample_rollout
+
+    def warmer(policy, *args, **kwargs):  # type: ignore[no-untyped-def]
+        policy.temperature = 0.5
+        rollout = plain(policy, *args, **kwargs)
+        policy.temperature = 1.0
+        return rollout
+
+    monkeypatch.setattr(module, "sample_rollout", warmer)
+    with pytest.raises(TrainingError, match="temperature"):
+        self_check(ppo.policy, ppo.reference, codec, ppo.prompts, max_tokens=4, seed=0)

@@ -1,0 +1,115 @@
+"""Reward models: aggregation by hand, an ensemble that learns, an honest examination."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from burnish.config.reward import RewardConfig
+from burnish.errors import TrainingError
+from burnish.models.heads import new_reward_head, raw_scores
+from burnish.models.load import Codec
+from burnish.models.shared_base import Base
+from burnish.records import Preference, Prompt
+from burnish.reward.ensemble import aggregate, normalisation, pair_spread
+from burnish.reward.examine import error_correlation, examine, watcher_verdict
+from burnish.reward.train import EncodedPairs, pair_order, train_reward_model
+
+MEMBERS = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 3.0]])
+REFERENCE = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+
+
+def test_mean() -> None:
+    scores, spread = aggregate(MEMBERS, REFERENCE, "mean")
+    assert scores.tolist() == [2.0, 1.0]
+    # d = (1, 2, 3): variance 2/3; d = (-1, -1, 2): mean 0, variance 2
+    assert spread.tolist() == pytest.approx([(2 / 3) ** 0.5, 2**0.5])
+
+
+def test_min_is_the_worst_difference_on_the_mean_reference() -> None:
+    assert aggregate(MEMBERS, REFERENCE, "min")[0].tolist() == [1.0, 0.0]  # 1 + 0; -1 + 1
+
+
+def test_uwo_subtracts_variance_per_reference_variance() -> None:
+    scores, _ = aggregate(MEMBERS, REFERENCE, "uwo", uwo_lambda=0.5, reference_variance=2.0)
+    assert scores.tolist() == pytest.approx([2 - 0.5 * (2 / 3) / 2, 1 - 0.5 * 2 / 2])
+
+
+@pytest.mark.parametrize("how", ["min", "uwo"])
+def test_a_members_offset_per_prompt_does_not_count_as_disagreement(how: str) -> None:
+    offset = torch.tensor([[5.0, -5.0, 0.0], [0.0, 0.0, 0.0]])
+    plain, spread = aggregate(MEMBERS, REFERENCE, how)
+    moved, spread_again = aggregate(MEMBERS + offset, REFERENCE + offset, how)
+    assert torch.allclose(plain, moved)
+    assert torch.allclose(spread, spread_again)
+
+
+def test_normalisation_and_a_constant_member() -> None:
+    mean, sd = normalisation(torch.tensor([[0.0, 1.0], [2.0, 5.0]]))
+    assert mean.tolist() == [1.0, 3.0]
+    assert sd.tolist() == [1.0, 2.0]
+    with pytest.raises(TrainingError, match="member 1"):
+        normalisation(torch.tensor([[0.0, 4.0], [2.0, 4.0]]))
+
+
+def test_pair_spread() -> None:
+    # pair 1: d = (1, 3) variance 1; pair 2: d = (2, 2) variance 0
+    assert pair_spread(torch.tensor([[1.0, 3.0], [2.0, 2.0], [0.0, 0.0], [0.0, 0.0]])) == 0.5
+
+
+def pairs_of(prompts: list[Prompt], n: int) -> list[Preference]:
+    return [
+        Preference(p, f" {p.text.split()[0]} was happy.", " It was sad and full of pain.", 1.0, str(i))
+        for i, p in enumerate(prompts[:n])
+    ]
+
+
+def test_members_differ_in_head_order_and_bootstrap() -> None:
+    config = RewardConfig()
+    assert pair_order(50, config, 0, "member-0") != pair_order(50, config, 0, "member-1")
+    assert pair_order(50, config, 0, "member-0") == pair_order(50, config, 0, "member-0")
+    assert len(set(pair_order(50, config, 0, "member-0"))) < 50
+    plain = config.model_copy(update={"bootstrap": False})
+    assert sorted(pair_order(50, plain, 0, "member-0")) == list(range(50))
+
+
+def test_a_reward_model_learns_what_is_preferred(base: Base, codec: Codec, prompts: list[Prompt]) -> None:
+    data = EncodedPairs(base, codec, pairs_of(prompts, 48))
+    model = new_reward_head(base, 0, "member-0", layers="all", dropout=0.1)
+    config = RewardConfig(batch_size=8, epochs=2)
+    stats = list(train_reward_model(model, data, config, learning_rate=2e-3, seed=0, member="member-0"))
+    assert len(stats) == 12
+    assert not model.training
+    chosen, rejected = raw_scores(model, data.sequences, 16).chunk(2)
+    assert (chosen > rejected).float().mean() > 0.95
+    assert abs(float((chosen + rejected).mean())) < 2.0
+
+
+def test_examination_by_hand() -> None:
+    prompt = Prompt("p")
+    pairs = [
+        Preference(prompt, "a b c", "a", 1.0, "x"),
+        Preference(prompt, "a", "a b", 1.0, "y"),
+        Preference(prompt, "a b", "a c", 1.0, "z"),
+    ]
+    chosen = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+    report = examine(pairs, torch.cat([chosen, torch.zeros(3, 2)]), {"x": "a b c", "y": "a b", "z": "a c"})
+    assert report["accuracy"]["value"] == pytest.approx(1 / 3)  # margins 1, 0, -1: a tie is not right
+    assert [m["accuracy"]["value"] for m in report["members"]] == pytest.approx([2 / 3, 1 / 3])
+    assert report["baselines"] == pytest.approx({"longer": 0.5, "shorter": 0.5, "first": 1 / 3})
+    assert report["accuracy"]["n"] == 3
+
+
+def test_error_correlation() -> None:
+    same = torch.tensor([[True, True], [False, False], [True, True], [False, False]])
+    assert error_correlation(same) == pytest.approx(1.0)
+    assert error_correlation(same[:, :1]) is None
+    assert error_correlation(torch.zeros(4, 2, dtype=torch.bool)) is None
+
+
+def test_a_watcher_is_armed_only_when_it_beats_every_baseline() -> None:
+    report = {"accuracy": {"ci_low": 0.58}}
+    assert watcher_verdict(report, {"longer": 0.55, "first": 0.5})["armed"]
+    out = watcher_verdict(report, {"longer": 0.62, "first": 0.5})
+    assert not out["armed"]
+    assert "longer" in out["reason"]
