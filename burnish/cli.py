@@ -12,12 +12,16 @@ import typer
 
 from burnish.errors import BurnishError
 
-EXIT_CHAMPION_IS_SFT = 2
+EXIT_CHAMPION_IS_SFT = 10
 """The run finished, but nothing beat SFT: a code of its own."""
+EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-EXIT_CODES = """Exit codes: 0 done; 1 other error; 2 finished, but nothing beat SFT; 3 configuration; 4 data;
-5 run directory; 6 model; 7 training; 130 interrupted (the run can be continued)."""
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""What a mistyped command raises; the class that has it is Typer's own business."""
+
+EXIT_CODES = """Exit codes: 0 done; 1 other error; 2 mistyped command; 3 configuration; 4 data; 5 run directory;
+6 model; 7 training; 10 finished, but nothing beat SFT; 130 interrupted (the run can be continued)."""
 
 app = typer.Typer(
     help=f"Burnish: from preference pairs to a proven champion.\n\n{EXIT_CODES}",
@@ -181,6 +185,56 @@ def init(
 
 
 @app.command()
+def doctor(
+    config: ConfigArg = None,
+    sets: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Look at data, model and machine before a run: lengths, leakage, length bias, memory, time."""
+    from dataclasses import asdict
+
+    from burnish.config.loading import load_config
+
+    loaded = load_config(config, sets)
+    _prepare_environment()
+    from burnish.pipeline.doctor import examine_setup
+
+    findings = examine_setup(loaded)
+    if as_json:
+        print(json.dumps([asdict(f) for f in findings], indent=1))
+        return
+    for f in findings:
+        mark = {True: "ok", False: "look", None: "-"}[f.ok]
+        print(f"{mark:<5}{f.check:<26}{f.evidence}")
+
+
+@app.command()
+def export(
+    directory: RunArg,
+    path: Annotated[Path, typer.Argument(help="File to write: .jsonl, .jsonl.gz or .parquet.")],
+    conversational: Annotated[bool, typer.Option(help="Write lists of messages.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run's labelled pairs as Hugging Face preference data."""
+    from burnish.data.preferences import write_preferences
+    from burnish.data.store import LabelStore
+    from burnish.errors import DataError
+
+    file = directory / "labels.sqlite"
+    if not file.exists():
+        raise DataError(f"{directory} has no labels yet; run `burnish label` first")
+    with LabelStore(file) as store:
+        pairs, counts = store.preferences(), store.consensus_report()
+    write_preferences(pairs, path, conversational=conversational)
+    result = {"file": str(path), "pairs": len(pairs), **counts}
+    print(
+        json.dumps(result)
+        if as_json
+        else f"Wrote {len(pairs)} pairs to {path} ({counts['ties']} ties left out)"
+    )
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of the configuration."""
     from burnish.config.loading import json_schema
@@ -222,17 +276,21 @@ def _summary_text(summary: dict[str, Any], path: Path) -> str:
 def main() -> None:
     """Entry point: errors that are the user's to mend become one message; tracebacks only with --verbose."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        # Typer returns the code of `Exit` here, and 130 for Ctrl-C, instead of raising.
+        code = app(standalone_mode=False) or 0
+    except UsageError as error:
+        print(f"burnish: {error}; `burnish --help` lists the commands", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
     except BurnishError as error:
         if STATE["verbose"]:
             raise
         print(f"burnish: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_INTERRUPTED
+    if code == EXIT_INTERRUPTED:
         print("burnish: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

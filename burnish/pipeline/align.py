@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from burnish.checkpoints import atomic_write
-from burnish.errors import ConfigError
 from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Top, save_policy
@@ -257,13 +256,10 @@ def reference_sd(ensemble: RewardEnsemble, normalised: torch.Tensor) -> float:
 def new_value(ctx: Context, ensemble: RewardEnsemble) -> ScalarHead:
     """A value function: the first reward member with its score normalised, or a zero head on a fresh top."""
     how = ctx.config.ppo.value_init
+    if how == "auto":
+        how = "zero" if ctx.config.model.layers == "lora" else "reward_model"
     head = nn.Linear(ctx.base.hidden_size, 1)
     if how == "reward_model":
-        if ctx.config.model.layers == "lora":
-            raise ConfigError(
-                "ppo.value_init='reward_model' needs whole layers, but model.layers is 'lora'; "
-                "use ppo.value_init=zero"
-            )
         member = load_head(ctx, "member-0", trainable=True)
         with torch.no_grad():
             head.weight.copy_(member.head.weight / ensemble.sd[0])

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from statistics import mean, stdev
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from burnish.checkpoints import atomic_write
 from burnish.evaluate.champion import Candidate, choose_champion
 from burnish.evaluate.winrate import Examiner, head_to_head, win_rate
+from burnish.models.heads import raw_scores
 from burnish.models.logprobs import Policy, response_kl
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
@@ -164,12 +166,15 @@ def build_examiner(ctx: Context) -> tuple[str, Examiner]:
         return f"panel of {PANEL_SIZE} fresh simulated annotators", votes
     model = load_head(ctx, "examiner")
 
+    @cache
+    def score(prompt: Prompt, text: str) -> float:
+        encoded, response = ctx.codec.encode_prompt(prompt), ctx.codec.encode_response(text)
+        sequences = Sequences(ctx.base, [encoded], [response], ctx.codec.pad_id)
+        return float(raw_scores(model, sequences, 1))
+
     def judge(prompt: Prompt, first: str, second: str) -> float:
-        encoded = ctx.codec.encode_prompt(prompt)
-        responses = [ctx.codec.encode_response(t) for t in (first, second)]
-        sequences = Sequences(ctx.base, [encoded, encoded], responses, ctx.codec.pad_id)
-        with torch.no_grad():
-            a, b = model.score(sequences.batch([0, 1])).tolist()
+        # A score does not depend on what stands beside it, so both orders ask for the same two scores.
+        a, b = score(prompt, first), score(prompt, second)
         return 1.0 if a > b else 0.0 if a < b else 0.5
 
     return "a reward model trained on pairs of its own", judge

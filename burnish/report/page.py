@@ -48,7 +48,7 @@ def render_report(run_path: Path) -> Path:
         dpo_charts=charts.many(dpo_charts(run.read_rows("metrics/dpo.jsonl"))),
         decisions=[e for e in events if e["kind"] == "decision"],
         alerts=[e for e in events if e["kind"] == "alert"],
-        labels=(run.read_rows("metrics/label.jsonl") or [None])[-1],
+        labels=next(iter(run.read_rows("metrics/label.jsonl")), None),
         rejected=rejected(run, run_path),
         configuration=yaml.safe_dump(config, sort_keys=False),
         figures=Markup(charts.as_script()),

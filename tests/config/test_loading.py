@@ -1,0 +1,94 @@
+"""Configuration: what is said wrongly is answered with the key, the rule and the next step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from burnish.config import RunConfig
+from burnish.config.loading import dump_yaml, json_schema, known_keys, load_config
+from burnish.config.model import ModelConfig
+from burnish.config.rates import learning_rate
+from burnish.config.template import template
+from burnish.errors import ConfigError
+
+
+def file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_overrides_and_numbers_as_people_write_them(tmp_path: Path) -> None:
+    path = file(tmp_path, "ppo:\n  learning_rate: 1e-6\n")
+    config = load_config(path, ["ppo.kl.target=3", "seed=4", "model.layers=top:2"])
+    assert (config.ppo.learning_rate, config.ppo.kl.target, config.seed) == (1e-6, 3.0, 4)
+    assert load_config(None, ["ppo.learning_rate=2.5E-5"]).ppo.learning_rate == 2.5e-5
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    assert load_config(file(tmp_path, "")) == load_config(None) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "ppo:\n  learning_rte: 1\n",
+            r"unknown key ppo.learning_rte \(line 2\); did you mean ppo.learning_rate",
+        ),
+        ("kl_target: 3\n", "did you mean ppo.kl.target"),
+        ("rewrad:\n  members: 3\n", "did you mean reward"),
+        ("ppo:\n  updates: 1\n  updates: 2\n", r"'updates' stands twice \(line 3\)"),
+        ("ppo:\n  updates: many\n", "ppo.updates='many'"),
+        (
+            "ppo:\n  batch_size: 64\n  minibatches: 6\n",
+            "ppo.minibatches=6 must divide ppo.batch_size=64; try",
+        ),
+        ("model:\n  layers: bottom\n", "use 'all', 'lora' or 'top:N'"),
+        ("- a\n- b\n", "must map section names"),
+        ("ppo: [\n", "line 2"),
+    ],
+)
+def test_mistakes_are_answered(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(file(tmp_path, text))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    file(tmp_path, "")
+    with pytest.raises(ConfigError, match=r"did you mean c\.yaml"):
+        load_config(tmp_path / "cc.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"seed: 1\nname: caf\xe9\n")
+    with pytest.raises(ConfigError, match="line 2: not UTF-8"):
+        load_config(tmp_path / "latin.yaml")
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        load_config(None, ["ppo"])
+
+
+@pytest.mark.parametrize("kind", ["rehearsal", "real"])
+def test_the_template_runs_as_it_stands_and_names_every_key(tmp_path: Path, kind: str) -> None:
+    text = template(kind)  # type: ignore[arg-type]
+    loaded = load_config(file(tmp_path, text))
+    assert loaded.name in ("rehearsal", "align")
+    listed = yaml.safe_load(text.split("#\n", 1)[1].replace("# ", "", 1).replace("\n# ", "\n"))
+    assert RunConfig.model_validate(listed) == RunConfig()
+    for key in known_keys():
+        assert key.split(".")[-1] in text
+
+
+def test_dump_loads_back(tmp_path: Path) -> None:
+    config = load_config(None, ["ppo.kl.target=2", "monitor.trackers=[]"])
+    assert load_config(file(tmp_path, dump_yaml(config))) == config
+
+
+def test_schema_knows_the_sections() -> None:
+    assert {"ppo", "reward", "guard", "evaluate"} <= json_schema()["properties"].keys()
+
+
+def test_rates_by_mode() -> None:
+    assert learning_rate("ppo", ModelConfig(path="x")) == 1e-6
+    assert 1e-5 <= learning_rate("ppo", ModelConfig(path="x", layers="lora")) <= 1e-4
+    assert learning_rate("ppo", ModelConfig()) == 3e-4

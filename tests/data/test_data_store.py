@@ -1,0 +1,104 @@
+"""The label store: content ids, append-only labels, stored orientation, consensus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from burnish.data.store import LabelStore
+from burnish.records import Comparison, Label, Message, Prompt, Response
+
+
+def comparison(n: int = 0) -> Comparison:
+    return Comparison(
+        Prompt(f"prompt {n}"), Response("one", "policy", True), Response("two", "policy", False)
+    )
+
+
+@given(st.text(min_size=1), st.text(min_size=1), st.text(min_size=1))
+def test_ids_depend_on_content_and_not_on_sides(prompt: str, a: str, b: str) -> None:
+    one = Comparison(Prompt(prompt), Response(a), Response(b))
+    assert one.id == Comparison(Prompt(prompt), Response(b, "other"), Response(a), round=3).id
+    assert one.id != Comparison(Prompt(prompt + "!"), Response(a), Response(b)).id
+
+
+def test_round_trip_keeps_everything(tmp_path: Path) -> None:
+    chat = Prompt.from_messages(
+        [Message("user", "hello"), Message("assistant", "hé"), Message("user", "日本")]
+    )
+    given_ = [comparison(), Comparison(chat, Response("x"), Response("y", "b", None), round=2)]
+    with LabelStore(tmp_path / "l.sqlite") as store:
+        assert store.add_comparisons(given_) == 2
+    with LabelStore(tmp_path / "l.sqlite") as store:
+        assert list(store.comparisons()) == given_
+        assert list(store.comparisons(round=2)) == given_[1:]
+
+
+def test_adding_twice_adds_once(tmp_path: Path) -> None:
+    store = LabelStore(tmp_path / "l.sqlite")
+    c = comparison()
+    label = Label(c.id, "ann", 1.0, "human", strength=2.0, seconds=3.0, cost=0.1)
+    assert store.add_comparisons([c, c]) == 1
+    assert store.add_comparisons([c]) == 0
+    assert store.add_labels([label]) == 1
+    assert store.add_labels([label, Label(c.id, "ann", 0.0, "human")]) == 0
+    assert store.add_labels([label], round=1) == 1
+    assert next(store.labels([c.id])) == label
+
+
+def test_the_stored_order_stays(tmp_path: Path) -> None:
+    store = LabelStore(tmp_path / "l.sqlite")
+    c = comparison()
+    store.add_comparisons([c])
+    swapped = Comparison(c.prompt, c.second, c.first)
+    assert store.add_comparisons([swapped]) == 0
+    assert store.stored(swapped).first == c.first
+    assert store.stored(comparison(9)) == comparison(9)
+
+
+@pytest.mark.parametrize("statement", ["UPDATE labels SET preference = 0", "DELETE FROM labels"])
+def test_labels_cannot_be_changed_or_deleted(tmp_path: Path, statement: str) -> None:
+    store = LabelStore(tmp_path / "l.sqlite")
+    c = comparison()
+    store.add_comparisons([c])
+    store.add_labels([Label(c.id, "a", 1.0, "human")])
+    with pytest.raises(IntegrityError, match="append-only"), store.engine.begin() as connection:
+        connection.execute(text(statement))
+    assert store.count()["labels"] == 1
+
+
+def test_a_label_needs_a_comparison_and_a_probability(tmp_path: Path) -> None:
+    store = LabelStore(tmp_path / "l.sqlite")
+    store.add_comparisons([comparison()])
+    with pytest.raises(IntegrityError):
+        store.add_labels([Label("nowhere", "a", 1.0, "human")])
+    with pytest.raises(IntegrityError):
+        store.add_labels([Label(comparison().id, "a", 1.5, "human")])
+    assert store.count()["labels"] == 0
+
+
+def test_consensus_counts_ties_and_the_unlabelled(tmp_path: Path) -> None:
+    store = LabelStore(tmp_path / "l.sqlite")
+    cs = [comparison(n) for n in range(4)]
+    store.add_comparisons(cs)
+    votes = {0: [1, 1, 0], 1: [0], 2: [1, 0]}
+    store.add_labels(
+        [Label(cs[n].id, f"a{i}", float(v), "human") for n, vs in votes.items() for i, v in enumerate(vs)]
+    )
+    first, second = store.preferences()
+    assert (first.chosen, first.rejected, first.confidence) == ("one", "two", pytest.approx(2 / 3))
+    assert (second.chosen, second.confidence) == ("two", 1.0)
+    report = store.consensus_report()
+    assert (report["labelled"], report["ties"], report["unlabelled"]) == (3, 1, 1)
+
+
+def test_sqlite_runs_in_wal_mode(tmp_path: Path) -> None:
+    store = LabelStore(tmp_path / "l.sqlite")
+    with store.engine.connect() as connection:
+        assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+        assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1

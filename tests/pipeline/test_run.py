@@ -1,0 +1,243 @@
+"""Whole runs: what they leave, that they go on where they were killed, and how they fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, burnish
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from burnish.data.preferences import read_preferences
+from burnish.data.store import LabelStore
+from burnish.runs import RunDirectory, fingerprint
+
+pytestmark = pytest.mark.e2e
+
+
+def test_the_summary_holds_what_it_promises(short_run: Path) -> None:
+    s = json.loads((short_run / "summary.json").read_text())
+    assert s["champion"] in ("sft", "ppo", "dpo")
+    assert [i["item"] for i in s["checklist"]][:2] == [
+        "10,000 or more preference pairs",
+        "an ensemble of three reward models",
+    ]
+    assert s["checklist"][0]["ok"] is False
+    assert s["checklist"][1]["ok"] is True
+    assert s["reward"]["members"] == 3
+    assert (
+        s["reward"]["accuracy"]["ci_low"]
+        < s["reward"]["accuracy"]["value"]
+        < s["reward"]["accuracy"]["ci_high"]
+    )
+    assert s["ppo"]["state"] == "finished"
+    assert s["ppo"]["kl_final"] >= 0
+    assert s["ppo"]["kl_target"] == 3
+    assert s["fallback"] == {"triggered": False, "reason": None}
+    for policy in ("ppo", "dpo", "best_of_2"):
+        figures = s["evaluation"][policy]
+        assert figures["ci_low"] <= figures["win_rate"] <= figures["ci_high"]
+        assert figures["n"] == 48
+        assert s["gold"][policy]["n"] == 48
+    assert s["evaluation"]["sft"]["mean_length"] > 1
+    assert all(stage["seconds"] is not None for n, stage in s["stages"].items() if n != "report")
+
+
+def test_every_update_carries_kl_and_reward(short_run: Path) -> None:
+    rows = RunDirectory.open(short_run).read_rows("metrics/ppo.jsonl")
+    assert [r["step"] for r in rows] == list(range(1, 7))
+    names = "kl kl_k3 kl_coef score member_0 member_1 member_2 spread length truncated entropy clip_fraction approx_kl"
+    for row in rows:
+        assert set(names.split()) <= row.keys()
+        assert row["kl_k3"] >= 0
+        assert row["sampling_gap"] < 1e-3
+    assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert "watcher" in rows[0]
+
+
+def test_artefacts_are_plain_models(short_run: Path) -> None:
+    policy = AutoModelForCausalLM.from_pretrained(short_run / "ppo")
+    tokenizer = AutoTokenizer.from_pretrained(short_run / "ppo")
+    inputs = tokenizer("One day, Zoe had a red ball.", return_tensors="pt")
+    out = policy.generate(**inputs, max_new_tokens=12, do_sample=True)
+    assert out.shape[1] > inputs["input_ids"].shape[1]
+    member = AutoModelForSequenceClassification.from_pretrained(short_run / "reward" / "member-0")
+    assert member.config.num_labels == 1
+    assert member.config.pad_token_id not in (None, member.config.eos_token_id)
+    with torch.no_grad():
+        assert torch.isfinite(member(**inputs).logits).all()
+    assert not [p for p in short_run.rglob("*") if p.suffix in (".bin", ".pt", ".pkl", ".pickle")]
+    assert (short_run / "champion" / "README.md").read_text().count("SFT") >= 1
+    assert load_file(short_run / "champion" / "model.safetensors")
+
+
+def test_members_differ(short_run: Path) -> None:
+    heads = [
+        load_file(short_run / "reward" / f"member-{k}" / "model.safetensors")["score.weight"]
+        for k in range(3)
+    ]
+    assert not torch.allclose(heads[0], heads[1])
+    assert not torch.allclose(heads[1], heads[2])
+
+
+def test_a_finished_run_is_left_alone(short_run: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in short_run.rglob("*") if p.is_file() and "sqlite" not in p.name}
+    burnish("run", "examples/short.yaml", "--dir", str(short_run), "--set", "threads=1")
+    touched = [str(p) for p, t in before.items() if p.stat().st_mtime_ns != t and p.name != "run.yaml"]
+    assert touched == []
+
+
+def test_status_and_json(short_run: Path) -> None:
+    done = burnish("status", str(short_run), "--json")
+    states = json.loads(done.stdout)["stages"]
+    assert set(states.values()) == {"done"}
+    assert list(states) == ["sft", "collect", "label", "reward", "align", "evaluate", "report"]
+
+
+def test_a_changed_key_redoes_what_depends_on_it_and_says_so(short_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(short_run, copy)
+    members = fingerprint(copy)["reward"]
+    done = burnish(
+        "run", "examples/short.yaml", "--dir", str(copy), "--set", "threads=1", "--set", "evaluate.n_test=40"
+    )
+    assert "evaluate.n_test 48 -> 40; will be done again: evaluate, report" in done.stderr
+    assert json.loads((copy / "summary.json").read_text())["evaluation"]["ppo"]["n"] == 40
+    assert fingerprint(copy)["reward"] == members
+
+
+def test_changed_labelling_sets_the_old_labels_aside(short_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(short_run, copy)
+    burnish(
+        "label",
+        "examples/short.yaml",
+        "--dir",
+        str(copy),
+        "--set",
+        "threads=1",
+        "--set",
+        "label.labels_per_pair=2",
+    )
+    with LabelStore(copy / "labels.sqlite") as new, LabelStore(copy / "labels.replaced-1.sqlite") as old:
+        assert new.count()["labels"] == 2 * old.count()["labels"] > 0
+        assert new.count()["comparisons"] == old.count()["comparisons"]
+    assert not (copy / "reward").exists()
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_hashes(short_run: Path, tmp_path: Path) -> None:
+    """benchmarks/kill_resume.py does this twenty times; here three kills of one run."""
+    rng = random.Random(0)
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "burnish.cli", "run", "examples/short.yaml", "--dir", str(folder)]
+    interrupted = 0
+    for _ in range(3):
+        process = subprocess.Popen(
+            [*command, "--set", "threads=1"],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        # Past the imports, into the stages.
+        deadline = time.monotonic() + 60
+        while not (folder / "manifest.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(2, 7))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        run = RunDirectory.open(folder)
+        states = [run.stage_state(n) for n in run.stages()]
+        assert "running" not in states
+        interrupted += "interrupted" in states
+    assert interrupted > 0
+    burnish("run", "examples/short.yaml", "--dir", str(folder), "--set", "threads=1")
+    assert fingerprint(folder) == fingerprint(short_run)
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "burnish.cli", "run", "examples/short.yaml", "--dir", str(folder)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # A shell may have started the tests with Ctrl-C ignored; children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 60
+    while not (folder / "manifest.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert "goes on from the last checkpoint" in err
+    assert "Traceback" not in err
+    assert not (folder / "lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["run", "no-such.yaml"], 3, "does not exist"),
+        (["run", "--set", "ppo.learning_rte=1"], 3, "did you mean ppo.learning_rate"),
+        (["run", "--set", "label.source=imported"], 3, "evaluate.examiner"),
+        (["run", "--set", "model.path=nowhere/here", "--set", "threads=1"], 6, "cannot be loaded"),
+        (["run", "--set", "collect.n_pairs=0", "--set", "threads=1"], 4, "nothing to label"),
+        (["run", "--set", "model.max_prompt_tokens=2", "--set", "threads=1"], 4, "prompts"),
+        (["status", "no-such-run"], 5, "no run directory"),
+        (["frobnicate"], 2, "frobnicate"),
+    ],
+)
+def test_mistakes_end_with_one_message_and_a_code(
+    args: list[str], code: int, message: str, tmp_path: Path
+) -> None:
+    extra = ["--dir", str(tmp_path / "r")] if args[0] == "run" else []
+    done = burnish(*args, *extra, cwd=tmp_path, check=False)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_when_nothing_beats_sft_it_ships_and_the_exit_code_says_so(short_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(short_run, copy)
+    sets = ["threads=1", "ppo.updates=0", "dpo.when=never", "evaluate.n_test=16", "evaluate.n_selection=16"]
+    args = [a for s in sets for a in ("--set", s)]
+    done = burnish("run", "examples/short.yaml", "--dir", str(copy), *args, check=False)
+    assert done.returncode == 10, done.stderr
+    assert "Champion: sft" in done.stdout
+    assert load_file(copy / "champion" / "model.safetensors")
+    assert "The champion is SFT" in (copy / "report.html").read_text()
+
+
+def test_doctor_and_export(short_run: Path, tmp_path: Path) -> None:
+    done = burnish("doctor", "examples/short.yaml", "--json", "--set", "threads=1")
+    checks = {f["check"]: f["ok"] for f in json.loads(done.stdout)}
+    assert checks["lengths against context"] is True
+    assert checks["leakage between splits"] is True
+    assert checks["EOS and pad"] is True
+    assert {"memory", "time", "disk"} <= checks.keys()
+    burnish("export", str(short_run), str(tmp_path / "pairs.jsonl"))
+    assert len(read_preferences(tmp_path / "pairs.jsonl").pairs) > 150
+
+
+def test_init_writes_a_file_that_runs_and_never_overwrites(tmp_path: Path) -> None:
+    burnish("init", "mine.yaml", cwd=tmp_path)
+    done = burnish("init", "mine.yaml", cwd=tmp_path, check=False)
+    assert done.returncode == 3
+    assert "exists already" in done.stderr
+    small = ["data.n_prompts=200", "collect.n_pairs=8", "threads=1"]
+    burnish("label", "mine.yaml", *(a for s in small for a in ("--set", s)), cwd=tmp_path)
+    assert (tmp_path / "runs" / "rehearsal" / "labels.sqlite").exists()
