@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -51,7 +53,7 @@ def root(
     STATE["verbose"] = verbose
 
 
-STATE: dict[str, Any] = {"verbose": False}
+STATE: dict[str, Any] = {"verbose": False, "interrupted": False}
 
 
 @app.command()
@@ -275,22 +277,43 @@ def _summary_text(summary: dict[str, Any], path: Path) -> str:
 
 def main() -> None:
     """Entry point: errors that are the user's to mend become one message; tracebacks only with --verbose."""
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         # Typer returns the code of `Exit` here, and 130 for Ctrl-C, instead of raising.
         code = app(standalone_mode=False) or 0
-    except UsageError as error:
-        print(f"burnish: {error}; `burnish --help` lists the commands", file=sys.stderr)
-        sys.exit(EXIT_USAGE)
-    except BurnishError as error:
-        if STATE["verbose"]:
-            raise
-        print(f"burnish: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        code = EXIT_INTERRUPTED
-    if code == EXIT_INTERRUPTED:
+    except BaseException as error:  # noqa: BLE001 - _failed raises again what is not to be told in one line
+        code = _failed(error)
+    if STATE["interrupted"]:
+        # Also when a library caught Ctrl-C in the middle of an import and raised something else.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("burnish: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+        # Ctrl-C inside an import that runs source text leaves a mark in CPython that turns the exit into death by
+        # signal, though it was caught; the next source text that runs wipes it.
+        exec("")
     sys.exit(code)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    STATE["interrupted"] = True
+    raise KeyboardInterrupt
+
+
+def _failed(error: BaseException) -> int:
+    """Says what went wrong, unless the user stopped it; returns the exit code."""
+    if STATE["interrupted"]:
+        return EXIT_INTERRUPTED
+    if isinstance(error, UsageError):
+        print(f"burnish: {error}; `burnish --help` lists the commands", file=sys.stderr)
+        return EXIT_USAGE
+    if STATE["verbose"] or not isinstance(error, Exception):
+        raise error
+    if isinstance(error, BurnishError):
+        print(f"burnish: {error}", file=sys.stderr)
+        return error.exit_code
+    text = f"{type(error).__name__}: {error}"
+    print(f"burnish: unexpected {text}; `burnish --verbose ...` shows where", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

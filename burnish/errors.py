@@ -35,3 +35,7 @@ class TrainingError(BurnishError):
     """Training cannot go on; what was reached so far is kept."""
 
     exit_code = 7
+
+
+class Diverged(TrainingError):
+    """A model has come to figures that are not finite. The guard may roll back; elsewhere it ends the run."""

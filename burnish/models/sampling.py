@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import DynamicCache
 
+from burnish.errors import Diverged
 from burnish.models.batches import micro_batches, pad_batch
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy
@@ -63,6 +64,10 @@ def sample_ids(
     ends = torch.tensor(sorted(codec.eos_ids))
     for step in range(max_tokens):
         log_p = logits.log_softmax(-1)  # (b, V)
+        if not torch.isfinite(log_p).all():
+            raise Diverged(
+                "the policy's probabilities are not finite: its weights have diverged; lower the learning rate"
+            )
         token = torch.multinomial(log_p.exp(), 1, generator=rng)[:, 0]
         picked = log_p.gather(1, token[:, None])[:, 0]
         stops = torch.isin(token, ends)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from burnish.checkpoints import atomic_write
+from burnish.errors import Diverged
 from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Top, save_policy
@@ -26,7 +27,7 @@ from burnish.policy.kl_control import AdaptiveKLController, initial_coef
 from burnish.policy.ppo import PPO
 from burnish.policy.self_check import self_check
 from burnish.randomness import derive_seed
-from burnish.records import Decision, Prompt, Scores, StepStats
+from burnish.records import Alert, Decision, Prompt, Scores, StepStats
 from burnish.reward.ensemble import RewardEnsemble, aggregate
 
 CHECK_PROMPTS = 16
@@ -115,7 +116,10 @@ def run_ppo(ctx: Context) -> dict[str, Any]:
     watch = load_watcher(ctx)
     reason = None
     while reason is None and ppo.step < ctx.config.ppo.updates:
-        reason = run_attempt(ctx, guarded, watch)
+        try:
+            reason = run_attempt(ctx, guarded, watch)
+        except Diverged as error:
+            reason = diverged(ctx, guarded, str(error))
     state = "given_up" if reason else "finished"
     if state == "finished":
         save_policy(ppo.policy.top, ctx.run.path / "ppo", ctx.codec.tokenizer)
@@ -168,6 +172,24 @@ def run_attempt(ctx: Context, guarded: Guarded, watch: ScalarHead | None) -> str
         if ppo.step % config.ppo.checkpoint_every == 0 or ppo.step == config.ppo.updates:
             checkpoint(ctx, guarded, healthy=verdict.healthy)
     return None
+
+
+def diverged(ctx: Context, guarded: Guarded, message: str) -> str | None:
+    """An update that could not even be sampled or scored: critical, so the guard acts at once."""
+    ppo = guarded.ppo
+    ppo.tick += 1
+    alert = Alert("diverged", "critical", message, ppo.step, 1.0, 0.0, {"attempt": ppo.attempt})
+    ctx.alert("align", alert)
+    stats = StepStats(ppo.step, ppo.attempt, {})
+    verdict = guard_step(guarded.guard, stats, [alert], ppo.tick, ctx.config.guard)
+    guarded.guard = verdict.state
+    if verdict.decision is None:
+        raise Diverged(f"{message} (guard.enabled is false)")
+    ctx.decide("align", ppo.step, verdict.decision)
+    if verdict.action == "roll_back":
+        roll_back(ctx, guarded)
+        return None
+    return verdict.decision.reason
 
 
 def roll_back(ctx: Context, guarded: Guarded) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from burnish.checkpoints import atomic_write
 from burnish.config import RunConfig
 from burnish.config.rates import Job, learning_rate
 from burnish.data.preferences import ImportResult, read_preferences
@@ -46,7 +48,16 @@ class Context:
     @cached_property
     def _loaded(self) -> tuple[PreTrainedModel, Codec]:
         fine_tuned = self.config.sft.demonstrations is not None
-        return load_model(self.config.model, path=self.run.path / "sft" if fine_tuned else None)
+        lm, codec = load_model(self.config.model, path=self.run.path / "sft" if fine_tuned else None)
+        limits = self.config.model
+        wanted = limits.max_prompt_tokens + limits.max_response_tokens
+        context = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and wanted > context:
+            raise ConfigError(
+                f"model.max_prompt_tokens={limits.max_prompt_tokens} and model.max_response_tokens="
+                f"{limits.max_response_tokens} make {wanted}, but {limits.path!r} takes {context} tokens; lower one"
+            )
+        return lm, codec
 
     @property
     def codec(self) -> Codec:
@@ -124,14 +135,19 @@ class Context:
             prompts = list({p.prompt.id: p.prompt for p in self.imported.pairs}.values())
         else:
             prompts = read_prompts(data.prompts)
-        fits = [
-            p for p in prompts if len(self.codec.encode_prompt(p)) <= self.config.model.max_prompt_tokens
-        ][: data.n_prompts]
-        if len(fits) < len(prompts) and data.n_prompts is None:
+        limit = self.config.model.max_prompt_tokens
+        lengths = [len(self.codec.encode_prompt(p)) for p in prompts]
+        fits = [p for p, n in zip(prompts, lengths, strict=True) if n <= limit][: data.n_prompts]
+        long = [
+            {"prompt": p.text[:80], "reason": "too long", "tokens": n}
+            for p, n in zip(prompts, lengths, strict=True)
+            if n > limit
+        ]
+        if long:
             self.view.note(
-                f"{len(prompts) - len(fits)} of {len(prompts)} prompts are longer than "
-                f"model.max_prompt_tokens={self.config.model.max_prompt_tokens} and left out"
+                f"{len(long)} of {len(prompts)} prompts are over model.max_prompt_tokens={limit} and left out"
             )
+            self.reject("prompts", long)
         splits = split_prompts(fits, selection_share=data.selection_share, test_share=data.test_share)
         if not (splits.train and splits.selection and splits.test):
             raise DataError(
@@ -155,6 +171,7 @@ class Context:
         self.view.decision(decision)
 
     def reject(self, stage: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Rows a stage could not use: counted with their reason, never dropped in silence."""
-        for row in rows:
-            self.run.append(f"rejected/{stage}.jsonl", row)
+        """Rows a stage could not use, with their reasons, in a file of their own: nothing is dropped in silence.
+        Written whole, so that a stage that looks twice counts once."""
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        atomic_write(self.run.path / "rejected" / f"{stage}.jsonl", "".join(lines))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from burnish.data.preferences import read_demonstrations
 from burnish.errors import DataError
-from burnish.models.load import Codec
+from burnish.models.load import Codec, load_model
 from burnish.models.logprobs import Policy, make_policy
 from burnish.models.sampling import sample_rollout
 from burnish.models.shared_base import Top, save_policy
@@ -22,20 +22,18 @@ def sft(ctx: Context) -> list[str]:
     config = ctx.config.sft
     if config.demonstrations is None:
         return []
-    from burnish.models.load import load_model
-
     lm, codec = load_model(ctx.config.model)
     base = ctx.make_base(lm)
     demonstrations = read_demonstrations(config.demonstrations)
-    fits = [d for d in demonstrations if _fits(ctx, codec, *d)]
-    ctx.reject(
-        "sft",
-        [
-            {"prompt": p.text[:80], "reason": "too long"}
-            for p, t in demonstrations
-            if not _fits(ctx, codec, p, t)
-        ],
-    )
+    fits: list[tuple[Prompt, str]] = []
+    dropped = []
+    for prompt, text in demonstrations:
+        if _fits(ctx, codec, prompt, text):
+            fits.append((prompt, text))
+        else:
+            dropped.append({"prompt": prompt.text[:80], "reason": "too long"})
+    if dropped:
+        ctx.reject("sft", dropped)
     if not fits:
         raise DataError(f"no demonstration in {config.demonstrations} fits; raise model.max_response_tokens")
     policy = make_policy(Top(base), codec.pad_id)

@@ -134,15 +134,19 @@ def usable_pairs(ctx: Context) -> list[Preference]:
     """Labelled pairs with a side that won and a length the model can take; the rest is counted in a file."""
     limits = ctx.config.model
     kept: list[Preference] = []
+    dropped = []
     for pair in ctx.store.preferences():
         longest = max(len(ctx.codec.encode_response(t)) for t in (pair.chosen, pair.rejected))
         n_prompt = len(ctx.codec.encode_prompt(pair.prompt))
         # One over: a sampled answer that was cut at the limit is read with an end token added.
         if n_prompt > limits.max_prompt_tokens or longest > limits.max_response_tokens + 1:
-            row = {"comparison": pair.comparison_id, "reason": "too long", "tokens": n_prompt + longest}
-            ctx.reject("reward", [row])
+            dropped.append(
+                {"comparison": pair.comparison_id, "reason": "too long", "tokens": n_prompt + longest}
+            )
         else:
             kept.append(pair)
+    if dropped:
+        ctx.reject("reward", dropped)
     if not kept:
         raise DataError(
             "there are no labelled pairs to train a reward model on; import some (label.preferences) or "

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from burnish.errors import TrainingError
+from burnish.errors import Diverged, TrainingError
 from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.sequences import Sequences
 from burnish.records import Scores
@@ -59,7 +59,7 @@ class RewardEnsemble:
         """(N, K) raw scores; a non-finite score raises, for a failure is never a number."""
         scores = torch.stack([raw_scores(m, sequences, self.batch_size) for m in self.members], 1)
         if not torch.isfinite(scores).all():
-            raise TrainingError("a reward model gave a score that is not finite; its training has diverged")
+            raise Diverged("a reward model gave a score that is not finite; lower reward.learning_rate")
         return scores
 
     def normalised(self, sequences: Sequences) -> torch.Tensor:

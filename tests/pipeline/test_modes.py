@@ -1,0 +1,119 @@
+"""Other ways to run: demonstrations first, adapters, imported pairs, a policy that diverges outright."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import burnish
+from transformers import AutoModelForCausalLM
+
+from burnish.data.preferences import write_preferences
+from burnish.records import Preference
+from burnish.rehearse.grammar import prompts
+from burnish.runs import RunDirectory
+
+pytestmark = pytest.mark.e2e
+SMALL = [
+    "threads=1",
+    "ppo.updates=3",
+    "ppo.batch_size=8",
+    "ppo.epochs=1",
+    "ppo.checkpoint_every=2",
+    "dpo.when=never",
+    "evaluate.n_selection=8",
+    "evaluate.n_test=8",
+    "evaluate.kl_prompts=16",
+    "evaluate.best_of_n=1",
+    "reward.reference_samples=32",
+    "monitor.trackers=[]",
+]
+
+
+def run(tmp_path: Path, *sets: str, check: bool = True):  # type: ignore[no-untyped-def]
+    args = [a for s in (*SMALL, *sets) for a in ("--set", s)]
+    return burnish("run", "--dir", str(tmp_path / "r"), *args, check=check)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Imported pairs: glad stories beat sad ones; one is far too long, one has no winner."""
+    rows = [
+        Preference(p, f" They were happy and sang {i}.", f" They wept {i}.")
+        for i, p in enumerate(prompts(160, 3))
+    ]
+    rows.append(Preference(rows[0].prompt, " so" * 400, " no"))
+    rows.append(Preference(rows[1].prompt, " same", " same"))
+    write_preferences(rows, tmp_path / "pairs.jsonl")
+    return tmp_path / "pairs.jsonl"
+
+
+def test_imported_pairs_and_a_reward_model_as_examiner(tmp_path: Path, pairs: Path) -> None:
+    run(
+        tmp_path,
+        "label.source=imported",
+        f"label.preferences={pairs}",
+        "data.prompts=preferences",
+        "evaluate.examiner=reward_model",
+    )
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert summary["provisional"] is True
+    assert summary["gold"] is None
+    assert summary["reward"]["accuracy"]["value"] > 0.9
+    assert summary["reward"]["pairs"]["examiner"] > 8
+    assert "provisional" in (tmp_path / "r" / "report.html").read_text()
+    rejected = RunDirectory.open(tmp_path / "r").read_rows("rejected/import.jsonl")
+    assert sorted((r["line"], r["reason"]) for r in rejected) == [(161, "too long"), (162, "identical sides")]
+    first = RunDirectory.open(tmp_path / "r")
+    examination = json.loads((first.path / "reward" / "examination.json").read_text())
+    assert 0.2 < examination["baselines"]["first"] < 0.8, "sides are drawn, winners do not always stand first"
+
+
+@pytest.mark.parametrize("mode", ["lora", "top:2"])
+def test_adapters_and_top_layers(tmp_path: Path, mode: str) -> None:
+    run(tmp_path, f"model.layers={mode}", "collect.n_pairs=96", "data.n_prompts=200")
+    state = json.loads((tmp_path / "r" / "align.json").read_text())
+    assert state["ppo"]["state"] == "finished"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "r" / "ppo").config.num_hidden_layers == 4
+    assert not list((tmp_path / "r" / "ppo").glob("adapter*"))
+
+
+def test_demonstrations_make_the_reference(tmp_path: Path) -> None:
+    endings = (" They sang.", " It rained and they went home.", " Then a dog came.", " She was glad.")
+    rows = [{"prompt": p.text, "completion": endings[i % 4]} for i, p in enumerate(prompts(64, 5))]
+    rows.append({"prompt": "x", "completion": " so" * 300})
+    file = tmp_path / "d.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    run(
+        tmp_path,
+        f"sft.demonstrations={file}",
+        "sft.batch_size=8",
+        "sft.epochs=2",
+        "collect.n_pairs=256",
+        "data.n_prompts=200",
+        "label.simulated.noise=2",
+    )
+    losses = [r["loss"] for r in RunDirectory.open(tmp_path / "r").read_rows("metrics/sft.jsonl")]
+    assert losses[-1] < losses[0] / 2
+    assert len(RunDirectory.open(tmp_path / "r").read_rows("rejected/sft.jsonl")) == 1
+    evaluation = json.loads((tmp_path / "r" / "evaluation.json").read_text())
+    assert evaluation["policies"]["sft"]["mean_length"] < 20
+
+
+def test_a_policy_that_cannot_even_be_sampled_is_rolled_back_and_given_up(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        "collect.n_pairs=96",
+        "data.n_prompts=200",
+        "ppo.learning_rate=1e30",
+        "ppo.warmup_updates=0",
+        "dpo.when=fallback",
+    )
+    events = RunDirectory.open(tmp_path / "r").read_rows("events.jsonl")
+    actions = [e["action"] for e in events if e["kind"] == "decision"]
+    assert actions.count("roll_back") == 2
+    assert "give_up" in actions
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert summary["fallback"]["triggered"] is True
+    assert summary["ppo"]["state"] == "given_up"
