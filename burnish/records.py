@@ -109,8 +109,9 @@ class Rollout:
     """A batch of sampled responses.
 
     `prompt_ids` and `response_ids` are ragged lists of token ids (the response includes its end-of-sequence
-    token when `ended`); `sample_logprobs` (B, T) float32 are log-probabilities at sampling time, 0 where
-    `response_mask` (B, T) bool is False.
+    token when `ended`); `sample_logprobs` and `sample_entropy` (B, T) float32 are those of the distribution each
+    token was drawn from, in nats, 0 where `response_mask` (B, T) bool is False; `features` are the activations
+    below the cut of a shared base, one (tokens, D) a row, or None.
     """
 
     prompts: list[Prompt]
@@ -119,7 +120,9 @@ class Rollout:
     texts: list[str]
     ended: list[bool]
     sample_logprobs: torch.Tensor
+    sample_entropy: torch.Tensor
     response_mask: torch.Tensor
+    features: list[torch.Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import linear
 
 from burnish.models.batches import Batch
 from burnish.models.shared_base import Top
 from burnish.objectives.kl import exact_kl
 
-CHUNK_ELEMENTS = 1 << 24  # logits held at once: 64 MiB in float32
+CHUNK_ELEMENTS = 1 << 21  # logits held at once: 8 MiB in float32, which caches still serve
 SUPPRESSED = -1e9  # finite, so that 0 * SUPPRESSED stays 0 in entropies
 
 
@@ -21,19 +22,23 @@ class Policy:
     """A language model as a policy: a body, the (shared, frozen or tied) output layer, a sampling temperature."""
 
     top: Top
-    head: nn.Module
+    head: Any  # a linear layer: weight (V, D), perhaps a bias
     pad_id: int
     temperature: float = 1.0
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(N, D) -> (N, V) float32 logits of the distribution that is sampled: temperature applied, pad excluded."""
-        logits = self.head(hidden).float() / self.temperature
-        return logits.index_fill(-1, torch.tensor([self.pad_id]), SUPPRESSED)
+        """(N, D) -> (N, V) float32 logits of the distribution that is sampled: temperature applied, pad excluded.
+        Not to be differentiated."""
+        logits = self.head(hidden).float()
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        logits[..., self.pad_id] = SUPPRESSED
+        return logits
 
     @property
     def head_size(self) -> int:
         """V"""
-        return int(self.top.base.lm.get_output_embeddings().weight.shape[0])
+        return int(self.head.weight.shape[0])
 
     def response_hidden(self, batch: Batch) -> torch.Tensor:
         """(N, D) hidden states that predict the batch's N response tokens, row by row."""
@@ -62,35 +67,114 @@ class TiedOutput(nn.Module):
         super().__init__()
         self.source = (weight,)
 
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.source[0]
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(hidden, self.source[0])
+        return linear(hidden, self.weight)
 
 
-def token_logprobs(policy: Policy, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities and entropies (nats) of the response tokens, both (B, T), 0 off the mask."""
+def token_logprobs(policy: Policy, batch: Batch) -> torch.Tensor:
+    """(B, T) log-probabilities of the response tokens in nats, 0 off the mask."""
     hidden = policy.response_hidden(batch)
     targets = batch.response_ids[batch.response_mask]
-    chunk = max(1, CHUNK_ELEMENTS // policy.head_size)
+    flat = _TargetLogprobs.apply(hidden, policy.head.weight, _bias(policy), targets, policy)
+    return torch.zeros(batch.response_mask.shape).masked_scatter(batch.response_mask, flat)
+
+
+@torch.no_grad()
+def token_entropy(policy: Policy, batch: Batch) -> torch.Tensor:
+    """(B, T) entropy in nats of the distribution each response token was drawn from, 0 off the mask."""
     pieces = []
-    for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-        if torch.is_grad_enabled() and len(hidden) > chunk:
-            pieces.append(checkpoint(_gather, policy, h, t, use_reentrant=False))
-        else:
-            pieces.append(_gather(policy, h, t))
-    flat_logprobs = torch.cat([p[0] for p in pieces])
-    flat_entropy = torch.cat([p[1] for p in pieces])
-    mask = batch.response_mask
-    zeros = torch.zeros(mask.shape)
-    return zeros.masked_scatter(mask, flat_logprobs), zeros.masked_scatter(mask, flat_entropy.detach())
+    for hidden in policy.response_hidden(batch).split(_rows(policy)):
+        log_p = policy.logits(hidden).log_softmax(-1)
+        pieces.append(-(log_p.exp() * log_p).sum(-1))
+    return torch.zeros(batch.response_mask.shape).masked_scatter(batch.response_mask, torch.cat(pieces))
 
 
-def _gather(policy: Policy, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = policy.logits(hidden)
-    log_normalizer = logits.logsumexp(-1)
-    logprobs = logits.gather(-1, targets[:, None])[:, 0] - log_normalizer
-    with torch.no_grad():
-        entropy = log_normalizer - ((logits - log_normalizer[:, None]).exp() * logits).sum(-1)
-    return logprobs, entropy
+def _rows(policy: Policy) -> int:
+    """How many tokens' logits are held at once."""
+    return max(1, CHUNK_ELEMENTS // policy.head_size)
+
+
+def _bias(policy: Policy) -> torch.Tensor | None:
+    return getattr(policy.head, "bias", None)
+
+
+class _TargetLogprobs(torch.autograd.Function):
+    """log softmax(logits)[target], N x V never held. Where the output layer is frozen, the gradient by the
+    hidden state, (W[target] - softmax @ W) / temperature, is taken while the softmax is there, and the backward
+    pass is one product with a column; where it is trained, the backward pass computes the softmax again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        policy: Policy,
+    ) -> torch.Tensor:
+        ctx.trains_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not ctx.trains_head else None
+        out = torch.empty(len(hidden))
+        size = _rows(policy)
+        for start in range(0, len(hidden), size):
+            rows = slice(start, start + size)
+            z, picked, log_total = _softmax(hidden[rows], weight, bias, targets[rows], policy)
+            out[rows] = picked - log_total
+            if slope is not None:
+                mean = torch.mm(z.to(weight.dtype), weight)
+                slope[rows] = (weight[targets[rows]] - mean) / policy.temperature
+        ctx.policy = policy
+        if slope is not None:
+            ctx.save_for_backward(slope)
+        elif ctx.trains_head:
+            ctx.save_for_backward(hidden, weight, targets, *([] if bias is None else [bias]))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad,) = grads
+        if not ctx.trains_head:
+            (slope,) = ctx.saved_tensors
+            return grad[:, None].to(slope.dtype) * slope, None, None, None, None
+        hidden, weight, targets, *rest = ctx.saved_tensors
+        bias = rest[0] if rest else None
+        by_hidden, by_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        by_bias = None if bias is None else torch.zeros_like(bias)
+        size = _rows(ctx.policy)
+        for start in range(0, len(hidden), size):
+            rows = slice(start, start + size)
+            z, _, _ = _softmax(hidden[rows], weight, bias, targets[rows], ctx.policy)
+            z.neg_()
+            z[torch.arange(len(z)), targets[rows]] += 1.0
+            z.mul_(grad[rows, None] / ctx.policy.temperature)
+            by_hidden[rows] = z.to(weight.dtype) @ weight
+            by_weight.addmm_(z.to(weight.dtype).T, hidden[rows])
+            if by_bias is not None:
+                by_bias += z.sum(0)
+        return by_hidden, by_weight, by_bias, None, None
+
+
+def _softmax(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    policy: Policy,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Probabilities (n, V) float32, the targets' logits (n,) and the log of the normalizer (n,)."""
+    z = linear(hidden, weight, bias).float()
+    if policy.temperature != 1.0:
+        z /= policy.temperature
+    z[:, policy.pad_id] = SUPPRESSED
+    picked = z.gather(1, targets[:, None])[:, 0]
+    top = z.amax(1, keepdim=True)
+    total = z.sub_(top).exp_().sum(1, keepdim=True)
+    z /= total
+    return z, picked, (top + total.log())[:, 0]
 
 
 @torch.no_grad()
@@ -98,7 +182,7 @@ def response_kl(policy: Policy, reference: Policy, batch: Batch) -> torch.Tensor
     """(B,) KL(policy || reference) in nats per response, exact over the vocabulary at every sampled prefix
     and summed over tokens: an unbiased, low-variance estimate of the sequence KL."""
     hidden, ref_hidden = policy.response_hidden(batch), reference.response_hidden(batch)
-    chunk = max(1, CHUNK_ELEMENTS // policy.head_size)
+    chunk = _rows(policy)
     pieces = [
         exact_kl(policy.logits(h), reference.logits(r))
         for h, r in zip(hidden.split(chunk), ref_hidden.split(chunk), strict=True)

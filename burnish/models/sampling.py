@@ -1,95 +1,34 @@
-"""Batched sampling with a KV cache; rows that have finished leave the batch."""
+"""Batched sampling: a prompt is prefilled once, ended responses make room for waiting prompts, and the
+log-probabilities, entropies and activations that training needs are kept as they come."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
 
 from burnish.errors import Diverged
-from burnish.models.batches import micro_batches, pad_batch
+from burnish.models.decoding import FastDecoder, PlainDecoder, decoder
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy
 from burnish.randomness import generator
 from burnish.records import Prompt, Rollout
 
-COMPACT_SHARE = 0.7  # the batch is compacted when this share of its rows, or less, is still going
+REFILL_SHARE = 0.25  # this share of the slots is free before waiting prompts are admitted
+COMPACT_SHARE = 0.75  # with nobody waiting, the batch shrinks when at most this share of its slots is in use
 
 
-class _Stepper:
-    """One decoding batch: bottom and top of a policy, each with its own cache."""
+@dataclass
+class _Book:
+    """What has been sampled; row n is scrap paper for slots that are free."""
 
-    def __init__(self, policy: Policy, mask: torch.Tensor) -> None:
-        self.policy = policy
-        self.bottom = policy.top.base.bottom
-        self.mask = mask
-        self.caches = [DynamicCache(), DynamicCache()]
-
-    def step(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Feed (B, S) new tokens, return logits (B, V) after the last of them."""
-        where = {"attention_mask": self.mask, "position_ids": positions, "use_cache": True}
-        inputs = {"input_ids": ids}
-        if self.bottom is not None:
-            below = self.bottom(**inputs, **where, past_key_values=self.caches[0])
-            inputs = {"inputs_embeds": below.last_hidden_state}
-        out = self.policy.top(**inputs, **where, past_key_values=self.caches[1])
-        return self.policy.logits(out.last_hidden_state[:, -1])
-
-    def keep(self, rows: torch.Tensor) -> None:
-        self.mask = self.mask[rows]
-        for cache in self.caches[0 if self.bottom is not None else 1 :]:
-            cache.batch_select_indices(rows)
-
-    def grow(self) -> None:
-        self.mask = torch.cat([self.mask, torch.ones(len(self.mask), 1, dtype=self.mask.dtype)], 1)
-
-
-@torch.no_grad()
-def sample_ids(
-    policy: Policy, codec: Codec, prompt_ids: Sequence[Sequence[int]], max_tokens: int, rng: torch.Generator
-) -> tuple[list[list[int]], list[list[float]], list[bool]]:
-    """Sample one response per prompt. Returns ids (EOS included), their log-probabilities under the sampling
-    distribution, and whether each ended by itself within `max_tokens`."""
-    n = len(prompt_ids)
-    batch = pad_batch(prompt_ids, [[] for _ in range(n)], codec.pad_id)
-    stepper = _Stepper(policy, batch.attention_mask)
-    logits = stepper.step(batch.input_ids, batch.position_ids)
-    positions = batch.position_ids[:, -1]
-    alive = torch.arange(n)
-    ids: list[list[int]] = [[] for _ in range(n)]
-    logprobs: list[list[float]] = [[] for _ in range(n)]
-    ended = [False] * n
-    going = torch.ones(n, dtype=torch.bool)  # of the rows in `alive`
-    ends = torch.tensor(sorted(codec.eos_ids))
-    for step in range(max_tokens):
-        log_p = logits.log_softmax(-1)  # (b, V)
-        if not torch.isfinite(log_p).all():
-            raise Diverged(
-                "the policy's probabilities are not finite: its weights have diverged; lower the learning rate"
-            )
-        token = torch.multinomial(log_p.exp(), 1, generator=rng)[:, 0]
-        picked = log_p.gather(1, token[:, None])[:, 0]
-        stops = torch.isin(token, ends)
-        for row, t, lp, on, stop in zip(
-            alive.tolist(), token.tolist(), picked.tolist(), going.tolist(), stops.tolist(), strict=True
-        ):
-            if on:
-                ids[row].append(t)
-                logprobs[row].append(lp)
-                ended[row] = stop
-        going = going & ~stops
-        left = int(going.sum())
-        if left == 0 or step == max_tokens - 1:
-            break
-        if left <= COMPACT_SHARE * len(alive):
-            rows = going.nonzero()[:, 0]
-            stepper.keep(rows)
-            alive, token, positions, going = alive[rows], token[rows], positions[rows], going[rows]
-        positions = positions + 1
-        stepper.grow()
-        logits = stepper.step(token[:, None], positions[:, None])
-    return ids, logprobs, ended
+    tokens: torch.Tensor  # (n + 1, T)
+    logprobs: torch.Tensor
+    entropy: torch.Tensor
+    lengths: torch.Tensor  # (n + 1,)
+    ended: torch.Tensor
+    features: list[torch.Tensor | None]
 
 
 def sample_rollout(
@@ -102,22 +41,123 @@ def sample_rollout(
     seed: int,
     where: Sequence[str | int],
 ) -> Rollout:
-    """Sample one response per prompt in batches of `batch_size`; randomness comes from (seed, where, batch)."""
+    """Sample one response per prompt, at most `batch_size` at a time. Each response draws from its own row of
+    random numbers, which derive from (seed, where): what is sampled does not depend on `batch_size`."""
     encoded = [codec.encode_prompt(p) for p in prompts]
-    ids: list[list[int]] = []
-    logprobs: list[list[float]] = []
-    ended: list[bool] = []
-    for index, rows in enumerate(micro_batches(len(prompts), batch_size)):
-        rng = generator(seed, *where, index)
-        out = sample_ids(policy, codec, [encoded[i] for i in rows.tolist()], max_tokens, rng)
-        ids += out[0]
-        logprobs += out[1]
-        ended += out[2]
-    width = max(len(row) for row in ids)
-    mask = torch.zeros(len(ids), width, dtype=torch.bool)
-    values = torch.zeros(len(ids), width)
-    for row, lps in enumerate(logprobs):
-        mask[row, : len(lps)] = True
-        values[row, : len(lps)] = torch.tensor(lps)
-    texts = [codec.decode(row) for row in ids]
-    return Rollout(list(prompts), encoded, ids, texts, ended, values, mask)
+    uniforms = torch.rand(len(prompts), max_tokens, generator=generator(seed, *where), dtype=torch.float64)
+    book = sample_ids(policy, codec, encoded, uniforms, batch_size)
+    lengths = book.lengths[:-1]
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    ids = [row[:n].tolist() for row, n in zip(book.tokens, lengths.tolist(), strict=False)]
+    kept = [f for f in book.features if f is not None]
+    return Rollout(
+        prompts=list(prompts),
+        prompt_ids=encoded,
+        response_ids=ids,
+        texts=[codec.decode(row) for row in ids],
+        ended=book.ended[:-1].tolist(),
+        sample_logprobs=book.logprobs[:-1, : mask.shape[1]] * mask,
+        sample_entropy=book.entropy[:-1, : mask.shape[1]] * mask,
+        response_mask=mask,
+        features=kept or None,
+    )
+
+
+@torch.no_grad()
+def sample_ids(
+    policy: Policy,
+    codec: Codec,
+    prompt_ids: Sequence[Sequence[int]],
+    uniforms: torch.Tensor,
+    batch_size: int,
+) -> _Book:
+    """Sample one response per prompt; `uniforms` (n, T) in [0, 1) decide every token."""
+    n, max_tokens = uniforms.shape
+    book = _Book(
+        tokens=torch.zeros(n + 1, max_tokens, dtype=torch.long),
+        logprobs=torch.zeros(n + 1, max_tokens),
+        entropy=torch.zeros(n + 1, max_tokens),
+        lengths=torch.zeros(n + 1, dtype=torch.long),
+        ended=torch.zeros(n + 1, dtype=torch.bool),
+        features=[None] * n,
+    )
+    padded = torch.cat([uniforms, torch.zeros(1, max_tokens, dtype=uniforms.dtype)])
+    # Neighbours in length are prefilled together.
+    waiting = sorted(range(n), key=lambda i: -len(prompt_ids[i]))
+    width = max(len(p) for p in prompt_ids) + max_tokens
+    while waiting:
+        slots = min(batch_size, len(waiting))
+        machine = decoder(policy.top, slots, width, codec.pad_id)
+        _drain(machine, policy, codec, prompt_ids, padded, book, waiting, slots)
+    return book
+
+
+def _drain(
+    machine: FastDecoder | PlainDecoder,
+    policy: Policy,
+    codec: Codec,
+    prompt_ids: Sequence[Sequence[int]],
+    uniforms: torch.Tensor,
+    book: _Book,
+    waiting: list[int],
+    slots: int,
+) -> None:
+    """Run `machine` until its slots are empty; takes rows off `waiting` (all of them, if it can refill)."""
+    n, max_tokens = len(uniforms) - 1, uniforms.shape[1]
+    ends = torch.tensor(sorted(codec.eos_ids))
+    first, waiting[:] = waiting[:slots], waiting[slots:]
+    rows = torch.tensor(first)  # whose response a slot holds, n when it is free
+    hidden = machine.admit(torch.arange(slots), [prompt_ids[i] for i in first])
+    while True:
+        at = book.lengths[rows].clamp(max=max_tokens - 1)
+        tokens, logprobs, entropy = draw(policy, hidden, uniforms[rows, at])
+        book.tokens[rows, at], book.logprobs[rows, at], book.entropy[rows, at] = tokens, logprobs, entropy
+        book.lengths[rows] += 1
+        book.ended[rows] = torch.isin(tokens, ends)
+        done = (book.ended[rows] | (book.lengths[rows] >= max_tokens)) & (rows < n)
+        finished = bool(((rows == n) | done).all())
+        if finished and not (machine.refills and (waiting or policy.top.base.cut)):
+            return
+        # The last token of a response is fed too: its activations are read by the reward models.
+        hidden = machine.step(tokens)
+        for slot in done.nonzero()[:, 0].tolist():
+            book.features[int(rows[slot])] = machine.take_features(slot)
+            rows[slot] = n
+        free = (rows == n).nonzero()[:, 0]
+        if machine.refills and waiting:
+            if len(free) >= max(1.0, REFILL_SHARE * len(rows)):
+                group, waiting[:] = waiting[: len(free)], waiting[len(free) :]
+                free = free[: len(group)]
+                hidden[free] = machine.admit(free, [prompt_ids[i] for i in group])
+                rows[free] = torch.tensor(group)
+        elif len(free) == len(rows):
+            return
+        elif len(rows) - len(free) <= COMPACT_SHARE * len(rows):
+            used = (rows < n).nonzero()[:, 0]
+            machine.keep(used)
+            rows, hidden = rows[used], hidden[used]
+
+
+def draw(
+    policy: Policy, hidden: torch.Tensor, uniforms: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens (S,) by inversion of the distribution function at `uniforms` (S,), with their log-probabilities and
+    the entropies (nats) of the distributions. Raises Diverged when these are not finite."""
+    logits = policy.logits(hidden)
+    top = logits.amax(-1, keepdim=True)
+    weights = (logits - top).exp_()
+    cumulative = weights.cumsum(-1)
+    total = cumulative[:, -1:]
+    log_normalizer = top + total.log()
+    if not torch.isfinite(log_normalizer).all():
+        raise Diverged(
+            "the policy's probabilities are not finite: its weights have diverged; lower the learning rate"
+        )
+    # Strictly below the total, so that the token where the sum first exceeds it exists and can occur.
+    target = torch.minimum(
+        uniforms[:, None].to(total.dtype) * total, torch.nextafter(total, total.new_zeros(()))
+    )
+    tokens = torch.searchsorted(cumulative, target, right=True)
+    logprobs = logits.gather(1, tokens) - log_normalizer
+    entropy = log_normalizer - (weights * logits).sum(-1, keepdim=True) / total
+    return tokens[:, 0], logprobs[:, 0], entropy[:, 0]

@@ -8,6 +8,7 @@ import torch
 
 from burnish.models.batches import Batch, micro_batches, pad_batch
 from burnish.models.shared_base import Base
+from burnish.records import Rollout
 
 
 class Sequences:
@@ -21,15 +22,21 @@ class Sequences:
         response_ids: Sequence[Sequence[int]],
         pad_id: int,
         *,
+        features: list[torch.Tensor] | None = None,
         batch_size: int = 32,
     ) -> None:
         self.base = base
         self.prompt_ids = prompt_ids
         self.response_ids = response_ids
         self.pad_id = pad_id
-        self.features: list[torch.Tensor] | None = None
-        if base.cut and len(prompt_ids):
+        self.features = features
+        if features is None and base.cut and len(prompt_ids):
             self.features = self._features(batch_size)
+
+    @classmethod
+    def of(cls, base: Base, rollout: Rollout, pad_id: int) -> Sequences:
+        """The sequences of a rollout, with the activations that sampling kept."""
+        return cls(base, rollout.prompt_ids, rollout.response_ids, pad_id, features=rollout.features)
 
     def __len__(self) -> int:
         return len(self.prompt_ids)

@@ -66,10 +66,12 @@ class Context:
     @cached_property
     def base(self) -> Base:
         """The reference policy (the model as given, or as SFT left it), cut as the configuration says."""
-        return self.make_base(self._loaded[0])
+        return self.make_base(*self._loaded)
 
-    def make_base(self, lm: PreTrainedModel) -> Base:
-        return Base(lm, self.config.model.layers, self.config.model.lora)
+    def make_base(self, lm: PreTrainedModel, codec: Codec) -> Base:
+        base = Base(lm, self.config.model.layers, self.config.model.lora)
+        base.check(codec.pad_id)
+        return base
 
     def new_policy(self) -> Policy:
         """A trainable policy that starts as the reference."""

@@ -155,10 +155,10 @@ def time_estimate(ctx: Context) -> float:
     )
     sampling = (perf_counter() - began) / len(prompts)
     began = perf_counter()
-    sequences = Sequences(ctx.base, rollout.prompt_ids, rollout.response_ids, ctx.codec.pad_id)
+    sequences = Sequences.of(ctx.base, rollout, ctx.codec.pad_id)
     features = (perf_counter() - began) / len(prompts)
     began = perf_counter()
-    token_logprobs(policy, sequences.batch(range(len(prompts))))[0].sum().backward()
+    token_logprobs(policy, sequences.batch(range(len(prompts)))).sum().backward()
     training = (perf_counter() - began) / len(prompts)
     pairs = config.collect.n_pairs if config.label.source == "simulated" else len(ctx.imported.pairs)
     collected = 2 * config.collect.n_pairs * sampling if config.label.source == "simulated" else 0.0

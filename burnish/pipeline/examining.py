@@ -120,12 +120,11 @@ def sample(ctx: Context, policy: Policy, prompts: Sequence[Prompt], name: str, t
 def measured_kl(ctx: Context, policy: Policy, reference: Policy, rollout: Rollout) -> dict[str, Any]:
     """KL(policy || SFT) in nats per response with its standard error, exact over the vocabulary at each token."""
     n = min(ctx.config.evaluate.kl_prompts, len(rollout))
-    sequences = Sequences(
-        policy.top.base, rollout.prompt_ids[-n:], rollout.response_ids[-n:], ctx.codec.pad_id
-    )
+    sequences = Sequences.of(policy.top.base, rollout, ctx.codec.pad_id)
+    last = list(range(len(rollout) - n, len(rollout)))
     values = torch.zeros(n)
-    for rows, batch in sequences.batches(32):
-        values[rows] = response_kl(policy, reference, batch)
+    for rows, batch in sequences.batches(32, last):
+        values[[row - last[0] for row in rows]] = response_kl(policy, reference, batch)
     return {
         "kl": float(values.mean()),
         "kl_se": float(values.std(unbiased=True)) / math.sqrt(n),
@@ -141,7 +140,7 @@ def best_of(ctx: Context, reference: Policy, prompts: Sequence[Prompt], n: int) 
     anchor: torch.Tensor | None = None
     scores = []
     for rollout in rounds:
-        sequences = Sequences(ctx.base, rollout.prompt_ids, rollout.response_ids, ctx.codec.pad_id)
+        sequences = Sequences.of(ctx.base, rollout, ctx.codec.pad_id)
         if anchor is None:
             anchor = ensemble.normalised(sequences)
         scores.append(ensemble.score(sequences, anchor).scores)
@@ -154,6 +153,7 @@ def best_of(ctx: Context, reference: Policy, prompts: Sequence[Prompt], n: int) 
         texts=[rounds[k].texts[i] for i, k in rows],
         ended=[rounds[k].ended[i] for i, k in rows],
         sample_logprobs=torch.zeros(0),
+        sample_entropy=torch.zeros(0),
         response_mask=torch.zeros(0, dtype=torch.bool),
     )
 

@@ -23,7 +23,7 @@ def sft(ctx: Context) -> list[str]:
     if config.demonstrations is None:
         return []
     lm, codec = load_model(ctx.config.model)
-    base = ctx.make_base(lm)
+    base = ctx.make_base(lm, codec)
     demonstrations = read_demonstrations(config.demonstrations)
     fits: list[tuple[Prompt, str]] = []
     dropped = []

@@ -54,7 +54,7 @@ def reward(ctx: Context) -> list[str]:
         seed=ctx.config.seed,
         where=("reference",),
     )
-    samples = Sequences(ctx.base, rollout.prompt_ids, rollout.response_ids, ctx.codec.pad_id)
+    samples = Sequences.of(ctx.base, rollout, ctx.codec.pad_id)
     ensemble, raw = build_ensemble(ctx, names, samples)
     validation = EncodedPairs(ctx.base, ctx.codec, parts["validation"])
     scores = ensemble.normalised(validation.sequences)  # (2N, K)

@@ -52,7 +52,7 @@ class DPO:
         """(2N,) summed log-probabilities of every chosen, then every rejected response under the reference."""
         sums = torch.zeros(len(self.sequences))
         for rows, batch in self.sequences.batches(self.config.micro_batch):
-            sums[rows] = token_logprobs(self.reference, batch)[0].sum(1)
+            sums[rows] = token_logprobs(self.reference, batch).sum(1)
         return sums
 
     def updates(self) -> Iterator[StepStats]:
@@ -82,7 +82,7 @@ class DPO:
         total = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0, "chosen_logratio": 0.0}
         for part in torch.tensor(index).split(max(1, self.config.micro_batch // 2)):
             rows = [*part.tolist(), *(part + n).tolist()]
-            sums = token_logprobs(self.policy, self.sequences.batch(rows))[0].sum(1)
+            sums = token_logprobs(self.policy, self.sequences.batch(rows)).sum(1)
             chosen, rejected = sums.chunk(2)
             ref_chosen, ref_rejected = reference[rows].chunk(2)
             losses, margins = dpo_loss(

@@ -37,6 +37,8 @@ from burnish.policy.optimizer_state import load_optimizer, save_optimizer
 from burnish.randomness import generator
 from burnish.records import Prompt, Rollout, Scores, StepStats
 
+GAP_ROWS = 4  # responses of each batch whose log-probabilities are computed again
+
 ScoreFn = Callable[[Sequences, Sequence[Prompt]], Scores]
 
 
@@ -54,6 +56,7 @@ class Experience:
     advantages: torch.Tensor
     returns: torch.Tensor
     kl: torch.Tensor  # (B,) k1, nats per response
+    sampling_gap: float
 
 
 @dataclass
@@ -132,17 +135,14 @@ class PPO:
             where=("rollout", self.attempt, step),
         )
         self.timing["sampling_seconds"] = perf_counter() - began
-        sequences = Sequences(
-            self.policy.top.base, rollout.prompt_ids, rollout.response_ids, self.codec.pad_id
-        )
+        sequences = Sequences.of(self.policy.top.base, rollout, self.codec.pad_id)
         scores = self.score(sequences, prompts)
-        shape = rollout.response_mask.shape
-        old_logprobs, ref_logprobs, values, entropy = (torch.zeros(shape) for _ in range(4))
+        old_logprobs = rollout.sample_logprobs
+        ref_logprobs, values = torch.zeros_like(old_logprobs), torch.zeros_like(old_logprobs)
         with torch.no_grad():
             for rows, batch in sequences.batches(self.config.micro_batch):
                 width = batch.response_mask.shape[1]
-                old_logprobs[rows, :width], entropy[rows, :width] = token_logprobs(self.policy, batch)
-                ref_logprobs[rows, :width] = token_logprobs(self.reference, batch)[0]
+                ref_logprobs[rows, :width] = token_logprobs(self.reference, batch)
                 values[rows, :width] = self.value.values(batch)
         mask = rollout.response_mask
         unended = torch.tensor([not e for e in rollout.ended])
@@ -160,10 +160,11 @@ class PPO:
             old_logprobs=old_logprobs,
             ref_logprobs=ref_logprobs,
             old_values=values,
-            entropy=entropy,
+            entropy=rollout.sample_entropy,
             advantages=advantages,
             returns=returns,
             kl=sequence_sum(kl_k1(old_logprobs, ref_logprobs), mask),
+            sampling_gap=self.sampling_gap(rollout, sequences),
         )
 
     def batch_of_prompts(self, step: int) -> list[Prompt]:
@@ -231,7 +232,7 @@ class PPO:
         def part(x: torch.Tensor) -> torch.Tensor:
             return x[rows, :width]
 
-        logprobs, _ = token_logprobs(self.policy, batch)
+        logprobs = token_logprobs(self.policy, batch)
         policy_loss, clipped = clipped_policy_loss(
             logprobs,
             part(experience.old_logprobs),
@@ -269,7 +270,6 @@ class PPO:
         rollout, scores = experience.rollout, experience.scores
         mask = rollout.response_mask
         k3 = sequence_sum(kl_k3(experience.old_logprobs, experience.ref_logprobs), mask)
-        gap = (rollout.sample_logprobs - experience.old_logprobs).abs()[mask]
         explained = explained_variance(experience.old_values, experience.returns, mask)
         values = {
             "kl": float(experience.kl.mean()),
@@ -280,11 +280,19 @@ class PPO:
             "length": float(mask.sum(1).float().mean()),
             "truncated": 1.0 - sum(rollout.ended) / len(rollout),
             "entropy": float(masked_mean(experience.entropy, mask)),
-            "sampling_gap": float(gap.max()),
+            "sampling_gap": experience.sampling_gap,
         }
         if explained is not None:
             values["explained_variance"] = float(explained)
         return values | {f"member_{k}": float(m) for k, m in enumerate(scores.members.mean(0))}
+
+    @torch.no_grad()
+    def sampling_gap(self, rollout: Rollout, sequences: Sequences) -> float:
+        """Largest difference between sampled and recomputed log-probability, in nats, over a few responses."""
+        rows = list(range(min(GAP_ROWS, len(rollout))))
+        again = token_logprobs(self.policy, sequences.batch(rows))
+        sampled = rollout.sample_logprobs[rows, : again.shape[1]]
+        return float((again - sampled).abs().max())
 
     def restart(self, learning_rate_factor: float, attempt: int) -> None:
         """After a roll-back: draw new randomness, take smaller steps."""

@@ -32,13 +32,13 @@ def self_check(
     rollout = sample_rollout(
         policy, codec, prompts, max_tokens=max_tokens, batch_size=len(prompts), seed=seed, where=("check",)
     )
-    sequences = Sequences(policy.top.base, rollout.prompt_ids, rollout.response_ids, codec.pad_id)
+    sequences = Sequences.of(policy.top.base, rollout, codec.pad_id)
     rows = list(range(len(rollout)))
     with torch.no_grad():
         batch = sequences.batch(rows)
-        again = token_logprobs(policy, batch)[0]
-        anchor = token_logprobs(reference, batch)[0]
-        alone = [token_logprobs(policy, sequences.batch([row]))[0][0] for row in rows[:4]]
+        again = token_logprobs(policy, batch)
+        anchor = token_logprobs(reference, batch)
+        alone = [token_logprobs(policy, sequences.batch([row]))[0] for row in rows[:4]]
     mask = rollout.response_mask
     kl = float(sequence_sum(kl_k1(again, anchor), mask).abs().max())
     sampled = float((again - rollout.sample_logprobs)[mask].abs().max())

@@ -44,7 +44,7 @@ def fine_tune(
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = sequences.batch(rows)
-        loss = response_cross_entropy(token_logprobs(policy, batch)[0], batch.response_mask)
+        loss = response_cross_entropy(token_logprobs(policy, batch), batch.response_mask)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)

@@ -6,14 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Gemma2Config,
+)
 
 from burnish.config.model import LoraConfig, ModelConfig
 from burnish.errors import ModelError
 from burnish.models.batches import pad_batch
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.load import Codec, load_model, make_codec
-from burnish.models.logprobs import make_policy, response_kl, token_logprobs
+from burnish.models.logprobs import make_policy, response_kl, token_entropy, token_logprobs
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top, load_reward_model, save_policy, save_reward_model
@@ -28,7 +33,7 @@ def rollout_of(base: Base, codec: Codec, prompts: list[Prompt], temperature: flo
     rollout = sample_rollout(
         policy, codec, prompts, max_tokens=24, batch_size=len(prompts), seed=3, where=("t",)
     )
-    sequences = Sequences(base, rollout.prompt_ids, rollout.response_ids, codec.pad_id)
+    sequences = Sequences.of(base, rollout, codec.pad_id)
     return policy, rollout, sequences
 
 
@@ -47,7 +52,8 @@ def test_sampled_logprobs_are_the_recomputed_ones(tiny, codec, prompts, mode, te
     base = Base(tiny[0], mode)
     policy, rollout, sequences = rollout_of(base, codec, prompts[:12], temperature)
     with torch.no_grad():
-        again, entropy = token_logprobs(policy, sequences.batch(range(12)))
+        again = token_logprobs(policy, sequences.batch(range(12)))
+        entropy = token_entropy(policy, sequences.batch(range(12)))
     assert torch.allclose(again, rollout.sample_logprobs, atol=1e-4)
     assert (again[~rollout.response_mask] == 0).all()
     assert (entropy[rollout.response_mask] > -1e-3).all()
@@ -59,9 +65,9 @@ def test_logprobs_do_not_depend_on_batch_composition(tiny, codec, prompts, mode)
     base = Base(tiny[0], mode)
     policy, rollout, sequences = rollout_of(base, codec, prompts[:8])
     with torch.no_grad():
-        whole = token_logprobs(policy, sequences.batch(range(8)))[0]
+        whole = token_logprobs(policy, sequences.batch(range(8)))
         for row in range(8):
-            alone = token_logprobs(policy, sequences.batch([row]))[0][0]
+            alone = token_logprobs(policy, sequences.batch([row]))[0]
             assert torch.allclose(whole[row, : len(alone)], alone, atol=1e-4)
 
 
@@ -85,15 +91,22 @@ def test_whole_model_agrees_with_transformers_own_forward(tiny, base, codec, pro
     expected = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0]
     n = len(codec.encode_prompt(prompts[0]))
     policy = make_policy(Top(base, trainable=False), codec.pad_id)
-    ours = token_logprobs(policy, pad_batch([ids[:n]], [ids[n:]], codec.pad_id))[0][0]
+    ours = token_logprobs(policy, pad_batch([ids[:n]], [ids[n:]], codec.pad_id))[0]
     assert torch.allclose(ours, expected[n - 1 :], atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["top:1", "top:2"])
-def test_a_cut_model_is_the_whole_model(tiny, codec, prompts, mode) -> None:
-    base = Base(tiny[0], mode)
-    sequences = Sequences(base, [codec.encode_prompt(p) for p in prompts[:6]], [[9, 8, 7]] * 6, codec.pad_id)
-    base.check_cut(sequences.batch(range(6)))
+@pytest.mark.parametrize("mode", ["all", "top:1", "top:2"])
+def test_a_model_taken_apart_is_the_whole_model(tiny, codec, mode) -> None:
+    Base(tiny[0], mode).check(codec.pad_id)
+
+
+def test_a_model_that_post_processes_its_logits_is_refused() -> None:
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 16}
+    config = Gemma2Config(
+        **sizes, vocab_size=50, num_hidden_layers=2, head_dim=8, final_logit_softcapping=0.1
+    )
+    with pytest.raises(ModelError, match="post-processes"):
+        Base(AutoModelForCausalLM.from_config(config)).check(0)
 
 
 def test_cut_deeper_than_the_model_names_the_alternative(tiny) -> None:
@@ -110,7 +123,7 @@ def test_training_moves_the_policy_and_neither_base_nor_reference(tiny, codec, p
     optimizer = torch.optim.SGD(policy.top.trained_parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
-        (-token_logprobs(policy, sequences.batch(range(8)))[0].sum() / 50).backward()
+        (-token_logprobs(policy, sequences.batch(range(8))).sum() / 50).backward()
         optimizer.step()
     assert response_kl(policy, reference, sequences.batch(range(8))).mean() > 1e-3
     assert all(torch.equal(before[n], p) for n, p in base.lm.named_parameters())
@@ -134,8 +147,8 @@ def test_an_exported_policy_is_a_plain_model_with_the_same_logprobs(
     theirs = make_policy(Top(Base(again), trainable=False), codec_again.pad_id)
     batch = Sequences(Base(again), sequences.prompt_ids, sequences.response_ids, codec.pad_id).batch(range(4))
     with torch.no_grad():
-        ours = token_logprobs(policy, sequences.batch(range(4)))[0]
-        assert torch.allclose(ours, token_logprobs(theirs, batch)[0], atol=1e-4)
+        ours = token_logprobs(policy, sequences.batch(range(4)))
+        assert torch.allclose(ours, token_logprobs(theirs, batch), atol=1e-4)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -1,0 +1,309 @@
+"""Decoding token by token: prompts enter slots of a static KV cache, every step feeds one token per slot.
+
+`FastDecoder` runs Llama-like bodies (Llama, Mistral, Qwen 2 and 3, SmolLM, Gemma) with fused projections and no masks
+built per step, and keeps the activations at the cut. `PlainDecoder` runs everything else by its own forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from transformers import DynamicCache
+
+from burnish.models.batches import pad_batch
+from burnish.models.shared_base import Base, Top
+
+SUPPRESSED = -1e9  # finite, so that 0 * SUPPRESSED stays 0
+
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+CHECK_TOLERANCE = 1e-3  # of the largest activation, fast against plain forward pass
+LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+def decoder(top: Top, slots: int, width: int, pad_id: int) -> FastDecoder | PlainDecoder:
+    """A decoder of `slots` sequences of at most `width` tokens; the fast one wherever it is exact."""
+    if top.base.fast_decoding is None:
+        top.base.fast_decoding = _is_exact(top.base, pad_id)
+    return FastDecoder(top, slots, width) if top.base.fast_decoding else PlainDecoder(top, pad_id)
+
+
+class PlainDecoder:
+    """Bottom and top by their own forward passes, each with its own growing cache. Takes its prompts once."""
+
+    refills = False
+
+    def __init__(self, top: Top, pad_id: int) -> None:
+        self.top = top
+        self.bottom = top.base.bottom
+        self.pad_id = pad_id
+        self.caches = [DynamicCache(), DynamicCache()]
+
+    def admit(self, slots: torch.Tensor, prompt_ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Prefill; (S, D) last hidden states of the prompts."""
+        batch = pad_batch(prompt_ids, [[]] * len(prompt_ids), self.pad_id)
+        self.mask, self.positions = batch.attention_mask, batch.position_ids[:, -1]
+        return self._forward(batch.input_ids, batch.position_ids)
+
+    def step(self, ids: torch.Tensor) -> torch.Tensor:
+        """Feed one token (S,) per slot; (S, D) hidden states after it."""
+        self.positions = self.positions + 1
+        self.mask = torch.cat([self.mask, torch.ones(len(ids), 1, dtype=self.mask.dtype)], 1)
+        return self._forward(ids[:, None], self.positions[:, None])
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        where = {"attention_mask": self.mask, "position_ids": positions, "use_cache": True}
+        inputs = {"input_ids": ids}
+        if self.bottom is not None:
+            below = self.bottom(**inputs, **where, past_key_values=self.caches[0])
+            inputs = {"inputs_embeds": below.last_hidden_state}
+        out = self.top(**inputs, **where, past_key_values=self.caches[1])
+        hidden: torch.Tensor = out.last_hidden_state[:, -1]
+        return hidden
+
+    def keep(self, slots: torch.Tensor) -> None:
+        """Drop every slot but these."""
+        self.mask, self.positions = self.mask[slots], self.positions[slots]
+        for cache in self.caches[0 if self.bottom is not None else 1 :]:
+            cache.batch_select_indices(slots)
+
+    def take_features(self, slot: int) -> torch.Tensor | None:
+        return None
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Weights of one layer, projections of the same input fused."""
+
+    norms: tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+    qk_norms: tuple[nn.Module, nn.Module] | None
+    out: torch.Tensor
+    out_bias: torch.Tensor | None
+    gate_up: torch.Tensor
+    gate_up_bias: torch.Tensor | None
+    activation: nn.Module
+    down: torch.Tensor
+    down_bias: torch.Tensor | None
+
+
+class FastDecoder:
+    """S slots of a static cache: keys (S, H, d, M) and values (S, H, M, d) per layer, left-aligned, so that a slot
+    whose sequence has ended takes the next prompt at once."""
+
+    refills = True
+
+    def __init__(self, top: Top, slots: int, width: int) -> None:
+        base = top.base
+        body = _inner(top.body)
+        attention = base.lm.base_model.layers[0].self_attn
+        self.embed = base.lm.base_model.embed_tokens if base.cut else body.embed_tokens
+        self.cut = base.cut
+        below: Any = base.bottom.layers if base.bottom is not None else ()
+        self.layers = [_layer(module) for module in (*below, *body.layers)]
+        self.norm = _norm(body.norm)
+        self.head_dim = attention.head_dim
+        self.groups = attention.num_key_value_groups
+        self.scaling = attention.scaling
+        kv = self.layers[0].qkv.shape[0] // self.head_dim // (self.groups + 2)
+        self.heads = (kv * self.groups, kv)
+        dtype = self.layers[0].qkv.dtype
+        self.keys = [torch.zeros(slots, kv, self.head_dim, width, dtype=dtype) for _ in self.layers]
+        self.values = [torch.zeros(slots, kv, width, self.head_dim, dtype=dtype) for _ in self.layers]
+        self.features = torch.zeros(slots, width, base.hidden_size) if base.cut else None
+        self.lengths = torch.zeros(slots, dtype=torch.long)
+        cos, sin = base.lm.base_model.rotary_emb(self.keys[0], torch.arange(width)[None])
+        half = self.head_dim // 2
+        self.cos = cos[0]
+        # rotate_half(x) = roll(x) * [-1, +1]: the signs go into the table.
+        self.sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
+
+    def admit(self, slots: torch.Tensor, prompt_ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Prefill these slots; (len(slots), D) last hidden states. A prompt given several times is computed once."""
+        unique = {tuple(p): None for p in prompt_ids}
+        index = {p: i for i, p in enumerate(unique)}
+        source = torch.tensor([index[tuple(p)] for p in prompt_ids])
+        lengths = torch.tensor([len(p) for p in unique])
+        width = int(lengths.max())
+        ids = torch.zeros(len(unique), width, dtype=torch.long)
+        for row, prompt in enumerate(unique):
+            ids[row, : len(prompt)] = torch.tensor(prompt)
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            # Padding stands right of the text, where a causal model never looks.
+            out = scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=self.scaling, enable_gqa=self.groups > 1
+            )
+            self.keys[layer][slots, :, :, :width] = k.transpose(2, 3)[source]
+            self.values[layer][slots, :, :width] = v[source]
+            return out.transpose(1, 2).flatten(2)
+
+        def at_cut(x: torch.Tensor) -> None:
+            if self.features is not None:
+                self.features[slots, :width] = x[source].float()
+
+        hidden = self._forward(self.embed(ids), self.cos[:width], self.sin[:width], attend, at_cut)
+        self.lengths[slots] = lengths[source]
+        return self.norm(hidden[torch.arange(len(unique)), lengths - 1])[source]
+
+    def step(self, ids: torch.Tensor) -> torch.Tensor:
+        """Feed one token (S,) per slot; (S, D) hidden states after it."""
+        rows, where = torch.arange(len(ids)), self.lengths
+        seen = int(where.max()) + 1
+        # (S, 1, 1, seen); finite, so that a free slot gives no nan.
+        unseen = torch.where(torch.arange(seen) <= where[:, None], 0.0, SUPPRESSED)[:, None, None]
+        n_kv = self.heads[1]
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            self.keys[layer][rows, :, :, where] = k[:, 0]
+            self.values[layer][rows, :, where] = v[:, 0]
+            q = q.reshape(len(ids), n_kv, self.groups, self.head_dim) * self.scaling
+            weights = (q @ self.keys[layer][..., :seen] + unseen.to(q.dtype)).softmax(-1)
+            return (weights @ self.values[layer][:, :, :seen]).view(len(ids), 1, -1)
+
+        def at_cut(x: torch.Tensor) -> None:
+            if self.features is not None:
+                self.features[rows, where] = x[:, 0].float()
+
+        hidden = self._forward(
+            self.embed(ids[:, None]), self.cos[where][:, None], self.sin[where][:, None], attend, at_cut
+        )
+        self.lengths = where + 1
+        return self.norm(hidden[:, 0])
+
+    def keep(self, slots: torch.Tensor) -> None:
+        """Drop every slot but these."""
+        self.keys = [k[slots] for k in self.keys]
+        self.values = [v[slots] for v in self.values]
+        self.lengths = self.lengths[slots]
+        if self.features is not None:
+            self.features = self.features[slots]
+
+    def take_features(self, slot: int) -> torch.Tensor | None:
+        """(length, D) activations at the cut of every token fed to this slot, which is then free."""
+        n, self.lengths[slot] = int(self.lengths[slot]), 0
+        return None if self.features is None else self.features[slot, :n].clone()
+
+    def _forward(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        attend: Attend,
+        at_cut: Callable[[torch.Tensor], None],
+    ) -> torch.Tensor:
+        """(B, t, D) embeddings to (B, t, D) hidden states before the final norm. cos, sin (t, d) or (B, t, d)."""
+        cos, sin = cos[..., None, :], sin[..., None, :]
+        half = self.head_dim // 2
+        n_q, n_kv = self.heads
+        for index, layer in enumerate(self.layers):
+            if index == self.cut:
+                at_cut(x)
+            qkv = linear(layer.norms[0](x), layer.qkv, layer.qkv_bias)
+            qkv = qkv.unflatten(-1, (n_q + 2 * n_kv, self.head_dim))
+            qk, v = qkv[:, :, : n_q + n_kv], qkv[:, :, n_q + n_kv :]
+            if layer.qk_norms is not None:
+                q_norm, k_norm = layer.qk_norms
+                qk = torch.cat([q_norm(qk[:, :, :n_q]), k_norm(qk[:, :, n_q:])], 2)
+            qk = torch.addcmul(qk * cos, qk.roll(half, -1), sin)
+            mixed = attend(index, qk[:, :, :n_q], qk[:, :, n_q:], v)
+            x = linear(mixed, layer.out, layer.out_bias) + x
+            gate, up = linear(layer.norms[1](x), layer.gate_up, layer.gate_up_bias).chunk(2, -1)
+            x = linear(layer.activation(gate) * up, layer.down, layer.down_bias) + x
+        return x
+
+
+def _inner(body: Any) -> Any:
+    """The transformer body under an adapter wrapper, or itself."""
+    return body.get_base_model() if hasattr(body, "peft_config") else body
+
+
+def _norm(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    if type(module).__name__ in ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"):
+        weight, eps = module.weight.detach(), float(module.variance_epsilon)  # type: ignore[arg-type]
+        return lambda x: rms_norm(x, weight.shape, weight, eps)
+    return module
+
+
+def _layer(module: Any) -> _Layer:
+    attention, mlp = module.self_attn, module.mlp
+    qkv, qkv_bias = fused(attention.q_proj, attention.k_proj, attention.v_proj)
+    gate_up, gate_up_bias = fused(mlp.gate_proj, mlp.up_proj)
+    out, out_bias = fused(attention.o_proj)
+    down, down_bias = fused(mlp.down_proj)
+    norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
+    return _Layer(
+        norms=(_norm(module.input_layernorm), _norm(module.post_attention_layernorm)),
+        qkv=qkv,
+        qkv_bias=qkv_bias,
+        qk_norms=norms,
+        out=out,
+        out_bias=out_bias,
+        gate_up=gate_up,
+        gate_up_bias=gate_up_bias,
+        activation=mlp.act_fn,
+        down=down,
+        down_bias=down_bias,
+    )
+
+
+def fused(*linears: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The weights of linear layers over each other, adapters merged in: a view where `lay_out` has put them so,
+    a copy otherwise."""
+    weights = [_merged(module) for module in linears]
+    biases = [module.bias for module in linears]
+    bias = None if any(b is None for b in biases) else torch.cat([b.detach() for b in biases])
+    first, rows = weights[0], sum(len(w) for w in weights)
+    offset = first.storage_offset()
+    for weight in weights:
+        same = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same and weight.is_contiguous() and weight.storage_offset() == offset):
+            return torch.cat(weights), bias
+        offset += weight.numel()
+    return first.as_strided((rows, first.shape[1]), (first.shape[1], 1)), bias
+
+
+def _merged(module: Any) -> torch.Tensor:
+    weight: torch.Tensor = module.weight.detach()
+    for name in getattr(module, "active_adapters", ()):
+        weight = weight + module.get_delta_weight(name).detach()
+    return weight
+
+
+def _is_exact(base: Base, pad_id: int) -> bool:
+    """Whether the fast decoder can run this model, by structure and by comparison with the plain one."""
+    body: Any = base.lm.base_model
+    if not all(hasattr(body, part) for part in ("layers", "norm", "embed_tokens", "rotary_emb")):
+        return False
+    for layer in body.layers:
+        names = {n for n, _ in layer.named_children()}
+        if names != LAYER_PARTS:
+            return False
+        attention = {n for n, _ in layer.self_attn.named_children()}
+        if attention - {"q_norm", "k_norm"} != ATTENTION_PARTS or getattr(layer, "sliding_window", None):
+            return False
+        if {n for n, _ in layer.mlp.named_children()} != MLP_PARTS:
+            return False
+    if getattr(body.config, "sliding_window", None) and getattr(body.config, "use_sliding_window", True):
+        return False
+    top = Top(base, trainable=False)
+    vocabulary = body.embed_tokens.num_embeddings
+    prompts = [[(7 * i + 3) % vocabulary for i in range(n)] for n in (5, 9)]
+    fast, plain = FastDecoder(top, 2, 16), PlainDecoder(top, pad_id)
+    slots = torch.arange(2)
+    with torch.no_grad():
+        pairs = [(fast.admit(slots, prompts), plain.admit(slots, prompts))]
+        for token in (11, 4, 2):
+            ids = torch.tensor([token, token + 1]) % vocabulary
+            pairs.append((fast.step(ids), plain.step(ids)))
+    gap = max(float((a - b).abs().max()) for a, b in pairs)
+    return gap <= CHECK_TOLERANCE * max(float(b.abs().max()) for _, b in pairs)

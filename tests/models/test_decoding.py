@@ -1,0 +1,205 @@
+"""The fast decoder must say what the model says, whatever its family, slots and refills; sampling must be fair."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from burnish.config.model import LoraConfig
+from burnish.errors import Diverged
+from burnish.models.batches import pad_batch
+from burnish.models.decoding import decoder, fused
+from burnish.models.logprobs import Policy, make_policy, token_entropy, token_logprobs
+from burnish.models.sampling import draw, sample_ids
+from burnish.models.sequences import Sequences
+from burnish.models.shared_base import Base, Top
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+}
+FAST = {
+    "llama": LlamaConfig(**SIZES),
+    "llama-bias": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "llama3-rope": LlamaConfig(
+        **SIZES,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 1e4,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    ),
+    "mistral": MistralConfig(**SIZES, sliding_window=None),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SIZES, head_dim=8),
+    "gemma": GemmaConfig(**SIZES, head_dim=8),
+}
+PLAIN = {
+    "mistral-window": MistralConfig(**SIZES, sliding_window=6),
+    "gpt2": GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=128, eos_token_id=1),
+    "neox": GPTNeoXConfig(**{k: v for k, v in SIZES.items() if k != "num_key_value_heads"}),
+}
+CODEC: Any = SimpleNamespace(pad_id=0, eos_ids=frozenset([1, 2]))
+
+
+def model_of(config: Any) -> Any:
+    torch.manual_seed(1)
+    lm = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in lm.parameters():  # biases and norms too: zeros and ones would hide mistakes
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return lm
+
+
+def some_prompts(n: int) -> list[list[int]]:
+    rng = torch.Generator().manual_seed(0)
+    return [torch.randint(3, 97, (3 + i % 7,), generator=rng).tolist() for i in range(n)]
+
+
+def sampled(base: Base, top: Top, n: int = 24, slots: int = 24, steps: int = 20, seed: int = 0):  # type: ignore[no-untyped-def]
+    policy = make_policy(top, 0, 1.3)
+    uniforms = torch.rand(n, steps, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    book = sample_ids(policy, CODEC, some_prompts(n), uniforms, slots)
+    ids = [row[:k].tolist() for row, k in zip(book.tokens, book.lengths[:-1].tolist(), strict=False)]
+    return policy, book, ids
+
+
+def modes(config: Any) -> list[str]:
+    return ["all", "lora"] + ([] if "gpt" in config.model_type else ["top:1"])
+
+
+@pytest.mark.parametrize("name", [*FAST, *PLAIN])
+def test_what_is_sampled_is_what_the_model_says(name: str) -> None:
+    config = (FAST | PLAIN)[name]
+    for mode in modes(config):
+        targets = "all-linear"
+        base = Base(model_of(config), mode, LoraConfig(rank=2, target_modules=targets))
+        top = Top(base)
+        with torch.no_grad():
+            for parameter in top.trained_parameters():  # a trained policy, not the base
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+        policy, book, ids = sampled(base, top)
+        assert base.fast_decoding is (name in FAST)
+        assert len({len(i) for i in ids}) > 3, "responses of several lengths"
+        with torch.no_grad():
+            batch = pad_batch(some_prompts(24), ids, 0)
+            again, entropy = token_logprobs(policy, batch), token_entropy(policy, batch)
+        width = again.shape[1]
+        mask = batch.response_mask
+        assert (again - book.logprobs[:-1, :width])[mask].abs().max() < 1e-4
+        assert (entropy - book.entropy[:-1, :width])[mask].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+@pytest.mark.parametrize("mode", ["all", "top:1"])
+def test_slots_that_are_refilled_give_the_same_responses(name: str, mode: str) -> None:
+    base = Base(model_of(FAST[name]), mode)
+    top = Top(base)
+    _, whole, ids = sampled(base, top, n=40, slots=40)
+    for slots in (1, 5, 16):
+        _, book, again = sampled(base, top, n=40, slots=slots)
+        assert again == ids
+        assert torch.allclose(book.logprobs[:-1], whole.logprobs[:-1], atol=1e-4)
+        assert torch.equal(book.ended[:-1], whole.ended[:-1])
+
+
+def test_activations_kept_while_sampling_are_the_base_s_own() -> None:
+    base = Base(model_of(FAST["llama"]), "top:1")
+    _, book, ids = sampled(base, Top(base), n=30, slots=8)
+    computed = Sequences(base, some_prompts(30), ids, 0).features
+    assert computed is not None
+    for kept, own in zip(book.features, computed, strict=True):
+        assert kept is not None
+        assert kept.shape == own.shape
+        assert torch.allclose(kept, own, atol=1e-4)
+
+
+def test_a_prompt_given_many_times_is_prefilled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = Base(model_of(FAST["llama"]), "all")
+    machine = decoder(Top(base, trainable=False), 6, 16, 0)
+    rows = []
+    embed = machine.embed  # type: ignore[union-attr]
+    monkeypatch.setattr(machine, "embed", lambda ids: rows.append(len(ids)) or embed(ids))
+    prompt, other = [5, 6, 7], [8, 9]
+    with torch.no_grad():
+        hidden = machine.admit(torch.arange(6), [prompt, prompt, other, prompt, other, prompt])
+    assert rows == [2]
+    assert torch.equal(hidden[0], hidden[5])
+    assert not torch.equal(hidden[0], hidden[2])
+
+
+def test_projections_lie_side_by_side_and_follow_training() -> None:
+    base = Base(model_of(FAST["llama"]), "top:1")
+    top = Top(base)
+    attention = top.body.layers[0].self_attn
+    parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+    weight, _ = fused(*parts)
+    assert weight.data_ptr() == attention.q_proj.weight.data_ptr(), "a view, not a copy"
+    optimizer = torch.optim.AdamW(top.trained_parameters(), lr=0.1)
+    sum(p.sum() for p in top.trained_parameters()).backward()
+    optimizer.step()
+    assert torch.equal(weight, torch.cat([p.weight for p in parts]))
+    assert torch.equal(fused(*parts)[0], weight)
+
+
+class FixedHead(torch.nn.Module):
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.fixed = logits
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.fixed.expand(len(hidden), -1).clone()
+
+
+def fixed_policy(logits: list[float], temperature: float = 1.0) -> Policy:
+    top: Any = SimpleNamespace()
+    return Policy(top, FixedHead(torch.tensor(logits)), 0, temperature)
+
+
+def test_draws_follow_the_distribution_at_its_temperature() -> None:
+    logits = [9.0, 1.0, 0.0, -1.0, 2.0]
+    n = 40_000
+    uniforms = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tokens, logprobs, entropy = draw(fixed_policy(logits, 2.0), torch.zeros(n, 1), uniforms)
+    expected = torch.tensor(logits)[1:].div(2.0).softmax(0)
+    counts = torch.bincount(tokens, minlength=5).double()
+    assert counts[0] == 0, "padding is never drawn"
+    # Chi-square with 3 degrees of freedom: 16.3 is its 99.9th percentile.
+    assert float(((counts[1:] - n * expected) ** 2 / (n * expected)).sum()) < 16.3
+    assert torch.allclose(logprobs, expected.log()[tokens - 1], atol=1e-5)
+    assert torch.allclose(entropy, -(expected * expected.log()).sum(), atol=1e-5)
+
+
+def test_the_ends_of_the_uniform_draw_possible_tokens() -> None:
+    policy = fixed_policy([0.0, -1e9, 3.0, 1.0, -1e9, -1e9])
+    uniforms = torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64)
+    assert draw(policy, torch.zeros(2, 1), uniforms)[0].tolist() == [2, 3]
+
+
+def test_a_diverged_policy_is_named() -> None:
+    with pytest.raises(Diverged, match="learning rate"):
+        draw(fixed_policy([0.0, float("nan"), 1.0]), torch.zeros(2, 1), torch.rand(2, dtype=torch.float64))
