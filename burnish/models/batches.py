@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+GROUP_PRICE = 64  # what one more forward pass costs, in tokens
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -30,6 +32,11 @@ class Batch:
     def response_ids(self) -> torch.Tensor:
         """(B, T)"""
         return self.input_ids[:, self.prompt_width :]
+
+    @property
+    def before_response(self) -> slice:
+        """Columns that predict the response tokens."""
+        return slice(self.prompt_width - 1, self.input_ids.shape[1] - 1)
 
     @property
     def last_index(self) -> torch.Tensor:
@@ -78,7 +85,25 @@ def pad_batch(
     )
 
 
-def micro_batches(n: int, size: int, order: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
-    """Index tensors of at most `size` rows that cover `order` (or 0..n-1) once."""
-    index = torch.arange(n) if order is None else order
-    yield from index.split(size)
+def micro_batches(
+    prompt_lengths: Sequence[int], response_lengths: Sequence[int], size: int, rows: Sequence[int]
+) -> Iterator[list[int]]:
+    """Groups of at most `size` rows that cover `rows` once, cut from the order of response length so that the
+    tokens of all groups, padding included, plus a fixed price for each group are fewest (dynamic programming)."""
+    order = sorted(rows, key=lambda i: (response_lengths[i], prompt_lengths[i], i))
+    best = [0.0] * (len(order) + 1)  # cost of the first n rows
+    start = [0] * (len(order) + 1)  # where the last group of the first n rows begins
+    for n in range(1, len(order) + 1):
+        best[n], prompt, response = float("inf"), 0, 0
+        for first in range(n - 1, max(-1, n - 1 - size), -1):
+            prompt = max(prompt, prompt_lengths[order[first]])
+            response = max(response, response_lengths[order[first]])
+            cost = best[first] + (n - first) * (prompt + response) + GROUP_PRICE
+            if cost < best[n]:
+                best[n], start[n] = cost, first
+    groups = []
+    end = len(order)
+    while end:
+        groups.append(order[start[end] : end])
+        end = start[end]
+    yield from reversed(groups)

@@ -12,27 +12,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import DynamicCache
 
 from burnish.models.batches import pad_batch
-from burnish.models.shared_base import Base, Top
-
-SUPPRESSED = -1e9  # finite, so that 0 * SUPPRESSED stays 0
+from burnish.models.llama import SUPPRESSED, norm, rope_tables, rotate
+from burnish.models.shared_base import Top, inner
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
-CHECK_TOLERANCE = 1e-3  # of the largest activation, fast against plain forward pass
-LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
-MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 def decoder(top: Top, slots: int, width: int, pad_id: int) -> FastDecoder | PlainDecoder:
     """A decoder of `slots` sequences of at most `width` tokens; the fast one wherever it is exact."""
-    if top.base.fast_decoding is None:
-        top.base.fast_decoding = _is_exact(top.base, pad_id)
-    return FastDecoder(top, slots, width) if top.base.fast_decoding else PlainDecoder(top, pad_id)
+    return FastDecoder(top, slots, width) if top.base.fast else PlainDecoder(top, pad_id)
 
 
 class PlainDecoder:
@@ -103,13 +95,13 @@ class FastDecoder:
 
     def __init__(self, top: Top, slots: int, width: int) -> None:
         base = top.base
-        body = _inner(top.body)
+        body = inner(top.body)
         attention = base.lm.base_model.layers[0].self_attn
         self.embed = base.lm.base_model.embed_tokens if base.cut else body.embed_tokens
         self.cut = base.cut
         below: Any = base.bottom.layers if base.bottom is not None else ()
         self.layers = [_layer(module) for module in (*below, *body.layers)]
-        self.norm = _norm(body.norm)
+        self.norm = norm(body.norm)
         self.head_dim = attention.head_dim
         self.groups = attention.num_key_value_groups
         self.scaling = attention.scaling
@@ -120,11 +112,8 @@ class FastDecoder:
         self.values = [torch.zeros(slots, kv, width, self.head_dim, dtype=dtype) for _ in self.layers]
         self.features = torch.zeros(slots, width, base.hidden_size) if base.cut else None
         self.lengths = torch.zeros(slots, dtype=torch.long)
-        cos, sin = base.lm.base_model.rotary_emb(self.keys[0], torch.arange(width)[None])
-        half = self.head_dim // 2
-        self.cos = cos[0]
-        # rotate_half(x) = roll(x) * [-1, +1]: the signs go into the table.
-        self.sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
+        cos, sin = rope_tables(base.lm.base_model, torch.arange(width)[None])
+        self.cos, self.sin = cos[0], sin[0]
 
     def admit(self, slots: torch.Tensor, prompt_ids: Sequence[Sequence[int]]) -> torch.Tensor:
         """Prefill these slots; (len(slots), D) last hidden states. A prompt given several times is computed once."""
@@ -202,8 +191,6 @@ class FastDecoder:
         at_cut: Callable[[torch.Tensor], None],
     ) -> torch.Tensor:
         """(B, t, D) embeddings to (B, t, D) hidden states before the final norm. cos, sin (t, d) or (B, t, d)."""
-        cos, sin = cos[..., None, :], sin[..., None, :]
-        half = self.head_dim // 2
         n_q, n_kv = self.heads
         for index, layer in enumerate(self.layers):
             if index == self.cut:
@@ -214,24 +201,12 @@ class FastDecoder:
             if layer.qk_norms is not None:
                 q_norm, k_norm = layer.qk_norms
                 qk = torch.cat([q_norm(qk[:, :, :n_q]), k_norm(qk[:, :, n_q:])], 2)
-            qk = torch.addcmul(qk * cos, qk.roll(half, -1), sin)
+            qk = rotate(qk, cos, sin)
             mixed = attend(index, qk[:, :, :n_q], qk[:, :, n_q:], v)
             x = linear(mixed, layer.out, layer.out_bias) + x
             gate, up = linear(layer.norms[1](x), layer.gate_up, layer.gate_up_bias).chunk(2, -1)
             x = linear(layer.activation(gate) * up, layer.down, layer.down_bias) + x
         return x
-
-
-def _inner(body: Any) -> Any:
-    """The transformer body under an adapter wrapper, or itself."""
-    return body.get_base_model() if hasattr(body, "peft_config") else body
-
-
-def _norm(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    if type(module).__name__ in ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"):
-        weight, eps = module.weight.detach(), float(module.variance_epsilon)  # type: ignore[arg-type]
-        return lambda x: rms_norm(x, weight.shape, weight, eps)
-    return module
 
 
 def _layer(module: Any) -> _Layer:
@@ -242,7 +217,7 @@ def _layer(module: Any) -> _Layer:
     down, down_bias = fused(mlp.down_proj)
     norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
     return _Layer(
-        norms=(_norm(module.input_layernorm), _norm(module.post_attention_layernorm)),
+        norms=(norm(module.input_layernorm), norm(module.post_attention_layernorm)),
         qkv=qkv,
         qkv_bias=qkv_bias,
         qk_norms=norms,
@@ -277,33 +252,3 @@ def _merged(module: Any) -> torch.Tensor:
     for name in getattr(module, "active_adapters", ()):
         weight = weight + module.get_delta_weight(name).detach()
     return weight
-
-
-def _is_exact(base: Base, pad_id: int) -> bool:
-    """Whether the fast decoder can run this model, by structure and by comparison with the plain one."""
-    body: Any = base.lm.base_model
-    if not all(hasattr(body, part) for part in ("layers", "norm", "embed_tokens", "rotary_emb")):
-        return False
-    for layer in body.layers:
-        names = {n for n, _ in layer.named_children()}
-        if names != LAYER_PARTS:
-            return False
-        attention = {n for n, _ in layer.self_attn.named_children()}
-        if attention - {"q_norm", "k_norm"} != ATTENTION_PARTS or getattr(layer, "sliding_window", None):
-            return False
-        if {n for n, _ in layer.mlp.named_children()} != MLP_PARTS:
-            return False
-    if getattr(body.config, "sliding_window", None) and getattr(body.config, "use_sliding_window", True):
-        return False
-    top = Top(base, trainable=False)
-    vocabulary = body.embed_tokens.num_embeddings
-    prompts = [[(7 * i + 3) % vocabulary for i in range(n)] for n in (5, 9)]
-    fast, plain = FastDecoder(top, 2, 16), PlainDecoder(top, pad_id)
-    slots = torch.arange(2)
-    with torch.no_grad():
-        pairs = [(fast.admit(slots, prompts), plain.admit(slots, prompts))]
-        for token in (11, 4, 2):
-            ids = torch.tensor([token, token + 1]) % vocabulary
-            pairs.append((fast.step(ids), plain.step(ids)))
-    gap = max(float((a - b).abs().max()) for a, b in pairs)
-    return gap <= CHECK_TOLERANCE * max(float(b.abs().max()) for _, b in pairs)

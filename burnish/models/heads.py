@@ -24,13 +24,12 @@ class ScalarHead(nn.Module):
 
     def score(self, batch: Batch) -> torch.Tensor:
         """(B,) raw score, read at the last token of each response (its EOS when it has one)."""
-        hidden = self.top.hidden(batch)  # (B, P + T, D)
-        last = hidden[torch.arange(len(batch)), batch.last_index]
+        last = self.top.hidden_at(batch, batch.last_index)[:, 0]  # (B, D)
         return self.head(self.dropout(last)).squeeze(-1).float()
 
     def values(self, batch: Batch) -> torch.Tensor:
         """(B, T) value before each response token, 0 off the mask."""
-        hidden = self.top.hidden(batch)[:, batch.prompt_width - 1 : -1]
+        hidden = self.top.hidden_at(batch, batch.before_response)
         return self.head(hidden).squeeze(-1).float() * batch.response_mask
 
     def trained(self) -> list[nn.Parameter]:

@@ -123,11 +123,13 @@ def make_codec(
     eos_id = int(tokenizer.eos_token_id) if tokenizer.eos_token_id is not None else min(eos_ids)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in eos_ids | _used_specials(tokenizer):
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        embedding: Any = model.get_input_embeddings()
+        if len(tokenizer) > embedding.num_embeddings:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             with torch.no_grad():
-                model.get_input_embeddings().weight[tokenizer.pad_token_id].zero_()
-                model.get_output_embeddings().weight[tokenizer.pad_token_id].zero_()
+                for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+                    matrix: Any = layer
+                    matrix.weight[tokenizer.pad_token_id].zero_()
     pad_id = int(tokenizer.pad_token_id)
     model.config.pad_token_id = pad_id
     if model.generation_config is not None:

@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.functional import linear
 
 from burnish.models.batches import Batch
+from burnish.models.llama import SUPPRESSED
 from burnish.models.shared_base import Top
 from burnish.objectives.kl import exact_kl
 
 CHUNK_ELEMENTS = 1 << 21  # logits held at once: 8 MiB in float32, which caches still serve
-SUPPRESSED = -1e9  # finite, so that 0 * SUPPRESSED stays 0 in entropies
 
 
 @dataclass
@@ -42,8 +42,7 @@ class Policy:
 
     def response_hidden(self, batch: Batch) -> torch.Tensor:
         """(N, D) hidden states that predict the batch's N response tokens, row by row."""
-        hidden = self.top.hidden(batch)
-        return hidden[:, batch.prompt_width - 1 : -1][batch.response_mask]
+        return self.top.hidden_at(batch, batch.before_response)[batch.response_mask]
 
 
 def make_policy(top: Top, pad_id: int, temperature: float = 1.0) -> Policy:

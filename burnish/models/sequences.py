@@ -43,18 +43,13 @@ class Sequences:
 
     def _features(self, batch_size: int) -> list[torch.Tensor]:
         kept: list[torch.Tensor | None] = [None] * len(self)
-        for rows in micro_batches(len(self), batch_size, self.by_length()):
-            batch = self._pad(rows.tolist())
+        for rows in self._groups(batch_size, range(len(self))):
+            batch = self._pad(rows)
             features = self.base.features(batch)
             assert features is not None
-            for row, hidden, mask in zip(rows.tolist(), features, batch.attention_mask.bool(), strict=True):
+            for row, hidden, mask in zip(rows, features, batch.attention_mask.bool(), strict=True):
                 kept[row] = hidden[mask].clone()
         return [k for k in kept if k is not None]
-
-    def by_length(self, rows: Sequence[int] | None = None) -> torch.Tensor:
-        """Row indices, longest response last, so that batches of neighbours waste little padding."""
-        rows = range(len(self)) if rows is None else rows
-        return torch.tensor(sorted(rows, key=lambda i: (len(self.response_ids[i]), i)))
 
     def _pad(self, rows: Sequence[int]) -> Batch:
         return pad_batch(
@@ -72,7 +67,11 @@ class Sequences:
         return batch.with_features(features)
 
     def batches(self, size: int, rows: Sequence[int] | None = None) -> Iterator[tuple[list[int], Batch]]:
-        """Length-sorted batches that cover `rows` (or all) once, each with its row numbers."""
-        for index in micro_batches(0, size, self.by_length(rows)):
-            chosen = index.tolist()
+        """Batches of at most `size` neighbours in length that cover `rows` (or all) once, with their row numbers."""
+        for chosen in self._groups(size, range(len(self)) if rows is None else rows):
             yield chosen, self.batch(chosen)
+
+    def _groups(self, size: int, rows: Sequence[int]) -> Iterator[list[int]]:
+        return micro_batches(
+            [len(p) for p in self.prompt_ids], [len(r) for r in self.response_ids], size, rows
+        )

@@ -7,6 +7,7 @@ below the top N layers, whose activations are computed once and reused (`Base.fe
 from __future__ import annotations
 
 import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from transformers.pytorch_utils import Conv1D
 from burnish.config.model import LoraConfig
 from burnish.errors import ModelError
 from burnish.models.batches import Batch, pad_batch
+from burnish.models.llama import Positions, hidden_at, is_llama_like, read
+
+FAST_TOLERANCE = 1e-3  # of the largest hidden state
 
 
 class Base:
@@ -30,7 +34,6 @@ class Base:
         self.lora = lora or LoraConfig()
         self.cut = self._cut(layers)
         self.bottom = self.body_of(slice(0, self.cut)) if self.cut else None
-        self.fast_decoding: bool | None = None  # not known before it has been tried
         lay_out(self.lm.base_model)
 
     @property
@@ -78,12 +81,32 @@ class Base:
         )
         return out.last_hidden_state
 
+    @cached_property
+    def fast(self) -> bool:
+        """Whether `models.llama` and the fast decoder may run this model: built like Llama, and found to give the
+        same hidden states as its own forward pass."""
+        if not is_llama_like(self.lm):
+            return False
+        batch = self._sample_batch(0)
+        real = batch.attention_mask.bool()
+        with torch.no_grad():
+            top = Top(self, trainable=False)
+            own = top.hidden(batch)[real]
+            ours = hidden_at(
+                top.body, top.inputs(batch), batch.attention_mask, batch.position_ids, slice(None)
+            )[real]
+        return float((own - ours).abs().max()) <= FAST_TOLERANCE * max(1.0, float(own.abs().max()))
+
+    def _sample_batch(self, pad_id: int) -> Batch:
+        """A few rows of different lengths, of token ids from all over the vocabulary."""
+        vocabulary = self.lm.get_input_embeddings().num_embeddings
+        ids = [[(31 * i + 17 * row) % vocabulary for i in range(8 + 3 * row)] for row in range(3)]
+        return pad_batch([row[:5] for row in ids], [row[5:] for row in ids], pad_id)
+
     @torch.no_grad()
     def check(self, pad_id: int, tolerance: float = 1e-3) -> None:
         """Raise ModelError unless bottom, top and output layer together give what the whole model gives."""
-        vocabulary = self.lm.get_input_embeddings().num_embeddings
-        ids = [[(31 * i + 17 * row) % vocabulary for i in range(8 + 3 * row)] for row in range(3)]
-        batch = pad_batch([row[:5] for row in ids], [row[5:] for row in ids], pad_id)
+        batch = self._sample_batch(pad_id)
         real = batch.attention_mask.bool()
         whole = self.lm(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
@@ -126,13 +149,27 @@ class Top(nn.Module):
     def forward(self, **inputs: Any) -> Any:
         return self.body(**inputs)
 
+    def inputs(self, batch: Batch) -> torch.Tensor:
+        """(B, P + T, D) what enters the lowest layer of this top."""
+        if not self.base.cut:
+            embedded: torch.Tensor = inner(self.body).embed_tokens(batch.input_ids)
+            return embedded
+        features = self.base.features(batch) if batch.features is None else batch.features
+        assert features is not None
+        return features
+
     def hidden(self, batch: Batch) -> torch.Tensor:
-        """Last hidden states (B, P + T, D); uses `batch.features` when the base is cut."""
+        """Last hidden states (B, P + T, D) by the model's own forward pass."""
         where = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
         if not self.base.cut:
             return self.body(input_ids=batch.input_ids, **where).last_hidden_state
-        features = self.base.features(batch) if batch.features is None else batch.features
-        return self.body(inputs_embeds=features, **where).last_hidden_state
+        return self.body(inputs_embeds=self.inputs(batch), **where).last_hidden_state
+
+    def hidden_at(self, batch: Batch, at: Positions) -> torch.Tensor:
+        """Last hidden states (B, Q, D) at the positions, computing little else where the model allows it."""
+        if not self.base.fast:
+            return read(self.hidden(batch), at)
+        return hidden_at(inner(self.body), self.inputs(batch), batch.attention_mask, batch.position_ids, at)
 
     def trained_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.parameters() if p.requires_grad]
@@ -162,6 +199,11 @@ class Top(nn.Module):
         for name, value in self.body.state_dict().items():
             state[_shift(name, self.base.cut)] = value.detach()
         return state
+
+
+def inner(body: Any) -> Any:
+    """The transformer body under an adapter wrapper, or itself."""
+    return body.get_base_model() if hasattr(body, "peft_config") else body
 
 
 def lay_out(body: Any) -> None:
@@ -248,6 +290,6 @@ def load_reward_model(base: Base, folder: Path, *, trainable: bool = False) -> t
     with torch.no_grad():
         head.weight.copy_(state["score.weight"])
     if not trainable:
-        for parameter in [*top.trained_parameters(), head.weight]:
-            parameter.requires_grad_(False)
+        for tensor in [*top.trained_parameters(), head.weight]:
+            tensor.requires_grad_(False)
     return top, head

@@ -63,7 +63,7 @@ def model_config(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        rope_theta=10_000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
     )
 
 

@@ -103,7 +103,7 @@ def test_what_is_sampled_is_what_the_model_says(name: str) -> None:
             for parameter in top.trained_parameters():  # a trained policy, not the base
                 parameter.add_(torch.randn_like(parameter) * 0.02)
         policy, book, ids = sampled(base, top)
-        assert base.fast_decoding is (name in FAST)
+        assert base.fast is (name in FAST)
         assert len({len(i) for i in ids}) > 3, "responses of several lengths"
         with torch.no_grad():
             batch = pad_batch(some_prompts(24), ids, 0)

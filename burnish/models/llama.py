@@ -1,0 +1,114 @@
+"""Layers of Llama-like decoders, run with their own modules but only where something is read.
+
+What stands before a response is needed as keys and values alone in the top layer: queries, output projection and
+MLP are computed at the positions that are asked for. Works for every model whose layers are built like Llama's;
+`Base.fast` compares the result with the model's own forward pass before it is trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
+
+SUPPRESSED = -1e9  # finite, so that 0 * SUPPRESSED stays 0, and a row that sees nothing gives no nan
+LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+PLAIN_RMS_NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
+
+Positions = slice | torch.Tensor
+"""Columns that are read: the same slice in every row, or one column a row (B,)."""
+
+
+def is_llama_like(lm: Any) -> bool:
+    """Whether a causal LM is built as this module expects; says nothing about what its parts compute."""
+    body = lm.base_model
+    if not all(hasattr(body, part) for part in ("layers", "norm", "embed_tokens", "rotary_emb")):
+        return False
+    if getattr(body.config, "sliding_window", None) and getattr(body.config, "use_sliding_window", True):
+        return False
+    for layer in body.layers:
+        if {n for n, _ in layer.named_children()} != LAYER_PARTS:
+            return False
+        attention = {n for n, _ in layer.self_attn.named_children()}
+        if attention - {"q_norm", "k_norm"} != ATTENTION_PARTS:
+            return False
+        if {n for n, _ in layer.mlp.named_children()} != MLP_PARTS:
+            return False
+    return True
+
+
+def norm(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A norm as one fused operation where it is a plain RMS norm, itself otherwise."""
+    if type(module).__name__ in PLAIN_RMS_NORMS:
+        plain: Any = module
+        return lambda x: rms_norm(x, plain.weight.shape, plain.weight, plain.variance_epsilon)
+    return module
+
+
+def rope_tables(body: Any, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and signed sin (..., d) at integer positions (B, L). rotate_half(x) is roll(x) with the first half
+    negated; the sign is in the table."""
+    cos, sin = body.rotary_emb(torch.zeros(1), positions)
+    half = sin.shape[-1] // 2
+    return cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of heads (B, L, H, d) with tables (B, L, d) or (L, d)."""
+    return torch.addcmul(
+        x * cos[..., None, :].to(x.dtype), x.roll(x.shape[-1] // 2, -1), sin[..., None, :].to(x.dtype)
+    )
+
+
+def read(x: torch.Tensor, at: Positions) -> torch.Tensor:
+    """(B, L, ...) at the positions: (B, Q, ...)."""
+    return x[:, at] if isinstance(at, slice) else x[torch.arange(len(x)), at][:, None]
+
+
+def causal_mask(attention_mask: torch.Tensor) -> torch.Tensor:
+    """(B, L) 1 for text, 0 for padding, to additive (B, L, L)."""
+    length = attention_mask.shape[1]
+    seen = attention_mask.bool()[:, None, :] & torch.ones(length, length, dtype=torch.bool).tril()
+    return torch.zeros(seen.shape).masked_fill_(~seen, SUPPRESSED)
+
+
+def hidden_at(
+    body: Any, x: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, at: Positions
+) -> torch.Tensor:
+    """Run the layers of `body` on embeddings or activations x (B, L, D); (B, Q, D) normed hidden states at `at`."""
+    cos, sin = rope_tables(body, position_ids)
+    mask = causal_mask(attention_mask)
+    for layer in body.layers[:-1]:
+        x = layer_pass(layer, x, cos, sin, mask, slice(None))
+    x = layer_pass(body.layers[-1], x, cos, sin, mask, at)
+    return norm(body.norm)(x)
+
+
+def layer_pass(
+    layer: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor, at: Positions
+) -> torch.Tensor:
+    """One layer on x (B, L, D), its output (B, Q, D) at `at` alone."""
+    attention = layer.self_attn
+    heads = (-1, attention.head_dim)
+    h = norm(layer.input_layernorm)(x)
+    q = attention.q_proj(read(h, at)).unflatten(-1, heads)
+    k = attention.k_proj(h).unflatten(-1, heads)
+    v = attention.v_proj(h).unflatten(-1, heads)
+    if hasattr(attention, "q_norm"):
+        q, k = attention.q_norm(q), attention.k_norm(k)
+    q, k = rotate(q, read(cos, at), read(sin, at)), rotate(k, cos, sin)
+    mixed = scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=read(mask, at)[:, None].to(q.dtype),
+        scale=attention.scaling,
+        enable_gqa=attention.num_key_value_groups > 1,
+    )
+    x = read(x, at) + attention.o_proj(mixed.transpose(1, 2).flatten(2))
+    return x + layer.mlp(norm(layer.post_attention_layernorm)(x))
