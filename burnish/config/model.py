@@ -11,16 +11,19 @@ TINY_MODEL = "embedded"  # the tiny story model inside the package
 
 
 def _known_layers(value: str) -> str:
-    if value in ("all", "lora") or re.fullmatch(r"top:[1-9]\d*", value):
+    if value in ("all", "lora") or re.fullmatch(r"(lora_)?top:[1-9]\d*", value):
         return value
-    raise ValueError(f"{value!r} is not a way to train: use 'all', 'lora' or 'top:N' (the top N layers)")
+    raise ValueError(
+        f"{value!r} is not a way to train: use 'all', 'lora', 'top:N' (the top N layers) or 'lora_top:N' "
+        "(adapters on them)"
+    )
 
 
 Layers = Annotated[str, AfterValidator(_known_layers)]
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (used when `model.layers` is `lora`)."""
+    """Low-rank adapters (used when `model.layers` is `lora` or `lora_top:N`)."""
 
     rank: int = Field(16, ge=1)
     alpha: int = Field(32, ge=1)
@@ -32,7 +35,7 @@ class ModelConfig(Section):
 
     path: str = TINY_MODEL
     gguf_file: str | None = None
-    layers: Layers = "all"
+    layers: Layers = "top:2"  # what is trained: top:N, all, lora, lora_top:N
     lora: LoraConfig = LoraConfig()
     max_prompt_tokens: int = Field(64, ge=1)
     max_response_tokens: int = Field(56, ge=1)

@@ -21,7 +21,7 @@ name: rehearsal
 name: align
 model:
   path: embedded        # a folder or hub name with a causal language model
-  layers: all           # or lora, or top:N
+  layers: top:2         # trained: the top two layers over a shared frozen rest; or lora, lora_top:N, all
 data:
   prompts: preferences  # the prompts of the pairs
 label:

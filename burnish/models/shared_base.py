@@ -1,7 +1,8 @@
 """One base, many heads: a frozen bottom that every model of a run shares, and small trainable tops.
 
 `all` trains a whole copy; `lora` shares every frozen weight and trains adapters; `top:N` shares everything
-below the top N layers, whose activations are computed once and reused (`Base.features`).
+below the top N layers, whose activations are computed once and reused (`Base.features`); `lora_top:N` trains
+adapters on those N layers and shares the rest of them too.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ class Base:
         return int(self.lm.config.get_text_config().hidden_size)
 
     def _cut(self, layers: str) -> int:
-        if not layers.startswith("top:"):
+        if ":" not in layers:
             return 0
         body = self.lm.base_model
         if not (hasattr(body, "layers") and hasattr(body, "norm") and hasattr(body, "embed_tokens")):
             raise ModelError(
                 f"model.layers={layers!r} cannot cut a {type(self.lm).__name__}; use 'lora' or 'all'"
             )
-        n = int(layers.removeprefix("top:"))
+        n = int(layers.split(":")[1])
         depth = len(body.layers)
         if n >= depth:
             raise ModelError(f"model.layers={layers!r} but the model has {depth} layers; use 'all'")
@@ -131,14 +132,14 @@ class Top(nn.Module):
         self.base_ref = (base,)  # a tuple keeps the frozen base out of parameters()
         self.mode = layers or base.layers
         body: Any = base.body_of(slice(base.cut, None))
-        if trainable and self.mode == "lora":
+        if trainable and self.mode.startswith("lora"):
             body = _with_lora(body, base.lora)
         elif trainable and base.cut:
             body.layers = copy.deepcopy(body.layers).requires_grad_(True)
             body.norm = copy.deepcopy(body.norm).requires_grad_(True)
         elif trainable:
             body = copy.deepcopy(base.lm.base_model).requires_grad_(True)
-        if trainable and self.mode != "lora":
+        if trainable and not self.mode.startswith("lora"):
             lay_out(body)
         self.body = body
 
@@ -192,11 +193,11 @@ class Top(nn.Module):
 
     def full_state(self) -> dict[str, torch.Tensor]:
         """State of the whole body (bottom included, adapters merged), named as in the plain model."""
-        if self.mode == "lora" and hasattr(self.body, "peft_config"):
-            merged: Any = copy.deepcopy(self.body).merge_and_unload()
-            return {n: t.detach().clone() for n, t in merged.state_dict().items()}
+        body: Any = self.body
+        if hasattr(body, "peft_config"):
+            body = copy.deepcopy(body).merge_and_unload()
         state = {n: t.detach() for n, t in self.base.lm.base_model.state_dict().items()}
-        for name, value in self.body.state_dict().items():
+        for name, value in body.state_dict().items():
             state[_shift(name, self.base.cut)] = value.detach()
         return state
 

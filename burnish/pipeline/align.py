@@ -279,7 +279,7 @@ def new_value(ctx: Context, ensemble: RewardEnsemble) -> ScalarHead:
     """A value function: the first reward member with its score normalised, or a zero head on a fresh top."""
     how = ctx.config.ppo.value_init
     if how == "auto":
-        how = "zero" if ctx.config.model.layers == "lora" else "reward_model"
+        how = "zero" if ctx.config.model.layers.startswith("lora") else "reward_model"
     head = nn.Linear(ctx.base.hidden_size, 1)
     if how == "reward_model":
         member = load_head(ctx, "member-0", trainable=True)

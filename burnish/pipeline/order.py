@@ -103,9 +103,10 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError(
             "imported preferences need prompts of their own kind: set data.prompts to 'preferences' or a file"
         )
-    if config.model.layers == "lora" and config.ppo.value_init == "reward_model":
+    if config.model.layers.startswith("lora") and config.ppo.value_init == "reward_model":
         raise ConfigError(
-            "ppo.value_init='reward_model' needs whole layers, but model.layers is 'lora'; use zero"
+            f"ppo.value_init='reward_model' needs whole layers, but model.layers={config.model.layers!r} trains "
+            "adapters; use zero"
         )
 
 

@@ -38,7 +38,11 @@ def gold(prompt: Prompt | str, response: str) -> float:
     2.5 in all), 0.01 x words over 25, 1 when not in English, up to 1 for fewer than 8 words, and 0.3 when nothing
     of the prompt comes back.
     """
-    text = prompt.text if isinstance(prompt, Prompt) else prompt
+    return _gold(prompt.text if isinstance(prompt, Prompt) else prompt, response)
+
+
+@lru_cache(maxsize=1 << 14)  # a panel asks for the same texts many times
+def _gold(text: str, response: str) -> float:
     count = n_words(response)
     if count == 0:
         return -3.0

@@ -89,7 +89,7 @@ def sampled(base: Base, top: Top, n: int = 24, slots: int = 24, steps: int = 20,
 
 
 def modes(config: Any) -> list[str]:
-    return ["all", "lora"] + ([] if "gpt" in config.model_type else ["top:1"])
+    return ["all", "lora"] + ([] if "gpt" in config.model_type else ["top:1", "lora_top:1"])
 
 
 @pytest.mark.parametrize("name", [*FAST, *PLAIN])

@@ -25,7 +25,7 @@ from burnish.models.shared_base import Base, Top, load_reward_model, save_policy
 from burnish.policy.self_check import self_check
 from burnish.records import Prompt
 
-MODES = ["all", "top:2", "lora"]
+MODES = ["all", "top:2", "lora", "lora_top:2"]
 
 
 def rollout_of(base: Base, codec: Codec, prompts: list[Prompt], temperature: float = 1.0):

@@ -70,7 +70,7 @@ def test_imported_pairs_and_a_reward_model_as_examiner(tmp_path: Path, pairs: Pa
     assert 0.2 < examination["baselines"]["first"] < 0.8, "sides are drawn, winners do not always stand first"
 
 
-@pytest.mark.parametrize("mode", ["lora", "top:2"])
+@pytest.mark.parametrize("mode", ["lora", "lora_top:2", "all"])
 def test_adapters_and_top_layers(tmp_path: Path, mode: str) -> None:
     run(tmp_path, f"model.layers={mode}", "collect.n_pairs=96", "data.n_prompts=200")
     state = json.loads((tmp_path / "r" / "align.json").read_text())
@@ -88,6 +88,7 @@ def test_demonstrations_make_the_reference(tmp_path: Path) -> None:
     run(
         tmp_path,
         f"sft.demonstrations={file}",
+        "model.layers=all",
         "sft.batch_size=8",
         "sft.epochs=2",
         "collect.n_pairs=256",
