@@ -43,21 +43,6 @@ class Batch:
         """(B,) column of each row's last real token."""
         return self.prompt_width - 1 + self.response_mask.sum(1)
 
-    def rows(self, index: torch.Tensor) -> Batch:
-        """The rows named by `index`, columns that are padding in all of them cut away."""
-        mask = self.attention_mask[index]
-        used = mask.any(0).nonzero()
-        start, stop = int(used[0]), int(used[-1]) + 1
-        start = min(start, self.prompt_width - 1)
-        return Batch(
-            input_ids=self.input_ids[index, start:stop],
-            attention_mask=mask[:, start:stop],
-            position_ids=self.position_ids[index, start:stop],
-            response_mask=self.response_mask[index, : stop - self.prompt_width],
-            prompt_width=self.prompt_width - start,
-            features=None if self.features is None else self.features[index, start:stop],
-        )
-
     def with_features(self, features: torch.Tensor | None) -> Batch:
         return replace(self, features=features)
 

@@ -62,7 +62,4 @@ def new_reward_head(base: Base, seed: int, member: str, *, layers: str, dropout:
 @torch.no_grad()
 def raw_scores(model: ScalarHead, sequences: Sequences, batch_size: int) -> torch.Tensor:
     """(N,) raw scores of every sequence."""
-    scores = torch.zeros(len(sequences))
-    for rows, batch in sequences.batches(batch_size):
-        scores[rows] = model.score(batch)
-    return scores
+    return sequences.each(model.score, batch_size, range(len(sequences)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -13,7 +14,8 @@ from burnish.records import Rollout
 
 class Sequences:
     """N prompt-response pairs of token ids on a base. Batches come out padded by length, with the base's
-    activations attached when it is cut (kept in memory: N x tokens x D x 4 bytes)."""
+    activations attached when it is cut (kept in memory: N x tokens x D x 4 bytes); rows whose activations are
+    already there are given them in `features`."""
 
     def __init__(
         self,
@@ -22,16 +24,16 @@ class Sequences:
         response_ids: Sequence[Sequence[int]],
         pad_id: int,
         *,
-        features: list[torch.Tensor] | None = None,
+        features: Sequence[torch.Tensor | None] | None = None,
         batch_size: int = 32,
     ) -> None:
         self.base = base
         self.prompt_ids = prompt_ids
         self.response_ids = response_ids
         self.pad_id = pad_id
-        self.features = features
-        if features is None and base.cut and len(prompt_ids):
-            self.features = self._features(batch_size)
+        self.features: list[torch.Tensor] | None = None
+        if base.cut:
+            self.features = self._features(list(features or [None] * len(prompt_ids)), batch_size)
 
     @classmethod
     def of(cls, base: Base, rollout: Rollout, pad_id: int) -> Sequences:
@@ -41,9 +43,9 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.prompt_ids)
 
-    def _features(self, batch_size: int) -> list[torch.Tensor]:
-        kept: list[torch.Tensor | None] = [None] * len(self)
-        for rows in self._groups(batch_size, range(len(self))):
+    def _features(self, kept: list[torch.Tensor | None], batch_size: int) -> list[torch.Tensor]:
+        missing = [row for row, features in enumerate(kept) if features is None]
+        for rows in self._groups(batch_size, missing):
             batch = self._pad(rows)
             features = self.base.features(batch)
             assert features is not None
@@ -70,6 +72,17 @@ class Sequences:
         """Batches of at most `size` neighbours in length that cover `rows` (or all) once, with their row numbers."""
         for chosen in self._groups(size, range(len(self)) if rows is None else rows):
             yield chosen, self.batch(chosen)
+
+    def each(self, read: Callable[[Batch], torch.Tensor], size: int, rows: Sequence[int]) -> torch.Tensor:
+        """(len(rows),) what `read` says of each row, (B,) a batch, in the order of `rows`; differentiable."""
+        pieces, places = [], defaultdict[int, list[int]](list)
+        position = 0
+        for chosen, batch in self.batches(size, rows):
+            pieces.append(read(batch))
+            for row in chosen:
+                places[row].append(position)
+                position += 1
+        return torch.cat(pieces)[[places[row].pop() for row in rows]]
 
     def _groups(self, size: int, rows: Sequence[int]) -> Iterator[list[int]]:
         return micro_batches(

@@ -175,6 +175,13 @@ class Top(nn.Module):
     def trained_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.parameters() if p.requires_grad]
 
+    def train_only(self, layers: int) -> None:
+        """Freeze all that is trained below the top `layers` layers; no gradient goes there any more."""
+        body = inner(self.body)
+        kept = {id(p) for part in (*body.layers[-layers:], body.norm) for p in part.parameters()}
+        for parameter in self.trained_parameters():
+            parameter.requires_grad_(id(parameter) in kept)
+
     def trained_state(self) -> dict[str, torch.Tensor]:
         """What is trained, by name: enough for a checkpoint, since the rest is the frozen base."""
         return {n: p.detach().clone() for n, p in self.named_parameters() if p.requires_grad}

@@ -283,13 +283,17 @@ def new_value(ctx: Context, ensemble: RewardEnsemble) -> ScalarHead:
     head = nn.Linear(ctx.base.hidden_size, 1)
     if how == "reward_model":
         member = load_head(ctx, "member-0", trainable=True)
+        top = member.top
         with torch.no_grad():
             head.weight.copy_(member.head.weight / ensemble.sd[0])
             head.bias.fill_(-float(ensemble.mean[0] / ensemble.sd[0]))
-        return ScalarHead(member.top, head).eval()
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return ScalarHead(Top(ctx.base), head).eval()
+    else:
+        top = Top(ctx.base)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+    if ctx.config.ppo.value_layers is not None and ctx.base.fast:
+        top.train_only(ctx.config.ppo.value_layers)
+    return ScalarHead(top, head).eval()
 
 
 def load_watcher(ctx: Context) -> ScalarHead | None:

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from statistics import mean, stdev
 from typing import Any
 
@@ -28,6 +27,7 @@ from burnish.stats import length_controlled_win_rate
 
 PANEL_SIZE = 5
 EXAMPLES = 8
+EXAMINER_BATCH = 32
 
 
 @dataclass
@@ -54,7 +54,7 @@ def evaluate(ctx: Context) -> list[str]:
         )
     prompts = [*selection, *test]
     answers = sample_all(ctx, prompts, len(selection))
-    describe, judge = build_examiner(ctx)
+    describe, judge = build_examiner(ctx, [a.rollout for a in answers.values()])
     policies: dict[str, dict[str, Any]] = {
         "sft": {"mean_length": mean_length(answers["sft"], len(selection))}
     }
@@ -155,29 +155,41 @@ def best_of(ctx: Context, reference: Policy, prompts: Sequence[Prompt], n: int) 
         sample_logprobs=torch.zeros(0),
         sample_entropy=torch.zeros(0),
         response_mask=torch.zeros(0, dtype=torch.bool),
+        features=[rounds[k].features[i] for i, k in rows] if rounds[0].features else None,
     )
 
 
-def build_examiner(ctx: Context) -> tuple[str, Examiner]:
+def build_examiner(ctx: Context, rollouts: Sequence[Rollout]) -> tuple[str, Examiner]:
     """Who decides: a fresh panel of simulated annotators, or a reward model trained on pairs of its own."""
     if ctx.config.evaluate.examiner == "panel":
         assert ctx.gold is not None, "checked with the configuration"
         votes = panel(ctx.gold, ctx.config.label.simulated, derive_seed(ctx.config.seed, "panel"), PANEL_SIZE)
         return f"panel of {PANEL_SIZE} fresh simulated annotators", votes
-    model = load_head(ctx, "examiner")
-
-    @cache
-    def score(prompt: Prompt, text: str) -> float:
-        encoded, response = ctx.codec.encode_prompt(prompt), ctx.codec.encode_response(text)
-        sequences = Sequences(ctx.base, [encoded], [response], ctx.codec.pad_id)
-        return float(raw_scores(model, sequences, 1))
+    scores: dict[tuple[str, str], float] = {}
+    for rollout in rollouts:
+        scores |= examiner_scores(ctx, rollout)
 
     def judge(prompt: Prompt, first: str, second: str) -> float:
-        # A score does not depend on what stands beside it, so both orders ask for the same two scores.
-        a, b = score(prompt, first), score(prompt, second)
+        # A score does not depend on what stands beside it, so both orders compare the same two scores.
+        a, b = scores[prompt.id, first], scores[prompt.id, second]
         return 1.0 if a > b else 0.0 if a < b else 0.5
 
     return "a reward model trained on pairs of its own", judge
+
+
+def examiner_scores(ctx: Context, rollout: Rollout) -> dict[tuple[str, str], float]:
+    """What the held-out reward model says of every response; one that was cut off is read with an end."""
+    responses = [
+        ids if ended else [*ids, ctx.codec.eos_id]
+        for ids, ended in zip(rollout.response_ids, rollout.ended, strict=True)
+    ]
+    features: list[torch.Tensor | None] = [None] * len(rollout)
+    if rollout.features is not None:
+        features = [f if e else None for f, e in zip(rollout.features, rollout.ended, strict=True)]
+    sequences = Sequences(ctx.base, rollout.prompt_ids, responses, ctx.codec.pad_id, features=features)
+    values = raw_scores(load_head(ctx, "examiner"), sequences, EXAMINER_BATCH).tolist()
+    ids = [p.id for p in rollout.prompts]
+    return dict(zip(zip(ids, rollout.texts, strict=True), values, strict=True))
 
 
 def account(

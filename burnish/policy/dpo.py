@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from burnish.config.dpo import DPOConfig
+from burnish.models.batches import Batch
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
 from burnish.models.sequences import Sequences
@@ -50,10 +51,15 @@ class DPO:
     @torch.no_grad()
     def cache_reference(self) -> torch.Tensor:
         """(2N,) summed log-probabilities of every chosen, then every rejected response under the reference."""
-        sums = torch.zeros(len(self.sequences))
-        for rows, batch in self.sequences.batches(self.config.micro_batch):
-            sums[rows] = token_logprobs(self.reference, batch).sum(1)
-        return sums
+        return self.sequences.each(
+            lambda batch: token_logprobs(self.reference, batch).sum(1),
+            self.config.micro_batch,
+            range(len(self.sequences)),
+        )
+
+    def logprob_sums(self, batch: Batch) -> torch.Tensor:
+        """(B,) log-probability of each response under the policy."""
+        return token_logprobs(self.policy, batch).sum(1)
 
     def updates(self) -> Iterator[StepStats]:
         """Run to the end of the last epoch."""
@@ -82,7 +88,7 @@ class DPO:
         total = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0, "chosen_logratio": 0.0}
         for part in torch.tensor(index).split(max(1, self.config.micro_batch // 2)):
             rows = [*part.tolist(), *(part + n).tolist()]
-            sums = token_logprobs(self.policy, self.sequences.batch(rows)).sum(1)
+            sums = self.sequences.each(self.logprob_sums, len(rows), rows)
             chosen, rejected = sums.chunk(2)
             ref_chosen, ref_rejected = reference[rows].chunk(2)
             losses, margins = dpo_loss(

@@ -75,7 +75,8 @@ def train_reward_model(
         for group in optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(derive_seed(seed, "dropout", member, step))
-        scores = model.score(pairs.sequences.batch(pairs.rows(index)))
+        rows = pairs.rows(index)
+        scores = pairs.sequences.each(model.score, len(rows), rows)
         chosen, rejected = scores.split(len(index))
         loss = bradley_terry_loss(
             chosen,

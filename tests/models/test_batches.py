@@ -1,0 +1,78 @@
+"""Batches: every row once, little padding, nothing lost on the way back."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from burnish.models.batches import GROUP_PRICE, micro_batches
+from burnish.models.sequences import Sequences
+from burnish.models.shared_base import Base, Top
+
+
+def padded(groups: list[list[int]], prompts: list[int], responses: list[int]) -> int:
+    """Tokens of all groups, padding included, and the price of every group."""
+    return sum(
+        len(g) * (max(prompts[i] for i in g) + max(responses[i] for i in g)) + GROUP_PRICE for g in groups
+    )
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 60)), min_size=1, max_size=40),
+    size=st.integers(1, 12),
+)
+def test_groups_cover_every_row_once_and_cost_no_more_than_plain_slices(
+    lengths: list[tuple[int, int]], size: int
+) -> None:
+    prompts, responses = [p for p, _ in lengths], [r for _, r in lengths]
+    groups = list(micro_batches(prompts, responses, size, range(len(lengths))))
+    assert sorted(i for g in groups for i in g) == list(range(len(lengths)))
+    assert max(map(len, groups)) <= size
+    order = sorted(range(len(lengths)), key=lambda i: (responses[i], prompts[i], i))
+    slices = [order[i : i + size] for i in range(0, len(order), size)]
+    assert padded(groups, prompts, responses) <= padded(slices, prompts, responses)
+
+
+def test_the_cheapest_cut_is_found() -> None:
+    # Three short and three long rows: by hand, one cut between them beats every other way.
+    prompts, responses = [1] * 6, [10, 500, 10, 500, 10, 500]
+    assert [sorted(g) for g in micro_batches(prompts, responses, 6, range(6))] == [[0, 2, 4], [1, 3, 5]]
+    assert list(micro_batches(prompts, [10] * 6, 6, range(6))) == [[0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("mode", ["all", "top:1"])
+def test_each_answers_in_the_order_asked_duplicates_too(tiny, codec, prompts, mode: str) -> None:
+    rng = random.Random(0)
+    base = Base(tiny[0], mode)
+    ids = [codec.encode_prompt(p) for p in prompts[:10]]
+    responses = [[rng.randrange(5, 500) for _ in range(rng.randint(1, 30))] for _ in ids]
+    sequences = Sequences(base, ids, responses, codec.pad_id)
+    rows = [3, 9, 3, 0, 7, 7, 7, 1]
+    lengths = sequences.each(lambda b: b.response_mask.sum(1), 3, rows)
+    assert lengths.tolist() == [len(responses[i]) for i in rows]
+
+
+def test_activations_that_are_there_are_not_computed_again(tiny, codec, prompts, monkeypatch) -> None:
+    base = Base(tiny[0], "top:1")
+    ids = [codec.encode_prompt(p) for p in prompts[:5]]
+    whole = Sequences(base, ids, [[7, 8, 9]] * 5, codec.pad_id)
+    assert whole.features is not None
+    asked = []
+    own = base.features
+    monkeypatch.setattr(base, "features", lambda batch: asked.append(len(batch)) or own(batch))
+    given = [None if i == 2 else f for i, f in enumerate(whole.features)]
+    again = Sequences(base, ids, [[7, 8, 9]] * 5, codec.pad_id, features=given)
+    assert asked == [1]
+    assert again.features is not None
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(again.features, whole.features, strict=True))
+
+
+def test_only_the_top_layers_of_a_value_function_learn(tiny) -> None:
+    top = Top(Base(tiny[0], "top:2"))
+    top.train_only(1)
+    assert {n.split(".")[2] for n in top.trained_state() if "layers" in n} == {"1"}
+    assert any("norm" in n for n in top.trained_state())
