@@ -37,6 +37,7 @@ class ModelConfig(Section):
     gguf_file: str | None = None
     layers: Layers = "top:2"  # what is trained: top:N, all, lora, lora_top:N
     lora: LoraConfig = LoraConfig()
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of the layers below a cut
     max_prompt_tokens: int = Field(64, ge=1)
     max_response_tokens: int = Field(56, ge=1)
     trust_remote_code: Literal[False] = False

@@ -107,9 +107,9 @@ class FastDecoder:
         self.scaling = attention.scaling
         kv = self.layers[0].qkv.shape[0] // self.head_dim // (self.groups + 2)
         self.heads = (kv * self.groups, kv)
-        dtype = self.layers[0].qkv.dtype
-        self.keys = [torch.zeros(slots, kv, self.head_dim, width, dtype=dtype) for _ in self.layers]
-        self.values = [torch.zeros(slots, kv, width, self.head_dim, dtype=dtype) for _ in self.layers]
+        dtypes = [layer.qkv.dtype for layer in self.layers]
+        self.keys = [torch.zeros(slots, kv, self.head_dim, width, dtype=d) for d in dtypes]
+        self.values = [torch.zeros(slots, kv, width, self.head_dim, dtype=d) for d in dtypes]
         self.features = torch.zeros(slots, width, base.hidden_size) if base.cut else None
         self.lengths = torch.zeros(slots, dtype=torch.long)
         cos, sin = rope_tables(base.lm.base_model, torch.arange(width)[None])
@@ -138,7 +138,7 @@ class FastDecoder:
 
         def at_cut(x: torch.Tensor) -> None:
             if self.features is not None:
-                self.features[slots, :width] = x[source].float()
+                self.features[slots, :width] = x[source]
 
         hidden = self._forward(self.embed(ids), self.cos[:width], self.sin[:width], attend, at_cut)
         self.lengths[slots] = lengths[source]
@@ -161,7 +161,7 @@ class FastDecoder:
 
         def at_cut(x: torch.Tensor) -> None:
             if self.features is not None:
-                self.features[rows, where] = x[:, 0].float()
+                self.features[rows, where] = x[:, 0]
 
         hidden = self._forward(
             self.embed(ids[:, None]), self.cos[where][:, None], self.sin[where][:, None], attend, at_cut
@@ -195,16 +195,17 @@ class FastDecoder:
         for index, layer in enumerate(self.layers):
             if index == self.cut:
                 at_cut(x)
-            qkv = linear(layer.norms[0](x), layer.qkv, layer.qkv_bias)
+            qkv = linear(layer.norms[0](x).to(layer.qkv.dtype), layer.qkv, layer.qkv_bias)
             qkv = qkv.unflatten(-1, (n_q + 2 * n_kv, self.head_dim))
             qk, v = qkv[:, :, : n_q + n_kv], qkv[:, :, n_q + n_kv :]
             if layer.qk_norms is not None:
                 q_norm, k_norm = layer.qk_norms
-                qk = torch.cat([q_norm(qk[:, :, :n_q]), k_norm(qk[:, :, n_q:])], 2)
+                qk = torch.cat([q_norm(qk[:, :, :n_q]), k_norm(qk[:, :, n_q:])], 2).to(v.dtype)
             qk = rotate(qk, cos, sin)
             mixed = attend(index, qk[:, :, :n_q], qk[:, :, n_q:], v)
             x = linear(mixed, layer.out, layer.out_bias) + x
-            gate, up = linear(layer.norms[1](x), layer.gate_up, layer.gate_up_bias).chunk(2, -1)
+            h = layer.norms[1](x).to(layer.gate_up.dtype)
+            gate, up = linear(h, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
             x = linear(layer.activation(gate) * up, layer.down, layer.down_bias) + x
         return x
 

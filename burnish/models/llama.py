@@ -93,22 +93,87 @@ def layer_pass(
     layer: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor, at: Positions
 ) -> torch.Tensor:
     """One layer on x (B, L, D), its output (B, Q, D) at `at` alone."""
-    attention = layer.self_attn
-    heads = (-1, attention.head_dim)
-    h = norm(layer.input_layernorm)(x)
-    q = attention.q_proj(read(h, at)).unflatten(-1, heads)
-    k = attention.k_proj(h).unflatten(-1, heads)
-    v = attention.v_proj(h).unflatten(-1, heads)
-    if hasattr(attention, "q_norm"):
-        q, k = attention.q_norm(q), attention.k_norm(k)
-    q, k = rotate(q, read(cos, at), read(sin, at)), rotate(k, cos, sin)
+    h = attention_input(layer, x)
+    q = queries(layer.self_attn, read(h, at), read(cos, at), read(sin, at))
+    k, v = keys_and_values(layer.self_attn, h, cos, sin)
+    return layer_end(layer, read(x, at), attend(layer.self_attn, q, k, v, read(mask, at)))
+
+
+def attention_input(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """x (B, L, D) normed, in the precision of the layer's weights; x itself stays in float32."""
+    return norm(layer.input_layernorm)(x).to(layer.self_attn.q_proj.weight.dtype)
+
+
+def queries(attention: Any, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """(B, Q, H, d) rotated queries of normed hidden states (B, Q, D)."""
+    q = attention.q_proj(h).unflatten(-1, (-1, attention.head_dim))
+    return rotate(attention.q_norm(q).to(h.dtype) if hasattr(attention, "q_norm") else q, cos, sin)
+
+
+def keys_and_values(
+    attention: Any, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, L, H, d) rotated keys, and values, of normed hidden states (B, L, D)."""
+    k = attention.k_proj(h).unflatten(-1, (-1, attention.head_dim))
+    v = attention.v_proj(h).unflatten(-1, (-1, attention.head_dim))
+    return rotate(attention.k_norm(k).to(h.dtype) if hasattr(attention, "k_norm") else k, cos, sin), v
+
+
+def attend(
+    attention: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """(B, Q, H * d) what queries (B, Q, H, d) take from keys and values (B, L, H, d) under an additive mask (B, Q, L);
+    causal without one."""
     mixed = scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
         v.transpose(1, 2),
-        attn_mask=read(mask, at)[:, None].to(q.dtype),
+        attn_mask=None if mask is None else mask[:, None].to(q.dtype),
+        is_causal=mask is None,
         scale=attention.scaling,
         enable_gqa=attention.num_key_value_groups > 1,
     )
-    x = read(x, at) + attention.o_proj(mixed.transpose(1, 2).flatten(2))
-    return x + layer.mlp(norm(layer.post_attention_layernorm)(x))
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def layer_end(layer: Any, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+    """What follows attention: its output projection and the MLP, each added to x."""
+    x = x + layer.self_attn.o_proj(mixed)
+    h = norm(layer.post_attention_layernorm)(x).to(layer.self_attn.q_proj.weight.dtype)
+    return x + layer.mlp(h)
+
+
+def shared_prompts(
+    body: Any,
+    prompts: torch.Tensor,
+    lengths: torch.Tensor,
+    responses: torch.Tensor,
+    source: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run the layers of `body` on prompts (U, P, D) and on responses (K, T, D) that continue them; response k continues
+    prompt source[k], which has lengths[source[k]] tokens. Both are padded on the right. Same shapes out."""
+    width, length = prompts.shape[1], responses.shape[1]
+    tables = rope_tables(body, torch.arange(width)[None])
+    after = lengths[source][:, None]  # (K, 1)
+    response_tables = rope_tables(body, after + torch.arange(length))
+    seen = torch.cat(
+        [
+            (torch.arange(width) < after)[:, None].expand(-1, length, -1),
+            torch.ones(length, length, dtype=torch.bool).tril().expand(len(source), -1, -1),
+        ],
+        -1,
+    )
+    mask = torch.zeros(seen.shape).masked_fill_(~seen, SUPPRESSED)
+    for layer in body.layers:
+        attention = layer.self_attn
+        h = attention_input(layer, prompts)
+        k, v = keys_and_values(attention, h, *tables)
+        mixed = attend(attention, queries(attention, h, *tables), k, v, None)
+        prompts = layer_end(layer, prompts, mixed)
+        if length:
+            h = attention_input(layer, responses)
+            own_k, own_v = keys_and_values(attention, h, *response_tables)
+            k, v = torch.cat([k[source], own_k], 1), torch.cat([v[source], own_v], 1)
+            mixed = attend(attention, queries(attention, h, *response_tables), k, v, mask)
+            responses = layer_end(layer, responses, mixed)
+    return prompts, responses

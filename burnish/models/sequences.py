@@ -44,13 +44,20 @@ class Sequences:
         return len(self.prompt_ids)
 
     def _features(self, kept: list[torch.Tensor | None], batch_size: int) -> list[torch.Tensor]:
-        missing = [row for row, features in enumerate(kept) if features is None]
-        for rows in self._groups(batch_size, missing):
-            batch = self._pad(rows)
-            features = self.base.features(batch)
-            assert features is not None
-            for row, hidden, mask in zip(rows, features, batch.attention_mask.bool(), strict=True):
-                kept[row] = hidden[mask].clone()
+        """Rows with the same prompt are computed together: its tokens once."""
+        together = defaultdict[tuple[int, ...], list[int]](list)
+        for row, features in enumerate(kept):
+            if features is None:
+                together[tuple(self.prompt_ids[row])].append(row)
+        groups = list(together.values())
+        after = [sum(len(self.response_ids[row]) for row in group) for group in groups]
+        for chosen in micro_batches([*map(len, together)], after, batch_size, range(len(groups))):
+            rows = [row for i in chosen for row in groups[i]]
+            prompts, responses = ([ids[row] for row in rows] for ids in (self.prompt_ids, self.response_ids))
+            for row, features in zip(
+                rows, self.base.row_features(prompts, responses, self.pad_id), strict=True
+            ):
+                kept[row] = features
         return [k for k in kept if k is not None]
 
     def _pad(self, rows: Sequence[int]) -> Batch:

@@ -8,6 +8,7 @@ adapters on those N layers and shares the rest of them too.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from burnish.config.model import LoraConfig
 from burnish.errors import ModelError
 from burnish.models.batches import Batch, pad_batch
-from burnish.models.llama import Positions, hidden_at, is_llama_like, read
+from burnish.models.llama import Positions, hidden_at, is_llama_like, read, shared_prompts
 
 FAST_TOLERANCE = 1e-3  # of the largest hidden state
 
@@ -73,14 +74,75 @@ class Base:
         return body.eval()
 
     @torch.no_grad()
+    def halve_frozen(self) -> None:
+        """Hold the linear layers below the cut in bfloat16, from now on; activations between layers stay in float32.
+        Raises ModelError for a model that only its own forward pass can run."""
+        if self.bottom is None:
+            raise ModelError(
+                f"model.frozen_dtype='bfloat16' is for what lies below a cut, but model.layers={self.layers!r}; "
+                "use 'top:N' or 'lora_top:N'"
+            )
+        if not self.fast:
+            raise ModelError(
+                f"model.frozen_dtype='bfloat16' needs a Llama-like model, not a {type(self.lm).__name__}; "
+                "use 'float32'"
+            )
+        body: Any = self.lm.base_model
+        for layer in body.layers[: self.cut]:
+            for module in layer.modules():
+                if isinstance(module, nn.Linear):
+                    module.to(torch.bfloat16)
+        lay_out(body)
+
+    @torch.no_grad()
     def features(self, batch: Batch) -> torch.Tensor | None:
         """Activations (B, P + T, D) below the cut, or None when nothing is cut."""
         if self.bottom is None:
             return None
-        out = self.bottom(
+        if self.fast:
+            x = self.lm.get_input_embeddings()(batch.input_ids)
+            return hidden_at(self.bottom, x, batch.attention_mask, batch.position_ids, slice(None))
+        return self._own_features(batch)
+
+    def _own_features(self, batch: Batch) -> torch.Tensor:
+        """By the model's own forward pass."""
+        bottom: Any = self.bottom
+        out: torch.Tensor = bottom(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
+        ).last_hidden_state
+        return out
+
+    @torch.no_grad()
+    def row_features(
+        self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], pad_id: int
+    ) -> list[torch.Tensor]:
+        """(length, D) activations below the cut of every row, all of its tokens; a prompt that several rows share is
+        computed once where the model allows it. Needs a cut."""
+        assert self.bottom is not None
+        if not self.fast:
+            batch = pad_batch(prompt_ids, response_ids, pad_id)
+            features = self.features(batch)
+            assert features is not None
+            return [f[mask].clone() for f, mask in zip(features, batch.attention_mask.bool(), strict=True)]
+        return self._shared_features(prompt_ids, response_ids)
+
+    def _shared_features(
+        self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]
+    ) -> list[torch.Tensor]:
+        index = {p: i for i, p in enumerate({tuple(p): None for p in prompt_ids})}
+        source = [index[tuple(p)] for p in prompt_ids]
+        embed = self.lm.get_input_embeddings()
+        prompts, responses = shared_prompts(
+            self.bottom,
+            embed(_padded_right(list(index))),
+            torch.tensor([len(p) for p in index]),
+            embed(_padded_right(response_ids)),
+            torch.tensor(source),
         )
-        return out.last_hidden_state
+        return [
+            torch.cat([prompts[i, : len(p)], responses[row, : len(r)]])
+            for row, (i, p, r) in enumerate(zip(source, prompt_ids, response_ids, strict=True))
+        ]
 
     @cached_property
     def fast(self) -> bool:
@@ -92,17 +154,20 @@ class Base:
         real = batch.attention_mask.bool()
         with torch.no_grad():
             top = Top(self, trainable=False)
+            if self.cut:
+                below = self._own_features(batch)
+                batch = batch.with_features(below)
             own = top.hidden(batch)[real]
             ours = hidden_at(
                 top.body, top.inputs(batch), batch.attention_mask, batch.position_ids, slice(None)
             )[real]
+            if self.cut:
+                own = torch.cat([own, below[real]])
+                ours = torch.cat([ours, *self._shared_features(*_sample_rows(self.lm))])
         return float((own - ours).abs().max()) <= FAST_TOLERANCE * max(1.0, float(own.abs().max()))
 
     def _sample_batch(self, pad_id: int) -> Batch:
-        """A few rows of different lengths, of token ids from all over the vocabulary."""
-        vocabulary = self.lm.get_input_embeddings().num_embeddings
-        ids = [[(31 * i + 17 * row) % vocabulary for i in range(8 + 3 * row)] for row in range(3)]
-        return pad_batch([row[:5] for row in ids], [row[5:] for row in ids], pad_id)
+        return pad_batch(*_sample_rows(self.lm), pad_id)
 
     @torch.no_grad()
     def check(self, pad_id: int, tolerance: float = 1e-3) -> None:
@@ -209,6 +274,21 @@ class Top(nn.Module):
         return state
 
 
+def _sample_rows(lm: Any) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts and responses of different lengths, of token ids from all over the vocabulary."""
+    vocabulary = lm.get_input_embeddings().num_embeddings
+    ids = [[(31 * i + 17 * row) % vocabulary for i in range(8 + 3 * row)] for row in range(3)]
+    return [row[:5] for row in ids], [row[5:] for row in ids]
+
+
+def _padded_right(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """(B, L) token ids, zeros behind them."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for line, row in zip(ids, rows, strict=True):
+        line[: len(row)] = torch.tensor(row)
+    return ids
+
+
 def inner(body: Any) -> Any:
     """The transformer body under an adapter wrapper, or itself."""
     return body.get_base_model() if hasattr(body, "peft_config") else body
@@ -258,7 +338,7 @@ def _with_lora(body: Any, config: LoraConfig) -> Any:
 
 def save_policy(top: Top, folder: Path, tokenizer: Any) -> None:
     """Write a plain Hugging Face causal LM with its tokenizer."""
-    lm: Any = copy.deepcopy(top.base.lm)
+    lm: Any = copy.deepcopy(top.base.lm).float()
     lm.base_model.load_state_dict(top.full_state())
     lm.tie_weights()
     lm.save_pretrained(folder)
@@ -278,13 +358,31 @@ def save_reward_model(top: Top, head: nn.Linear, folder: Path, tokenizer: Any) -
     tokenizer.save_pretrained(folder)
 
 
+def load_policy(base: Base, folder: Path) -> Top:
+    """The frozen top of a saved policy; what lies below the base's cut is the base's own."""
+    return _load_top(base, _read_weights(folder), folder, trainable=False)
+
+
 def load_reward_model(base: Base, folder: Path, *, trainable: bool = False) -> tuple[Top, nn.Linear]:
     """The top and raw scalar head of a saved reward model; what lies below the base's cut is the base's own."""
+    state = _read_weights(folder)
+    top = _load_top(base, state, folder, trainable=trainable)
+    head = nn.Linear(base.hidden_size, 1, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(state["score.weight"])
+    return top, head.requires_grad_(trainable)
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         state |= load_file(file)
     if not state:
-        raise ModelError(f"{folder} holds no safetensors weights; run the reward stage again")
+        raise ModelError(f"{folder} holds no safetensors weights; run the stage that makes it again")
+    return state
+
+
+def _load_top(base: Base, state: dict[str, torch.Tensor], folder: Path, *, trainable: bool) -> Top:
     top = Top(base, layers="all")
     prefix = base.lm.base_model_prefix + "."
     with torch.no_grad():
@@ -294,10 +392,4 @@ def load_reward_model(base: Base, folder: Path, *, trainable: bool = False) -> t
                 if saved not in state:
                     raise ModelError(f"{folder} lacks {saved}; it belongs to another model")
                 parameter.copy_(state[saved])
-    head = nn.Linear(base.hidden_size, 1, bias=False)
-    with torch.no_grad():
-        head.weight.copy_(state["score.weight"])
-    if not trainable:
-        for tensor in [*top.trained_parameters(), head.weight]:
-            tensor.requires_grad_(False)
-    return top, head
+    return top.requires_grad_(trainable)

@@ -20,7 +20,7 @@ from burnish.data.store import LabelStore
 from burnish.errors import ConfigError, DataError
 from burnish.models.load import Codec, load_model
 from burnish.models.logprobs import Policy, make_policy
-from burnish.models.shared_base import Base, Top
+from burnish.models.shared_base import Base, Top, load_policy
 from burnish.monitor.live import View
 from burnish.monitor.trackers import Trackers
 from burnish.records import Alert, Decision, Prompt, StepStats
@@ -71,6 +71,8 @@ class Context:
     def make_base(self, lm: PreTrainedModel, codec: Codec) -> Base:
         base = Base(lm, self.config.model.layers, self.config.model.lora)
         base.check(codec.pad_id)
+        if self.config.model.frozen_dtype == "bfloat16":
+            base.halve_frozen()
         return base
 
     def new_policy(self) -> Policy:
@@ -83,8 +85,7 @@ class Context:
 
     def saved_policy(self, folder: Path) -> Policy:
         """A policy of this run, from its exported folder."""
-        lm, codec = load_model(self.config.model, path=folder)
-        return make_policy(Top(Base(lm), trainable=False), codec.pad_id, self.config.ppo.temperature)
+        return make_policy(load_policy(self.base, folder), self.codec.pad_id, self.config.ppo.temperature)
 
     def rate(self, job: Job, given: float | None) -> float:
         """The configured learning rate, or the default for this job and model."""

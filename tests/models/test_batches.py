@@ -62,8 +62,8 @@ def test_activations_that_are_there_are_not_computed_again(tiny, codec, prompts,
     whole = Sequences(base, ids, [[7, 8, 9]] * 5, codec.pad_id)
     assert whole.features is not None
     asked = []
-    own = base.features
-    monkeypatch.setattr(base, "features", lambda batch: asked.append(len(batch)) or own(batch))
+    own = base.row_features
+    monkeypatch.setattr(base, "row_features", lambda p, r, pad: asked.append(len(p)) or own(p, r, pad))
     given = [None if i == 2 else f for i, f in enumerate(whole.features)]
     again = Sequences(base, ids, [[7, 8, 9]] * 5, codec.pad_id, features=given)
     assert asked == [1]

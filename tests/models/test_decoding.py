@@ -138,6 +138,20 @@ def test_activations_kept_while_sampling_are_the_base_s_own() -> None:
         assert torch.allclose(kept, own, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [*FAST, "mistral-window"])
+def test_responses_to_the_same_prompt_share_its_activations(name: str) -> None:
+    base = Base(model_of({**FAST, **PLAIN}[name]), "top:1")
+    assert base.fast == (name in FAST)
+    prompts = [[3, 4, 5, 6], [9, 8], [3, 4, 5, 6], [9, 8], [9, 8], [40]]
+    responses = [[7, 11, 12], [13], [], [14, 15, 16, 17, 1], [18, 19], [20, 21]]
+    together = Sequences(base, prompts, responses, 0)
+    assert together.features is not None
+    for prompt, response, features in zip(prompts, responses, together.features, strict=True):
+        alone = base.features(pad_batch([prompt], [response], 0))
+        assert alone is not None
+        torch.testing.assert_close(features, alone[0], atol=2e-5, rtol=1e-4)
+
+
 def test_a_prompt_given_many_times_is_prefilled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     base = Base(model_of(FAST["llama"]), "all")
     machine = decoder(Top(base, trainable=False), 6, 16, 0)
