@@ -79,7 +79,10 @@ def ppo(rounds: int) -> list[str]:
             "trl, fixed": (TRL_PPO, "trl_ppo.py", fixed),
             "ours, one member": (OURS, "burnish_ppo.py", fixed, "--members", 1),
             "trl, frozen": (TRL_PPO, "trl_ppo.py", fixed, "--frozen", 4),
-            "ours, all layers": (OURS, "burnish_ppo.py", fixed, "--members", 1, "--layers", "all"),
+            "ours, all layers": (
+                *(OURS, "burnish_ppo.py", fixed, "--members", 1),
+                *("--layers", "all", "--set", "ppo.value_layers=6"),
+            ),
         },
     )
     rows = []
