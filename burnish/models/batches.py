@@ -15,7 +15,8 @@ class Batch:
     """Prompts padded on the left, responses on the right, so that every response starts at column P.
 
     input_ids, attention_mask, position_ids (B, P + T); response_mask (B, T) True on response tokens, EOS
-    included; features (B, P + T, D) activations below the cut of a shared base, or None.
+    included; features (B, P + T, D) activations below the cut of a shared base, or None; `layers_done` layers above
+    the cut have been run on them already.
     """
 
     input_ids: torch.Tensor
@@ -24,6 +25,7 @@ class Batch:
     response_mask: torch.Tensor
     prompt_width: int
     features: torch.Tensor | None = None
+    layers_done: int = 0
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -43,8 +45,8 @@ class Batch:
         """(B,) column of each row's last real token."""
         return self.prompt_width - 1 + self.response_mask.sum(1)
 
-    def with_features(self, features: torch.Tensor | None) -> Batch:
-        return replace(self, features=features)
+    def with_features(self, features: torch.Tensor | None, layers_done: int = 0) -> Batch:
+        return replace(self, features=features, layers_done=layers_done)
 
 
 def pad_batch(

@@ -7,7 +7,7 @@ MLP are computed at the positions that are asked for. Works for every model whos
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -81,12 +81,23 @@ def hidden_at(
     body: Any, x: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, at: Positions
 ) -> torch.Tensor:
     """Run the layers of `body` on embeddings or activations x (B, L, D); (B, Q, D) normed hidden states at `at`."""
+    return norm(body.norm)(run_layers(body, body.layers, x, attention_mask, position_ids, at))
+
+
+def run_layers(
+    body: Any,
+    layers: Sequence[Any],
+    x: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    at: Positions,
+) -> torch.Tensor:
+    """Run consecutive layers of `body` on x (B, L, D); (B, Q, D) what leaves the last of them at `at`."""
     cos, sin = rope_tables(body, position_ids)
     mask = causal_mask(attention_mask)
-    for layer in body.layers[:-1]:
+    for layer in layers[:-1]:
         x = layer_pass(layer, x, cos, sin, mask, slice(None))
-    x = layer_pass(body.layers[-1], x, cos, sin, mask, at)
-    return norm(body.norm)(x)
+    return layer_pass(layers[-1], x, cos, sin, mask, at)
 
 
 def layer_pass(

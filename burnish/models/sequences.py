@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from burnish.models.batches import Batch, micro_batches, pad_batch
-from burnish.models.shared_base import Base
+from burnish.models.shared_base import Base, Top, inner
 from burnish.records import Rollout
 
 
@@ -32,6 +33,7 @@ class Sequences:
         self.response_ids = response_ids
         self.pad_id = pad_id
         self.features: list[torch.Tensor] | None = None
+        self.layers_done = 0
         if base.cut:
             self.features = self._features(list(features or [None] * len(prompt_ids)), batch_size)
 
@@ -39,6 +41,22 @@ class Sequences:
     def of(cls, base: Base, rollout: Rollout, pad_id: int) -> Sequences:
         """The sequences of a rollout, with the activations that sampling kept."""
         return cls(base, rollout.prompt_ids, rollout.response_ids, pad_id, features=rollout.features)
+
+    def lifted(self, top: Top, batch_size: int) -> Sequences:
+        """The same sequences with the frozen layers of `top` run on their activations once, for this top alone; as
+        they are when it has none, or when its model must be run whole."""
+        if not (self.base.fast and 0 < top.frozen_layers < len(inner(top.body).layers)):
+            return self
+        features: list[torch.Tensor | None] = [None] * len(self)
+        for rows, batch in self.batches(batch_size):
+            for row, hidden, mask in zip(
+                rows, top.run_frozen(batch), batch.attention_mask.bool(), strict=True
+            ):
+                features[row] = hidden[mask]
+        lifted = copy.copy(self)
+        lifted.features = [f for f in features if f is not None]
+        lifted.layers_done = top.frozen_layers
+        return lifted
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -73,7 +91,7 @@ class Sequences:
         width = self.features[rows[0]].shape[-1]
         features = torch.zeros(*batch.attention_mask.shape, width)
         features[batch.attention_mask.bool()] = torch.cat([self.features[i] for i in rows])
-        return batch.with_features(features)
+        return batch.with_features(features, self.layers_done)
 
     def batches(self, size: int, rows: Sequence[int] | None = None) -> Iterator[tuple[list[int], Batch]]:
         """Batches of at most `size` neighbours in length that cover `rows` (or all) once, with their row numbers."""

@@ -22,7 +22,15 @@ from transformers.pytorch_utils import Conv1D
 from burnish.config.model import LoraConfig
 from burnish.errors import ModelError
 from burnish.models.batches import Batch, pad_batch
-from burnish.models.llama import Positions, hidden_at, is_llama_like, read, shared_prompts
+from burnish.models.llama import (
+    Positions,
+    hidden_at,
+    is_llama_like,
+    norm,
+    read,
+    run_layers,
+    shared_prompts,
+)
 
 FAST_TOLERANCE = 1e-3  # of the largest hidden state
 
@@ -217,10 +225,12 @@ class Top(nn.Module):
 
     def inputs(self, batch: Batch) -> torch.Tensor:
         """(B, P + T, D) what enters the lowest layer of this top."""
+        if batch.features is not None:
+            return batch.features
         if not self.base.cut:
             embedded: torch.Tensor = inner(self.body).embed_tokens(batch.input_ids)
             return embedded
-        features = self.base.features(batch) if batch.features is None else batch.features
+        features = self.base.features(batch)
         assert features is not None
         return features
 
@@ -235,7 +245,24 @@ class Top(nn.Module):
         """Last hidden states (B, Q, D) at the positions, computing little else where the model allows it."""
         if not self.base.fast:
             return read(self.hidden(batch), at)
-        return hidden_at(inner(self.body), self.inputs(batch), batch.attention_mask, batch.position_ids, at)
+        body = inner(self.body)
+        layers = body.layers[batch.layers_done :]
+        where = (batch.attention_mask, batch.position_ids)
+        return norm(body.norm)(run_layers(body, layers, self.inputs(batch), *where, at))
+
+    @property
+    def frozen_layers(self) -> int:
+        """How many of its lowest layers are not trained."""
+        layers = inner(self.body).layers
+        trained = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
+        return trained.index(True) if True in trained else len(trained)
+
+    @torch.no_grad()
+    def run_frozen(self, batch: Batch) -> torch.Tensor:
+        """(B, P + T, D) what enters the lowest trained layer of this top."""
+        body, layers = inner(self.body), inner(self.body).layers[: self.frozen_layers]
+        where = (batch.attention_mask, batch.position_ids)
+        return run_layers(body, layers, self.inputs(batch), *where, slice(None))
 
     def trained_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.parameters() if p.requires_grad]

@@ -48,6 +48,7 @@ class Experience:
 
     rollout: Rollout
     sequences: Sequences
+    value_sequences: Sequences  # the same, the frozen layers of the value function run
     scores: Scores
     old_logprobs: torch.Tensor
     ref_logprobs: torch.Tensor
@@ -136,6 +137,7 @@ class PPO:
         )
         self.timing["sampling_seconds"] = perf_counter() - began
         sequences = Sequences.of(self.policy.top.base, rollout, self.codec.pad_id)
+        value_sequences = sequences.lifted(self.value.top, self.config.micro_batch)
         scores = self.score(sequences, prompts)
         old_logprobs = rollout.sample_logprobs
         ref_logprobs, values = torch.zeros_like(old_logprobs), torch.zeros_like(old_logprobs)
@@ -143,7 +145,7 @@ class PPO:
             for rows, batch in sequences.batches(self.config.micro_batch):
                 width = batch.response_mask.shape[1]
                 ref_logprobs[rows, :width] = token_logprobs(self.reference, batch)
-                values[rows, :width] = self.value.values(batch)
+                values[rows, :width] = self.value.values(value_sequences.batch(rows))
         mask = rollout.response_mask
         unended = torch.tensor([not e for e in rollout.ended])
         shaped = scores.scores - self.config.missing_eos_penalty * unended
@@ -156,6 +158,7 @@ class PPO:
         return Experience(
             rollout=rollout,
             sequences=sequences,
+            value_sequences=value_sequences,
             scores=scores,
             old_logprobs=old_logprobs,
             ref_logprobs=ref_logprobs,
@@ -242,7 +245,7 @@ class PPO:
             normalizer=tokens,
         )
         value_loss = clipped_value_loss(
-            self.value.values(batch),
+            self.value.values(experience.value_sequences.batch(rows)),
             part(experience.old_values),
             part(experience.returns),
             mask,

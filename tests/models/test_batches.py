@@ -76,3 +76,22 @@ def test_only_the_top_layers_of_a_value_function_learn(tiny) -> None:
     top.train_only(1)
     assert {n.split(".")[2] for n in top.trained_state() if "layers" in n} == {"1"}
     assert any("norm" in n for n in top.trained_state())
+
+
+@pytest.mark.parametrize("mode", ["all", "top:3"])
+def test_frozen_layers_of_a_top_are_run_once_and_give_the_same(tiny, codec, prompts, mode: str) -> None:
+    base = Base(tiny[0], mode)
+    ids = [codec.encode_prompt(p) for p in prompts[:6]]
+    sequences = Sequences(base, ids, [[7, 8, 9, 11][: 1 + i % 4] for i in range(6)], codec.pad_id)
+    top = Top(base)
+    assert sequences.lifted(top, 4) is sequences  # every layer is trained
+    top.train_only(1)
+    with torch.no_grad():
+        for parameter in top.trained_parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    lifted = sequences.lifted(top, 4)
+    assert lifted.layers_done == (2 if base.cut else 3)
+    a, b = (top.hidden_at(s.batch(range(6)), slice(-4, None)) for s in (sequences, lifted))
+    real = sequences.batch(range(6)).attention_mask[:, -4:].bool()
+    torch.testing.assert_close(a[real], b[real], atol=1e-5, rtol=1e-4)
+    assert lifted.batch([0]).features is not sequences.batch([0]).features
