@@ -13,5 +13,5 @@ install() { # name, requirements...
 }
 which=${1:-all}
 # The last TRL with a PPOTrainer, with the transformers it was released for.
-[ "$which" = current ] || install trl-ppo trl==0.29.1 transformers==4.57.6 accelerate datasets
-[ "$which" = ppo ] || install trl-current trl==1.16.0 accelerate datasets
+[ "$which" = current ] || install trl-ppo trl==0.29.1 transformers==4.57.6 accelerate==1.15.0 datasets==5.0.1
+[ "$which" = ppo ] || install trl-current trl==1.16.0 transformers==5.23.0 accelerate==1.15.0 datasets==5.2.0

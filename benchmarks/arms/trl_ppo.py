@@ -1,4 +1,4 @@
-"""One arm: TRL's last PPOTrainer. Prints one JSON line: seconds of every update, peak MiB, mean response length."""
+"""One arm: TRL's last PPOTrainer. Prints one JSON line: seconds of every update, peak MiB."""
 
 from __future__ import annotations
 

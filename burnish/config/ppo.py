@@ -29,7 +29,8 @@ class PPOConfig(Section):
     micro_batch: int = Field(32, ge=1)  # rows per forward pass; frozen in run.yaml
     learning_rate: float | None = Field(None, ge=0)  # None: by mode; 0 freezes the policy
     value_learning_rate: float | None = Field(None, gt=0)
-    value_layers: int | None = Field(1, ge=1)  # of the value function, trained; None: as many as the policy's
+    # Trained layers of the value function; None, and in models not built like Llama: as many as the policy's.
+    value_layers: int | None = Field(1, ge=1)
     value_init: Literal["auto", "reward_model", "zero"] = "auto"  # auto: reward_model, zero for LoRA
     warmup_updates: int = Field(2, ge=0)
     gamma: float = Field(1.0, gt=0, le=1)

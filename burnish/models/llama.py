@@ -42,6 +42,23 @@ def is_llama_like(lm: Any) -> bool:
     return True
 
 
+def lay_out(body: Any) -> None:
+    """Put the projections that read the same input next to each other in memory, so that decoding can run each
+    group as one product without a copy. The parameters stay what they are, and are trained as before."""
+    for layer in getattr(body, "layers", ()):
+        for block, names in (
+            ("self_attn", ("q_proj", "k_proj", "v_proj")),
+            ("mlp", ("gate_proj", "up_proj")),
+        ):
+            parts = [getattr(getattr(layer, block, None), name, None) for name in names]
+            if not all(isinstance(part, nn.Linear) for part in parts):
+                continue
+            weights = [part.weight for part in parts if part is not None]
+            joined = torch.cat([w.data for w in weights])
+            for weight, view in zip(weights, joined.split([len(w) for w in weights]), strict=True):
+                weight.data = view
+
+
 def norm(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """A norm as one fused operation where it is a plain RMS norm, itself otherwise."""
     if type(module).__name__ in PLAIN_RMS_NORMS:
@@ -78,10 +95,16 @@ def causal_mask(attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 def hidden_at(
-    body: Any, x: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, at: Positions
+    body: Any,
+    x: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    at: Positions,
+    first: int = 0,
 ) -> torch.Tensor:
-    """Run the layers of `body` on embeddings or activations x (B, L, D); (B, Q, D) normed hidden states at `at`."""
-    return norm(body.norm)(run_layers(body, body.layers, x, attention_mask, position_ids, at))
+    """Run the layers of `body` from `first` on embeddings or activations x (B, L, D); (B, Q, D) normed hidden states
+    at `at`."""
+    return norm(body.norm)(run_layers(body, body.layers[first:], x, attention_mask, position_ids, at))
 
 
 def run_layers(

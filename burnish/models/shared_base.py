@@ -10,13 +10,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from burnish.config.model import LoraConfig
@@ -26,7 +24,7 @@ from burnish.models.llama import (
     Positions,
     hidden_at,
     is_llama_like,
-    norm,
+    lay_out,
     read,
     run_layers,
     shared_prompts,
@@ -129,9 +127,8 @@ class Base:
         assert self.bottom is not None
         if not self.fast:
             batch = pad_batch(prompt_ids, response_ids, pad_id)
-            features = self.features(batch)
-            assert features is not None
-            return [f[mask].clone() for f, mask in zip(features, batch.attention_mask.bool(), strict=True)]
+            rows = zip(self._own_features(batch), batch.attention_mask.bool(), strict=True)
+            return [features[mask].clone() for features, mask in rows]
         return self._shared_features(prompt_ids, response_ids)
 
     def _shared_features(
@@ -236,6 +233,7 @@ class Top(nn.Module):
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Last hidden states (B, P + T, D) by the model's own forward pass."""
+        assert not batch.layers_done, "a forward pass runs every layer"
         where = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
         if not self.base.cut:
             return self.body(input_ids=batch.input_ids, **where).last_hidden_state
@@ -245,10 +243,8 @@ class Top(nn.Module):
         """Last hidden states (B, Q, D) at the positions, computing little else where the model allows it."""
         if not self.base.fast:
             return read(self.hidden(batch), at)
-        body = inner(self.body)
-        layers = body.layers[batch.layers_done :]
-        where = (batch.attention_mask, batch.position_ids)
-        return norm(body.norm)(run_layers(body, layers, self.inputs(batch), *where, at))
+        where = (batch.attention_mask, batch.position_ids, at)
+        return hidden_at(inner(self.body), self.inputs(batch), *where, first=batch.layers_done)
 
     @property
     def frozen_layers(self) -> int:
@@ -297,7 +293,7 @@ class Top(nn.Module):
             body = copy.deepcopy(body).merge_and_unload()
         state = {n: t.detach() for n, t in self.base.lm.base_model.state_dict().items()}
         for name, value in body.state_dict().items():
-            state[_shift(name, self.base.cut)] = value.detach()
+            state[shift(name, self.base.cut)] = value.detach()
         return state
 
 
@@ -321,24 +317,7 @@ def inner(body: Any) -> Any:
     return body.get_base_model() if hasattr(body, "peft_config") else body
 
 
-def lay_out(body: Any) -> None:
-    """Put the projections that read the same input next to each other in memory, so that decoding can run each
-    group as one product without a copy. The parameters stay what they are, and are trained as before."""
-    for layer in getattr(body, "layers", ()):
-        for block, names in (
-            ("self_attn", ("q_proj", "k_proj", "v_proj")),
-            ("mlp", ("gate_proj", "up_proj")),
-        ):
-            parts = [getattr(getattr(layer, block, None), name, None) for name in names]
-            if not all(isinstance(part, nn.Linear) for part in parts):
-                continue
-            weights = [part.weight for part in parts if part is not None]
-            joined = torch.cat([w.data for w in weights])
-            for weight, view in zip(weights, joined.split([len(w) for w in weights]), strict=True):
-                weight.data = view
-
-
-def _shift(name: str, by: int) -> str:
+def shift(name: str, by: int) -> str:
     """`layers.0.x` of a top is `layers.<cut>.x` of the whole."""
     parts = name.split(".")
     if by and parts[0] == "layers":
@@ -361,62 +340,3 @@ def _with_lora(body: Any, config: LoraConfig) -> Any:
             target_modules=targets if isinstance(targets, str) else list(targets),
         ),
     )
-
-
-def save_policy(top: Top, folder: Path, tokenizer: Any) -> None:
-    """Write a plain Hugging Face causal LM with its tokenizer."""
-    lm: Any = copy.deepcopy(top.base.lm).float()
-    lm.base_model.load_state_dict(top.full_state())
-    lm.tie_weights()
-    lm.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def save_reward_model(top: Top, head: nn.Linear, folder: Path, tokenizer: Any) -> None:
-    """Write a plain `AutoModelForSequenceClassification(num_labels=1)` that gives raw scores."""
-    config = copy.deepcopy(top.base.lm.config)
-    config.num_labels = 1
-    config.problem_type = "regression"
-    model: Any = AutoModelForSequenceClassification.from_config(config)
-    model.base_model.load_state_dict(top.full_state())
-    with torch.no_grad():
-        model.score.weight.copy_(head.weight)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def load_policy(base: Base, folder: Path) -> Top:
-    """The frozen top of a saved policy; what lies below the base's cut is the base's own."""
-    return _load_top(base, _read_weights(folder), folder, trainable=False)
-
-
-def load_reward_model(base: Base, folder: Path, *, trainable: bool = False) -> tuple[Top, nn.Linear]:
-    """The top and raw scalar head of a saved reward model; what lies below the base's cut is the base's own."""
-    state = _read_weights(folder)
-    top = _load_top(base, state, folder, trainable=trainable)
-    head = nn.Linear(base.hidden_size, 1, bias=False)
-    with torch.no_grad():
-        head.weight.copy_(state["score.weight"])
-    return top, head.requires_grad_(trainable)
-
-
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        state |= load_file(file)
-    if not state:
-        raise ModelError(f"{folder} holds no safetensors weights; run the stage that makes it again")
-    return state
-
-
-def _load_top(base: Base, state: dict[str, torch.Tensor], folder: Path, *, trainable: bool) -> Top:
-    top = Top(base, layers="all")
-    prefix = base.lm.base_model_prefix + "."
-    with torch.no_grad():
-        for name, parameter in top.named_parameters():
-            if parameter.requires_grad:
-                saved = prefix + _shift(name.removeprefix("body."), base.cut)
-                if saved not in state:
-                    raise ModelError(f"{folder} lacks {saved}; it belongs to another model")
-                parameter.copy_(state[saved])
-    return top.requires_grad_(trainable)

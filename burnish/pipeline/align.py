@@ -14,9 +14,10 @@ from torch import nn
 
 from burnish.checkpoints import atomic_write
 from burnish.errors import Diverged
+from burnish.models.artefacts import save_policy
 from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Top, save_policy
+from burnish.models.shared_base import Top
 from burnish.monitor.hacking import WatcherMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.pipeline.context import Context

@@ -18,9 +18,10 @@ from burnish.data.preferences import ImportResult, read_preferences
 from burnish.data.prompts import PromptSplits, read_prompts, split_prompts
 from burnish.data.store import LabelStore
 from burnish.errors import ConfigError, DataError
+from burnish.models.artefacts import load_policy
 from burnish.models.load import Codec, load_model
 from burnish.models.logprobs import Policy, make_policy
-from burnish.models.shared_base import Base, Top, load_policy
+from burnish.models.shared_base import Base, Top
 from burnish.monitor.live import View
 from burnish.monitor.trackers import Trackers
 from burnish.records import Alert, Decision, Prompt, StepStats

@@ -14,7 +14,7 @@ import torch
 from burnish.checkpoints import atomic_write
 from burnish.evaluate.champion import Candidate, choose_champion
 from burnish.evaluate.winrate import Examiner, head_to_head, win_rate
-from burnish.models.heads import raw_scores
+from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.logprobs import Policy, response_kl
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
@@ -165,9 +165,10 @@ def build_examiner(ctx: Context, rollouts: Sequence[Rollout]) -> tuple[str, Exam
         assert ctx.gold is not None, "checked with the configuration"
         votes = panel(ctx.gold, ctx.config.label.simulated, derive_seed(ctx.config.seed, "panel"), PANEL_SIZE)
         return f"panel of {PANEL_SIZE} fresh simulated annotators", votes
+    model = load_head(ctx, "examiner")
     scores: dict[tuple[str, str], float] = {}
     for rollout in rollouts:
-        scores |= examiner_scores(ctx, rollout)
+        scores |= examiner_scores(ctx, model, rollout)
 
     def judge(prompt: Prompt, first: str, second: str) -> float:
         # A score does not depend on what stands beside it, so both orders compare the same two scores.
@@ -177,7 +178,7 @@ def build_examiner(ctx: Context, rollouts: Sequence[Rollout]) -> tuple[str, Exam
     return "a reward model trained on pairs of its own", judge
 
 
-def examiner_scores(ctx: Context, rollout: Rollout) -> dict[tuple[str, str], float]:
+def examiner_scores(ctx: Context, model: ScalarHead, rollout: Rollout) -> dict[tuple[str, str], float]:
     """What the held-out reward model says of every response; one that was cut off is read with an end."""
     responses = [
         ids if ended else [*ids, ctx.codec.eos_id]
@@ -187,7 +188,7 @@ def examiner_scores(ctx: Context, rollout: Rollout) -> dict[tuple[str, str], flo
     if rollout.features is not None:
         features = [f if e else None for f, e in zip(rollout.features, rollout.ended, strict=True)]
     sequences = Sequences(ctx.base, rollout.prompt_ids, responses, ctx.codec.pad_id, features=features)
-    values = raw_scores(load_head(ctx, "examiner"), sequences, EXAMINER_BATCH).tolist()
+    values = raw_scores(model, sequences, EXAMINER_BATCH).tolist()
     ids = [p.id for p in rollout.prompts]
     return dict(zip(zip(ids, rollout.texts, strict=True), values, strict=True))
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from burnish.data.preferences import read_demonstrations
 from burnish.errors import DataError
+from burnish.models.artefacts import save_policy
 from burnish.models.load import Codec, load_model
 from burnish.models.logprobs import Policy, make_policy
 from burnish.models.sampling import sample_rollout
-from burnish.models.shared_base import Top, save_policy
+from burnish.models.shared_base import Top
 from burnish.pipeline.context import Context
 from burnish.policy.sft import fine_tune
 from burnish.randomness import derive_seed

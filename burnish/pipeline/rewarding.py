@@ -12,10 +12,10 @@ import torch
 from burnish.checkpoints import atomic_folder, atomic_write
 from burnish.data.prompts import split_pairs
 from burnish.errors import DataError
+from burnish.models.artefacts import load_reward_model, save_reward_model
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import load_reward_model, save_reward_model
 from burnish.pipeline.context import Context
 from burnish.randomness import derive_seed
 from burnish.records import Preference, Prompt

@@ -1,4 +1,4 @@
-"""The frozen bottom in bfloat16: half the memory, nearly the same model, plain float32 artefacts."""
+"""The frozen bottom in bfloat16: half-size weights, nearly the same model, plain float32 artefacts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 
 from burnish.config.model import ModelConfig
 from burnish.errors import ModelError
+from burnish.models.artefacts import load_policy, save_policy
 from burnish.models.batches import pad_batch
 from burnish.models.load import load_model
 from burnish.models.logprobs import make_policy, token_logprobs
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Base, Top, load_policy, save_policy
+from burnish.models.shared_base import Base, Top
 
 
 def halved() -> tuple[Base, Base]:

@@ -15,13 +15,14 @@ from transformers import (
 
 from burnish.config.model import LoraConfig, ModelConfig
 from burnish.errors import ModelError
+from burnish.models.artefacts import load_reward_model, save_policy, save_reward_model
 from burnish.models.batches import pad_batch
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.load import Codec, load_model, make_codec
 from burnish.models.logprobs import make_policy, response_kl, token_entropy, token_logprobs
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Base, Top, load_reward_model, save_policy, save_reward_model
+from burnish.models.shared_base import Base, Top
 from burnish.policy.self_check import self_check
 from burnish.records import Prompt
 
