@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "burnish"
 STAGES = {"labels", "reward", "policy", "monitor", "evaluate", "rehearse", "report"}
 FLOOR = {"objectives", "stats", "textstats", "records", "config", "errors", "randomness"}
-MIDDLE = {"models", "data", "runs", "checkpoints", "locks"}
+MIDDLE = {"models", "data", "runs", "checkpoints", "locks", "parallel"}
 ABOVE = {"cli", "pipeline", "web", "docs"}
 LEVEL = {
     **dict.fromkeys(FLOOR, 0),

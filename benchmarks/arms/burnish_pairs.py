@@ -22,6 +22,7 @@ from burnish.models.load import Codec, load_model
 from burnish.models.logprobs import Policy, make_policy
 from burnish.models.sampling import sample_rollout
 from burnish.models.shared_base import Base, Top
+from burnish.parallel import side_by_side
 from burnish.policy.dpo import DPO
 from burnish.rehearse.grammar import prompts
 from burnish.rehearse.world import golds
@@ -68,15 +69,16 @@ def main() -> None:
     if args.what == "reward":
         config = RewardConfig(batch_size=args.batch)
         pairs = EncodedPairs(base, codec, train)
-        heads = []
-        for k in range(args.members):
-            head = new_reward_head(base, args.seed, f"member-{k}", layers=args.layers, dropout=config.dropout)
-            list(
-                train_reward_model(
-                    head, pairs, config, learning_rate=args.rate, seed=args.seed, member=f"member-{k}"
-                )
-            )
-            heads.append(head)
+        names = [f"member-{k}" for k in range(args.members)]
+        heads = [
+            new_reward_head(base, args.seed, name, layers=args.layers, dropout=config.dropout)
+            for name in names
+        ]
+        loops = [
+            train_reward_model(head, pairs, config, learning_rate=args.rate, seed=args.seed, member=name)
+            for head, name in zip(heads, names, strict=True)
+        ]
+        list(side_by_side(loops))
         seconds = time.perf_counter() - began
         encoded = EncodedPairs(base, codec, held_out)
         scores = torch.stack([raw_scores(h, encoded.sequences, 64) for h in heads], 1)

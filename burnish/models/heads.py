@@ -14,18 +14,23 @@ from burnish.randomness import generator
 
 
 class ScalarHead(nn.Module):
-    """A body with a linear head of one output. `dropout` acts on the head's input while training."""
+    """A body with a linear head of one output. `dropout` acts on the head's input while training; what is dropped is
+    drawn from `noise`."""
 
     def __init__(self, top: Top, head: nn.Linear, dropout: float = 0.0) -> None:
         super().__init__()
         self.top = top
         self.head = head
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
+        self.noise: torch.Generator | None = None
 
     def score(self, batch: Batch) -> torch.Tensor:
         """(B,) raw score, read at the last token of each response (its EOS when it has one)."""
         last = self.top.hidden_at(batch, batch.last_index)[:, 0]  # (B, D)
-        return self.head(self.dropout(last)).squeeze(-1).float()
+        if self.training and self.dropout:
+            kept = torch.rand(last.shape, generator=self.noise) >= self.dropout
+            last = last * kept / (1 - self.dropout)
+        return self.head(last).squeeze(-1).float()
 
     def values(self, batch: Batch) -> torch.Tensor:
         """(B, T) value before each response token, 0 off the mask."""

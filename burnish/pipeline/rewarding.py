@@ -16,6 +16,7 @@ from burnish.models.artefacts import load_reward_model, save_reward_model
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
+from burnish.parallel import side_by_side
 from burnish.pipeline.context import Context
 from burnish.randomness import derive_seed
 from burnish.records import Preference, Prompt
@@ -27,22 +28,15 @@ MIN_PAIRS = 8
 
 
 def reward(ctx: Context) -> list[str]:
-    """Train members one after another (a checkpoint after each), normalise them on reference samples, examine."""
+    """Train the members side by side, then watcher and examiner (a checkpoint after each group), normalise them on
+    reference samples, examine."""
     parts = split_labels(ctx)
     names = [f"member-{k}" for k in range(ctx.config.reward.members)]
-    jobs = [(name, parts["members"]) for name in names]
-    jobs += [(role, parts[role]) for role in ("watcher", "examiner") if parts[role]]
+    groups = [[(name, "members") for name in names]]
+    groups += [[(role, role) for role in ("watcher", "examiner") if parts[role]]]
     found = ctx.run.latest_checkpoint("reward")
-    done = found.step if found else 0
-    encoded: dict[str, EncodedPairs] = {}
-    for number, (name, pairs) in enumerate(jobs):
-        if number < done:
-            continue
-        role = name.split("-")[0]
-        if role not in encoded:
-            encoded[role] = EncodedPairs(ctx.base, ctx.codec, pairs)
-        ctx.view.note(f"reward: {name} on {len(pairs)} pairs")
-        train_one(ctx, name, encoded[role])
+    for number, group in enumerate(groups[found.step if found else 0 :], found.step if found else 0):
+        train_group(ctx, {name: parts[role] for name, role in group})
         ctx.run.checkpoint("reward", number + 1, lambda folder: None, {})
     prompts = reference_prompts(ctx)
     rollout = sample_rollout(
@@ -85,24 +79,34 @@ def reward(ctx: Context) -> list[str]:
     return ["reward"]
 
 
-def train_one(ctx: Context, name: str, pairs: EncodedPairs) -> None:
-    """Train and export one reward model; `name` seeds its head, bootstrap, order and dropout."""
+def train_group(ctx: Context, jobs: dict[str, list[Preference]]) -> None:
+    """Train and export reward models side by side; a model's name seeds its head, bootstrap, order and dropout."""
     config = ctx.config.reward
-    model = new_reward_head(
-        ctx.base, ctx.config.seed, name, layers=ctx.config.model.layers, dropout=config.dropout
-    )
-    updates = train_reward_model(
-        model,
-        pairs,
-        config,
-        learning_rate=ctx.rate("reward", config.learning_rate),
-        seed=derive_seed(ctx.config.seed, "reward"),
-        member=name,
-    )
-    for stats in updates:
-        ctx.log("reward", stats, {"member": name})
-    with atomic_folder(ctx.run.path / "reward" / name) as folder:
-        save_reward_model(model.top, model.head, folder, ctx.codec.tokenizer)
+    encoded: dict[int, EncodedPairs] = {}  # members learn from the same list
+    models: dict[str, ScalarHead] = {}
+    loops = []
+    for name, pairs in jobs.items():
+        ctx.view.note(f"reward: {name} on {len(pairs)} pairs")
+        if id(pairs) not in encoded:
+            encoded[id(pairs)] = EncodedPairs(ctx.base, ctx.codec, pairs)
+        models[name] = new_reward_head(
+            ctx.base, ctx.config.seed, name, layers=ctx.config.model.layers, dropout=config.dropout
+        )
+        loops.append(
+            train_reward_model(
+                models[name],
+                encoded[id(pairs)],
+                config,
+                learning_rate=ctx.rate("reward", config.learning_rate),
+                seed=derive_seed(ctx.config.seed, "reward"),
+                member=name,
+            )
+        )
+    for number, stats in side_by_side(loops):
+        ctx.log("reward", stats, {"member": list(jobs)[number]})
+    for name, model in models.items():
+        with atomic_folder(ctx.run.path / "reward" / name) as folder:
+            save_reward_model(model.top, model.head, folder, ctx.codec.tokenizer)
 
 
 def split_labels(ctx: Context) -> dict[str, list[Preference]]:

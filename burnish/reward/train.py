@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -13,7 +14,7 @@ from burnish.models.load import Codec
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base
 from burnish.objectives.losses import bradley_terry_loss
-from burnish.randomness import derive_seed, generator
+from burnish.randomness import generator
 from burnish.records import Preference, StepStats
 
 
@@ -36,14 +37,16 @@ class EncodedPairs:
 
 
 def pair_order(n: int, config: RewardConfig, seed: int, member: str) -> list[int]:
-    """The pairs a member sees, in order: its own bootstrap resample, reshuffled every epoch."""
-    sample = torch.arange(n)
+    """The pairs a member sees, in order: its own bootstrap resample, reshuffled every epoch. What was drawn several
+    times stands together, so that one forward pass serves all its copies."""
+    times = torch.ones(n, dtype=torch.long)
     if config.bootstrap:
-        sample = torch.randint(n, (n,), generator=generator(seed, "bootstrap", member))
-    order = [
-        sample[torch.randperm(n, generator=generator(seed, "order", member, epoch))]
-        for epoch in range(config.epochs)
-    ]
+        draws = torch.randint(n, (n,), generator=generator(seed, "bootstrap", member))
+        times = draws.bincount(minlength=n)
+    order = []
+    for epoch in range(config.epochs):
+        shuffled = torch.randperm(n, generator=generator(seed, "order", member, epoch))
+        order.append(shuffled.repeat_interleave(times[shuffled]))
     return torch.cat(order).tolist()
 
 
@@ -74,17 +77,20 @@ def train_reward_model(
         rate = learning_rate * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(derive_seed(seed, "dropout", member, step))
-        rows = pairs.rows(index)
+        model.noise = generator(seed, "dropout", member, step)
+        copies = Counter(index)
+        share = torch.tensor([n / len(index) for n in copies.values()])
+        rows = pairs.rows(list(copies))
         scores = pairs.sequences.each(model.score, len(rows), rows)
-        chosen, rejected = scores.split(len(index))
-        loss = bradley_terry_loss(
+        chosen, rejected = scores.split(len(copies))
+        losses = bradley_terry_loss(
             chosen,
             rejected,
             label_smoothing=config.label_smoothing,
             center_coef=config.center_coef,
-            confidence=torch.tensor([pairs.pairs[i].confidence for i in index]),
-        ).mean()
+            confidence=torch.tensor([pairs.pairs[i].confidence for i in copies]),
+        )
+        loss = (share * losses).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.trained(), config.max_grad_norm)
@@ -92,8 +98,8 @@ def train_reward_model(
             optimizer.step()
             values = {
                 "loss": loss.item(),
-                "accuracy": (chosen > rejected).float().mean().item(),
-                "margin": (chosen - rejected).mean().item(),
+                "accuracy": (share * (chosen > rejected)).sum().item(),
+                "margin": (share * (chosen - rejected)).sum().item(),
                 "grad_norm": norm.item(),
                 "learning_rate": rate,
             }

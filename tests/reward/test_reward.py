@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
+
 import pytest
 import torch
 
 from burnish.config.reward import RewardConfig
 from burnish.errors import TrainingError
-from burnish.models.heads import new_reward_head, raw_scores
+from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.load import Codec
 from burnish.models.shared_base import Base
-from burnish.records import Preference, Prompt
+from burnish.parallel import side_by_side
+from burnish.records import Preference, Prompt, StepStats
 from burnish.reward.ensemble import aggregate, normalisation, pair_spread
 from burnish.reward.examine import error_correlation, examine, watcher_verdict
 from burnish.reward.train import EncodedPairs, pair_order, train_reward_model
@@ -71,6 +76,52 @@ def test_members_differ_in_head_order_and_bootstrap() -> None:
     assert len(set(pair_order(50, config, 0, "member-0"))) < 50
     plain = config.model_copy(update={"bootstrap": False})
     assert sorted(pair_order(50, plain, 0, "member-0")) == list(range(50))
+
+
+def test_what_is_drawn_twice_stands_together_in_every_epoch() -> None:
+    order = pair_order(60, RewardConfig(epochs=2), 0, "member-0")
+    assert len(order) == 120
+    assert Counter(order[:60]) == Counter(order[60:])
+    assert order[:60] != order[60:]
+    for epoch in (order[:60], order[60:]):
+        assert len([i for i, _ in groupby(epoch)]) == len(set(epoch))
+
+
+def test_a_pair_drawn_twice_counts_twice(
+    base: Base, codec: Codec, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step on pairs 0, 0, 1 by a list that holds pair 0 twice, and by copies: the same figures and weights."""
+    pairs = pairs_of(prompts, 2)
+    config = RewardConfig(batch_size=3, dropout=0.0)
+    found = []
+    for listed, order in (([pairs[0], pairs[0], pairs[1]], [0, 1, 2]), (pairs, [0, 0, 1])):
+        monkeypatch.setattr("burnish.reward.train.pair_order", lambda *_, order=order: order)
+        model = new_reward_head(base, 0, "member-0", layers="all", dropout=0.0)
+        data = EncodedPairs(base, codec, listed)
+        stats = list(train_reward_model(model, data, config, learning_rate=1e-3, seed=0, member="member-0"))
+        found.append((stats[0].values, model.state()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    for name, tensor in found[0][1].items():
+        assert torch.allclose(tensor, found[1][1][name], atol=1e-5), name
+
+
+def test_members_side_by_side_are_what_they_are_alone(
+    base: Base, codec: Codec, prompts: list[Prompt]
+) -> None:
+    data, config = EncodedPairs(base, codec, pairs_of(prompts, 24)), RewardConfig(batch_size=8)
+
+    def member(name: str) -> tuple[ScalarHead, Iterator[StepStats]]:
+        model = new_reward_head(base, 0, name, layers="all", dropout=0.1)
+        return model, train_reward_model(model, data, config, learning_rate=1e-3, seed=0, member=name)
+
+    alone = [member(f"member-{k}") for k in range(3)]
+    for _, loop in alone:
+        list(loop)
+    together = [member(f"member-{k}") for k in range(3)]
+    assert [n for n, _ in side_by_side([loop for _, loop in together])] == [0, 1, 2] * 3
+    for (one, _), (other, _) in zip(alone, together, strict=True):
+        for name, tensor in one.state().items():
+            assert torch.equal(tensor, other.state()[name]), name
 
 
 def test_a_reward_model_learns_what_is_preferred(base: Base, codec: Codec, prompts: list[Prompt]) -> None:
