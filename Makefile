@@ -1,5 +1,7 @@
 # Two commands for everybody: `make quickstart` and `make test`. The rest serves those who change the code.
 PYTHON ?= python3
+# Where torch comes from, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu; empty: pip's own index.
+TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -19,9 +21,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Burnish needs Python 3.11 or newer; set PYTHON=" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
-# torch first and by exact version: on a machine without a GPU the CPU build is all that is needed.
+# torch comes first and alone, so that its index is asked for nothing else; what it needs comes with the rest. On
+# Linux, PyPI's torch is the CUDA build with gigabytes of libraries; without an NVIDIA GPU, PyTorch's CPU index has
+# the same version in a tenth of that.
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install --quiet --constraint constraints.txt torch
+	$(PIP) install --quiet --constraint constraints.txt --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(PIP) install --quiet --constraint constraints.txt --editable .
 	touch $@
 

@@ -54,7 +54,7 @@ class RunDirectory:
             raise RunError(f"{path} is not empty and holds no run.yaml; choose another --dir")
         if config.threads is None:
             threads = cls.open(path).config.threads if exists else None
-            config = config.model_copy(update={"threads": threads or len(os.sched_getaffinity(0))})
+            config = config.model_copy(update={"threads": threads or usable_cores()})
         return cls(path, config)
 
     @classmethod
@@ -220,6 +220,12 @@ class RunDirectory:
     def _read_checkpoint(self, folder: Path) -> Checkpoint:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         return Checkpoint(int(folder.name.split("-")[1]), folder, state)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on; where the system does not say (macOS, Windows), all there are."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def _line(row: Mapping[str, Any]) -> str:

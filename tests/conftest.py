@@ -10,6 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 
 from burnish.config.model import ModelConfig
 from burnish.models.load import Codec, load_model
@@ -17,6 +18,10 @@ from burnish.models.shared_base import Base
 from burnish.records import Prompt
 
 torch.set_num_threads(1)
+
+# The same examples on every machine, however slow it is.
+settings.register_profile("burnish", deadline=None, derandomize=True)
+settings.load_profile("burnish")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,16 +12,40 @@ from typer.main import get_command
 
 from burnish.cli import app
 from burnish.config.loading import load_config
+from burnish.data.store import LabelStore
 from burnish.docs import cli_page
-from burnish.pipeline.order import check_config
+from burnish.pipeline.order import run_pipeline
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda p: p.name)
-def test_examples_load_and_can_be_carried_out(file: Path) -> None:
-    check_config(load_config(file))
+def test_examples_run_up_to_their_labels(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """As far as labelled pairs, with few of them; whole runs are made of short.yaml and unstable.yaml elsewhere."""
+    monkeypatch.chdir(ROOT)
+    config = load_config(
+        file, ["threads=1", "collect.n_pairs=8", "data.n_prompts=300", "label.max_pairs=300"]
+    )
+    if config.label.preferences is not None:
+        request.applymarker(pytest.mark.realdata)
+    for needed in (config.label.preferences, config.model.path if config.model.gguf_file else None):
+        if needed is not None and not Path(needed).exists():
+            pytest.skip(f"{file.name} needs {needed}, which is not here")
+    run = run_pipeline(config, tmp_path / "r", until="label")
+    with LabelStore(run.path / "labels.sqlite") as store:
+        assert store.count()["labels"] > 5
+
+
+def test_the_readmes_python_runs(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    assert blocks
+    for block in blocks:
+        done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip(), "an example that prints nothing shows nothing"
 
 
 def test_readme_names_only_commands_and_files_that_exist() -> None:

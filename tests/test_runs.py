@@ -148,9 +148,12 @@ def test_checkpoints_are_whole_or_absent(tmp_path: Path) -> None:
         "checkpoint-000001",
         "checkpoint-000005",
     ]
-    run.begin_stage("align", "h")
-    assert not list((run.path / "align").glob("*.tmp-*")) or run.begin_stage("align", "h")
-    assert not list((run.path / "align").glob("*.tmp-*"))
+    assert run.begin_stage("align", "h")
+    assert list((run.path / "align").glob("*.tmp-*")), "a stage that begins anew has no leftovers of its own"
+    assert run.begin_stage("align", "h")
+    assert not list((run.path / "align").glob("*.tmp-*")), (
+        "one that goes on sweeps what a killed process left"
+    )
 
 
 def test_done_is_skipped_and_a_changed_hash_is_planned_again(tmp_path: Path) -> None:
@@ -198,6 +201,14 @@ def test_threads_are_frozen_with_the_run(tmp_path: Path) -> None:
     first = RunDirectory.create_or_open(tmp_path / "r", RunConfig(threads=7))
     first.freeze()
     assert RunDirectory.create_or_open(tmp_path / "r", RunConfig()).config.threads == 7
+
+
+def test_threads_are_found_where_the_system_has_no_affinity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert RunDirectory.create_or_open(tmp_path / "r", RunConfig()).config.threads == 6
 
 
 def test_hashes(tmp_path: Path) -> None:

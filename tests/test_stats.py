@@ -50,7 +50,6 @@ def test_wilson_at_the_ends() -> None:
     assert wilson(0, 4).ci_high == pytest.approx(1 - 1 / 1.960365, abs=1e-5)
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.integers(1, 500), st.floats(0, 1), st.floats(0.5, 0.999))
 def test_wilson_holds_its_estimate_and_mirrors(n: int, share: float, confidence: float) -> None:
     k = round(share * n)
@@ -308,7 +307,7 @@ def test_without_variation_wilson_stands_in() -> None:
     assert (one.value, one.n) == (0.5, 1)
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.floats(-1e4, 1e4)), min_size=1, max_size=12),
     st.integers(0, 1000),

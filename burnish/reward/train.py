@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -78,33 +78,38 @@ def train_reward_model(
         for group in optimizer.param_groups:
             group["lr"] = rate
         model.noise = generator(seed, "dropout", member, step)
-        copies = Counter(index)
-        share = torch.tensor([n / len(index) for n in copies.values()])
-        rows = pairs.rows(list(copies))
-        scores = pairs.sequences.each(model.score, len(rows), rows)
-        chosen, rejected = scores.split(len(copies))
-        losses = bradley_terry_loss(
-            chosen,
-            rejected,
-            label_smoothing=config.label_smoothing,
-            center_coef=config.center_coef,
-            confidence=torch.tensor([pairs.pairs[i].confidence for i in copies]),
-        )
-        loss = (share * losses).sum()
         optimizer.zero_grad(set_to_none=True)
+        loss, figures = pairs_loss(model, pairs, Counter(index), config)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.trained(), config.max_grad_norm)
         if torch.isfinite(norm) and torch.isfinite(loss):
             optimizer.step()
-            values = {
-                "loss": loss.item(),
-                "accuracy": (share * (chosen > rejected)).sum().item(),
-                "margin": (share * (chosen - rejected)).sum().item(),
-                "grad_norm": norm.item(),
-                "learning_rate": rate,
-            }
+            values = {**figures, "grad_norm": norm.item(), "learning_rate": rate}
         else:
             skipped += 1
             values = {"learning_rate": rate}
         yield StepStats(step + 1, 0, {**values, "skipped": float(skipped)})
     model.eval()
+
+
+def pairs_loss(
+    model: ScalarHead, pairs: EncodedPairs, copies: Mapping[int, int], config: RewardConfig
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Mean loss of the pairs numbered in `copies`, each counted so many times, and its figures."""
+    total = sum(copies.values())
+    share = torch.tensor([times / total for times in copies.values()])
+    rows = pairs.rows(list(copies))
+    chosen, rejected = pairs.sequences.each(model.score, len(rows), rows).chunk(2)
+    losses = bradley_terry_loss(
+        chosen,
+        rejected,
+        label_smoothing=config.label_smoothing,
+        center_coef=config.center_coef,
+        confidence=torch.tensor([pairs.pairs[i].confidence for i in copies]),
+    )
+    loss = (share * losses).sum()
+    return loss, {
+        "loss": loss.item(),
+        "accuracy": (share * (chosen > rejected)).sum().item(),
+        "margin": (share * (chosen - rejected)).sum().item(),
+    }

@@ -75,9 +75,9 @@ def test_logprobs_do_not_depend_on_batch_composition(tiny, codec, prompts, mode)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("mode", MODES)
 def test_kl_before_training_is_zero_whatever_the_tokenizers_padding_side(
-    tiny, codec, prompts, mode, side
+    tiny, codec, prompts, mode, side, monkeypatch
 ) -> None:
-    codec.tokenizer.padding_side = side
+    monkeypatch.setattr(codec.tokenizer, "padding_side", side)
     base = Base(tiny[0], mode)
     policy = make_policy(Top(base), codec.pad_id)
     reference = make_policy(Top(base, trainable=False), codec.pad_id)

@@ -44,7 +44,7 @@ def test_a_response_the_reference_finds_unlikely_costs() -> None:
     assert far.tolist() == [[-1.5, -1.5]]
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.floats(0, 2))
 def test_rewards_of_a_response_add_up_to_score_minus_kl(seed: int, kl_coef: float) -> None:
     logprobs, ref_logprobs, mask = random_case(seed)
@@ -100,7 +100,7 @@ def slow_advantage(rewards: list[float], values: list[float], start: int, gamma:
     )
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.floats(0.5, 1), st.floats(0, 1))
 def test_gae_equals_the_sum_that_defines_it(seed: int, gamma: float, lam: float) -> None:
     rewards, values, mask = random_case(seed)
@@ -118,7 +118,7 @@ def test_gae_equals_the_sum_that_defines_it(seed: int, gamma: float, lam: float)
     assert bool((returns[~mask] == 0).all())
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000))
 def test_gae_with_lambda_and_gamma_one_is_rewards_to_go_minus_values(seed: int) -> None:
     rewards, values, mask = random_case(seed)
@@ -173,7 +173,7 @@ def test_whiten_golden_with_biased_variance() -> None:
     assert scaled.flatten().tolist() == pytest.approx([3 - 2 / sd, 3 - 1 / sd, 3 + 3 / sd, 0.0])
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.floats(0.1, 50), st.floats(-5, 5))
 def test_whitened_entries_have_mean_zero_and_variance_one(seed: int, scale: float, shift: float) -> None:
     x, _, mask = random_case(seed)

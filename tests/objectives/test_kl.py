@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from burnish.objectives.kl import exact_kl, kl_k1, kl_k2, kl_k3, sequence_sum
@@ -33,7 +33,6 @@ def test_estimators_golden() -> None:
     assert kl_k3(ref_logprobs, logprobs).item() == pytest.approx(0.306853, abs=1e-6)
 
 
-@settings(deadline=None, derandomize=True)
 @given(logits, logits)
 def test_k1_and_k3_are_unbiased_for_kl_of_policy_to_reference(p: torch.Tensor, q: torch.Tensor) -> None:
     """The expectation over the policy's own samples, exactly; swapped arguments fail."""
@@ -44,7 +43,6 @@ def test_k1_and_k3_are_unbiased_for_kl_of_policy_to_reference(p: torch.Tensor, q
     assert float(exact_kl(p, q)) == pytest.approx(want, abs=1e-8)
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.floats(-10, 0), st.floats(-10, 0))
 def test_k2_and_k3_are_never_negative(a: float, b: float) -> None:
     x, y = torch.tensor([a], dtype=torch.float64), torch.tensor([b], dtype=torch.float64)

@@ -116,7 +116,6 @@ def test_bradley_terry_stays_finite_far_out() -> None:
     assert loss.tolist() == pytest.approx([2e4, 0.0])
 
 
-@settings(deadline=None, derandomize=True)
 @given(scores, scores, st.floats(0, 0.49), st.floats(-3, 3))
 def test_bradley_terry_is_antisymmetric(a: float, b: float, smoothing: float, margin: float) -> None:
     """L(w, l) - L(l, w) = -(1 - 2e) d without a margin; swapping scores, label and margin changes nothing."""
@@ -128,7 +127,6 @@ def test_bradley_terry_is_antisymmetric(a: float, b: float, smoothing: float, ma
     assert mirrored.item() == pytest.approx(direct.item(), abs=1e-9)
 
 
-@settings(deadline=None, derandomize=True)
 @given(scores, scores, st.floats(-5, 5))
 def test_bradley_terry_knows_no_common_offset_unless_centred(a: float, b: float, offset: float) -> None:
     plain = bradley_terry_loss(t(a), t(b)).item()
@@ -297,7 +295,7 @@ def test_clipped_value_loss_gradcheck() -> None:
 # Accumulation
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 6))
 def test_micro_batches_add_up_to_the_minibatch(seed: int, micro_batch: int) -> None:
     rng, mask = ragged(seed, rows=6)
@@ -349,7 +347,6 @@ def test_smoothed_dpo_stops_where_the_label_is_as_sure_as_it_should_be() -> None
     assert plain.grad.item() == pytest.approx(-0.01)  # -beta (1 - 0.9)
 
 
-@settings(deadline=None, derandomize=True)
 @given(scores, scores, scores, scores, st.floats(0.01, 2))
 def test_dpo_is_bradley_terry_on_implicit_rewards(
     a: float, b: float, ref_a: float, ref_b: float, beta: float

@@ -6,11 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import burnish
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from burnish.config.model import ModelConfig
 from burnish.data.preferences import write_preferences
-from burnish.records import Preference
+from burnish.models.batches import pad_batch
+from burnish.models.load import Codec, load_model
+from burnish.models.logprobs import Policy, make_policy, token_logprobs
+from burnish.models.sampling import sample_rollout
+from burnish.models.shared_base import Base, Top
+from burnish.records import Preference, Prompt
 from burnish.rehearse.grammar import prompts
 from burnish.runs import RunDirectory
 
@@ -95,11 +102,34 @@ def test_demonstrations_make_the_reference(tmp_path: Path) -> None:
         "data.n_prompts=200",
         "label.simulated.noise=2",
     )
-    losses = [r["loss"] for r in RunDirectory.open(tmp_path / "r").read_rows("metrics/sft.jsonl")]
-    assert losses[-1] < losses[0] / 2
     assert len(RunDirectory.open(tmp_path / "r").read_rows("rejected/sft.jsonl")) == 1
+    before, after = (load_model(ModelConfig(), path=path) for path in (None, tmp_path / "r" / "sft"))
+    assert mean_loss(*after, rows[:64]) < mean_loss(*before, rows[:64]) - 0.2  # nats a token
     evaluation = json.loads((tmp_path / "r" / "evaluation.json").read_text())
-    assert evaluation["policies"]["sft"]["mean_length"] < 20
+    assert evaluation["policies"]["sft"]["mean_length"] < mean_sampled_length(*before)
+
+
+def policy_of(lm: PreTrainedModel, codec: Codec) -> Policy:
+    return make_policy(Top(Base(lm), trainable=False), codec.pad_id)
+
+
+def mean_loss(lm: PreTrainedModel, codec: Codec, rows: list[dict[str, str]]) -> float:
+    """Mean over demonstrations of the cross-entropy of their completion, nats a token."""
+    batch = pad_batch(
+        [codec.encode_prompt(Prompt(r["prompt"])) for r in rows],
+        [codec.encode_response(r["completion"]) for r in rows],
+        codec.pad_id,
+    )
+    with torch.no_grad():
+        sums = token_logprobs(policy_of(lm, codec), batch).sum(1)
+    return float((-sums / batch.response_mask.sum(1)).mean())
+
+
+def mean_sampled_length(lm: PreTrainedModel, codec: Codec) -> float:
+    rollout = sample_rollout(
+        policy_of(lm, codec), codec, prompts(64, 9), max_tokens=56, batch_size=64, seed=0, where=("base",)
+    )
+    return sum(rollout.lengths) / len(rollout)
 
 
 def test_a_policy_that_cannot_even_be_sampled_is_rolled_back_and_given_up(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from burnish.objectives.kl import exact_kl
@@ -115,7 +115,6 @@ def test_in_a_closed_loop_it_settles_at_the_target() -> None:
     assert held.coef == pytest.approx(initial_coef(1.0, 6.0), rel=0.02)
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.lists(st.floats(-5, 200), min_size=1, max_size=30), st.integers(1, 4096), st.floats(0, 0.95))
 def test_the_coefficient_stays_in_its_clamps_and_moves_by_a_fifth_at_most(
     kls: list[float], episodes: int, smoothing: float
@@ -128,7 +127,6 @@ def test_the_coefficient_stays_in_its_clamps_and_moves_by_a_fifth_at_most(
         assert 0.8 * before - 1e-12 <= after <= 1.2 * before + 1e-12
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.lists(st.floats(0, 50), min_size=2, max_size=20), st.integers(1, 19))
 def test_a_restored_controller_goes_on_as_if_never_stopped(kls: list[float], cut: int) -> None:
     whole = controller(smoothing=0.5)

@@ -18,7 +18,7 @@ from burnish.parallel import side_by_side
 from burnish.records import Preference, Prompt, StepStats
 from burnish.reward.ensemble import aggregate, normalisation, pair_spread
 from burnish.reward.examine import error_correlation, examine, watcher_verdict
-from burnish.reward.train import EncodedPairs, pair_order, train_reward_model
+from burnish.reward.train import EncodedPairs, pair_order, pairs_loss, train_reward_model
 
 MEMBERS = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 3.0]])
 REFERENCE = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
@@ -87,22 +87,25 @@ def test_what_is_drawn_twice_stands_together_in_every_epoch() -> None:
         assert len([i for i, _ in groupby(epoch)]) == len(set(epoch))
 
 
-def test_a_pair_drawn_twice_counts_twice(
-    base: Base, codec: Codec, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One step on pairs 0, 0, 1 by a list that holds pair 0 twice, and by copies: the same figures and weights."""
+def test_a_pair_drawn_twice_counts_twice(base: Base, codec: Codec, prompts: list[Prompt]) -> None:
+    """Pairs 0, 0, 1 by a list that holds pair 0 twice, and by copies: the same figures and gradients."""
     pairs = pairs_of(prompts, 2)
-    config = RewardConfig(batch_size=3, dropout=0.0)
+    model = new_reward_head(base, 0, "member-0", layers="all", dropout=0.0)
     found = []
-    for listed, order in (([pairs[0], pairs[0], pairs[1]], [0, 1, 2]), (pairs, [0, 0, 1])):
-        monkeypatch.setattr("burnish.reward.train.pair_order", lambda *_, order=order: order)
-        model = new_reward_head(base, 0, "member-0", layers="all", dropout=0.0)
-        data = EncodedPairs(base, codec, listed)
-        stats = list(train_reward_model(model, data, config, learning_rate=1e-3, seed=0, member="member-0"))
-        found.append((stats[0].values, model.state()))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
-    for name, tensor in found[0][1].items():
-        assert torch.allclose(tensor, found[1][1][name], atol=1e-5), name
+    for listed, copies in (([pairs[0], pairs[0], pairs[1]], {0: 1, 1: 1, 2: 1}), (pairs, {0: 2, 1: 1})):
+        model.zero_grad()
+        loss, figures = pairs_loss(model, EncodedPairs(base, codec, listed), copies, RewardConfig())
+        loss.backward()
+        found.append(
+            (figures, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        )
+    (listed_figures, listed_grads), (copied_figures, copied_grads) = found
+    assert listed_figures == pytest.approx(copied_figures, rel=1e-4)
+    assert listed_grads.keys() == copied_grads.keys()
+    for name, gradient in listed_grads.items():
+        scale = float(gradient.abs().max())
+        assert torch.allclose(gradient, copied_grads[name], atol=1e-4 * scale, rtol=1e-4), name
+    assert max(float(g.abs().max()) for g in listed_grads.values()) > 1e-3
 
 
 def test_members_side_by_side_are_what_they_are_alone(
