@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from burnish.errors import RunError
 
@@ -43,9 +46,35 @@ def atomic_write(path: Path, content: str | bytes) -> None:
             aside.unlink(missing_ok=True)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file in one step. A figure that is not finite raises, by its name: a failure never becomes a
+    number."""
+    for name, odd in _not_finite(value, ""):
+        raise ValueError(
+            f"{name}={odd} of {path.name} is not finite; what computed it must leave it out and say so"
+        )
+    atomic_write(path, json.dumps(value, indent=1, allow_nan=False))
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _not_finite(value: Any, name: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _not_finite(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _not_finite(inner, f"{name}[{number}]")
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder aside; it takes its name (replacing what had it) only when the block ends well."""
+    """Fill a folder aside; it takes its name (replacing what had it) only when the block ends well. Its files may be
+    read by whoever may read the folder: weights are written for their owner alone by the library that writes them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -53,8 +82,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     with disk_errors(path.parent):
         try:
             yield aside
+            readable = aside.stat().st_mode & 0o666
             for file in aside.rglob("*"):
                 if file.is_file():
+                    file.chmod(readable)
                     with file.open("rb") as handle:
                         os.fsync(handle.fileno())
             if path.exists():

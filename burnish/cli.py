@@ -58,12 +58,13 @@ STATE: dict[str, Any] = {"verbose": False, "interrupted": False}
 
 @app.command()
 def quickstart(
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every draw.")] = 0,
     sets: SetOption = [],  # noqa: B006
     directory: DirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Align the embedded story model with simulated annotators, from prompts to report."""
-    _run(None, ["name=quickstart", *sets], directory, None, as_json)
+    _run(None, ["name=quickstart", f"seed={seed}", *sets], directory, None, as_json)
 
 
 @app.command()

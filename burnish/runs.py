@@ -19,7 +19,14 @@ from typing import Any
 
 import yaml
 
-from burnish.checkpoints import atomic_folder, atomic_write, disk_errors, remove_leftovers
+from burnish.checkpoints import (
+    atomic_folder,
+    atomic_write,
+    disk_errors,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from burnish.config import RunConfig
 from burnish.errors import RunError
 from burnish.locks import hold, owner
@@ -87,7 +94,7 @@ class RunDirectory:
         file = self.path / "manifest.json"
         if not file.exists():
             return {"version": VERSION, "stages": {}}
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(read_json(file))
 
     def stages(self) -> list[str]:
         return list(self.manifest()["stages"])
@@ -102,7 +109,7 @@ class RunDirectory:
     def _update(self, name: str, **fields: Any) -> None:
         manifest = self.manifest()
         manifest["stages"].setdefault(name, {}).update(fields)
-        atomic_write(self.path / "manifest.json", json.dumps(manifest, indent=1))
+        write_json(self.path / "manifest.json", manifest)
 
     def begin_stage(self, name: str, input_hash: str) -> bool:
         """False when the stage is done; otherwise mark it running, and take back what a stopped attempt had
@@ -146,7 +153,7 @@ class RunDirectory:
             atomic_write(events, "".join(_line(row) for row in kept))
         manifest = self.manifest()
         manifest["stages"].pop(name, None)
-        atomic_write(self.path / "manifest.json", json.dumps(manifest, indent=1))
+        write_json(self.path / "manifest.json", manifest)
 
     # Append-only records
 
@@ -201,7 +208,7 @@ class RunDirectory:
         folder = self.path / stage / f"checkpoint-{step:06d}"
         with atomic_folder(folder) as aside:
             write(aside)
-            atomic_write(aside / "state.json", json.dumps({**state, "offsets": self.offsets()}))
+            write_json(aside / "state.json", {**state, "offsets": self.offsets()})
         for other in self._checkpoints(stage):
             if other != folder and int(other.name.split("-")[1]) not in keep:
                 shutil.rmtree(other)
@@ -218,7 +225,7 @@ class RunDirectory:
         return self._read_checkpoint(self.path / stage / f"checkpoint-{step:06d}")
 
     def _read_checkpoint(self, folder: Path) -> Checkpoint:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = read_json(folder / "state.json")
         return Checkpoint(int(folder.name.split("-")[1]), folder, state)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from burnish.checkpoints import atomic_folder, atomic_write
+from burnish.checkpoints import atomic_folder, atomic_write, read_json, write_json
 from burnish.config import RunConfig
 from burnish.errors import RunError
 from burnish.runs import RunDirectory, code_version, config_diff, content_hash, fingerprint, stage_hash
@@ -126,6 +126,13 @@ def test_a_figure_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     with pytest.raises(ValueError, match="loss"):
         run.append("metrics/x.jsonl", {"step": 1, "loss": float("nan")})
+
+
+def test_a_json_file_holds_no_figure_that_is_not_finite(tmp_path: Path) -> None:
+    write_json(tmp_path / "e.json", {"a": [1.0, {"b": None}]})
+    with pytest.raises(ValueError, match=r"policies\.ppo\.kl_se\[1\]=nan of e\.json"):
+        write_json(tmp_path / "e.json", {"policies": {"ppo": {"kl_se": [1.0, float("nan")]}}})
+    assert read_json(tmp_path / "e.json") == {"a": [1.0, {"b": None}]}
 
 
 def test_checkpoints_are_whole_or_absent(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ class EvaluateConfig(Section):
     examiner: Literal["panel", "reward_model"] = "panel"
     n_selection: int = Field(128, ge=8)
     n_test: int = Field(256, ge=8)
-    kl_prompts: int = Field(256, ge=1)
+    kl_prompts: int = Field(256, ge=2)  # two at least: a standard error needs them
     best_of_n: int = Field(4, ge=1)  # 1: leave the free baseline out
     best_of_n_candidate: bool = False
     temperature: float | None = Field(None, gt=0)  # None: as in PPO

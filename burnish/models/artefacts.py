@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from burnish.checkpoints import atomic_folder
 from burnish.errors import ModelError
 from burnish.models.shared_base import Base, Top, shift
 
@@ -20,8 +21,7 @@ def save_policy(top: Top, folder: Path, tokenizer: Any) -> None:
     lm: Any = copy.deepcopy(top.base.lm).float()
     lm.base_model.load_state_dict(top.full_state())
     lm.tie_weights()
-    lm.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    _save(lm, folder, tokenizer)
 
 
 def save_reward_model(top: Top, head: nn.Linear, folder: Path, tokenizer: Any) -> None:
@@ -33,8 +33,13 @@ def save_reward_model(top: Top, head: nn.Linear, folder: Path, tokenizer: Any) -
     model.base_model.load_state_dict(top.full_state())
     with torch.no_grad():
         model.score.weight.copy_(head.weight)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    _save(model, folder, tokenizer)
+
+
+def _save(model: Any, folder: Path, tokenizer: Any) -> None:
+    with atomic_folder(folder) as aside:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
 
 
 def load_policy(base: Base, folder: Path) -> Top:

@@ -112,6 +112,7 @@ class FastDecoder:
         self.values = [torch.zeros(slots, kv, width, self.head_dim, dtype=d) for d in dtypes]
         self.features = torch.zeros(slots, width, base.hidden_size) if base.cut else None
         self.lengths = torch.zeros(slots, dtype=torch.long)
+        self.in_use = torch.zeros(slots, dtype=torch.bool)
         cos, sin = rope_tables(base.lm.base_model, torch.arange(width)[None])
         self.cos, self.sin = cos[0], sin[0]
 
@@ -141,7 +142,7 @@ class FastDecoder:
                 self.features[slots, :width] = x[source]
 
         hidden = self._forward(self.embed(ids), self.cos[:width], self.sin[:width], attend, at_cut)
-        self.lengths[slots] = lengths[source]
+        self.lengths[slots], self.in_use[slots] = lengths[source], True
         return self.norm(hidden[torch.arange(len(unique)), lengths - 1])[source]
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
@@ -166,20 +167,21 @@ class FastDecoder:
         hidden = self._forward(
             self.embed(ids[:, None]), self.cos[where][:, None], self.sin[where][:, None], attend, at_cut
         )
-        self.lengths = where + 1
+        # A free slot is fed with the rest, and must not grow: nothing would stop it at the width of the cache.
+        self.lengths = where + self.in_use
         return self.norm(hidden[:, 0])
 
     def keep(self, slots: torch.Tensor) -> None:
         """Drop every slot but these."""
         self.keys = [k[slots] for k in self.keys]
         self.values = [v[slots] for v in self.values]
-        self.lengths = self.lengths[slots]
+        self.lengths, self.in_use = self.lengths[slots], self.in_use[slots]
         if self.features is not None:
             self.features = self.features[slots]
 
     def take_features(self, slot: int) -> torch.Tensor | None:
         """(length, D) activations at the cut of every token fed to this slot, which is then free."""
-        n, self.lengths[slot] = int(self.lengths[slot]), 0
+        n, self.lengths[slot], self.in_use[slot] = int(self.lengths[slot]), 0, False
         return None if self.features is None else self.features[slot, :n].clone()
 
     def _forward(

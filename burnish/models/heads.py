@@ -15,7 +15,7 @@ from burnish.randomness import generator
 
 class ScalarHead(nn.Module):
     """A body with a linear head of one output. `dropout` acts on the head's input while training; what is dropped is
-    drawn from `noise`."""
+    drawn from `noise`. The body's own dropout stays off: it would draw from the global generator, in threads."""
 
     def __init__(self, top: Top, head: nn.Linear, dropout: float = 0.0) -> None:
         super().__init__()
@@ -23,6 +23,11 @@ class ScalarHead(nn.Module):
         self.head = head
         self.dropout = dropout
         self.noise: torch.Generator | None = None
+
+    def train(self, mode: bool = True) -> ScalarHead:
+        super().train(mode)
+        self.top.eval()
+        return self
 
     def score(self, batch: Batch) -> torch.Tensor:
         """(B,) raw score, read at the last token of each response (its EOS when it has one)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from burnish.checkpoints import atomic_write
+from burnish.checkpoints import read_json, write_json
 from burnish.errors import Diverged
 from burnish.models.artefacts import save_policy
 from burnish.models.heads import ScalarHead, raw_scores
@@ -21,7 +20,7 @@ from burnish.models.shared_base import Top
 from burnish.monitor.hacking import WatcherMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.pipeline.context import Context
-from burnish.pipeline.rewarding import load_ensemble, load_head, read_json, split_labels
+from burnish.pipeline.rewarding import load_ensemble, load_head, split_labels
 from burnish.policy.dpo import DPO
 from burnish.policy.guard import GuardState, guard_step
 from burnish.policy.kl_control import AdaptiveKLController, initial_coef
@@ -52,7 +51,7 @@ def align(ctx: Context) -> list[str]:
     }
     if when == "always" or (given_up and when == "fallback"):
         outcome["dpo"] = run_dpo(ctx, outcome)
-    atomic_write(ctx.run.path / "align.json", json.dumps(outcome, indent=1))
+    write_json(ctx.run.path / "align.json", outcome)
     return ["align.json", *(name for name in ("ppo", "dpo") if name in outcome)]
 
 
@@ -152,7 +151,7 @@ def run_attempt(ctx: Context, guarded: Guarded, watch: ScalarHead | None) -> str
         )
         ctx.view.progress(ppo.step, config.ppo.updates)
         ctx.view.update(stats.values)
-        if ppo.tick % config.monitor.sample_every == 1:
+        if (ppo.tick - 1) % config.monitor.sample_every == 0:
             keep_samples(ctx, ppo)
         alerts = [*guarded.health.observe(stats), *guarded.watcher.observe(stats)]
         for alert in alerts:

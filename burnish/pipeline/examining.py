@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from burnish.checkpoints import atomic_write
+from burnish.checkpoints import write_json
 from burnish.evaluate.champion import Candidate, choose_champion
 from burnish.evaluate.winrate import Examiner, head_to_head, win_rate
 from burnish.models.heads import ScalarHead, raw_scores
@@ -83,7 +82,7 @@ def evaluate(ctx: Context) -> list[str]:
         "gold": gold,
         "examples": examples(test, answers, len(selection)),
     }
-    atomic_write(ctx.run.path / "evaluation.json", json.dumps(report, indent=1))
+    write_json(ctx.run.path / "evaluation.json", report)
     return ["evaluation.json"]
 
 

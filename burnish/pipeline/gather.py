@@ -77,8 +77,9 @@ def collect(ctx: Context) -> list[str]:
         size = min(config.batch_size, config.n_pairs - start)
         chunk = [prompts[i % len(prompts)] for i in range(start, start + size)]
         comparisons, identical = sample_pairs(ctx, policy, chunk, number)
-        new = ctx.store.add_comparisons(comparisons)
-        row = {"step": number + 1, "pairs": size, "identical": identical, "new": new}
+        ctx.store.add_comparisons(comparisons)
+        # What the store had before is not told: after a kill it may hold this chunk already.
+        row = {"step": number + 1, "pairs": size, "identical": identical}
         ctx.run.append("metrics/collect.jsonl", row)
         ctx.run.checkpoint("collect", number + 1, lambda folder: None, {})
         ctx.view.progress(start + size, config.n_pairs)

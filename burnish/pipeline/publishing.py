@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from typing import Any
 
-from burnish.checkpoints import atomic_folder, atomic_write
+from burnish.checkpoints import atomic_folder, read_json, write_json
 from burnish.models.load import load_model
 from burnish.pipeline.context import Context
-from burnish.pipeline.rewarding import read_json
 from burnish.report.page import render_report
 from burnish.report.summary import build_summary
 
@@ -18,9 +16,8 @@ def report(ctx: Context) -> list[str]:
     """Publish what the run found."""
     evaluation = read_json(ctx.run.path / "evaluation.json")
     export_champion(ctx, evaluation)
-    summary = build_summary(ctx.run.path)
-    atomic_write(ctx.run.path / "summary.json", json.dumps(summary, indent=1))
-    render_report(ctx.run.path)
+    render_report(ctx.run.path, completing="report")
+    write_json(ctx.run.path / "summary.json", build_summary(ctx.run.path, completing="report"))
     return ["champion", "summary.json", "report.html"]
 
 

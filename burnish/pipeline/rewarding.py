@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from burnish.checkpoints import atomic_folder, atomic_write
+from burnish.checkpoints import read_json, write_json
 from burnish.data.prompts import split_pairs
 from burnish.errors import DataError
 from burnish.models.artefacts import load_reward_model, save_reward_model
@@ -73,9 +70,9 @@ def reward(ctx: Context) -> list[str]:
         {"prompt_id": p.id, "response": text, "raw": row}
         for p, text, row in zip(prompts, rollout.texts, raw.tolist(), strict=True)
     ]
-    atomic_write(folder / "reference.json", json.dumps(reference))
-    atomic_write(folder / "ensemble.json", json.dumps(description, indent=1))
-    atomic_write(folder / "examination.json", json.dumps(report, indent=1))
+    write_json(folder / "reference.json", reference)
+    write_json(folder / "ensemble.json", description)
+    write_json(folder / "examination.json", report)
     return ["reward"]
 
 
@@ -105,8 +102,7 @@ def train_group(ctx: Context, jobs: dict[str, list[Preference]]) -> None:
     for number, stats in side_by_side(loops):
         ctx.log("reward", stats, {"member": list(jobs)[number]})
     for name, model in models.items():
-        with atomic_folder(ctx.run.path / "reward" / name) as folder:
-            save_reward_model(model.top, model.head, folder, ctx.codec.tokenizer)
+        save_reward_model(model.top, model.head, ctx.run.path / "reward" / name, ctx.codec.tokenizer)
 
 
 def split_labels(ctx: Context) -> dict[str, list[Preference]]:
@@ -194,7 +190,3 @@ def load_ensemble(ctx: Context) -> RewardEnsemble:
         saved["uwo_lambda"],
         saved["reference_variance"],
     )
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from burnish.config.ppo import PPOConfig
+from burnish.errors import Diverged
 from burnish.models.batches import Batch
 from burnish.models.heads import ScalarHead
 from burnish.models.load import Codec
@@ -111,6 +112,7 @@ class PPO:
             values = self.improve(experience)
             # 6 adapt KL
             values |= self.adapt(experience)
+            values = finite(self.describe(experience) | values)
             self.step += 1
             self.tick += 1
             seconds = perf_counter() - began
@@ -120,7 +122,7 @@ class PPO:
                 "scoring_share": (collected - began) / seconds - self.timing["sampling_seconds"] / seconds,
                 "sampling_share": self.timing.pop("sampling_seconds") / seconds,
             }
-            yield StepStats(self.step, self.attempt, self.describe(experience) | values)
+            yield StepStats(self.step, self.attempt, values)
 
     def collect(self, step: int) -> Experience:
         """Sample responses to this step's prompts and compute all that their training needs."""
@@ -146,6 +148,9 @@ class PPO:
                 width = batch.response_mask.shape[1]
                 ref_logprobs[rows, :width] = token_logprobs(self.reference, batch)
                 values[rows, :width] = self.value.values(value_sequences.batch(rows))
+        finite(
+            {"value": float(values.abs().max()), "reference log-probability": float(ref_logprobs.abs().max())}
+        )
         mask = rollout.response_mask
         unended = torch.tensor([not e for e in rollout.ended])
         shaped = scores.scores - self.config.missing_eos_penalty * unended
@@ -330,3 +335,11 @@ class PPO:
         self.controller.load_state_dict(state["controller"])
         for name in ("step", "tick", "attempt", "skipped_in_a_row", "learning_rate", "value_learning_rate"):
             setattr(self, name, state[name])
+
+
+def finite(figures: dict[str, float]) -> dict[str, float]:
+    """The figures as they are. Raises Diverged, which the guard acts upon, when one is not finite."""
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise Diverged(f"PPO's {name} is {value}: a model has diverged; lower the learning rates")
+    return figures

@@ -24,10 +24,11 @@ from burnish.runs import RunDirectory
 SAMPLES = 6
 
 
-def render_report(run_path: Path) -> Path:
-    """Write report.html; whatever the run has not come to yet is left out. Returns its path."""
+def render_report(run_path: Path, *, completing: str | None = None) -> Path:
+    """Write report.html; whatever the run has not come to yet is left out. Returns its path. `completing`: as in
+    `build_summary`."""
     run = RunDirectory.open(run_path)
-    summary = build_summary(run_path)
+    summary = build_summary(run_path, completing=completing)
     config = yaml.safe_load((run_path / "run.yaml").read_text(encoding="utf-8"))
     evaluation = read(run_path / "evaluation.json")
     examination = read(run_path / "reward" / "examination.json")

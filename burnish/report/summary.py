@@ -20,8 +20,9 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def build_summary(run_path: Path) -> dict[str, Any]:
-    """Everything the command line prints and the report opens with. Keys: docs/run_directory.md."""
+def build_summary(run_path: Path, *, completing: str | None = None) -> dict[str, Any]:
+    """Everything the command line prints and the report opens with. Keys: docs/run_directory.md. `completing` is the
+    stage that ends with this summary: done, for whoever reads it."""
     run = RunDirectory.open(run_path)
     config = yaml.safe_load((run_path / "run.yaml").read_text(encoding="utf-8"))
     manifest = run.manifest()["stages"]
@@ -35,7 +36,8 @@ def build_summary(run_path: Path) -> dict[str, Any]:
         "reason": evaluation and evaluation["reason"],
         "provisional": bool(evaluation and evaluation["provisional"]),
         "stages": {
-            n: {"seconds": s.get("seconds"), "state": run.stage_state(n)} for n, s in manifest.items()
+            n: {"seconds": s.get("seconds"), "state": "done" if n == completing else run.stage_state(n)}
+            for n, s in manifest.items()
         },
         "reward": _reward(examination),
         "ppo": _ppo(aligned, evaluation, config),

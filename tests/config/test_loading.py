@@ -47,6 +47,7 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
             "ppo:\n  batch_size: 64\n  minibatches: 6\n",
             "ppo.minibatches=6 must divide ppo.batch_size=64; try",
         ),
+        ("evaluate:\n  kl_prompts: 1\n", "evaluate.kl_prompts=1: .* greater than or equal to 2"),
         ("model:\n  layers: bottom\n", "use 'all', 'lora', 'top:N'"),
         ("- a\n- b\n", "must map section names"),
         ("ppo: [\n", "line 2"),

@@ -82,10 +82,32 @@ def some_prompts(n: int) -> list[list[int]]:
 
 def sampled(base: Base, top: Top, n: int = 24, slots: int = 24, steps: int = 20, seed: int = 0):  # type: ignore[no-untyped-def]
     policy = make_policy(top, 0, 1.3)
-    uniforms = torch.rand(n, steps, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    uniforms = uniforms_of(n, steps, seed)
     book = sample_ids(policy, CODEC, some_prompts(n), uniforms, slots)
     ids = [row[:k].tolist() for row, k in zip(book.tokens, book.lengths[:-1].tolist(), strict=False)]
     return policy, book, ids
+
+
+def uniforms_of(n: int, steps: int, seed: int) -> torch.Tensor:
+    return torch.rand(n, steps, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def assert_drawn_at(
+    policy: Policy, prompts: list[list[int]], ids: list[list[int]], uniforms: torch.Tensor
+) -> None:
+    """Every token is the one at its uniform in the distribution of a whole forward pass, within rounding. Tokens of
+    two batch sizes are not compared: rounding may move one over an edge, and all that follow with it."""
+    batch = pad_batch(prompts, ids, 0)
+    mask = batch.response_mask
+    cumulative = policy.logits(policy.response_hidden(batch)).double().softmax(-1).cumsum(-1)
+    tokens = batch.response_ids[mask][:, None]
+    above = cumulative.gather(1, tokens)[:, 0]
+    below = torch.where(
+        tokens[:, 0] > 0, cumulative.gather(1, (tokens - 1).clamp(min=0))[:, 0], torch.zeros_like(above)
+    )
+    drawn = uniforms[:, : mask.shape[1]][mask]
+    assert bool(((below - 1e-5 <= drawn) & (drawn <= above + 1e-5)).all())
 
 
 def modes(config: Any) -> list[str]:
@@ -119,12 +141,28 @@ def test_what_is_sampled_is_what_the_model_says(name: str) -> None:
 def test_slots_that_are_refilled_give_the_same_responses(name: str, mode: str) -> None:
     base = Base(model_of(FAST[name]), mode)
     top = Top(base)
-    _, whole, ids = sampled(base, top, n=40, slots=40)
-    for slots in (1, 5, 16):
-        _, book, again = sampled(base, top, n=40, slots=slots)
-        assert again == ids
-        assert torch.allclose(book.logprobs[:-1], whole.logprobs[:-1], atol=1e-4)
-        assert torch.equal(book.ended[:-1], whole.ended[:-1])
+    uniforms = uniforms_of(40, 20, 0)
+    for slots in (1, 5, 16, 40):
+        policy, book, ids = sampled(base, top, n=40, slots=slots)
+        assert_drawn_at(policy, some_prompts(40), ids, uniforms)
+        batch = pad_batch(some_prompts(40), ids, 0)
+        again = token_logprobs(policy, batch)
+        assert torch.allclose(book.logprobs[:-1, : again.shape[1]] * batch.response_mask, again, atol=1e-4)
+        assert book.ended[:-1].tolist() == [row[-1] in CODEC.eos_ids for row in ids]
+
+
+def test_slots_that_stay_free_after_the_last_refill_do_not_outgrow_the_cache() -> None:
+    """Slots 14 and 15 end at once and stay free: all others run to the limit, 14 prompts wait for 16 slots, and
+    those run to the limit again, 40 steps in a cache of 2 + 20."""
+    base = Base(model_of(FAST["llama"]), "top:1")
+    policy = make_policy(Top(base, trainable=False), 0)
+    prompts = [[3 + i, 40] for i in range(30)]
+    uniforms = torch.full((30, 20), 0.97, dtype=torch.float64)
+    uniforms[14:16, 0] = 0.0  # the first token of all, which ends a response
+    book = sample_ids(policy, CODEC, prompts, uniforms, batch_size=16)
+    assert book.lengths[:-1].tolist() == [20] * 14 + [1, 1] + [20] * 14
+    ids = [row[:k].tolist() for row, k in zip(book.tokens, book.lengths[:-1].tolist(), strict=False)]
+    assert_drawn_at(policy, prompts, ids, uniforms)
 
 
 def test_activations_kept_while_sampling_are_the_base_s_own() -> None:

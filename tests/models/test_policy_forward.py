@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     Gemma2Config,
+    GPT2Config,
 )
 
 from burnish.config.model import LoraConfig, ModelConfig
@@ -200,3 +201,20 @@ def test_text_round_trips(codec) -> None:
 def test_unknown_model_says_what_to_give() -> None:
     with pytest.raises(ModelError, match="nowhere"):
         load_model(ModelConfig(path="nowhere/at-all"))
+
+
+def test_the_bodys_own_dropout_stays_off_and_draws_nothing() -> None:
+    """A body that comes with dropout, in training: the same scores every time, and no draw from the global
+    generator, which threads would share."""
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "n_positions": 32}
+    lm = AutoModelForCausalLM.from_config(
+        GPT2Config(**sizes, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    )
+    model = new_reward_head(Base(lm, "all"), 0, "member-0", layers="all", dropout=0.0)
+    model.train()
+    batch = pad_batch([[3, 4, 5]], [[6, 7, 8]], 0)
+    before = torch.get_rng_state()
+    first, second = model.score(batch), model.score(batch)
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)

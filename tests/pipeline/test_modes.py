@@ -35,6 +35,7 @@ SMALL = [
     "evaluate.best_of_n=1",
     "reward.reference_samples=32",
     "monitor.trackers=[]",
+    "monitor.sample_every=1",
 ]
 
 
@@ -72,8 +73,8 @@ def test_imported_pairs_and_a_reward_model_as_examiner(tmp_path: Path, pairs: Pa
     assert "provisional" in (tmp_path / "r" / "report.html").read_text()
     rejected = RunDirectory.open(tmp_path / "r").read_rows("rejected/import.jsonl")
     assert sorted((r["line"], r["reason"]) for r in rejected) == [(161, "too long"), (162, "identical sides")]
-    first = RunDirectory.open(tmp_path / "r")
-    examination = json.loads((first.path / "reward" / "examination.json").read_text())
+    assert len(list((tmp_path / "r" / "samples").glob("ppo-*.jsonl"))) == 3, "samples of every update"
+    examination = json.loads((tmp_path / "r" / "reward" / "examination.json").read_text())
     assert 0.2 < examination["baselines"]["first"] < 0.8, "sides are drawn, winners do not always stand first"
 
 

@@ -51,7 +51,8 @@ def test_the_summary_holds_what_it_promises(short_run: Path) -> None:
         assert figures["n"] == 48
         assert s["gold"][policy]["n"] == 48
     assert s["evaluation"]["sft"]["mean_length"] > 1
-    assert all(stage["seconds"] is not None for n, stage in s["stages"].items() if n != "report")
+    assert {stage["state"] for stage in s["stages"].values()} == {"done"}
+    assert all(stage["seconds"] > 0 for n, stage in s["stages"].items() if n != "report")
 
 
 def test_every_update_carries_kl_and_reward(short_run: Path) -> None:
@@ -80,6 +81,12 @@ def test_artefacts_are_plain_models(short_run: Path) -> None:
     assert not [p for p in short_run.rglob("*") if p.suffix in (".bin", ".pt", ".pkl", ".pickle")]
     assert (short_run / "champion" / "README.md").read_text().count("SFT") >= 1
     assert load_file(short_run / "champion" / "model.safetensors")
+    expected = (short_run / "run.yaml").stat().st_mode & 0o666
+    weights = sorted(short_run.rglob("*.safetensors"))
+    assert len(weights) > 6
+    assert {p.stat().st_mode & 0o777 for p in weights} == {expected}, (
+        "whoever may read the run may read its weights"
+    )
 
 
 def test_members_differ(short_run: Path) -> None:

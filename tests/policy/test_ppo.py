@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from burnish.config.evaluate import MonitorConfig
 from burnish.config.ppo import GuardConfig, PPOConfig
-from burnish.errors import TrainingError
+from burnish.errors import Diverged, TrainingError
 from burnish.models.batches import pad_batch
 from burnish.models.heads import ScalarHead
 from burnish.models.load import Codec, make_codec
@@ -193,6 +193,18 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted() -> None:
     figures = ppo.improve(experience)
     assert figures["skipped"] == 2
     assert all(torch.equal(a, b) for a, b in zip(before, ppo.policy_parameters, strict=True))
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_a_value_function_that_diverges_is_told_to_the_guard(weight: float) -> None:
+    """`Diverged`, which rolls a run back, and not an error of whoever writes the figures down."""
+    base, codec = toy()
+    ppo = make_ppo(base, codec)
+    with torch.no_grad():
+        ppo.value.head.weight.fill_(weight)
+    with pytest.raises(Diverged, match="PPO's value is (nan|inf)"):
+        next(ppo.updates())
+    assert (ppo.step, ppo.tick) == (0, 0)
 
 
 def test_the_score_stands_on_the_last_token_and_cut_off_answers_pay() -> None:
