@@ -41,6 +41,9 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. ppo.learning_rate=1e-6."),
 ]
 DirOption = Annotated[Path | None, typer.Option("--dir", help="Run directory; default runs/NAME.")]
+RedoOption = Annotated[
+    bool, typer.Option("--redo", help="Delete and do again what was made with other settings or other code.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 RunArg = Annotated[Path, typer.Argument(help="Run directory, e.g. runs/quickstart.")]
 
@@ -61,10 +64,11 @@ def quickstart(
     seed: Annotated[int, typer.Option(min=0, help="Seed of every draw.")] = 0,
     sets: SetOption = [],  # noqa: B006
     directory: DirOption = None,
+    redo: RedoOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Align the embedded story model with simulated annotators, from prompts to report."""
-    _run(None, ["name=quickstart", f"seed={seed}", *sets], directory, None, as_json)
+    _run(None, ["name=quickstart", f"seed={seed}", *sets], directory, None, redo, as_json)
 
 
 @app.command()
@@ -72,10 +76,11 @@ def run(
     config: ConfigArg = None,
     sets: SetOption = [],  # noqa: B006
     directory: DirOption = None,
+    redo: RedoOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Carry out a run, or continue one that was stopped. A finished run is left as it is."""
-    _run(config, sets, directory, None, as_json)
+    _run(config, sets, directory, None, redo, as_json)
 
 
 def _stage_command(stage: str, text: str) -> None:
@@ -83,9 +88,10 @@ def _stage_command(stage: str, text: str) -> None:
         config: ConfigArg = None,
         sets: SetOption = [],  # noqa: B006
         directory: DirOption = None,
+        redo: RedoOption = False,
         as_json: JsonOption = False,
     ) -> None:
-        _run(config, sets, directory, stage, as_json)
+        _run(config, sets, directory, stage, redo, as_json)
 
     app.command(stage, help=text)(command)
 
@@ -102,7 +108,12 @@ for _stage, _text in (
 
 
 def _run(
-    config: Path | None, sets: list[str], directory: Path | None, until: str | None, as_json: bool
+    config: Path | None,
+    sets: list[str],
+    directory: Path | None,
+    until: str | None,
+    redo: bool,
+    as_json: bool,
 ) -> None:
     from burnish.config.loading import load_config
 
@@ -111,7 +122,7 @@ def _run(
     from burnish.pipeline.order import run_pipeline
 
     path = directory or Path("runs") / loaded.name
-    done = run_pipeline(loaded, path, until=until)
+    done = run_pipeline(loaded, path, until=until, redo=redo)
     summary_file = done.path / "summary.json"
     if until is not None or not summary_file.exists():
         _print({"run": str(done.path), "stages": _states(done.path)}, as_json)

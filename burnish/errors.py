@@ -37,5 +37,9 @@ class TrainingError(BurnishError):
     exit_code = 7
 
 
+class OutOfMemory(TrainingError):
+    """The machine has too little memory for the batch, the lengths or what is trained."""
+
+
 class Diverged(TrainingError):
     """A model has come to figures that are not finite. The guard may roll back; elsewhere it ends the run."""

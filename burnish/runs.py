@@ -6,18 +6,17 @@ before a stopped stage goes on; stages run one after another, so whole-run lengt
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from burnish.checkpoints import (
     atomic_folder,
@@ -28,11 +27,33 @@ from burnish.checkpoints import (
     write_json,
 )
 from burnish.config import RunConfig
+from burnish.config.loading import dump_yaml, forget_unknown
 from burnish.errors import RunError
+from burnish.inputs import Inputs, content_hash, flat
 from burnish.locks import hold, owner
 
-VERSION = 1
+VERSION = 2
 APPENDED = ("metrics", "timing", "samples", "rejected")
+
+
+@dataclass(frozen=True)
+class Writes:
+    """What a stage leaves besides the folder of its name: `records` are names in metrics/, timing/, samples/ and
+    rejected/, `folders` and `files` stand in the run directory."""
+
+    records: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stale:
+    """Stages that were begun on other inputs, and those begun after them. `changed` stages cannot be used as they
+    are; `older` ones were made by other code from the same inputs."""
+
+    changes: list[str]
+    changed: list[str]
+    older: list[str]
 
 
 @dataclass(frozen=True)
@@ -66,27 +87,27 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """An existing run, to read it."""
+        """An existing run, to read it. Keys that this version does not know any more are passed over."""
         file = path / "run.yaml"
         if not file.exists():
             raise RunError(f"{path} is no run directory (it has no run.yaml); give one like runs/quickstart")
-        return cls(path, RunConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))))
+        known = forget_unknown(yaml.safe_load(file.read_text(encoding="utf-8")))
+        try:
+            return cls(path, RunConfig.model_validate(known))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise RunError(
+                f"{file} holds {key}={first.get('input')!r}, which this version does not take ({first['msg']}); use "
+                "the version that made the run, or start a new one"
+            ) from None
 
     def lock(self) -> AbstractContextManager[None]:
         return hold(self.path / "lock")
 
-    def changes(self) -> list[str]:
-        """What differs from the configuration the run was last carried out with, as `key old -> new`."""
-        file = self.path / "run.yaml"
-        if not file.exists():
-            return []
-        old = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return config_diff(old, self.config.model_dump(mode="json"))
-
     def freeze(self) -> None:
         """Write run.yaml: the configuration this run is carried out with from now on."""
-        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
-        atomic_write(self.path / "run.yaml", text)
+        atomic_write(self.path / "run.yaml", dump_yaml(self.config))
 
     # Stages
 
@@ -111,21 +132,20 @@ class RunDirectory:
         manifest["stages"].setdefault(name, {}).update(fields)
         write_json(self.path / "manifest.json", manifest)
 
-    def begin_stage(self, name: str, input_hash: str) -> bool:
+    def begin_stage(self, name: str, inputs: Inputs) -> bool:
         """False when the stage is done; otherwise mark it running, and take back what a stopped attempt had
-        written since its last checkpoint (or its start)."""
+        written since its last checkpoint (or its start). What is `stale` must have been dealt with before."""
         entry = self.manifest()["stages"].get(name)
-        if entry and entry["input_hash"] == input_hash:
-            if entry["state"] == "done":
-                return False
-            remove_leftovers(self.path)
-            saved = self.latest_checkpoint(name)
-            self.cut_back(saved.state["offsets"] if saved else entry["offsets"])
-            self._update(name, state="running", reason=None)
+        if entry is None:
+            started = {"inputs": inputs.as_json(), "offsets": self.offsets(), "outputs": []}
+            self._update(name, state="running", reason=None, **started)
             return True
-        self._update(
-            name, state="running", input_hash=input_hash, offsets=self.offsets(), outputs=[], reason=None
-        )
+        if entry["state"] == "done":
+            return False
+        remove_leftovers(self.path)
+        saved = self.latest_checkpoint(name)
+        self.cut_back(saved.state["offsets"] if saved else entry["offsets"])
+        self._update(name, state="running", reason=None, inputs=inputs.as_json())
         return True
 
     def finish_stage(
@@ -137,20 +157,48 @@ class RunDirectory:
     def fail_stage(self, name: str, reason: str) -> None:
         self._update(name, state="failed", reason=reason)
 
-    def plan_invalidation(self, order: Sequence[str], hashes: Mapping[str, str]) -> list[str]:
-        """Stages that were begun with another input hash, in order: they, and so all after them, are redone."""
+    def stale(self, inputs: Mapping[str, Inputs]) -> Stale:
+        """What has changed since the stages (in their order) were begun."""
         stages = self.manifest()["stages"]
-        return [n for n in order if n in stages and stages[n]["input_hash"] != hashes[n]]
+        found = Stale([], [], [])
+        for name, new in inputs.items():
+            if name not in stages:
+                continue
+            old = self._old_inputs(stages[name], new)
+            changes = new.changes_since(old)
+            found.changes.extend(c for c in changes if c not in found.changes)
+            if found.changes:
+                found.changed.append(name)
+            elif old.code != new.code or found.older:
+                found.older.append(name)
+        return found
 
-    def discard_stage(self, name: str) -> None:
-        """Forget a stage: its folder, its records, its lines in events.jsonl, its manifest entry."""
-        shutil.rmtree(self.path / name, ignore_errors=True)
-        for file in (f for folder in APPENDED for f in (self.path / folder).glob(f"{name}*.jsonl")):
-            file.unlink()
-        events = self.path / "events.jsonl"
-        if events.exists():
+    def _old_inputs(self, entry: Mapping[str, Any], new: Inputs) -> Inputs:
+        """What a stage was begun on; of runs that did not write it down yet, by their configuration."""
+        if "inputs" in entry:
+            return Inputs.from_json(entry["inputs"])
+        config = flat(RunDirectory.open(self.path).config.model_dump(mode="json"))
+        return Inputs({key: config[key] for key in new.config}, new.files, "")
+
+    def holds_work(self, name: str) -> bool:
+        """Whether discarding the stage would lose something: it is done and left something, or has a checkpoint."""
+        entry = self.manifest()["stages"].get(name, {})
+        done = entry.get("state") == "done" and bool(entry["outputs"])
+        return done or self.latest_checkpoint(name) is not None
+
+    def discard_stage(self, name: str, writes: Writes) -> None:
+        """Forget a stage: its folders, files and records, its lines in events.jsonl, its manifest entry."""
+        for folder in (name, *writes.folders):
+            shutil.rmtree(self.path / folder, ignore_errors=True)
+        for relative in writes.files:
+            (self.path / relative).unlink(missing_ok=True)
+        for record in writes.records:
+            for pattern in (f"{record}.jsonl", f"{record}-*.jsonl"):
+                for file in (f for folder in APPENDED for f in (self.path / folder).glob(pattern)):
+                    file.unlink()
+        if (self.path / "events.jsonl").exists():
             kept = [row for row in self.read_rows("events.jsonl") if row.get("stage") != name]
-            atomic_write(events, "".join(_line(row) for row in kept))
+            atomic_write(self.path / "events.jsonl", "".join(_line(row) for row in kept))
         manifest = self.manifest()
         manifest["stages"].pop(name, None)
         write_json(self.path / "manifest.json", manifest)
@@ -261,37 +309,6 @@ def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
             raise RunError(f"{file}, line {number} is not JSON; the file was edited or damaged") from error
 
 
-def stage_hash(parts: Mapping[str, Any]) -> str:
-    """A hash of JSON-like parts, independent of key order."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
-
-
-def code_version(modules: Sequence[str]) -> str:
-    """A hash of the source of the named modules, packages with all they hold."""
-    digest = hashlib.sha256()
-    for name in sorted(modules):
-        spec = find_spec(name)
-        assert spec is not None, name
-        assert spec.origin is not None, name
-        origin = Path(spec.origin)
-        files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
-        for file in files:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:24]
-
-
-def content_hash(path: Path, exclude: Sequence[str] = ()) -> str:
-    """A hash of a file's content, or of all files in a folder (names included), but for `exclude`d names."""
-    if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:24]
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        relative = file.relative_to(path)
-        if not any(part in exclude for part in relative.parts):
-            digest.update(str(relative).encode() + file.read_bytes())
-    return digest.hexdigest()[:24]
-
-
 WEIGHTS_AND_DECISIONS = ("metrics", "samples", "rejected", "sft", "reward", "ppo", "dpo", "champion")
 
 
@@ -303,15 +320,3 @@ def fingerprint(path: Path) -> dict[str, str]:
         if (path / name).exists():
             found[name] = content_hash(path / name)
     return found
-
-
-def config_diff(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Changed keys of two configurations, each as `key old -> new`."""
-    lines: list[str] = []
-    for key in dict.fromkeys([*old, *new]):
-        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += config_diff(a, b, f"{name}.")
-        elif a != b:
-            lines.append(f"{name} {a} -> {b}")
-    return lines

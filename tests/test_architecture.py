@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "burnish"
 STAGES = {"labels", "reward", "policy", "monitor", "evaluate", "rehearse", "report"}
 FLOOR = {"objectives", "stats", "textstats", "records", "config", "errors", "randomness"}
-MIDDLE = {"models", "data", "runs", "checkpoints", "locks", "parallel"}
+MIDDLE = {"models", "data", "runs", "inputs", "checkpoints", "locks", "parallel"}
 ABOVE = {"cli", "pipeline", "web", "docs"}
 LEVEL = {
     **dict.fromkeys(FLOOR, 0),
@@ -72,7 +72,7 @@ def test_stages_do_not_import_each_other() -> None:
 
 def test_the_report_reads_only_files() -> None:
     reads = {b for _, a, b in imports() if a == "report"}
-    assert reads <= {"runs", "checkpoints", "records", "stats", "errors"}
+    assert reads <= {"runs", "checkpoints", "records", "stats", "errors", "config"}
 
 
 def test_the_guard_sees_no_model_and_no_monitor() -> None:

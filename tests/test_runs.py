@@ -16,17 +16,20 @@ import pytest
 from burnish.checkpoints import atomic_folder, atomic_write, read_json, write_json
 from burnish.config import RunConfig
 from burnish.errors import RunError
-from burnish.runs import RunDirectory, code_version, config_diff, content_hash, fingerprint, stage_hash
+from burnish.inputs import Inputs, code_version, content_hash, flat
+from burnish.runs import RunDirectory, Stale, Writes, fingerprint
 
+INPUTS = Inputs({}, {}, "c")
 HOLDER = """
 import sys, time
 from pathlib import Path
 from burnish.config import RunConfig
+from burnish.inputs import Inputs
 from burnish.runs import RunDirectory
 run = RunDirectory.create_or_open(Path(sys.argv[1]), RunConfig())
 with run.lock():
     run.freeze()
-    run.begin_stage("reward", "h")
+    run.begin_stage("reward", Inputs({}, {}, "c"))
     run.append("metrics/reward.jsonl", {"step": 1})
     print("held", flush=True)
     time.sleep(60)
@@ -99,7 +102,7 @@ def test_only_one_of_many_racing_processes_gets_a_dead_owners_lock(tmp_path: Pat
 
 def test_a_half_written_line_is_ignored_and_cut_back(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
-    assert run.begin_stage("reward", "h")
+    assert run.begin_stage("reward", INPUTS)
     run.append("metrics/reward.jsonl", {"step": 1})
     run.checkpoint("reward", 1, lambda folder: None, {"x": 1})
     run.append("metrics/reward.jsonl", {"step": 2})
@@ -107,7 +110,7 @@ def test_a_half_written_line_is_ignored_and_cut_back(tmp_path: Path) -> None:
     with (run.path / "metrics" / "reward.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')
     assert [r["step"] for r in run.read_rows("metrics/reward.jsonl")] == [1, 2]
-    assert run.begin_stage("reward", "h")
+    assert run.begin_stage("reward", INPUTS)
     assert [r["step"] for r in run.read_rows("metrics/reward.jsonl")] == [1]
     assert not (run.path / "samples" / "reward-1.jsonl").exists()
 
@@ -155,28 +158,79 @@ def test_checkpoints_are_whole_or_absent(tmp_path: Path) -> None:
         "checkpoint-000001",
         "checkpoint-000005",
     ]
-    assert run.begin_stage("align", "h")
+    assert run.begin_stage("align", INPUTS)
     assert list((run.path / "align").glob("*.tmp-*")), "a stage that begins anew has no leftovers of its own"
-    assert run.begin_stage("align", "h")
+    assert run.begin_stage("align", INPUTS)
     assert not list((run.path / "align").glob("*.tmp-*")), (
         "one that goes on sweeps what a killed process left"
     )
 
 
-def test_done_is_skipped_and_a_changed_hash_is_planned_again(tmp_path: Path) -> None:
-    run = new_run(tmp_path / "run")
-    for name in ("collect", "label", "reward"):
-        assert run.begin_stage(name, f"{name}-1")
+def inputs_of(value: int, code: str = "c", file: str = "f") -> Inputs:
+    return Inputs({"ppo.epochs": value}, {"prompts": file}, code)
+
+
+def done_run(path: Path, *names: str) -> RunDirectory:
+    run = new_run(path)
+    for name in names:
+        assert run.begin_stage(name, inputs_of(3))
         run.append_event({"kind": "decision", "stage": name})
         run.append(f"metrics/{name}.jsonl", {"step": 1})
-        run.finish_stage(name, [], 1.0, {})
-    assert not run.begin_stage("collect", "collect-1")
-    hashes = {"collect": "collect-1", "label": "label-2", "reward": "reward-2", "align": "a"}
-    assert run.plan_invalidation(list(hashes), hashes) == ["label", "reward"]
-    run.discard_stage("label")
+        run.finish_stage(name, ["x"], 1.0, {})
+    return run
+
+
+def test_done_is_skipped_and_what_was_begun_on_other_inputs_is_stale(tmp_path: Path) -> None:
+    run = done_run(tmp_path / "run", "collect", "label", "reward")
+    assert not run.begin_stage("collect", inputs_of(3))
+    same = dict.fromkeys(("collect", "label", "reward", "align"), inputs_of(3))
+    assert run.stale(same) == Stale([], [], [])
+    changed = run.stale({**same, "label": inputs_of(4)})
+    assert changed == Stale(["ppo.epochs 3 -> 4"], ["label", "reward"], [])
+    assert run.stale({**same, "reward": inputs_of(3, file="g")}).changes == ["the content of prompts"]
+    older = run.stale({**same, "label": inputs_of(3, code="d")})
+    assert older == Stale([], [], ["label", "reward"]), "made by other code: a thing of its own"
+    run.discard_stage("label", Writes(records=("label",)))
     assert [e["stage"] for e in run.read_rows("events.jsonl")] == ["collect", "reward"]
     assert not (run.path / "metrics" / "label.jsonl").exists()
+    assert (run.path / "metrics" / "reward.jsonl").exists()
     assert run.stage_state("label") == "absent"
+
+
+def test_a_key_that_one_version_does_not_know_is_no_change(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    run.begin_stage("align", Inputs({"ppo.epochs": 3, "ppo.gone": 7}, {}, "c"))
+    default = flat(RunConfig().model_dump(mode="json"))["ppo.gamma"]
+    with_new_key = Inputs({"ppo.epochs": 3, "ppo.gamma": default}, {}, "c")
+    assert run.stale({"align": with_new_key}).changes == []
+    set_anew = Inputs({"ppo.epochs": 3, "ppo.gamma": 0.5}, {}, "c")
+    assert run.stale({"align": set_anew}).changes == [f"ppo.gamma {default} -> 0.5"]
+
+
+def test_a_run_of_an_older_version_can_be_read(tmp_path: Path) -> None:
+    """Its configuration has keys that are gone, and its manifest a hash in place of inputs."""
+    run = done_run(tmp_path / "run", "align")
+    file = run.path / "run.yaml"
+    file.write_text(file.read_text().replace("ppo:\n", "ppo:\n  gone: 1\n") + "lost: {a: 1}\n")
+    assert RunDirectory.open(run.path).config == run.config
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    del manifest["stages"]["align"]["inputs"]
+    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    assert run.stale({"align": inputs_of(3)}) == Stale([], [], ["align"])
+    assert run.stale({"align": inputs_of(4)}).changed == ["align"]
+    file.write_text(file.read_text().replace("epochs: 3", "epochs: many"))
+    with pytest.raises(RunError, match=r"ppo\.epochs='many', which this version does not take"):
+        RunDirectory.open(run.path)
+
+
+def test_work_is_what_is_done_and_left_something_or_has_a_checkpoint(tmp_path: Path) -> None:
+    run = done_run(tmp_path / "run", "reward")
+    run.begin_stage("sft", INPUTS)
+    run.finish_stage("sft", [], 1.0, {})
+    run.begin_stage("align", INPUTS)
+    assert [run.holds_work(n) for n in ("reward", "sft", "align", "evaluate")] == [True, False, False, False]
+    run.checkpoint("align", 1, lambda folder: None, {})
+    assert run.holds_work("align")
 
 
 def test_a_full_disk_says_so_and_keeps_what_was_there(
@@ -219,7 +273,6 @@ def test_threads_are_found_where_the_system_has_no_affinity(
 
 
 def test_hashes(tmp_path: Path) -> None:
-    assert stage_hash({"a": 1, "b": 2}) == stage_hash({"b": 2, "a": 1}) != stage_hash({"a": 1, "b": 3})
     assert code_version(["burnish.policy"]) != code_version(["burnish.reward"])
     (tmp_path / "reward").mkdir()
     (tmp_path / "reward" / "a").write_text("1")
@@ -227,9 +280,3 @@ def test_hashes(tmp_path: Path) -> None:
     (tmp_path / "reward" / "a").write_text("2")
     assert content_hash(tmp_path) != before
     assert list(fingerprint(tmp_path)) == ["reward"]
-
-
-def test_config_diff_names_changed_keys() -> None:
-    a, b = RunConfig(), RunConfig.model_validate({"ppo": {"updates": 3, "kl": {"target": 9}}})
-    lines = config_diff(a.model_dump(), b.model_dump())
-    assert lines == ["ppo.updates 36 -> 3", "ppo.kl.target 4.0 -> 9.0"]

@@ -131,6 +131,16 @@ def _check_keys(data: Mapping[str, Any], model: type[BaseModel], prefix: str) ->
             _check_keys(value, inner, f"{dotted}.")
 
 
+def forget_unknown(data: Mapping[str, Any], model: type[BaseModel] = RunConfig) -> dict[str, Any]:
+    """The keys this version knows, of a configuration that another version may have written."""
+    known: dict[str, Any] = {}
+    for key, value in data.items():
+        if key in model.model_fields:
+            inner = _section(model.model_fields[key].annotation)
+            known[key] = forget_unknown(value, inner) if inner and isinstance(value, Mapping) else value
+    return known
+
+
 def _nearest(key: str, dotted: str, prefix: str) -> str | None:
     """The known key most like this one: in its own section first, then anywhere, by name or by its parts."""
     keys = list(known_keys())

@@ -1,8 +1,7 @@
-"""The stages in order: what each reads, when it is done again, and how a run goes on where it stopped."""
+"""The stages in order: what each reads and writes, when it is done again, how a run goes on where it stopped."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,9 +12,10 @@ import torch
 
 from burnish.config import RunConfig
 from burnish.data.store import LabelStore
-from burnish.errors import BurnishError, ConfigError
+from burnish.errors import ConfigError, OutOfMemory, RunError
+from burnish.inputs import Inputs, code_version, config_inputs, content_hash
 from burnish.models.load import resolve_path
-from burnish.monitor.live import open_view
+from burnish.monitor.live import View, open_view
 from burnish.monitor.trackers import open_trackers
 from burnish.pipeline.align import align
 from burnish.pipeline.context import Context
@@ -23,69 +23,118 @@ from burnish.pipeline.examining import evaluate
 from burnish.pipeline.gather import collect, label, sft
 from burnish.pipeline.publishing import report
 from burnish.pipeline.rewarding import reward
-from burnish.runs import RunDirectory, code_version, content_hash, stage_hash
+from burnish.runs import RunDirectory, Writes
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: the configuration sections and code it depends on besides the stages before it."""
+    """A stage: the configuration it uses (sections, or single keys) and the code it runs, besides those of the stages
+    before it; the files it reads; what it writes, labels apart."""
 
     name: str
     carry_out: Callable[[Context], list[str]]
-    sections: tuple[str, ...]
+    uses: tuple[str, ...]
     code: tuple[str, ...]
+    writes: Writes
+    files: tuple[str, ...] = ()
+    lower: str = "evaluate.batch_size"  # what to lower when memory runs out
 
 
-COMMON = ("burnish.models", "burnish.records", "burnish.randomness", "burnish.pipeline.context")
+COMMON = (
+    "burnish.models",
+    "burnish.objectives",
+    "burnish.records",
+    "burnish.randomness",
+    "burnish.parallel",
+    "burnish.config.rates",
+    "burnish.pipeline.context",
+)
 STAGES = (
-    Stage("sft", sft, ("model", "data", "sft"), (*COMMON, "burnish.policy.sft", "burnish.objectives")),
-    Stage("collect", collect, ("collect",), (*COMMON, "burnish.data", "burnish.pipeline.gather")),
-    Stage("label", label, ("label",), ("burnish.rehearse", "burnish.data", "burnish.pipeline.gather")),
     Stage(
-        "reward", reward, ("reward",), ("burnish.reward", "burnish.objectives", "burnish.pipeline.rewarding")
+        "sft",
+        sft,
+        ("seed", "threads", "model", "sft"),
+        (*COMMON, "burnish.policy.sft", "burnish.pipeline.gather"),
+        Writes(records=("sft",)),
+        files=("model", "demonstrations"),
+        lower="sft.batch_size",
     ),
-    Stage("align", align, ("ppo", "guard", "dpo", "monitor"), ("burnish.policy", "burnish.pipeline.align")),
+    Stage(
+        "collect",
+        collect,
+        ("data", "collect"),
+        ("burnish.data", "burnish.rehearse", "burnish.pipeline.gather"),
+        Writes(records=("collect", "prompts")),
+        files=("prompts",),
+        lower="collect.batch_size",
+    ),
+    Stage(
+        "label",
+        label,
+        ("label",),
+        ("burnish.data", "burnish.rehearse", "burnish.textstats", "burnish.pipeline.gather"),
+        Writes(records=("label", "import")),
+        files=("preferences",),
+    ),
+    Stage(
+        "reward",
+        reward,
+        # PPO's prompts and temperature make the reference samples, the examiner's kind splits the pairs, its
+        # confidence arms the watcher.
+        (
+            "reward",
+            *("ppo.updates", "ppo.batch_size", "ppo.temperature"),
+            *("evaluate.examiner", "evaluate.confidence", "evaluate.batch_size"),
+        ),
+        ("burnish.reward", "burnish.stats", "burnish.pipeline.rewarding"),
+        Writes(records=("reward",)),
+        lower="reward.batch_size",
+    ),
+    Stage(
+        "align",
+        align,
+        ("ppo", "guard", "dpo", "monitor"),
+        ("burnish.policy", "burnish.monitor.health", "burnish.monitor.hacking", "burnish.pipeline.align"),
+        Writes(records=("ppo", "dpo"), folders=("ppo", "dpo"), files=("align.json",)),
+        lower="ppo.micro_batch or dpo.micro_batch",
+    ),
     Stage(
         "evaluate",
         evaluate,
         ("evaluate",),
         ("burnish.evaluate", "burnish.stats", "burnish.pipeline.examining"),
+        Writes(files=("evaluation.json",)),
     ),
-    Stage("report", report, (), ("burnish.report", "burnish.pipeline.publishing")),
+    Stage(
+        "report",
+        report,
+        ("name",),
+        ("burnish.report", "burnish.pipeline.publishing"),
+        Writes(folders=("champion",), files=("summary.json", "report.html")),
+    ),
 )
 """The table of contents."""
 
-
-def stage_hashes(config: RunConfig) -> dict[str, str]:
-    """Input hash of every stage: its configuration, its code, the content of the files it names, and the hash
-    of the stage before it (each stage is a function of these)."""
-    dump = config.model_dump(mode="json")
-    before = stage_hash({"seed": config.seed, "threads": config.threads, "files": _file_hashes(config)})
-    hashes: dict[str, str] = {}
-    for stage in STAGES:
-        sections = {name: dump[name] for name in stage.sections}
-        if "monitor" in sections:
-            sections["monitor"] = {k: v for k, v in sections["monitor"].items() if k != "trackers"}
-        if stage.name == "reward":
-            # How many prompts PPO will use sizes the reference samples; the examiner's kind splits the pairs.
-            sections["uses"] = [
-                dump["ppo"]["updates"],
-                dump["ppo"]["batch_size"],
-                dump["evaluate"]["examiner"],
-            ]
-        before = stage_hash({"before": before, "sections": sections, "code": code_version(stage.code)})
-        hashes[stage.name] = before
-    return hashes
+NO_MATTER = ("monitor.trackers",)  # keys that change no figure
 
 
-def _file_hashes(config: RunConfig) -> dict[str, str]:
+def stage_inputs(config: RunConfig) -> dict[str, Inputs]:
+    """What every stage depends on besides the stages before it."""
     named = {
         "model": resolve_path(config.model.path),
         "prompts": config.data.prompts,
         "demonstrations": config.sft.demonstrations,
         "preferences": config.label.preferences,
     }
-    return {k: content_hash(Path(v)) for k, v in named.items() if v is not None and Path(v).exists()}
+    hashes = {k: content_hash(Path(v)) for k, v in named.items() if v is not None and Path(v).exists()}
+    return {
+        stage.name: Inputs(
+            config_inputs(config, stage.uses, NO_MATTER),
+            {kind: hashes[kind] for kind in stage.files if kind in hashes},
+            code_version(stage.code),
+        )
+        for stage in STAGES
+    }
 
 
 def check_config(config: RunConfig) -> None:
@@ -111,31 +160,24 @@ def check_config(config: RunConfig) -> None:
 
 
 def run_pipeline(
-    config: RunConfig,
-    path: Path,
-    *,
-    until: str | None = None,
-    on_note: Callable[[str], None] | None = None,
+    config: RunConfig, path: Path, *, until: str | None = None, redo: bool = False
 ) -> RunDirectory:
-    """Carry out every stage that is not done, in order, up to and including `until`."""
+    """Carry out every stage that is not done, in order, up to and including `until`. Finished work that the
+    configuration no longer fits is done again only with `redo`; so is what other code has made, which otherwise
+    stands."""
     check_config(config)
     run = RunDirectory.create_or_open(path, config)
     config = run.config
     with run.lock(), open_view(config.name, config.ppo.kl.target) as view:
         set_determinism(config)
-        hashes = stage_hashes(config)
-        redo = run.plan_invalidation([s.name for s in STAGES], hashes)
-        if redo:
-            changes = run.changes() or ["code or input files"]
-            view.note(f"changed: {'; '.join(changes)}; will be done again: {', '.join(redo)}")
-        for name in redo:
-            discard(run, name)
+        inputs = stage_inputs(config)
+        discard_stale(run, inputs, view, redo=redo)
         run.freeze()
         trackers = open_trackers(config.monitor.trackers, run.path, config.model_dump(mode="json"), view.note)
         ctx = Context(config, run, view, trackers)
         try:
             for stage in STAGES:
-                carry_out(ctx, stage, hashes[stage.name])
+                carry_out(ctx, stage, inputs[stage.name])
                 if stage.name == until:
                     break
         finally:
@@ -144,46 +186,74 @@ def run_pipeline(
     return run
 
 
-FOLDERS = {"align": ("ppo", "dpo"), "report": ("champion",)}
-FILES = {
-    "align": ("align.json",),
-    "evaluate": ("evaluation.json",),
-    "report": ("summary.json", "report.html"),
-}
+def discard_stale(run: RunDirectory, inputs: dict[str, Inputs], view: View, *, redo: bool) -> None:
+    """Take back the stages that changed, saying which and why. Raises RunError, with nothing touched, when that would
+    destroy finished work and `redo` was not asked for."""
+    stale = run.stale(inputs)
+    # A report is a rendering: there is nothing in it to lose.
+    outdated = [*stale.changed, *(n for n in stale.older if redo or n == "report")]
+    lost = [n for n in outdated if n != "report" and run.holds_work(n)]
+    why = "; ".join(stale.changes) or "another version of the code"
+    if lost and not redo:
+        raise RunError(
+            f"{run.path} was made with other settings ({why}): {', '.join(lost)} would be done again, and what "
+            "they left would be deleted. Give another --dir, or add --redo to the same command"
+        )
+    kept = [n for n in stale.older if n not in outdated]
+    if kept:
+        view.note(f"made by another version of the code and kept: {', '.join(kept)} (--redo does them again)")
+    if outdated:
+        view.note(f"changed: {why}; will be done again: {', '.join(outdated)}")
+    for stage in (s for s in STAGES if s.name in outdated):
+        discard(run, stage)
 
 
-def discard(run: RunDirectory, name: str) -> None:
-    """Take back a stage: what it wrote, under its own name or those of its models. Labels are never deleted: the
-    store is set aside, and a new one begun with the comparisons when only the labels are to be done again."""
-    run.discard_stage(name)
-    for folder in FOLDERS.get(name, ()):
-        shutil.rmtree(run.path / folder, ignore_errors=True)
-    for file in FILES.get(name, ()):
-        (run.path / file).unlink(missing_ok=True)
+def discard(run: RunDirectory, stage: Stage) -> None:
+    """Take back a stage. Labels are never deleted: the store is set aside, and a new one begun with the comparisons
+    when only the labels are to be done again."""
+    run.discard_stage(stage.name, stage.writes)
     store = run.path / "labels.sqlite"
-    if name in ("collect", "label") and store.exists():
+    if stage.name in ("collect", "label") and store.exists():
         number = len(list(run.path.glob("labels.replaced-*.sqlite"))) + 1
         aside = run.path / f"labels.replaced-{number}.sqlite"
         with LabelStore(store) as old:
-            comparisons = [] if name == "collect" else list(old.comparisons())
+            comparisons = [] if stage.name == "collect" else list(old.comparisons())
         store.rename(aside)
         if comparisons:
             with LabelStore(store) as new:
                 new.add_comparisons(comparisons)
 
 
-def carry_out(ctx: Context, stage: Stage, input_hash: str) -> None:
+def carry_out(ctx: Context, stage: Stage, inputs: Inputs) -> None:
     """One stage: skipped when done, continued when it was stopped, marked failed with the reason when it fails."""
-    if not ctx.run.begin_stage(stage.name, input_hash):
+    if not ctx.run.begin_stage(stage.name, inputs):
         return
     ctx.view.stage(stage.name, "")
     began = perf_counter()
     try:
         outputs = stage.carry_out(ctx)
-    except BurnishError as error:
-        ctx.run.fail_stage(stage.name, str(error))
+    except Exception as error:
+        told = out_of_memory(error, stage)
+        ctx.run.fail_stage(stage.name, str(told or error) or type(error).__name__)
+        if told is not None:
+            raise told from error
         raise
     ctx.run.finish_stage(stage.name, outputs, perf_counter() - began, versions())
+
+
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # what torch's CPU allocator says
+
+
+def out_of_memory(error: Exception, stage: Stage) -> OutOfMemory | None:
+    """What to tell of an error that says memory ran out; None for any other."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if not known and not (isinstance(error, RuntimeError) and any(t in str(error) for t in NO_MEMORY)):
+        return None
+    first = next(iter(str(error).splitlines()), "no detail")
+    return OutOfMemory(
+        f"memory ran out in {stage.name} ({first}); lower {stage.lower}, model.max_response_tokens or how much is "
+        "trained (model.layers), then start again: what was saved is kept"
+    )
 
 
 def versions() -> dict[str, str]:

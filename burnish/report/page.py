@@ -7,11 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 from burnish.checkpoints import atomic_write
+from burnish.config.loading import dump_yaml
 from burnish.report.charts import (
     calibration_chart,
     dpo_charts,
@@ -29,7 +29,6 @@ def render_report(run_path: Path, *, completing: str | None = None) -> Path:
     `build_summary`."""
     run = RunDirectory.open(run_path)
     summary = build_summary(run_path, completing=completing)
-    config = yaml.safe_load((run_path / "run.yaml").read_text(encoding="utf-8"))
     evaluation = read(run_path / "evaluation.json")
     examination = read(run_path / "reward" / "examination.json")
     events = run.read_rows("events.jsonl")
@@ -51,7 +50,7 @@ def render_report(run_path: Path, *, completing: str | None = None) -> Path:
         alerts=[e for e in events if e["kind"] == "alert"],
         labels=next(iter(run.read_rows("metrics/label.jsonl")), None),
         rejected=rejected(run, run_path),
-        configuration=yaml.safe_dump(config, sort_keys=False),
+        configuration=dump_yaml(run.config),
         figures=Markup(charts.as_script()),
         plotly=Markup(_plotly()),
     )

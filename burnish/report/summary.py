@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from burnish.runs import RunDirectory
 
 PAIRS_WANTED = 10_000
@@ -24,7 +22,7 @@ def build_summary(run_path: Path, *, completing: str | None = None) -> dict[str,
     """Everything the command line prints and the report opens with. Keys: docs/run_directory.md. `completing` is the
     stage that ends with this summary: done, for whoever reads it."""
     run = RunDirectory.open(run_path)
-    config = yaml.safe_load((run_path / "run.yaml").read_text(encoding="utf-8"))
+    config = run.config.model_dump(mode="json")
     manifest = run.manifest()["stages"]
     evaluation = read(run_path / "evaluation.json")
     examination = read(run_path / "reward" / "examination.json")

@@ -19,8 +19,12 @@ from conftest import ROOT, burnish
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from burnish.config.loading import load_config
 from burnish.data.preferences import read_preferences
 from burnish.data.store import LabelStore
+from burnish.monitor.live import View
+from burnish.pipeline import order
+from burnish.pipeline.order import STAGES, discard, run_pipeline
 from burnish.runs import RunDirectory, fingerprint
 
 pytestmark = pytest.mark.e2e
@@ -116,9 +120,15 @@ def test_a_changed_key_redoes_what_depends_on_it_and_says_so(short_run: Path, tm
     copy = tmp_path / "copy"
     shutil.copytree(short_run, copy)
     members = fingerprint(copy)["reward"]
-    done = burnish(
-        "run", "examples/short.yaml", "--dir", str(copy), "--set", "threads=1", "--set", "evaluate.n_test=40"
-    )
+    command = ["run", "examples/short.yaml", "--dir", str(copy), "--set", "threads=1"]
+    command += ["--set", "evaluate.n_test=40"]
+    before = fingerprint(copy)
+    refused = burnish(*command, check=False)
+    assert refused.returncode == 5
+    assert "(evaluate.n_test 48 -> 40): evaluate would be done again" in refused.stderr
+    assert "--redo" in refused.stderr
+    assert fingerprint(copy) == before
+    done = burnish(*command, "--redo")
     assert "evaluate.n_test 48 -> 40; will be done again: evaluate, report" in done.stderr
     assert json.loads((copy / "summary.json").read_text())["evaluation"]["ppo"]["n"] == 40
     assert fingerprint(copy)["reward"] == members
@@ -136,11 +146,58 @@ def test_changed_labelling_sets_the_old_labels_aside(short_run: Path, tmp_path: 
         "threads=1",
         "--set",
         "label.labels_per_pair=2",
+        "--redo",
     )
     with LabelStore(copy / "labels.sqlite") as new, LabelStore(copy / "labels.replaced-1.sqlite") as old:
         assert new.count()["labels"] == 2 * old.count()["labels"] > 0
         assert new.count()["comparisons"] == old.count()["comparisons"]
     assert not (copy / "reward").exists()
+
+
+def test_align_done_again_leaves_no_row_of_the_old_one(short_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(short_run, copy)
+    run = RunDirectory.open(copy)
+    names = ("metrics/ppo.jsonl", "metrics/dpo.jsonl", "timing/ppo.jsonl", "samples/ppo-000001.jsonl")
+    before = {name: run.read_rows(name) for name in names}
+    assert all(before.values())
+    sets = ["threads=1", "ppo.kl.target=2.5"]
+    args = [a for s in sets for a in ("--set", s)]
+    burnish("align", "examples/short.yaml", "--dir", str(copy), *args, "--redo")
+    for name, rows in before.items():
+        assert len(run.read_rows(name)) == len(rows), name
+    assert run.read_rows("metrics/ppo.jsonl") != before["metrics/ppo.jsonl"]
+
+
+def test_discarding_every_stage_leaves_nothing_of_theirs(short_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(short_run, copy)
+    run = RunDirectory.open(copy)
+    for stage in STAGES:
+        discard(run, stage)
+    left = {str(p.relative_to(copy)) for p in copy.rglob("*") if p.is_file()}
+    kept = {"run.yaml", "manifest.json", "events.jsonl", "labels.replaced-1.sqlite"}
+    assert {p for p in left if not p.startswith(("tensorboard/", "labels.replaced-2"))} == kept
+    assert run.read_rows("events.jsonl") == []
+
+
+def test_what_another_version_made_is_kept_unless_asked(
+    short_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(short_run, copy)
+    before = fingerprint(copy)
+    monkeypatch.setattr(order, "code_version", lambda modules: "of another version")
+    config = load_config(ROOT / "examples" / "short.yaml", ["threads=1"])
+    run_pipeline(config, copy)
+    said = capsys.readouterr().err
+    assert "kept: sft, collect, label, reward, align, evaluate (--redo does them again)" in said
+    assert "will be done again: report" in said
+    assert fingerprint(copy) == before
+    inputs = order.stage_inputs(RunDirectory.open(copy).config)
+    begun = order.discard_stale(RunDirectory.open(copy), inputs, View("x", 1.0), redo=True)
+    assert begun is None
+    assert RunDirectory.open(copy).stages() == []
 
 
 def wait_until(seen: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
@@ -227,7 +284,7 @@ def test_when_nothing_beats_sft_it_ships_and_the_exit_code_says_so(short_run: Pa
     shutil.copytree(short_run, copy)
     sets = ["threads=1", "ppo.updates=0", "dpo.when=never", "evaluate.n_test=16", "evaluate.n_selection=16"]
     args = [a for s in sets for a in ("--set", s)]
-    done = burnish("run", "examples/short.yaml", "--dir", str(copy), *args, check=False)
+    done = burnish("run", "examples/short.yaml", "--dir", str(copy), *args, "--redo", check=False)
     assert done.returncode == 10, done.stderr
     assert "Champion: sft" in done.stdout
     assert load_file(copy / "champion" / "model.safetensors")

@@ -202,7 +202,7 @@ def test_a_value_function_that_diverges_is_told_to_the_guard(weight: float) -> N
     ppo = make_ppo(base, codec)
     with torch.no_grad():
         ppo.value.head.weight.fill_(weight)
-    with pytest.raises(Diverged, match="PPO's value is (nan|inf)"):
+    with pytest.raises(Diverged, match=r"PPO's value is (nan|inf)"):
         next(ppo.updates())
     assert (ppo.step, ppo.tick) == (0, 0)
 

@@ -1,0 +1,93 @@
+"""What a stage depends on (configuration keys, files, code), and what of it has changed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from burnish.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """`config` maps dotted keys to values, `files` what a file is for to a hash of its content; `code` is a hash of
+    the source a stage runs. The stages before it are inputs too, and no matter of this record."""
+
+    config: Mapping[str, Any]
+    files: Mapping[str, str]
+    code: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Inputs:
+        return cls(dict(row["config"]), dict(row["files"]), row["code"])
+
+    def changes_since(self, old: Inputs) -> list[str]:
+        """Changed keys as `key old -> new`, and changed files. A key that one of two versions of Burnish does not
+        know is no change: a removed one says nothing any more, a new one none while it has its default."""
+        defaults = flat(RunConfig().model_dump(mode="json"))
+        lines = [
+            f"{key} {before} -> {value}"
+            for key, value in self.config.items()
+            if (before := old.config.get(key, defaults.get(key))) != value
+        ]
+        return lines + [
+            f"the content of {name}"
+            for name in dict.fromkeys([*self.files, *old.files])
+            if self.files.get(name) != old.files.get(name)
+        ]
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested mappings; lists and empty mappings are values."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return found
+
+
+def config_inputs(config: RunConfig, uses: Sequence[str], without: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys that `uses` names, sections standing for all of theirs, but for those `without` names."""
+
+    def named(key: str, names: Sequence[str]) -> bool:
+        return any(key == name or key.startswith(f"{name}.") for name in names)
+
+    keys = flat(config.model_dump(mode="json"))
+    return {k: v for k, v in keys.items() if named(k, uses) and not named(k, without)}
+
+
+def code_version(modules: Sequence[str]) -> str:
+    """A hash of the source of the named modules, packages with all they hold."""
+    digest = hashlib.sha256()
+    for name in sorted(modules):
+        spec = find_spec(name)
+        assert spec is not None, name
+        assert spec.origin is not None, name
+        origin = Path(spec.origin)
+        files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+        for file in files:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def content_hash(path: Path, exclude: Sequence[str] = ()) -> str:
+    """A hash of a file's content, or of all files in a folder (names included), but for `exclude`d names."""
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:24]
+    digest = hashlib.sha256()
+    for file in _files(path, exclude):
+        digest.update(str(file.relative_to(path)).encode() + file.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def _files(folder: Path, exclude: Sequence[str]) -> Iterator[Path]:
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if not any(part in exclude for part in file.relative_to(folder).parts):
+            yield file

@@ -1,0 +1,129 @@
+"""What a stage depends on is known to be so, and a stage that fails says why."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from burnish.config.loading import load_config
+from burnish.errors import OutOfMemory
+from burnish.inputs import Inputs
+from burnish.monitor.live import View
+from burnish.pipeline import order
+from burnish.pipeline.order import STAGES, Stage, carry_out, stage_inputs
+from burnish.runs import RunDirectory, Writes
+
+PACKAGE = Path(order.__file__).parents[2]
+# Changes no figure of a stage, or is hashed by value: settings are inputs themselves.
+APART = (
+    "burnish.config",
+    "burnish.errors",
+    "burnish.checkpoints",
+    "burnish.runs",
+    "burnish.inputs",
+    "burnish.locks",
+)
+APART += ("burnish.monitor.live", "burnish.monitor.trackers")
+
+
+@pytest.mark.parametrize(
+    ("setting", "stage"),
+    [
+        ("ppo.temperature=0.9", "reward"),
+        ("evaluate.confidence=0.9", "reward"),
+        ("evaluate.examiner=reward_model", "reward"),
+        ("monitor.kl_spike=3", "align"),
+        ("evaluate.bootstrap=300", "evaluate"),
+        ("data.n_prompts=100", "collect"),
+        ("seed=1", "sft"),
+        ("monitor.trackers=[]", None),
+    ],
+)
+def test_a_setting_changes_the_inputs_of_the_first_stage_that_uses_it(
+    setting: str, stage: str | None
+) -> None:
+    before, after = stage_inputs(load_config(None, [])), stage_inputs(load_config(None, [setting]))
+    changed = [name for name in before if after[name].changes_since(before[name])]
+    assert changed[:1] == ([stage] if stage else [])
+
+
+def burnish_imports(module: str) -> set[str]:
+    """Modules of the package that a module imports, inside functions too."""
+    path = PACKAGE / Path(*module.split("."))
+    file = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("burnish."):
+            parent = str(node.module)
+            inner = {f"{parent}.{a.name}" for a in node.names}
+            modules = {m for m in inner if (PACKAGE / Path(*m.split("."))).with_suffix(".py").exists()}
+            found |= modules or {parent}
+    return found
+
+
+def reached(module: str) -> set[str]:
+    seen: set[str] = set()
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        apart = any(name == a or name.startswith(f"{a}.") for a in APART) and name != "burnish.config.rates"
+        if name not in seen and not apart:
+            seen.add(name)
+            todo += burnish_imports(name)
+    return seen
+
+
+def test_the_code_of_every_stage_is_among_its_inputs() -> None:
+    """Whatever a stage's module reaches by imports belongs to its code or to that of a stage before it."""
+    covered: tuple[str, ...] = ()
+    for stage in STAGES:
+        covered += stage.code
+        missing = {
+            m
+            for m in reached(stage.carry_out.__module__)
+            if not any(m == c or m.startswith(f"{c}.") for c in covered)
+        }
+        if stage.name not in ("sft", "collect"):  # one module serves three stages
+            assert missing == set(), stage.name
+
+
+def context(run: RunDirectory) -> Any:
+    return SimpleNamespace(run=run, view=View("t", 1.0))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 1 bytes"
+        ),
+    ],
+)
+def test_memory_that_ran_out_is_a_failure_with_what_to_lower(tmp_path: Path, error: Exception) -> None:
+    run = RunDirectory.create_or_open(tmp_path / "r", load_config(None, []))
+
+    def fails(_: object) -> list[str]:
+        raise error
+
+    stage = Stage("align", fails, (), (), Writes(), lower="ppo.micro_batch")
+    with pytest.raises(OutOfMemory, match=r"memory ran out in align .* lower ppo.micro_batch"):
+        carry_out(context(run), stage, Inputs({}, {}, ""))
+    assert run.stage_state("align") == "failed"
+    assert "memory ran out" in run.manifest()["stages"]["align"]["reason"]
+
+
+def test_an_unexpected_error_is_a_failure_too_and_stays_what_it_is(tmp_path: Path) -> None:
+    run = RunDirectory.create_or_open(tmp_path / "r", load_config(None, []))
+
+    def fails(_: object) -> list[str]:
+        raise ZeroDivisionError("by chance")
+
+    with pytest.raises(ZeroDivisionError):
+        carry_out(context(run), Stage("align", fails, (), (), Writes()), Inputs({}, {}, ""))
+    assert run.stage_state("align") == "failed"
+    assert run.manifest()["stages"]["align"]["reason"] == "by chance"
