@@ -10,12 +10,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import SoftFileLease
 from pydantic import ValidationError
 
 from burnish.checkpoints import (
@@ -30,7 +31,7 @@ from burnish.config import RunConfig
 from burnish.config.loading import dump_yaml, forget_unknown
 from burnish.errors import RunError
 from burnish.inputs import Inputs, content_hash, flat
-from burnish.locks import hold, owner
+from burnish.locks import hold, owner, still_held
 
 VERSION = 2
 APPENDED = ("metrics", "timing", "samples", "rejected")
@@ -71,6 +72,7 @@ class RunDirectory:
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path = path
         self.config = config
+        self.lease: SoftFileLease | None = None
 
     @classmethod
     def create_or_open(cls, path: Path, config: RunConfig) -> RunDirectory:
@@ -102,8 +104,19 @@ class RunDirectory:
                 "the version that made the run, or start a new one"
             ) from None
 
-    def lock(self) -> AbstractContextManager[None]:
-        return hold(self.path / "lock")
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """The right to write. Raises RunError when another process has it; when it was lost on the way, so does the
+        next write."""
+        with hold(self.path / "lock") as self.lease:
+            try:
+                yield
+            finally:
+                self.lease = None
+
+    def _still_ours(self) -> None:
+        if self.lease is not None:
+            still_held(self.lease)
 
     def freeze(self) -> None:
         """Write run.yaml: the configuration this run is carried out with from now on."""
@@ -128,6 +141,7 @@ class RunDirectory:
         return state
 
     def _update(self, name: str, **fields: Any) -> None:
+        self._still_ours()
         manifest = self.manifest()
         manifest["stages"].setdefault(name, {}).update(fields)
         write_json(self.path / "manifest.json", manifest)
@@ -207,6 +221,7 @@ class RunDirectory:
 
     def append(self, relative: str, row: Mapping[str, Any]) -> None:
         """Add one JSON line. A figure that is not finite raises: a failure never becomes a number."""
+        self._still_ours()
         file = self.path / relative
         line = _line(row)
         with disk_errors(self.path):
@@ -253,6 +268,7 @@ class RunDirectory:
     ) -> None:
         """Save STAGE/checkpoint-<step>: the files `write` makes, and `state` with the records' lengths. Older
         checkpoints go, but for those in `keep`."""
+        self._still_ours()
         folder = self.path / stage / f"checkpoint-{step:06d}"
         with atomic_folder(folder) as aside:
             write(aside)
