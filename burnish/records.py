@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,6 +46,13 @@ class Prompt:
     @property
     def id(self) -> str:
         return content_id("prompt", self.text, *(f"{m.role}\x1f{m.content}" for m in self.messages))
+
+    @property
+    def group(self) -> str:
+        """What must stay on one side of every split and counts once in every interval: the first thing a user says,
+        without case, white space and punctuation. Dialogues that begin alike belong together."""
+        first = next((m.content for m in self.messages if m.role == "user"), self.text)
+        return re.sub(r"[\W_]+", " ", first.casefold()).strip() or first
 
     @classmethod
     def from_messages(cls, messages: Sequence[Message]) -> Prompt:
@@ -95,13 +103,16 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """A labelled comparison ready for training: `chosen` is preferred with probability `confidence` (> 0.5)."""
+    """A labelled comparison ready for training: `chosen` is preferred with probability `confidence` (> 0.5). An
+    answer that was cut off, not `ended`, is read without an end-of-sequence token wherever it is read."""
 
     prompt: Prompt
     chosen: str
     rejected: str
     confidence: float = 1.0
     comparison_id: str = ""
+    chosen_ended: bool = True
+    rejected_ended: bool = True
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -21,6 +22,31 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     if not 0 <= successes <= n:
         raise ValueError(f"successes={successes} must lie between 0 and n={n}; count both on the same trials")
     return _wilson(successes / n, n, confidence)
+
+
+def clustered_proportion(
+    outcomes: Sequence[float], clusters: Sequence[Hashable], *, confidence: float = 0.95
+) -> Interval:
+    """Mean of outcomes in [0, 1] with Wilson's interval on their effective number; n is the number of clusters.
+
+    Outcomes of a cluster tell the same thing again, more or less: the effective number is the one at which
+    independent outcomes would have the variance that the cluster sums show, made smaller by (z / t)^2 for the
+    clusters that variance rests on (Korn and Graubard 1998); never more than there are outcomes, and the number of
+    clusters where all outcomes agree. With one outcome a cluster it is Wilson's own interval. Raises ValueError for no
+    outcomes and for one outside [0, 1].
+    """
+    x = _unit("outcomes", outcomes)
+    index, n = _cluster_index(clusters, len(x))
+    p = float(x.mean())
+    effective = float(n)
+    if 1 < n < len(x) and np.ptp(x) > 0:
+        from scipy.stats import t  # loads in half a second: not for those who only read a report
+
+        residuals = np.bincount(index, weights=x - p, minlength=n)
+        variance = n / (n - 1) * float(residuals @ residuals) / len(x) ** 2
+        shrunk = (_z(confidence) / float(t.ppf(0.5 + confidence / 2, n - 1))) ** 2
+        effective = (len(x) if variance == 0 else min(len(x), p * (1 - p) / variance)) * shrunk
+    return replace(_wilson(p, effective, confidence), n=n)
 
 
 def clustered_bootstrap(
@@ -184,12 +210,12 @@ def _logistic_at_zero(x: Array, y: Array, weight: Array, ridge: float = 0.1) -> 
     raise ArithmeticError(f"logistic regression of {len(x)} outcomes did not settle in 100 Newton steps")
 
 
-def _wilson(p: float, n: int, confidence: float) -> Interval:
+def _wilson(p: float, n: float, confidence: float) -> Interval:
     z = _z(confidence)
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     # At p = 0 and p = 1 a bound equals p, but for rounding.
-    return Interval(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), n)
+    return Interval(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), round(n))
 
 
 def _z(confidence: float) -> float:

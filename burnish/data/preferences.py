@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from burnish.records import Message, Preference, Prompt
 COLUMNS = ("chosen", "rejected")
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
+FILES = {".csv", ".tsv", ".txt", ".md", ".xlsx", ".arrow", ".zip", ".gz", ".yaml", ".yml", ".pkl"}
 EXCERPT = 120
 
 
@@ -50,7 +51,8 @@ def read_preferences(
     """Read preference pairs from .jsonl, .jsonl.gz or .parquet, or by `datasets` name.
 
     Formats: `prompt`/`chosen`/`rejected` as text; the same as lists of messages; `chosen`/`rejected` alone, as
-    message lists or as `\\n\\nHuman: ... \\n\\nAssistant: ...` dialogues that share all but the last reply.
+    message lists or as `\\n\\nHuman: ... \\n\\nAssistant: ...` dialogues that share all but the last reply. Where
+    `chosen_ended` or `rejected_ended` is false, that answer was cut off.
     Rejected rows go to `rejected_to` as JSON lines {line, reason, excerpt}. Raises DataError when a column is
     missing, when the file is empty or not UTF-8, and when more than `limit` of the rows cannot be used.
     """
@@ -60,7 +62,7 @@ def read_preferences(
     for number, row in _rows(source, split):
         result.rows += 1
         try:
-            pair = _pair(row, str(source))
+            pair = _ended(_pair(row, str(source)), row)
             key = json.dumps([pair.prompt.id, pair.chosen, pair.rejected])
             if key in seen:
                 raise _Rejected("duplicate")
@@ -114,11 +116,17 @@ def _rows(source: str | Path, split: str) -> Iterator[tuple[int, Any]]:
                     yield number, line
     elif name.endswith(".parquet"):
         yield from _parquet(Path(source))
-    elif Path(name).suffix or Path(name).exists():
+    elif _looks_like_a_file(name):
         must_exist(Path(name))
         raise DataError(f"{source} is no known kind of file; give .jsonl, .jsonl.gz or .parquet")
     else:
         yield from enumerate(_dataset(name, split), 1)
+
+
+def _looks_like_a_file(name: str) -> bool:
+    """A data set's name is `name` or `owner/name`, dots and all; whatever it cannot be is a file."""
+    path = Path(name)
+    return path.exists() or path.is_absolute() or len(path.parts) > 2 or path.suffix.lower() in FILES
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
@@ -172,7 +180,7 @@ def _pair(row: Any, source: str) -> Preference:
         if prompt is None:
             return _check(*_shared(a, b))
         before = [Message("user", prompt)] if isinstance(prompt, str) else _messages(prompt)
-        return _check(Prompt.from_messages(before), _reply(a), _reply(b))
+        return _check(_continued(before, a, b), _reply(a), _reply(b))
     raise _Rejected("not text")
 
 
@@ -198,6 +206,23 @@ def _reply(turns: Sequence[Message]) -> str:
     if turns[-1].role != "assistant":
         raise _Rejected("does not end in an answer")
     return turns[-1].content
+
+
+def _continued(before: list[Message], chosen: list[Message], rejected: list[Message]) -> Prompt:
+    """The prompt, and the turns that both sides have before their last reply: they may begin with the prompt itself
+    (after a system turn, perhaps), or go on from it."""
+    shared = chosen[:-1]
+    if shared != rejected[:-1]:
+        raise _Rejected("no shared prompt")
+    held = any(shared[i : i + len(before)] == before for i in range(len(shared)))
+    return Prompt.from_messages(shared if held else [*before, *shared])
+
+
+def _ended(pair: Preference, row: Mapping[str, Any]) -> Preference:
+    flags = {name: row[name] for name in ("chosen_ended", "rejected_ended") if row.get(name) is not None}
+    if not all(isinstance(flag, bool) for flag in flags.values()):
+        raise _Rejected("ended is neither true nor false")
+    return replace(pair, **flags)
 
 
 def _shared(chosen: list[Message], rejected: list[Message]) -> tuple[Prompt, str, str]:
@@ -230,10 +255,16 @@ def _check(prompt: Prompt, chosen: str, rejected: str) -> Preference:
 
 def write_preferences(pairs: Iterable[Preference], path: Path, *, conversational: bool = False) -> None:
     """Write pairs as `prompt`/`chosen`/`rejected` to .jsonl, .jsonl.gz or .parquet; prompts that are dialogues,
-    or all when `conversational`, come as lists of messages. Readable with `datasets.load_dataset`."""
+    or all when `conversational`, come as lists of messages. When an answer was cut off, `chosen_ended` and
+    `rejected_ended` say which. Readable with `datasets.load_dataset`."""
     pairs = list(pairs)
     whole = conversational or any(p.prompt.messages for p in pairs)
-    rows = [_row(p, whole) for p in pairs]
+    cut_off = not all(p.chosen_ended and p.rejected_ended for p in pairs)
+    rows = [
+        _row(p, whole)
+        | ({"chosen_ended": p.chosen_ended, "rejected_ended": p.rejected_ended} if cut_off else {})
+        for p in pairs
+    ]
     if path.suffix == ".parquet":
         import pyarrow
         from pyarrow import parquet

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +60,8 @@ def _parse(path: Path, number: int, line: str) -> Prompt:
 
 
 def _position(prompt: Prompt, salt: str) -> float:
-    """A place in [0, 1) by hash; texts that differ in case, white space or punctuation share it."""
-    text = re.sub(r"[\W_]+", " ", prompt.text.casefold()).strip()
-    digest = hashlib.sha256(f"{salt}\x1f{text}".encode()).digest()
+    """A place in [0, 1) by hash of the prompt's group."""
+    digest = hashlib.sha256(f"{salt}\x1f{prompt.group}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 

@@ -201,18 +201,35 @@ class LabelStore:
             if mean is None or mean == 0.5:
                 continue
             chosen, rejected = (c.first, c.second) if mean > 0.5 else (c.second, c.first)
-            pairs.append(Preference(c.prompt, chosen.text, rejected.text, max(mean, 1 - mean), c.id))
+            pairs.append(
+                Preference(
+                    c.prompt,
+                    chosen.text,
+                    rejected.text,
+                    max(mean, 1 - mean),
+                    c.id,
+                    chosen_ended=chosen.ended is not False,
+                    rejected_ended=rejected.ended is not False,
+                )
+            )
         return pairs
 
     def consensus_report(self) -> dict[str, int]:
-        """How many comparisons and labels there are, how many are unlabelled, how many tie."""
+        """How many comparisons and labels there are, how many are unlabelled, how many tie, and about how many the
+        labels contradict each other."""
         consensus = self._consensus()
         counts = self.count()
-        ties = sum(mean == 0.5 for mean in consensus.values())
+        by_comparison = select(LabelRow.comparison_id).group_by(LabelRow.comparison_id)
+        both_ways = by_comparison.having(
+            func.min(LabelRow.preference) < 0.5, func.max(LabelRow.preference) > 0.5
+        )
+        with Session(self.engine) as session:
+            contradicted = session.scalar(select(func.count()).select_from(both_ways.subquery())) or 0
         return counts | {
             "labelled": len(consensus),
             "unlabelled": counts["comparisons"] - len(consensus),
-            "ties": ties,
+            "ties": sum(mean == 0.5 for mean in consensus.values()),
+            "contradicted": contradicted,
         }
 
     def count(self) -> dict[str, int]:

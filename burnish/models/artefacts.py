@@ -20,6 +20,8 @@ def save_policy(top: Top, folder: Path, tokenizer: Any) -> None:
     """Write a plain Hugging Face causal LM with its tokenizer."""
     lm: Any = copy.deepcopy(top.base.lm).float()
     lm.base_model.load_state_dict(top.full_state())
+    if top.output is not None:
+        lm.get_output_embeddings().load_state_dict(top.output.state_dict())
     lm.tie_weights()
     _save(lm, folder, tokenizer)
 
@@ -44,7 +46,13 @@ def _save(model: Any, folder: Path, tokenizer: Any) -> None:
 
 def load_policy(base: Base, folder: Path) -> Top:
     """The frozen top of a saved policy; what lies below the base's cut is the base's own."""
-    return _load_top(base, _read_weights(folder), folder, trainable=False)
+    state = _read_weights(folder)
+    top = _load_top(base, state, folder, trainable=False)
+    if not base.cut and not base.tied:
+        name = next(n for n, m in base.lm.named_modules() if m is base.lm.get_output_embeddings())
+        output = top.own_output()
+        output.load_state_dict({n: state[f"{name}.{n}"] for n in output.state_dict()})
+    return top
 
 
 def load_reward_model(base: Base, folder: Path, *, trainable: bool = False) -> tuple[Top, nn.Linear]:

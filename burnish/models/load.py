@@ -28,23 +28,29 @@ class Codec:
     pad_id: int
     eos_id: int
     eos_ids: frozenset[int]
-    use_chat_template: bool
+    use_chat_template: bool | None
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt, through the chat template when the prompt is a dialogue (or asked for)."""
-        if prompt.messages or self.use_chat_template:
+        """Token ids of a prompt: through the chat template when the prompt is a dialogue (or always, or never, as
+        `use_chat_template` says). A dialogue without a template is its rendering, up to whose turn it is."""
+        text = prompt.text
+        if prompt.messages and self.use_chat_template is False:
+            text = f"{text}\n\nAssistant:"
+        elif prompt.messages or self.use_chat_template:
             turns = prompt.messages
             messages = [{"role": m.role, "content": m.content} for m in turns] or [
                 {"role": "user", "content": prompt.text}
             ]
             if not self.tokenizer.chat_template:
                 raise ModelError(
-                    "the prompts are dialogues but the tokenizer has no chat template; use a chat model, or "
-                    "give the prompts as plain text"
+                    "the prompts are dialogues but the tokenizer has no chat template; use a chat model, set "
+                    "model.use_chat_template to false (User: ... Assistant: ...), or give plain text"
                 )
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        ids = list(self.tokenizer(prompt.text)["input_ids"])
+            templated = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
+            return list(self.tokenizer(templated, add_special_tokens=False)["input_ids"])
+        ids = list(self.tokenizer(text)["input_ids"])
         # Some tokenizers end every text with EOS: a prompt that is to be continued must not.
         while ids and ids[-1] in self.eos_ids:
             ids.pop()
@@ -136,12 +142,11 @@ def make_codec(
         model.generation_config.pad_token_id = pad_id
         model.generation_config.eos_token_id = sorted(eos_ids)
         model.generation_config.suppress_tokens = [pad_id]
-    chat = bool(use_chat_template) and bool(tokenizer.chat_template)
     if use_chat_template and not tokenizer.chat_template:
         raise ModelError(
             "model.use_chat_template is true but the tokenizer has no chat template; set it to false"
         )
-    return Codec(tokenizer, pad_id, eos_id, eos_ids, chat)
+    return Codec(tokenizer, pad_id, eos_id, eos_ids, use_chat_template)
 
 
 def _ids(value: int | Sequence[int] | None) -> list[int]:

@@ -46,16 +46,15 @@ class Policy:
 
 
 def make_policy(top: Top, pad_id: int, temperature: float = 1.0) -> Policy:
-    """The policy of a top. When the whole model is trained and its embeddings are tied, the output layer is
-    the trained copy's embedding; everywhere else it is the base's and stays frozen."""
+    """The policy of a top. When the whole model is trained, so is its output layer: the trained copy's embedding where
+    the two are tied, a copy of its own otherwise. Everywhere else it is the base's and stays frozen."""
     lm = top.base.lm
     output = lm.get_output_embeddings()
     embedding = lm.get_input_embeddings().weight
     own = top.body.get_input_embeddings().weight if not top.base.cut and top.mode == "all" else embedding
-    if own is not embedding and output.weight is embedding:
-        head: nn.Module = TiedOutput(own)
-    else:
-        head = output
+    head: nn.Module = output
+    if own is not embedding:
+        head = TiedOutput(own) if top.base.tied else top.own_output()
     return Policy(top, head, pad_id, temperature)
 
 

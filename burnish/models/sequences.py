@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from burnish.models.batches import Batch, micro_batches, pad_batch
+from burnish.models.load import Codec
 from burnish.models.shared_base import Base, Top, inner
-from burnish.records import Rollout
+from burnish.records import Preference, Rollout
 
 
 class Sequences:
@@ -41,6 +42,14 @@ class Sequences:
     def of(cls, base: Base, rollout: Rollout, pad_id: int) -> Sequences:
         """The sequences of a rollout, with the activations that sampling kept."""
         return cls(base, rollout.prompt_ids, rollout.response_ids, pad_id, features=rollout.features)
+
+    @classmethod
+    def of_pairs(cls, base: Base, codec: Codec, pairs: Sequence[Preference]) -> Sequences:
+        """N preference pairs as 2N sequences: row i is the chosen, row N + i the rejected response."""
+        prompts = [codec.encode_prompt(p.prompt) for p in pairs]
+        chosen = [codec.encode_response(p.chosen, end=p.chosen_ended) for p in pairs]
+        rejected = [codec.encode_response(p.rejected, end=p.rejected_ended) for p in pairs]
+        return cls(base, prompts * 2, chosen + rejected, codec.pad_id)
 
     def lifted(self, top: Top, batch_size: int) -> Sequences:
         """The same sequences with the frozen layers of `top` run on their activations once, for this top alone; as

@@ -45,6 +45,11 @@ class Base:
         lay_out(self.lm.base_model)
 
     @property
+    def tied(self) -> bool:
+        """Whether the output layer is the embedding."""
+        return self.lm.get_output_embeddings().weight is self.lm.get_input_embeddings().weight
+
+    @property
     def hidden_size(self) -> int:
         return int(self.lm.config.get_text_config().hidden_size)
 
@@ -212,10 +217,20 @@ class Top(nn.Module):
         if trainable and not self.mode.startswith("lora"):
             lay_out(body)
         self.body = body
+        self.output: nn.Linear | None = None  # an output layer of its own, see `own_output`
 
     @property
     def base(self) -> Base:
         return self.base_ref[0]
+
+    def own_output(self) -> nn.Linear:
+        """From now on with a copy of the base's output layer, trained like the rest of this top: what a policy that
+        trains all of a model with untied embeddings needs, and no head of any other kind."""
+        if self.output is None:
+            trained = any(p.requires_grad for p in self.parameters())
+            output: nn.Linear = copy.deepcopy(self.base.lm.get_output_embeddings())
+            self.output = output.requires_grad_(trained)
+        return self.output
 
     def forward(self, **inputs: Any) -> Any:
         return self.body(**inputs)

@@ -28,7 +28,7 @@ from burnish.policy.ppo import PPO
 from burnish.policy.self_check import self_check
 from burnish.randomness import derive_seed
 from burnish.records import Alert, Decision, Prompt, Scores, StepStats
-from burnish.reward.ensemble import RewardEnsemble, aggregate
+from burnish.reward.ensemble import RewardEnsemble
 
 CHECK_PROMPTS = 16
 
@@ -228,7 +228,7 @@ def build_ppo(ctx: Context) -> Guarded:
     normalised = (raw - ensemble.mean) / ensemble.sd
     reference = {row["prompt_id"]: scores for row, scores in zip(rows, normalised, strict=True)}
     prompts = [p for p in ctx.splits.train if p.id in reference]
-    score_sd = reference_sd(ensemble, normalised)
+    score_sd = read_json(ctx.run.path / "reward" / "ensemble.json")["score_sd"]
 
     def score(sequences: Sequences, batch: Sequence[Prompt]) -> Scores:
         return ensemble.score(sequences, torch.stack([reference[p.id] for p in batch]))
@@ -260,19 +260,6 @@ def build_ppo(ctx: Context) -> Guarded:
     examination = read_json(ctx.run.path / "reward" / "examination.json")
     armed = bool(examination["watcher"] and examination["watcher"]["armed"])
     return Guarded(ppo, HealthMonitor(ctx.config.monitor, kl.target), WatcherMonitor(armed))
-
-
-def reference_sd(ensemble: RewardEnsemble, normalised: torch.Tensor) -> float:
-    """Standard deviation of the aggregate on the reference samples (1 for one member)."""
-    # Against another sample's scores, for a response has no spread against itself.
-    scores, _ = aggregate(
-        normalised,
-        normalised.roll(1, 0),
-        ensemble.how,
-        uwo_lambda=ensemble.uwo_lambda,
-        reference_variance=ensemble.reference_variance,
-    )
-    return float(scores.std(unbiased=False))
 
 
 def new_value(ctx: Context, ensemble: RewardEnsemble) -> ScalarHead:

@@ -21,7 +21,7 @@ from burnish.pipeline.context import Context
 from burnish.pipeline.order import check_config
 from burnish.records import Prompt
 from burnish.runs import RunDirectory
-from burnish.stats import wilson
+from burnish.stats import clustered_proportion
 
 BYTES = 4  # float32
 PROBE = 16  # prompts that rates are measured on
@@ -68,11 +68,16 @@ def _model(ctx: Context) -> list[Finding]:
 
 def _data(ctx: Context) -> list[Finding]:
     splits = ctx.splits
-    train = {_plain(p) for p in splits.train}
-    held = {_plain(p) for p in (*splits.selection, *splits.test)}
+    train = {_words(p) for p in splits.train}
+    held = [_words(p) for p in (*splits.selection, *splits.test)]
+    leaked = sum(words in train for words in held)
     asked = ctx.config.evaluate
     findings = [
-        Finding("leakage between splits", not train & held, f"{len(train & held)} prompts on both sides"),
+        Finding(
+            "leakage between splits",
+            not leaked,
+            f"{leaked} of {len(held)} held-out prompts have the words of a training prompt, numbers and order apart",
+        ),
         Finding(
             "held-out prompts",
             len(splits.selection) >= asked.n_selection and len(splits.test) >= asked.n_test,
@@ -85,7 +90,7 @@ def _data(ctx: Context) -> list[Finding]:
     result = ctx.imported
     reasons = ", ".join(f"{n} {reason}" for reason, n in result.rejected.most_common()) or "none"
     longer = [len(p.chosen) > len(p.rejected) for p in result.pairs]
-    bias = wilson(sum(longer), len(longer))
+    bias = clustered_proportion([float(x) for x in longer], [p.prompt.group for p in result.pairs])
     return [
         *findings,
         Finding("usable pairs", len(result.pairs) >= 10_000, f"{len(result.pairs)} of {result.rows} rows"),
@@ -93,13 +98,15 @@ def _data(ctx: Context) -> list[Finding]:
         Finding(
             "length bias",
             bias.ci_low <= 0.5 <= bias.ci_high,
-            f"the longer answer wins {bias.value:.1%} of {bias.n} pairs (95 % {bias.ci_low:.1%} to {bias.ci_high:.1%})",
+            f"the longer answer wins {bias.value:.1%} of {len(longer)} pairs on {bias.n} prompts "
+            f"(95 % {bias.ci_low:.1%} to {bias.ci_high:.1%})",
         ),
     ]
 
 
-def _plain(prompt: Prompt) -> str:
-    return " ".join(prompt.text.casefold().split())
+def _words(prompt: Prompt) -> frozenset[str]:
+    """Coarser than what splits go by (`Prompt.group`), so that near copies on two sides are seen."""
+    return frozenset(word for word in prompt.group.split() if not word.isdigit()) or frozenset([prompt.group])
 
 
 def _machine(ctx: Context) -> list[Finding]:

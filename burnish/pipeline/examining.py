@@ -178,16 +178,8 @@ def build_examiner(ctx: Context, rollouts: Sequence[Rollout]) -> tuple[str, Exam
 
 
 def examiner_scores(ctx: Context, model: ScalarHead, rollout: Rollout) -> dict[tuple[str, str], float]:
-    """What the held-out reward model says of every response; one that was cut off is read with an end."""
-    responses = [
-        ids if ended else [*ids, ctx.codec.eos_id]
-        for ids, ended in zip(rollout.response_ids, rollout.ended, strict=True)
-    ]
-    features: list[torch.Tensor | None] = [None] * len(rollout)
-    if rollout.features is not None:
-        features = [f if e else None for f, e in zip(rollout.features, rollout.ended, strict=True)]
-    sequences = Sequences(ctx.base, rollout.prompt_ids, responses, ctx.codec.pad_id, features=features)
-    values = raw_scores(model, sequences, EXAMINER_BATCH).tolist()
+    """What the held-out reward model says of every response."""
+    values = raw_scores(model, Sequences.of(ctx.base, rollout, ctx.codec.pad_id), EXAMINER_BATCH).tolist()
     ids = [p.id for p in rollout.prompts]
     return dict(zip(zip(ids, rollout.texts, strict=True), values, strict=True))
 
@@ -206,8 +198,10 @@ def account(
     seed = derive_seed(ctx.config.seed, "bootstrap", name) % 2**32
 
     def rate(part: slice) -> Interval:
-        ids = [p.id for p in prompts[part]]
-        return win_rate(outcomes[part], ids, seed=seed, draws=config.bootstrap, confidence=config.confidence)
+        groups = [p.group for p in prompts[part]]
+        return win_rate(
+            outcomes[part], groups, seed=seed, draws=config.bootstrap, confidence=config.confidence
+        )
 
     selection, test = rate(slice(n_selection)), rate(slice(n_selection, None))
     deltas = [float(a - b) for a, b in zip(answer.rollout.lengths, sft.rollout.lengths, strict=True)][
@@ -216,7 +210,7 @@ def account(
     controlled = length_controlled_win_rate(
         list(outcomes[n_selection:]),
         deltas,
-        clusters=[p.id for p in prompts[n_selection:]],
+        clusters=[p.group for p in prompts[n_selection:]],
         seed=seed,
         confidence=config.confidence,
     )
@@ -260,7 +254,7 @@ def gold_account(
         seed = derive_seed(ctx.config.seed, "gold", name) % 2**32
         interval = win_rate(
             outcomes,
-            [p.id for p in test],
+            [p.group for p in test],
             seed=seed,
             draws=ctx.config.evaluate.bootstrap,
             confidence=ctx.config.evaluate.confidence,

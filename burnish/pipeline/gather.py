@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from burnish.data.preferences import read_demonstrations
@@ -14,7 +15,7 @@ from burnish.models.shared_base import Top
 from burnish.pipeline.context import Context
 from burnish.policy.sft import fine_tune
 from burnish.randomness import derive_seed
-from burnish.records import Comparison, Label, Prompt, Response, content_id
+from burnish.records import Comparison, Label, Preference, Prompt, Response, content_id
 from burnish.rehearse.annotators import SimulatedAnnotators
 
 
@@ -118,16 +119,28 @@ def label(ctx: Context) -> list[str]:
 
 def _import_labels(ctx: Context) -> None:
     comparisons, labels = [], []
+    times = Counter[str]()
     for pair in ctx.imported.pairs:
-        chosen, rejected = Response(pair.chosen), Response(pair.rejected)
-        # Imported files put the winner first: sides are drawn by hash, so that "first wins" means nothing.
-        swap = int(content_id("side", pair.prompt.id, *sorted((pair.chosen, pair.rejected))), 16) % 2
-        drawn = Comparison(pair.prompt, *((rejected, chosen) if swap else (chosen, rejected)))
+        drawn, preference = drawn_sides(pair)
         comparisons.append(drawn)
-        preference = 1.0 - pair.confidence if swap else pair.confidence
-        labels.append(Label(drawn.id, "import", preference, "imported"))
+        # Two rows that say opposite things of one question are two voices, not one.
+        times[drawn.id] += 1
+        voice = "import" if times[drawn.id] == 1 else f"import-{times[drawn.id]}"
+        labels.append(Label(drawn.id, voice, preference, "imported"))
     ctx.store.add_comparisons(comparisons)
     ctx.store.add_labels(labels)
+
+
+def drawn_sides(pair: Preference) -> tuple[Comparison, float]:
+    """The pair as a question, and how far it prefers the first side. Files put the winner first: which response
+    stands first is drawn by a hash of both, so that "first wins" means nothing, whichever of them won."""
+    chosen = Response(pair.chosen, ended=pair.chosen_ended)
+    rejected = Response(pair.rejected, ended=pair.rejected_ended)
+    texts = sorted((pair.chosen, pair.rejected))
+    first = texts[int(content_id("side", pair.prompt.id, *texts), 16) % 2]
+    if first == pair.chosen:
+        return Comparison(pair.prompt, chosen, rejected), pair.confidence
+    return Comparison(pair.prompt, rejected, chosen), 1.0 - pair.confidence
 
 
 def _simulate_labels(ctx: Context) -> None:

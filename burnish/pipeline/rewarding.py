@@ -16,7 +16,7 @@ from burnish.models.sequences import Sequences
 from burnish.parallel import side_by_side
 from burnish.pipeline.context import Context
 from burnish.randomness import derive_seed
-from burnish.records import Preference, Prompt
+from burnish.records import Preference, Prompt, Rollout
 from burnish.reward.ensemble import RewardEnsemble, normalisation, pair_spread
 from burnish.reward.examine import examine, watcher_verdict
 from burnish.reward.train import EncodedPairs, train_reward_model
@@ -36,23 +36,15 @@ def reward(ctx: Context) -> list[str]:
         train_group(ctx, {name: parts[role] for name, role in group})
         ctx.run.checkpoint("reward", number + 1, lambda folder: None, {})
     prompts = reference_prompts(ctx)
-    rollout = sample_rollout(
-        ctx.reference(),
-        ctx.codec,
-        prompts,
-        max_tokens=ctx.config.model.max_response_tokens,
-        batch_size=ctx.config.evaluate.batch_size,
-        seed=ctx.config.seed,
-        where=("reference",),
-    )
+    rollout = sample_reference(ctx, prompts, "reference")
     samples = Sequences.of(ctx.base, rollout, ctx.codec.pad_id)
     ensemble, raw = build_ensemble(ctx, names, samples)
     validation = EncodedPairs(ctx.base, ctx.codec, parts["validation"])
-    scores = ensemble.normalised(validation.sequences)  # (2N, K)
-    ensemble.reference_variance = max(pair_spread(scores), 1e-8)
+    held_out = ensemble.raw(validation.sequences)  # (2N, K)
+    ensemble.reference_variance = max(pair_spread((held_out - ensemble.mean) / ensemble.sd), 1e-8)
     first = {c.id: c.first.text for c in ctx.store.comparisons()}
-    report = examine(parts["validation"], scores, first, ctx.config.evaluate.confidence)
-    description = ensemble.as_json(len(prompts))
+    report = examine(parts["validation"], held_out, ensemble.sd, first, ctx.config.evaluate.confidence)
+    description = ensemble.as_json(len(prompts)) | {"score_sd": score_sd(ctx, ensemble, raw, prompts)}
     for role in ("watcher", "examiner"):
         if not parts[role]:
             continue
@@ -60,7 +52,7 @@ def reward(ctx: Context) -> list[str]:
         mean, sd = normalisation(raw_scores(model, samples, 64)[:, None])
         description[role] = {"mean": float(mean), "sd": float(sd)}
         held_out = raw_scores(model, validation.sequences, 64)[:, None]
-        report[role] = examine(parts["validation"], held_out, first, ctx.config.evaluate.confidence)
+        report[role] = examine(parts["validation"], held_out, sd, first, ctx.config.evaluate.confidence)
         if role == "watcher":
             report[role] |= watcher_verdict(report[role], report["baselines"])
     report.setdefault("watcher", None)
@@ -117,10 +109,10 @@ def split_labels(ctx: Context) -> dict[str, list[Preference]]:
         "examiner": examiner_share,
     }
     shares["members"] = 1.0 - sum(shares.values())
-    held_out = {p.id for p in (*ctx.splits.selection, *ctx.splits.test)}
-    parts = split_pairs([p for p in pairs if p.prompt.id not in held_out], shares)
+    held_out = {p.group for p in (*ctx.splits.selection, *ctx.splits.test)}
+    parts = split_pairs([p for p in pairs if p.prompt.group not in held_out], shares)
     if examiner_share:
-        parts["examiner"] = parts["examiner"] + [p for p in pairs if p.prompt.id in held_out]
+        parts["examiner"] = parts["examiner"] + [p for p in pairs if p.prompt.group in held_out]
     for role, share in shares.items():
         if share and len(parts[role]) < MIN_PAIRS:
             raise DataError(
@@ -136,10 +128,10 @@ def usable_pairs(ctx: Context) -> list[Preference]:
     kept: list[Preference] = []
     dropped = []
     for pair in ctx.store.preferences():
-        longest = max(len(ctx.codec.encode_response(t)) for t in (pair.chosen, pair.rejected))
+        sides = ((pair.chosen, pair.chosen_ended), (pair.rejected, pair.rejected_ended))
+        longest = max(len(ctx.codec.encode_response(text, end=ended)) for text, ended in sides)
         n_prompt = len(ctx.codec.encode_prompt(pair.prompt))
-        # One over: a sampled answer that was cut at the limit is read with an end token added.
-        if n_prompt > limits.max_prompt_tokens or longest > limits.max_response_tokens + 1:
+        if n_prompt > limits.max_prompt_tokens or longest > limits.max_response_tokens:
             dropped.append(
                 {"comparison": pair.comparison_id, "reason": "too long", "tokens": n_prompt + longest}
             )
@@ -160,6 +152,32 @@ def reference_prompts(ctx: Context) -> list[Prompt]:
     train = ctx.splits.train
     wanted = max(ctx.config.reward.reference_samples, ctx.config.ppo.updates * ctx.config.ppo.batch_size)
     return list(train[:wanted])
+
+
+def sample_reference(ctx: Context, prompts: Sequence[Prompt], name: str) -> Rollout:
+    """A response of the reference policy to each prompt."""
+    return sample_rollout(
+        ctx.reference(),
+        ctx.codec,
+        prompts,
+        max_tokens=ctx.config.model.max_response_tokens,
+        batch_size=ctx.config.evaluate.batch_size,
+        seed=ctx.config.seed,
+        where=(name,),
+    )
+
+
+def score_sd(ctx: Context, ensemble: RewardEnsemble, raw: torch.Tensor, prompts: Sequence[Prompt]) -> float:
+    """Standard deviation of the ensemble's score on the reference policy's responses (1 for one member), given their
+    raw scores (N, K). Where the score compares members after subtracting that of a reference response, it takes a
+    second response to the same prompts: each member has an offset of its own for every prompt."""
+    normalised = (raw - ensemble.mean) / ensemble.sd
+    if ensemble.how == "mean":
+        return float(normalised.mean(1).std(unbiased=False))
+    some = prompts[: ctx.config.reward.reference_samples]
+    again = sample_reference(ctx, some, "reference-2")
+    scores = ensemble.score(Sequences.of(ctx.base, again, ctx.codec.pad_id), normalised[: len(some)])
+    return float(scores.scores.std(unbiased=False))
 
 
 def load_head(ctx: Context, name: str, *, trainable: bool = False) -> ScalarHead:

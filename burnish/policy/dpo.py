@@ -35,11 +35,7 @@ class DPO:
     step: int = 0
 
     def __post_init__(self) -> None:
-        prompts = [self.codec.encode_prompt(p.prompt) for p in self.pairs]
-        answers = [self.codec.encode_response(p.chosen) for p in self.pairs]
-        answers += [self.codec.encode_response(p.rejected) for p in self.pairs]
-        base = self.policy.top.base
-        self.sequences = Sequences(base, prompts * 2, answers, self.codec.pad_id)
+        self.sequences = Sequences.of_pairs(self.policy.top.base, self.codec, self.pairs)
         self.parameters = self.policy.top.trained_parameters()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self.learning_rate, weight_decay=0.0)
         self.reference_sums: torch.Tensor | None = None  # (2N,)

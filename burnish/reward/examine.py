@@ -8,37 +8,42 @@ from typing import Any
 
 import torch
 
-from burnish.records import Interval, Preference
-from burnish.stats import calibration, pearson, wilson
+from burnish.records import Preference
+from burnish.stats import calibration, clustered_proportion, pearson
 
 
 def examine(
     pairs: Sequence[Preference],
-    scores: torch.Tensor,
+    raw: torch.Tensor,
+    sd: torch.Tensor,
     first: Mapping[str, str],
     confidence: float = 0.95,
 ) -> dict[str, Any]:
-    """What N held-out pairs say of K models, given scores (2N, K): all chosen, then all rejected.
+    """What N held-out pairs say of K models, given raw scores (2N, K), all chosen, then all rejected, and the members'
+    standard deviations (K,) on reference samples, by which they are put on one scale.
 
-    `first` maps comparison ids to the response that stood first. Accuracies come with Wilson intervals; the
-    ensemble's is that of the mean score. `error_correlation` is the mean correlation of the members' errors
-    (0 independent, 1 identical, null when a member makes none); `length_correlation` that of the ensemble's
-    score with the number of words.
+    `first` maps comparison ids to the response that stood first. Accuracies come with intervals by prompt; the
+    ensemble's is that of the mean normalised score. `calibration` sets against it how sure the ensemble is of its
+    verdict: the members' mean Bradley-Terry probability, which only raw scores give. `error_correlation` is the mean
+    correlation of the members' errors (0 independent, 1 identical, null when a member makes none);
+    `length_correlation` that of the ensemble's score with the number of words.
     """
     n = len(pairs)
-    assert scores.shape[0] == 2 * n
-    chosen, rejected = scores.chunk(2)
+    assert raw.shape == (2 * n, len(sd))
+    chosen, rejected = raw.chunk(2)
     right = chosen > rejected  # (N, K)
-    margin = (chosen - rejected).mean(1)
-    confidences = torch.sigmoid(margin.abs()).tolist()
+    margin = ((chosen - rejected) / sd).mean(1)
+    chosen_wins = torch.sigmoid(chosen - rejected).double().mean(1)
+    confidences = torch.where(margin > 0, chosen_wins, 1 - chosen_wins).tolist()
     ece, bins = calibration(confidences, (margin > 0).tolist())
+    groups = [p.prompt.group for p in pairs]
     words = [len(p.chosen.split()) for p in pairs] + [len(p.rejected.split()) for p in pairs]
     longer = [a > b for a, b in zip(words[:n], words[n:], strict=True)]
     shorter = [a < b for a, b in zip(words[:n], words[n:], strict=True)]
     stood = [first[p.comparison_id] == p.chosen for p in pairs if p.comparison_id in first]
     return {
-        "accuracy": _accuracy(margin > 0, confidence),
-        "members": [{"accuracy": _accuracy(right[:, k], confidence)} for k in range(scores.shape[1])],
+        "accuracy": _accuracy(margin > 0, groups, confidence),
+        "members": [{"accuracy": _accuracy(right[:, k], groups, confidence)} for k in range(len(sd))],
         "baselines": {
             "longer": _rate(longer, ties=n - sum(longer) - sum(shorter)),
             "shorter": _rate(shorter, ties=n - sum(longer) - sum(shorter)),
@@ -46,13 +51,14 @@ def examine(
         },
         "calibration": {"ece": ece, "bins": bins},
         "error_correlation": error_correlation(~right),
-        "length_correlation": pearson(scores.mean(1).tolist(), [float(w) for w in words]),
+        "length_correlation": pearson((raw / sd).mean(1).tolist(), [float(w) for w in words]),
     }
 
 
-def _accuracy(right: torch.Tensor, confidence: float) -> dict[str, Any]:
-    interval: Interval = wilson(int(right.sum()), len(right), confidence)
-    return asdict(interval)
+def _accuracy(right: torch.Tensor, groups: Sequence[str], confidence: float) -> dict[str, Any]:
+    """Share of pairs with its interval; `n` counts prompts, `pairs` pairs."""
+    interval = clustered_proportion(right.double().tolist(), groups, confidence=confidence)
+    return {**asdict(interval), "pairs": len(right)}
 
 
 def _rate(hits: Sequence[bool], ties: int = 0) -> float:

@@ -22,11 +22,9 @@ class EncodedPairs:
     """N preference pairs as 2N sequences: row i is the chosen, row N + i the rejected response."""
 
     def __init__(self, base: Base, codec: Codec, pairs: Sequence[Preference]) -> None:
-        prompts = [codec.encode_prompt(p.prompt) for p in pairs]
-        chosen = [codec.encode_response(p.chosen) for p in pairs]
-        rejected = [codec.encode_response(p.rejected) for p in pairs]
         self.pairs = list(pairs)
-        self.sequences = Sequences(base, prompts * 2, chosen + rejected, codec.pad_id)
+        self.groups = [p.prompt.group for p in self.pairs]
+        self.sequences = Sequences.of_pairs(base, codec, pairs)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -36,13 +34,16 @@ class EncodedPairs:
         return [*index, *(i + len(self) for i in index)]
 
 
-def pair_order(n: int, config: RewardConfig, seed: int, member: str) -> list[int]:
-    """The pairs a member sees, in order: its own bootstrap resample, reshuffled every epoch. What was drawn several
-    times stands together, so that one forward pass serves all its copies."""
+def pair_order(groups: Sequence[str], config: RewardConfig, seed: int, member: str) -> list[int]:
+    """The pairs a member sees, in order: its own bootstrap resample, reshuffled every epoch. Prompts are drawn, with
+    all their pairs (`groups` names the prompt of each): pairs of a prompt are no independent evidence. What was drawn
+    several times stands together, so that one forward pass serves all its copies."""
+    n = len(groups)
     times = torch.ones(n, dtype=torch.long)
     if config.bootstrap:
-        draws = torch.randint(n, (n,), generator=generator(seed, "bootstrap", member))
-        times = draws.bincount(minlength=n)
+        numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+        draws = torch.randint(len(numbers), (len(numbers),), generator=generator(seed, "bootstrap", member))
+        times = draws.bincount(minlength=len(numbers))[[numbers[group] for group in groups]]
     order = []
     for epoch in range(config.epochs):
         shuffled = torch.randperm(n, generator=generator(seed, "order", member, epoch))
@@ -64,7 +65,7 @@ def train_reward_model(
     Bradley-Terry with label smoothing and centring (Eisenstein et al. 2023, Eq. 2), AdamW with weight decay,
     warm-up then linear decay, gradient norm clipped.
     """
-    order = pair_order(len(pairs), config, seed, member)
+    order = pair_order(pairs.groups, config, seed, member)
     steps = math.ceil(len(order) / config.batch_size)
     warmup = max(1, round(config.warmup_share * steps))
     optimizer = torch.optim.AdamW(

@@ -61,6 +61,66 @@ def test_formats_mean_the_same(tmp_path: Path) -> None:
         assert result.pairs == [Preference(CHAT, "Because.", "No.")]
 
 
+YES = {"role": "assistant", "content": "Yes?"}
+WHY = {"role": "user", "content": "Why?"}
+HI = {"role": "user", "content": "Hi"}
+BECAUSE, NO = ({"role": "assistant", "content": text} for text in ("Because.", "No."))
+BRIEF = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize("prompt", ["Hi", [HI]])
+@pytest.mark.parametrize(
+    ("shared", "expected"),
+    [
+        ([HI, YES, WHY], [HI, YES, WHY]),  # the prompt is repeated
+        ([YES, WHY], [HI, YES, WHY]),  # the turns go on from it
+        ([BRIEF, HI, YES, WHY], [BRIEF, HI, YES, WHY]),  # it comes after a system turn
+        ([], [HI]),
+    ],
+)
+def test_turns_between_prompt_and_reply_are_kept(
+    tmp_path: Path, prompt: object, shared: list[object], expected: list[dict[str, str]]
+) -> None:
+    row = {"prompt": prompt, "chosen": [*shared, BECAUSE], "rejected": [*shared, NO]}
+    (pair,) = read_preferences(write(tmp_path / "x.jsonl", [row])).pairs
+    assert pair.prompt == Prompt.from_messages([Message(**m) for m in expected])
+    assert (pair.chosen, pair.rejected) == ("Because.", "No.")
+
+
+def test_sides_that_part_before_their_last_reply_are_counted(tmp_path: Path) -> None:
+    row = {"prompt": "Hi", "chosen": [YES, WHY, BECAUSE], "rejected": [NO, WHY, NO]}
+    good = {"prompt": "Hi", "chosen": [BECAUSE], "rejected": [NO]}
+    result = read_preferences(write(tmp_path / "x.jsonl", [row, good]))
+    assert result.rejected == {"no shared prompt": 1}
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.parquet"])
+def test_answers_that_were_cut_off_stay_so(tmp_path: Path, name: str) -> None:
+    pairs = [Preference(Prompt("p"), "a", "b", chosen_ended=False), Preference(Prompt("q"), "a", "b")]
+    write_preferences(pairs, tmp_path / name)
+    assert read_preferences(tmp_path / name).pairs == pairs
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "rejected_ended": "no"}, {**ROW, "chosen": "c"}]
+    result = read_preferences(write(tmp_path / "x.jsonl", rows))
+    assert result.rejected == {"ended is neither true nor false": 1}
+
+
+ROW = {"prompt": "p", "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize("name", ["pairs-v1.5", "owner/pairs-v1.5"])
+def test_a_data_sets_name_may_have_a_dot(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda asked, split: [ROW] if asked == name else [])
+    assert read_preferences(name).pairs == [Preference(Prompt("p"), "a", "b")]
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "data/of/mine/pairs.v2", "/nowhere/pairs"])
+def test_what_can_only_be_a_file_is_asked_of_no_hub(name: str) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        read_preferences(name)
+
+
 def test_every_unusable_row_is_counted_with_line_and_reason(tmp_path: Path) -> None:
     good = {"prompt": "p", "chosen": "a", "rejected": "b"}
     rows: list[object] = [
@@ -180,6 +240,25 @@ def test_a_prompt_never_changes_sides() -> None:
         for s in ("train", "selection", "test")
     ]
     assert sides == [bool(alike.train), bool(alike.selection), bool(alike.test)]
+
+
+def test_dialogues_that_begin_alike_share_a_side() -> None:
+    """By the first thing a user says, as plain text or as a dialogue of any length, with a system turn or without."""
+    for i in range(40):
+        first = f"What is question {i} about?"
+        alike = [
+            Prompt(f"what is  Question {i} about"),
+            Prompt.from_messages([Message("user", first)]),
+            Prompt.from_messages([Message("system", "Be brief."), Message("user", first)]),
+            Prompt.from_messages(
+                [Message("user", first), Message("assistant", "x"), Message("user", str(i))]
+            ),
+        ]
+        splits = split_prompts(alike, selection_share=0.3, test_share=0.4)
+        assert sorted(map(len, (splits.train, splits.selection, splits.test))) == [0, 0, 4]
+        parts = split_pairs([Preference(p, "a", "b") for p in alike], {"members": 0.5, "watcher": 0.5})
+        assert sorted(map(len, parts.values())) == [0, 4]
+    assert Prompt("?!").group != Prompt("…").group, "a prompt of punctuation alone is a prompt of its own"
 
 
 def test_pairs_of_a_prompt_stay_together() -> None:

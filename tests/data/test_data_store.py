@@ -97,6 +97,18 @@ def test_consensus_counts_ties_and_the_unlabelled(tmp_path: Path) -> None:
     assert (report["labelled"], report["ties"], report["unlabelled"]) == (3, 1, 1)
 
 
+def test_what_annotators_disagree_about_and_what_was_cut_off_is_known(tmp_path: Path) -> None:
+    store = LabelStore(tmp_path / "l.sqlite")
+    c = comparison()
+    store.add_comparisons([c, comparison(1)])
+    store.add_labels([Label(c.id, name, vote, "human") for name, vote in (("a", 1), ("b", 0.5), ("c", 1))])
+    assert store.consensus_report()["contradicted"] == 0
+    (pair,) = store.preferences()
+    assert (pair.chosen, pair.chosen_ended, pair.rejected_ended) == ("one", True, False)
+    store.add_labels([Label(c.id, "d", 0.0, "human")])
+    assert store.consensus_report()["contradicted"] == 1
+
+
 def test_sqlite_runs_in_wal_mode(tmp_path: Path) -> None:
     store = LabelStore(tmp_path / "l.sqlite")
     with store.engine.connect() as connection:

@@ -12,11 +12,12 @@ from transformers import (
     AutoTokenizer,
     Gemma2Config,
     GPT2Config,
+    LlamaConfig,
 )
 
 from burnish.config.model import LoraConfig, ModelConfig
 from burnish.errors import ModelError
-from burnish.models.artefacts import load_reward_model, save_policy, save_reward_model
+from burnish.models.artefacts import load_policy, load_reward_model, save_policy, save_reward_model
 from burnish.models.batches import pad_batch
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.load import Codec, load_model, make_codec
@@ -25,7 +26,7 @@ from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top
 from burnish.policy.self_check import self_check
-from burnish.records import Prompt
+from burnish.records import Message, Prompt
 
 MODES = ["all", "top:2", "lora", "lora_top:2"]
 
@@ -218,3 +219,54 @@ def test_the_bodys_own_dropout_stays_off_and_draws_nothing() -> None:
     first, second = model.score(batch), model.score(batch)
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_all_layers_means_an_untied_output_layer_too(prompts, codec, tmp_path: Path) -> None:
+    """It is trained, saved, and comes back, as a plain model and as a policy over the shared base."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    rows = len(codec.tokenizer)
+    lm = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, vocab_size=rows, tie_word_embeddings=False))
+    base = Base(lm, "all")
+    start = lm.lm_head.weight.clone()
+    policy = make_policy(Top(base), codec.pad_id)
+    reference, _, sequences = rollout_of(base, codec, prompts[:4])
+    batch = sequences.batch(range(4))
+    assert response_kl(policy, reference, batch).abs().max() < 1e-5
+    optimizer = torch.optim.SGD(policy.top.trained_parameters(), lr=0.5)
+    (-token_logprobs(policy, batch).sum() / 50).backward()
+    optimizer.step()
+    assert (policy.head.weight - start).abs().max() > 1e-4
+    assert torch.equal(lm.lm_head.weight, start), "the base stays"
+    state = policy.top.trained_state()
+    assert "output.weight" in state
+    again = make_policy(Top(base), codec.pad_id)
+    again.top.load_trained_state(state)
+    save_policy(policy.top, tmp_path, codec.tokenizer)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(plain.lm_head.weight, policy.head.weight)
+    loaded = make_policy(load_policy(base, tmp_path), codec.pad_id)
+    with torch.no_grad():
+        ours = token_logprobs(policy, batch)
+        for other in (again, loaded):
+            assert torch.allclose(ours, token_logprobs(other, batch), atol=1e-5)
+    assert loaded.top.trained_parameters() == []
+
+
+def test_dialogues_go_through_the_template_unless_it_is_switched_off() -> None:
+    lm, codec = load_model(ModelConfig())
+    codec.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    )
+    chat = Prompt.from_messages(
+        [Message("user", "Hello"), Message("assistant", "Yes"), Message("user", "Why")]
+    )
+
+    def text_of(use: bool | None, prompt: Prompt) -> str:
+        return codec.decode(make_codec(codec.tokenizer, lm, use).encode_prompt(prompt))
+
+    templated, plain = "<user>Hello<assistant>Yes<user>Why<assistant>", "Hello there"
+    assert text_of(None, chat) == text_of(True, chat) == templated
+    assert text_of(False, chat) == "User: Hello\n\nAssistant: Yes\n\nUser: Why\n\nAssistant:"
+    assert text_of(None, Prompt(plain)) == text_of(False, Prompt(plain)) == plain
+    assert text_of(True, Prompt(plain)) == f"<user>{plain}<assistant>"

@@ -105,7 +105,7 @@ def first_token_distribution(ppo: PPO, which: str) -> torch.Tensor:
 def test_ppo_finds_the_known_optimum() -> None:
     """max E[r] - coef KL has the solution pi(t) = pi0(t) exp(r(t) / coef) / Z (r = 1 for `a`, else 0)."""
     base, codec = toy()
-    ppo = make_ppo(base, codec, coef=0.5, updates=250, rate=0.03)
+    ppo = make_ppo(base, codec, coef=0.5, updates=400, rate=0.005)
     for _ in ppo.updates():
         pass
     start = first_token_distribution(ppo, "reference")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
@@ -9,12 +10,15 @@ from itertools import groupby
 import pytest
 import torch
 
+from burnish.config.dpo import DPOConfig
 from burnish.config.reward import RewardConfig
 from burnish.errors import TrainingError
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.load import Codec
-from burnish.models.shared_base import Base
+from burnish.models.logprobs import make_policy
+from burnish.models.shared_base import Base, Top
 from burnish.parallel import side_by_side
+from burnish.policy.dpo import DPO
 from burnish.records import Preference, Prompt, StepStats
 from burnish.reward.ensemble import aggregate, normalisation, pair_spread
 from burnish.reward.examine import error_correlation, examine, watcher_verdict
@@ -69,22 +73,51 @@ def pairs_of(prompts: list[Prompt], n: int) -> list[Preference]:
     ]
 
 
+GROUPS = [f"prompt {i // 3}" for i in range(60)]
+
+
 def test_members_differ_in_head_order_and_bootstrap() -> None:
     config = RewardConfig()
-    assert pair_order(50, config, 0, "member-0") != pair_order(50, config, 0, "member-1")
-    assert pair_order(50, config, 0, "member-0") == pair_order(50, config, 0, "member-0")
-    assert len(set(pair_order(50, config, 0, "member-0"))) < 50
+    assert pair_order(GROUPS, config, 0, "member-0") != pair_order(GROUPS, config, 0, "member-1")
+    assert pair_order(GROUPS, config, 0, "member-0") == pair_order(GROUPS, config, 0, "member-0")
+    assert len(set(pair_order(GROUPS, config, 0, "member-0"))) < 60
     plain = config.model_copy(update={"bootstrap": False})
-    assert sorted(pair_order(50, plain, 0, "member-0")) == list(range(50))
+    assert sorted(pair_order(GROUPS, plain, 0, "member-0")) == list(range(60))
+
+
+def test_a_bootstrap_resample_draws_prompts_with_all_their_pairs() -> None:
+    times = Counter(pair_order(GROUPS, RewardConfig(), 0, "member-0"))
+    for prompt in range(20):
+        assert len({times[3 * prompt + i] for i in range(3)}) == 1
+    assert sum(times.values()) == 60, "as many draws as there are prompts, three pairs each"
+    assert len({times[3 * prompt] for prompt in range(20)}) > 2
 
 
 def test_what_is_drawn_twice_stands_together_in_every_epoch() -> None:
-    order = pair_order(60, RewardConfig(epochs=2), 0, "member-0")
+    order = pair_order(GROUPS, RewardConfig(epochs=2), 0, "member-0")
     assert len(order) == 120
     assert Counter(order[:60]) == Counter(order[60:])
     assert order[:60] != order[60:]
     for epoch in (order[:60], order[60:]):
         assert len([i for i, _ in groupby(epoch)]) == len(set(epoch))
+
+
+def test_a_cut_off_answer_is_read_without_an_end(base: Base, codec: Codec, prompts: list[Prompt]) -> None:
+    """In reward training and in DPO, which would teach the end in mid-sentence."""
+    cut = Preference(prompts[0], " She was", " He wept.", chosen_ended=False)
+    whole = Preference(prompts[1], " She sang.", " He", rejected_ended=False)
+    dpo = DPO(
+        policy=make_policy(Top(base), codec.pad_id),
+        reference=make_policy(Top(base, trainable=False), codec.pad_id),
+        codec=codec,
+        pairs=[cut, whole],
+        config=DPOConfig(),
+        learning_rate=1e-3,
+        seed=0,
+    )
+    for sequences in (EncodedPairs(base, codec, [cut, whole]).sequences, dpo.sequences):
+        ends = [ids[-1] == codec.eos_id for ids in sequences.response_ids]
+        assert ends == [False, True, True, False]  # chosen, chosen, rejected, rejected
 
 
 def test_a_pair_drawn_twice_counts_twice(base: Base, codec: Codec, prompts: list[Prompt]) -> None:
@@ -147,11 +180,29 @@ def test_examination_by_hand() -> None:
         Preference(prompt, "a b", "a c", 1.0, "z"),
     ]
     chosen = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
-    report = examine(pairs, torch.cat([chosen, torch.zeros(3, 2)]), {"x": "a b c", "y": "a b", "z": "a c"})
+    raw = torch.cat([chosen, torch.zeros(3, 2)])
+    report = examine(pairs, raw, torch.ones(2), {"x": "a b c", "y": "a b", "z": "a c"})
     assert report["accuracy"]["value"] == pytest.approx(1 / 3)  # margins 1, 0, -1: a tie is not right
     assert [m["accuracy"]["value"] for m in report["members"]] == pytest.approx([2 / 3, 1 / 3])
     assert report["baselines"] == pytest.approx({"longer": 0.5, "shorter": 0.5, "first": 1 / 3})
-    assert report["accuracy"]["n"] == 3
+    assert (report["accuracy"]["n"], report["accuracy"]["pairs"]) == (1, 3)  # one prompt
+    # Mean probabilities: sigmoid(1) right; one half, not right; sigmoid(1) wrong: one bin each side of 0.6.
+    sure = 1 / (1 + math.exp(-1))
+    assert report["calibration"]["ece"] == pytest.approx(1 / 3 * 0.5 + 2 / 3 * abs(0.5 - sure))
+
+
+def test_a_calibrated_ensemble_reads_as_calibrated_whatever_its_scale() -> None:
+    """Labels drawn from the members' own Bradley-Terry probabilities. Scores divided by their standard deviation, as
+    PPO is given them, would be far too unsure."""
+    rng = torch.Generator().manual_seed(0)
+    n = 6000
+    margin = torch.randn(n, generator=rng) * 2
+    wins = torch.rand(n, generator=rng) < torch.sigmoid(margin)
+    signed = torch.where(wins, margin, -margin)
+    raw = torch.cat([signed, torch.zeros(n)])[:, None].expand(-1, 3)
+    pairs = [Preference(Prompt(f"p{i}"), "a", "b") for i in range(n)]
+    report = examine(pairs, raw, torch.full((3,), 4.0), {})
+    assert report["calibration"]["ece"] < 0.02
 
 
 def test_error_correlation() -> None:
