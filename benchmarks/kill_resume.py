@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 from time import monotonic, sleep
 
-from burnish.runs import RunDirectory, fingerprint
+from burnish.pipeline.order import fingerprint
+from burnish.runs import RunDirectory
 
 
 def command(config: Path, folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -78,16 +79,18 @@ def code_version(modules: Sequence[str]) -> str:
 
 
 def content_hash(path: Path, exclude: Sequence[str] = ()) -> str:
-    """A hash of a file's content, or of all files in a folder (names included), but for `exclude`d names."""
+    """A hash of a file's content, or of all files in a folder (names included), but for names that match `exclude`;
+    "" for a folder without one."""
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()[:24]
     digest = hashlib.sha256()
-    for file in _files(path, exclude):
+    files = list(_files(path, exclude))
+    for file in files:
         digest.update(str(file.relative_to(path)).encode() + file.read_bytes())
-    return digest.hexdigest()[:24]
+    return digest.hexdigest()[:24] if files else ""
 
 
 def _files(folder: Path, exclude: Sequence[str]) -> Iterator[Path]:
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        if not any(part in exclude for part in file.relative_to(folder).parts):
+        if not any(fnmatch(part, name) for part in file.relative_to(folder).parts for name in exclude):
             yield file

@@ -30,7 +30,7 @@ from burnish.checkpoints import (
 from burnish.config import RunConfig
 from burnish.config.loading import dump_yaml, forget_unknown
 from burnish.errors import RunError
-from burnish.inputs import Inputs, content_hash, flat
+from burnish.inputs import Inputs, flat
 from burnish.locks import hold, owner, still_held
 
 VERSION = 2
@@ -40,11 +40,12 @@ APPENDED = ("metrics", "timing", "samples", "rejected")
 @dataclass(frozen=True)
 class Writes:
     """What a stage leaves besides the folder of its name: `records` are names in metrics/, timing/, samples/ and
-    rejected/, `folders` and `files` stand in the run directory."""
+    rejected/, `folders` and `files` stand in the run directory, `timed` files hold wall-clock figures too."""
 
     records: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    timed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class RunDirectory:
         """Forget a stage: its folders, files and records, its lines in events.jsonl, its manifest entry."""
         for folder in (name, *writes.folders):
             shutil.rmtree(self.path / folder, ignore_errors=True)
-        for relative in writes.files:
+        for relative in (*writes.files, *writes.timed):
             (self.path / relative).unlink(missing_ok=True)
         for record in writes.records:
             for pattern in (f"{record}.jsonl", f"{record}-*.jsonl"):
@@ -323,16 +324,3 @@ def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
             if number == len(lines):
                 return
             raise RunError(f"{file}, line {number} is not JSON; the file was edited or damaged") from error
-
-
-WEIGHTS_AND_DECISIONS = ("metrics", "samples", "rejected", "sft", "reward", "ppo", "dpo", "champion")
-
-
-def fingerprint(path: Path) -> dict[str, str]:
-    """Hashes of what a stopped and continued run must have in common with one that never stopped: weights,
-    metrics, samples, decisions. Wall-clock figures, trackers and label times are left out."""
-    found = {name: content_hash(path / name) for name in WEIGHTS_AND_DECISIONS if (path / name).exists()}
-    for name in ("events.jsonl", "align.json", "evaluation.json"):
-        if (path / name).exists():
-            found[name] = content_hash(path / name)
-    return found

@@ -20,16 +20,3 @@ class EvaluateConfig(Section):
     batch_size: int = Field(128, ge=1)
     confidence: float = Field(0.95, gt=0.5, lt=1)
     bootstrap: int = Field(2000, ge=200)
-
-
-class MonitorConfig(Section):
-    """Health alerts and where the figures go besides JSONL."""
-
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
-    sample_every: int = Field(10, ge=1)  # updates between kept samples
-    kl_spike: float = Field(2.0, gt=1)  # times the target
-    entropy_floor: float = Field(0.3, gt=0, lt=1)  # share of the entropy at the start
-    loss_spike: float = Field(8.0, gt=1)  # times the running median
-    clip_fraction: float = Field(0.4, gt=0, le=1)
-    approx_kl: float = Field(0.2, gt=0)
-    skipped_limit: int = Field(3, ge=1)  # consecutive non-finite updates

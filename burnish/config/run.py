@@ -2,12 +2,17 @@
 
 from pydantic import Field
 
-from burnish.config.data import CollectConfig, DataConfig, LabelConfig, SftConfig
+from burnish.config.collect import CollectConfig
+from burnish.config.data import DataConfig
 from burnish.config.dpo import DPOConfig
-from burnish.config.evaluate import EvaluateConfig, MonitorConfig
+from burnish.config.evaluate import EvaluateConfig
+from burnish.config.guard import GuardConfig
+from burnish.config.label import LabelConfig
 from burnish.config.model import ModelConfig
-from burnish.config.ppo import GuardConfig, PPOConfig
+from burnish.config.monitor import MonitorConfig
+from burnish.config.ppo import PPOConfig
 from burnish.config.reward import RewardConfig
+from burnish.config.sft import SftConfig
 from burnish.config.strict import Section
 
 

@@ -45,14 +45,13 @@ def read_preferences(
     max_pairs: int | None = None,
     limit: float = 0.5,
     rejected_to: Path | None = None,
-    token_length: Callable[[Prompt, str], int] | None = None,
-    max_tokens: int | None = None,
+    fits: Callable[[Preference], bool] | None = None,
 ) -> ImportResult:
     """Read preference pairs from .jsonl, .jsonl.gz or .parquet, or by `datasets` name.
 
     Formats: `prompt`/`chosen`/`rejected` as text; the same as lists of messages; `chosen`/`rejected` alone, as
     message lists or as `\\n\\nHuman: ... \\n\\nAssistant: ...` dialogues that share all but the last reply. Where
-    `chosen_ended` or `rejected_ended` is false, that answer was cut off.
+    `chosen_ended` or `rejected_ended` is false, that answer was cut off. Pairs that do not fit are too long.
     Rejected rows go to `rejected_to` as JSON lines {line, reason, excerpt}. Raises DataError when a column is
     missing, when the file is empty or not UTF-8, and when more than `limit` of the rows cannot be used.
     """
@@ -66,10 +65,8 @@ def read_preferences(
             key = json.dumps([pair.prompt.id, pair.chosen, pair.rejected])
             if key in seen:
                 raise _Rejected("duplicate")
-            if token_length is not None and max_tokens is not None:
-                longest = max(token_length(pair.prompt, t) for t in (pair.chosen, pair.rejected))
-                if longest > max_tokens:
-                    raise _Rejected("too long")
+            if fits is not None and not fits(pair):
+                raise _Rejected("too long")
             seen.add(key)
             result.pairs.append(pair)
         except _Rejected as reason:

@@ -40,8 +40,11 @@ class Sequences:
 
     @classmethod
     def of(cls, base: Base, rollout: Rollout, pad_id: int) -> Sequences:
-        """The sequences of a rollout, with the activations that sampling kept."""
-        return cls(base, rollout.prompt_ids, rollout.response_ids, pad_id, features=rollout.features)
+        """The sequences of a rollout, with the activations that sampling kept; where it could keep none they are
+        computed once, and kept with the rollout from then on."""
+        found = cls(base, rollout.prompt_ids, rollout.response_ids, pad_id, features=rollout.features)
+        rollout.features = found.features
+        return found
 
     @classmethod
     def of_pairs(cls, base: Base, codec: Codec, pairs: Sequence[Preference]) -> Sequences:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
-from burnish.config.evaluate import MonitorConfig
+from burnish.config.monitor import MonitorConfig
 from burnish.records import Alert, Severity, StepStats
 
 WINDOW = 20  # updates whose median a loss is compared with

@@ -12,13 +12,15 @@ import psutil
 import torch
 
 from burnish.config import RunConfig
+from burnish.config.evaluate import EvaluateConfig
 from burnish.models.logprobs import token_logprobs
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.monitor.live import View
 from burnish.monitor.trackers import Trackers
-from burnish.pipeline.context import Context
-from burnish.pipeline.order import check_config
+from burnish.pipeline.data import Data
+from burnish.pipeline.models import Models
+from burnish.pipeline.order import Workplace, check_config
 from burnish.records import Prompt
 from burnish.runs import RunDirectory
 from burnish.stats import clustered_proportion
@@ -41,15 +43,15 @@ def examine_setup(config: RunConfig) -> list[Finding]:
     check_config(config)
     with TemporaryDirectory() as room:
         run = RunDirectory.create_or_open(Path(room) / "doctor", config)
-        ctx = Context(run.config, run, View("doctor", config.ppo.kl.target), Trackers({}, print))
+        place = Workplace.of(run, View("doctor", config.ppo.kl.target), Trackers({}, print))
         assert run.config.threads is not None
         torch.set_num_threads(run.config.threads)
-        return [*_model(ctx), *_data(ctx), *_machine(ctx)]
+        return [*_model(place.models), *_data(place.data, run.config.evaluate), *_machine(place)]
 
 
-def _model(ctx: Context) -> list[Finding]:
-    codec, limits = ctx.codec, ctx.config.model
-    context = getattr(ctx.base.lm.config.get_text_config(), "max_position_embeddings", None)
+def _model(models: Models) -> list[Finding]:
+    codec, limits = models.codec, models.config
+    context = getattr(models.base.lm.config.get_text_config(), "max_position_embeddings", None)
     wanted = limits.max_prompt_tokens + limits.max_response_tokens
     ends = ", ".join(str(i) for i in sorted(codec.eos_ids))
     return [
@@ -66,12 +68,11 @@ def _model(ctx: Context) -> list[Finding]:
     ]
 
 
-def _data(ctx: Context) -> list[Finding]:
-    splits = ctx.splits
+def _data(data: Data, asked: EvaluateConfig) -> list[Finding]:
+    splits = data.splits
     train = {_words(p) for p in splits.train}
     held = [_words(p) for p in (*splits.selection, *splits.test)]
     leaked = sum(words in train for words in held)
-    asked = ctx.config.evaluate
     findings = [
         Finding(
             "leakage between splits",
@@ -85,9 +86,9 @@ def _data(ctx: Context) -> list[Finding]:
             f"{len(splits.test)} test ({asked.n_test} wanted)",
         ),
     ]
-    if ctx.config.label.preferences is None:
+    if data.label.preferences is None:
         return findings
-    result = ctx.imported
+    result = data.imported
     reasons = ", ".join(f"{n} {reason}" for reason, n in result.rejected.most_common()) or "none"
     longer = [len(p.chosen) > len(p.rejected) for p in result.pairs]
     bias = clustered_proportion([float(x) for x in longer], [p.prompt.group for p in result.pairs])
@@ -109,11 +110,11 @@ def _words(prompt: Prompt) -> frozenset[str]:
     return frozenset(word for word in prompt.group.split() if not word.isdigit()) or frozenset([prompt.group])
 
 
-def _machine(ctx: Context) -> list[Finding]:
-    need, have = memory_estimate(ctx), psutil.virtual_memory().available
+def _machine(place: Workplace) -> list[Finding]:
+    need, have = memory_estimate(place), psutil.virtual_memory().available
     free = shutil.disk_usage(Path.cwd()).free
-    disk = 6 * _parameters(ctx) * BYTES
-    seconds = time_estimate(ctx)
+    disk = 6 * _parameters(place) * BYTES
+    seconds = time_estimate(place)
     return [
         Finding(
             "memory", need < 0.9 * have, f"about {need / 2**30:.1f} GiB needed, {have / 2**30:.1f} GiB free"
@@ -122,38 +123,38 @@ def _machine(ctx: Context) -> list[Finding]:
         Finding(
             "time",
             None,
-            f"about {seconds / 60:.0f} minutes on {ctx.config.threads} threads, measured roughly",
+            f"about {seconds / 60:.0f} minutes on {place.config.threads} threads, measured roughly",
         ),
     ]
 
 
-def _parameters(ctx: Context) -> int:
-    return sum(p.numel() for p in ctx.base.lm.parameters())
+def _parameters(place: Workplace) -> int:
+    return sum(p.numel() for p in place.models.base.lm.parameters())
 
 
-def memory_estimate(ctx: Context) -> int:
+def memory_estimate(place: Workplace) -> int:
     """Bytes at the peak, roughly: the base, a policy and a value function with gradients and two moments, the
     frozen heads, and one micro-batch of logits and activations. A figure to plan by, not a bound."""
-    total = _parameters(ctx)
-    trained = sum(p.numel() for p in ctx.new_policy().top.trained_parameters())
-    heads = (ctx.config.reward.members + 2) * trained
-    config = ctx.base.lm.config.get_text_config()
-    tokens = ctx.config.ppo.micro_batch * (
-        ctx.config.model.max_prompt_tokens + ctx.config.model.max_response_tokens
+    total = _parameters(place)
+    trained = sum(p.numel() for p in place.models.new_policy().top.trained_parameters())
+    heads = (place.config.reward.members + 2) * trained
+    config = place.models.base.lm.config.get_text_config()
+    tokens = place.config.ppo.micro_batch * (
+        place.config.model.max_prompt_tokens + place.config.model.max_response_tokens
     )
     activations = tokens * (config.vocab_size * 4 + config.hidden_size * 34 * config.num_hidden_layers)
     return BYTES * (total + 2 * 4 * trained + heads + activations) + (600 << 20)
 
 
-def time_estimate(ctx: Context) -> float:
+def time_estimate(place: Workplace) -> float:
     """Seconds for the whole run, from the rate of one small batch of sampling and one of training."""
-    config = ctx.config
-    prompts = ctx.splits.train[:PROBE]
-    policy = ctx.new_policy()
+    config = place.config
+    prompts = place.data.splits.train[:PROBE]
+    policy = place.models.new_policy()
     began = perf_counter()
     rollout = sample_rollout(
         policy,
-        ctx.codec,
+        place.models.codec,
         prompts,
         max_tokens=config.model.max_response_tokens,
         batch_size=len(prompts),
@@ -162,12 +163,12 @@ def time_estimate(ctx: Context) -> float:
     )
     sampling = (perf_counter() - began) / len(prompts)
     began = perf_counter()
-    sequences = Sequences.of(ctx.base, rollout, ctx.codec.pad_id)
+    sequences = Sequences.of(place.models.base, rollout, place.models.codec.pad_id)
     features = (perf_counter() - began) / len(prompts)
     began = perf_counter()
     token_logprobs(policy, sequences.batch(range(len(prompts)))).sum().backward()
     training = (perf_counter() - began) / len(prompts)
-    pairs = config.collect.n_pairs if config.label.source == "simulated" else len(ctx.imported.pairs)
+    pairs = config.collect.n_pairs if config.label.source == "simulated" else len(place.data.imported.pairs)
     collected = 2 * config.collect.n_pairs * sampling if config.label.source == "simulated" else 0.0
     rewards = 2 * pairs * (features + config.reward.epochs * (config.reward.members + 1) * 0.7 * training)
     episodes = config.ppo.updates * config.ppo.batch_size

@@ -16,23 +16,47 @@ from burnish.errors import ConfigError, OutOfMemory, RunError
 from burnish.inputs import Inputs, code_version, config_inputs, content_hash
 from burnish.models.load import resolve_path
 from burnish.monitor.live import View, open_view
-from burnish.monitor.trackers import open_trackers
+from burnish.monitor.trackers import Trackers, open_trackers
 from burnish.pipeline.align import align
-from burnish.pipeline.context import Context
-from burnish.pipeline.examining import evaluate
-from burnish.pipeline.gather import collect, label, sft
-from burnish.pipeline.publishing import report
-from burnish.pipeline.rewarding import reward
+from burnish.pipeline.collect import collect
+from burnish.pipeline.data import Data
+from burnish.pipeline.evaluate import evaluate
+from burnish.pipeline.journal import Journal
+from burnish.pipeline.label import label
+from burnish.pipeline.models import Models
+from burnish.pipeline.report import report
+from burnish.pipeline.reward import reward
+from burnish.pipeline.sft import sft
 from burnish.runs import RunDirectory, Writes
 
 
 @dataclass(frozen=True)
+class Workplace:
+    """All that stages are handed, each what it needs of it."""
+
+    config: RunConfig
+    models: Models
+    data: Data
+    journal: Journal
+
+    @classmethod
+    def of(cls, run: RunDirectory, view: View, trackers: Trackers) -> Workplace:
+        config = run.config
+        journal = Journal(run, view, trackers)
+        fine_tuned = run.path / "sft" if config.sft.demonstrations is not None else None
+        models = Models(config.model, fine_tuned, config.ppo.temperature)
+        examiner = config.evaluate.examiner == "reward_model"
+        data = Data(config.data, config.label, config.reward, examiner, models, journal, config.seed)
+        return cls(config, models, data, journal)
+
+
+@dataclass(frozen=True)
 class Stage:
-    """A stage: the configuration it uses (sections, or single keys) and the code it runs, besides those of the stages
-    before it; the files it reads; what it writes, labels apart."""
+    """A stage: how it is carried out; the configuration it uses (sections, or single keys), the files it reads and the
+    code it runs, besides those of the stages before it; what it writes, labels apart."""
 
     name: str
-    carry_out: Callable[[Context], list[str]]
+    carry_out: Callable[[Workplace], list[str]]
     uses: tuple[str, ...]
     code: tuple[str, ...]
     writes: Writes
@@ -40,81 +64,109 @@ class Stage:
     lower: str = "evaluate.batch_size"  # what to lower when memory runs out
 
 
-COMMON = (
-    "burnish.models",
-    "burnish.objectives",
-    "burnish.records",
-    "burnish.randomness",
-    "burnish.parallel",
-    "burnish.config.rates",
-    "burnish.pipeline.context",
-)
 STAGES = (
     Stage(
         "sft",
-        sft,
-        ("seed", "threads", "model", "sft"),
-        (*COMMON, "burnish.policy.sft", "burnish.pipeline.gather"),
-        Writes(records=("sft",)),
+        lambda w: sft(w.models, w.journal.of("sft"), w.config.sft, w.config.seed),
+        uses=("seed", "threads", "model", "sft"),
         files=("model", "demonstrations"),
+        code=(
+            *("burnish.models", "burnish.objectives", "burnish.records", "burnish.randomness"),
+            *(
+                "burnish.parallel",
+                "burnish.config.rates",
+                "burnish.policy.sft",
+                "burnish.policy.optimizer_state",
+            ),
+            *("burnish.data", "burnish.rehearse", "burnish.textstats"),
+            *(
+                "burnish.pipeline.models",
+                "burnish.pipeline.data",
+                "burnish.pipeline.journal",
+                "burnish.pipeline.sft",
+            ),
+        ),
+        writes=Writes(records=("sft",)),
         lower="sft.batch_size",
     ),
     Stage(
         "collect",
-        collect,
-        ("data", "collect"),
-        ("burnish.data", "burnish.rehearse", "burnish.pipeline.gather"),
-        Writes(records=("collect", "prompts")),
+        lambda w: collect(w.models, w.data, w.journal.of("collect"), w.config.collect, w.config.seed),
+        uses=("data", "collect"),
         files=("prompts",),
+        code=("burnish.pipeline.collect",),
+        writes=Writes(records=("collect", "prompts")),
         lower="collect.batch_size",
     ),
     Stage(
         "label",
-        label,
-        ("label",),
-        ("burnish.data", "burnish.rehearse", "burnish.textstats", "burnish.pipeline.gather"),
-        Writes(records=("label", "import")),
+        lambda w: label(w.data, w.journal.of("label"), w.config.label, w.config.seed),
+        uses=("label",),
         files=("preferences",),
+        code=("burnish.pipeline.label",),
+        writes=Writes(records=("label", "import")),
     ),
     Stage(
         "reward",
-        reward,
+        lambda w: reward(
+            w.models,
+            w.data,
+            w.journal.of("reward"),
+            w.config.reward,
+            w.config.ppo,
+            w.config.evaluate,
+            w.config.seed,
+        ),
         # PPO's prompts and temperature make the reference samples, the examiner's kind splits the pairs, its
         # confidence arms the watcher.
-        (
-            "reward",
-            *("ppo.updates", "ppo.batch_size", "ppo.temperature"),
+        uses=(
+            *("reward", "ppo.updates", "ppo.batch_size", "ppo.temperature"),
             *("evaluate.examiner", "evaluate.confidence", "evaluate.batch_size"),
         ),
-        ("burnish.reward", "burnish.stats", "burnish.pipeline.rewarding"),
-        Writes(records=("reward",)),
+        code=("burnish.reward", "burnish.stats", "burnish.pipeline.reward"),
+        writes=Writes(records=("reward",)),
         lower="reward.batch_size",
     ),
     Stage(
         "align",
-        align,
-        ("ppo", "guard", "dpo", "monitor"),
-        ("burnish.policy", "burnish.monitor.health", "burnish.monitor.hacking", "burnish.pipeline.align"),
-        Writes(records=("ppo", "dpo"), folders=("ppo", "dpo"), files=("align.json",)),
+        lambda w: align(
+            w.models,
+            w.data,
+            w.journal.of("align"),
+            w.config.ppo,
+            w.config.guard,
+            w.config.dpo,
+            w.config.monitor,
+            w.config.seed,
+        ),
+        uses=("ppo", "guard", "dpo", "monitor"),
+        code=(
+            "burnish.policy",
+            "burnish.monitor.health",
+            "burnish.monitor.hacking",
+            "burnish.pipeline.align",
+        ),
+        writes=Writes(records=("ppo", "dpo"), folders=("ppo", "dpo"), files=("align.json",)),
         lower="ppo.micro_batch or dpo.micro_batch",
     ),
     Stage(
         "evaluate",
-        evaluate,
-        ("evaluate",),
-        ("burnish.evaluate", "burnish.stats", "burnish.pipeline.examining"),
-        Writes(files=("evaluation.json",)),
+        lambda w: evaluate(w.models, w.data, w.journal.of("evaluate"), w.config.evaluate, w.config.seed),
+        uses=("evaluate",),
+        code=("burnish.evaluate", "burnish.pipeline.evaluate"),
+        writes=Writes(files=("evaluation.json",)),
     ),
     Stage(
         "report",
-        report,
-        ("name",),
-        ("burnish.report", "burnish.pipeline.publishing"),
-        Writes(folders=("champion",), files=("summary.json", "report.html")),
+        lambda w: report(w.models, w.journal.path, w.config.name, w.config.seed),
+        uses=("name",),
+        code=("burnish.report", "burnish.pipeline.report"),
+        writes=Writes(folders=("champion",), timed=("summary.json", "report.html")),
     ),
 )
 """The table of contents."""
 
+CHECKPOINTS = ("checkpoint-*",)
 NO_MATTER = ("monitor.trackers",)  # keys that change no figure
 
 
@@ -174,15 +226,15 @@ def run_pipeline(
         discard_stale(run, inputs, view, redo=redo)
         run.freeze()
         trackers = open_trackers(config.monitor.trackers, run.path, config.model_dump(mode="json"), view.note)
-        ctx = Context(config, run, view, trackers)
+        place = Workplace.of(run, view, trackers)
         try:
             for stage in STAGES:
-                carry_out(ctx, stage, inputs[stage.name])
+                carry_out(place, stage, inputs[stage.name])
                 if stage.name == until:
                     break
         finally:
             trackers.close()
-            ctx.close()
+            place.data.close()
     return run
 
 
@@ -224,21 +276,22 @@ def discard(run: RunDirectory, stage: Stage) -> None:
                 new.add_comparisons(comparisons)
 
 
-def carry_out(ctx: Context, stage: Stage, inputs: Inputs) -> None:
+def carry_out(place: Workplace, stage: Stage, inputs: Inputs) -> None:
     """One stage: skipped when done, continued when it was stopped, marked failed with the reason when it fails."""
-    if not ctx.run.begin_stage(stage.name, inputs):
+    run, view = place.journal.run, place.journal.view
+    if not run.begin_stage(stage.name, inputs):
         return
-    ctx.view.stage(stage.name, "")
+    view.stage(stage.name, "")
     began = perf_counter()
     try:
-        outputs = stage.carry_out(ctx)
+        outputs = stage.carry_out(place)
     except Exception as error:
         told = out_of_memory(error, stage)
-        ctx.run.fail_stage(stage.name, str(told or error) or type(error).__name__)
+        run.fail_stage(stage.name, str(told or error) or type(error).__name__)
         if told is not None:
             raise told from error
         raise
-    ctx.run.finish_stage(stage.name, outputs, perf_counter() - began, versions())
+    run.finish_stage(stage.name, outputs, perf_counter() - began, versions())
 
 
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # what torch's CPU allocator says
@@ -254,6 +307,23 @@ def out_of_memory(error: Exception, stage: Stage) -> OutOfMemory | None:
         f"memory ran out in {stage.name} ({first}); lower {stage.lower}, model.max_response_tokens or how much is "
         "trained (model.layers), then start again: what was saved is kept"
     )
+
+
+def fingerprint(path: Path) -> dict[str, str]:
+    """Hashes of what a stopped and continued run must have in common with one that never stopped: all that stages
+    write but wall-clock figures (timing, the rendered report), label times and checkpoints on the way."""
+    found = {}
+    for stage in STAGES:
+        for name in (stage.name, *stage.writes.folders, *stage.writes.files):
+            if (path / name).exists():
+                found[name] = content_hash(path / name, exclude=CHECKPOINTS)
+        for record in stage.writes.records:
+            for folder in ("metrics", "samples", "rejected"):
+                for file in sorted((path / folder).glob(f"{record}[.-]*")):
+                    found[f"{folder}/{file.name}"] = content_hash(file)
+    if (path / "events.jsonl").exists():
+        found["events.jsonl"] = content_hash(path / "events.jsonl")
+    return {name: value for name, value in found.items() if value}
 
 
 def versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from burnish.config.ppo import GuardConfig
+from burnish.config.guard import GuardConfig
 from burnish.records import Alert, Decision, StepStats
 
 Action = Literal["none", "raise_kl", "roll_back", "give_up"]

@@ -40,7 +40,7 @@ from burnish.records import Prompt, Rollout, Scores, StepStats
 
 GAP_ROWS = 4  # responses of each batch whose log-probabilities are computed again
 
-ScoreFn = Callable[[Sequences, Sequence[Prompt]], Scores]
+ScoreFn = Callable[[Rollout], Scores]
 
 
 @dataclass
@@ -140,7 +140,7 @@ class PPO:
         self.timing["sampling_seconds"] = perf_counter() - began
         sequences = Sequences.of(self.policy.top.base, rollout, self.codec.pad_id)
         value_sequences = sequences.lifted(self.value.top, self.config.micro_batch)
-        scores = self.score(sequences, prompts)
+        scores = self.score(rollout)
         old_logprobs = rollout.sample_logprobs
         ref_logprobs, values = torch.zeros_like(old_logprobs), torch.zeros_like(old_logprobs)
         with torch.no_grad():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from burnish.config.data import SftConfig
+from burnish.config.sft import SftConfig
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
 from burnish.models.sequences import Sequences

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from burnish.config.data import SimulatedConfig
+from burnish.config.label import SimulatedConfig
 from burnish.records import Comparison, Label, Prompt
 from burnish.textstats import n_words
 

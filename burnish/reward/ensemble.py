@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,8 @@ import torch
 from burnish.errors import Diverged, TrainingError
 from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.sequences import Sequences
-from burnish.records import Scores
+from burnish.models.shared_base import Base
+from burnish.records import Prompt, Rollout, Scores
 
 Aggregate = Literal["mean", "min", "uwo"]
 
@@ -87,6 +89,27 @@ class RewardEnsemble:
             "reference_variance": self.reference_variance,
             "n_reference": n_reference,
         }
+
+
+class EnsembleScorer:
+    """An ensemble as PPO asks it: `scorer(rollout) -> Scores`. `reference` (N, K) are the normalised scores of a
+    reference response to each of N prompts; a rollout may be of these prompts only."""
+
+    def __init__(
+        self,
+        ensemble: RewardEnsemble,
+        base: Base,
+        pad_id: int,
+        prompts: Sequence[Prompt],
+        reference: torch.Tensor,
+    ) -> None:
+        self.ensemble, self.base, self.pad_id, self.reference = ensemble, base, pad_id, reference
+        self.row = {prompt.id: i for i, prompt in enumerate(prompts)}
+
+    def __call__(self, rollout: Rollout) -> Scores:
+        sequences = Sequences.of(self.base, rollout, self.pad_id)
+        rows = [self.row[prompt.id] for prompt in rollout.prompts]
+        return self.ensemble.score(sequences, self.reference[rows])
 
 
 def normalisation(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

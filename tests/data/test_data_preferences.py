@@ -139,8 +139,7 @@ def test_every_unusable_row_is_counted_with_line_and_reason(tmp_path: Path) -> N
         write(tmp_path / "x.jsonl", rows),
         limit=0.95,
         rejected_to=out,
-        token_length=lambda prompt, response: len(response),
-        max_tokens=20,
+        fits=lambda pair: max(len(pair.chosen), len(pair.rejected)) <= 20,
     )
     assert (result.rows, len(result.pairs)) == (9, 1)
     found = {(r["line"], r["reason"]) for r in map(json.loads, out.read_text().splitlines())}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from burnish.config.evaluate import MonitorConfig
+from burnish.config.monitor import MonitorConfig
 from burnish.monitor.hacking import WatcherMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.records import StepStats

@@ -24,8 +24,8 @@ from burnish.data.preferences import read_preferences
 from burnish.data.store import LabelStore
 from burnish.monitor.live import View
 from burnish.pipeline import order
-from burnish.pipeline.order import STAGES, discard, run_pipeline
-from burnish.runs import RunDirectory, fingerprint
+from burnish.pipeline.order import STAGES, discard, fingerprint, run_pipeline
+from burnish.runs import RunDirectory
 
 pytestmark = pytest.mark.e2e
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from burnish.config.ppo import GuardConfig
+from burnish.config.guard import GuardConfig
 from burnish.policy.guard import GuardState, guard_step
 from burnish.records import Alert, StepStats
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,21 +11,21 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from burnish.config.evaluate import MonitorConfig
-from burnish.config.ppo import GuardConfig, PPOConfig
+from burnish.config.guard import GuardConfig
+from burnish.config.monitor import MonitorConfig
+from burnish.config.ppo import PPOConfig
 from burnish.errors import Diverged, TrainingError
 from burnish.models.batches import pad_batch
 from burnish.models.heads import ScalarHead
 from burnish.models.load import Codec, make_codec
 from burnish.models.logprobs import make_policy
-from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top
 from burnish.monitor.health import HealthMonitor
 from burnish.policy.guard import GuardState, guard_step
 from burnish.policy.kl_control import AdaptiveKLController
 from burnish.policy.ppo import PPO
 from burnish.policy.self_check import self_check
-from burnish.records import Prompt, Scores
+from burnish.records import Prompt, Rollout, Scores
 
 VOCABULARY = {"<pad>": 0, "<eos>": 1, "p": 2, "a": 3, "b": 4}
 
@@ -64,8 +63,8 @@ def make_ppo(
 ) -> PPO:
     """PPO whose score is 1 for the token `a` and 0 for any other, responses one token long."""
 
-    def score(sequences: Sequences, prompts: Sequence[Prompt]) -> Scores:
-        hit = torch.tensor([float(VOCABULARY["a"] in r) for r in sequences.response_ids])
+    def score(rollout: Rollout) -> Scores:
+        hit = torch.tensor([float(VOCABULARY["a"] in r) for r in rollout.response_ids])
         return Scores(hit, hit[:, None], torch.zeros_like(hit))
 
     settings = {
@@ -186,9 +185,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted() -> None:
     ppo = make_ppo(base, codec, updates=1, epochs=2)
     before = [p.clone() for p in ppo.policy_parameters]
     good = ppo.score
-    ppo.score = lambda s, p: Scores(
-        *(x * math.inf for x in (good(s, p).scores, good(s, p).members)), torch.zeros(64)
-    )
+    ppo.score = lambda r: Scores(*(x * math.inf for x in (good(r).scores, good(r).members)), torch.zeros(64))
     experience = ppo.collect(1)
     figures = ppo.improve(experience)
     assert figures["skipped"] == 2

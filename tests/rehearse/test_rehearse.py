@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from burnish.config.data import SimulatedConfig
+from burnish.config.label import SimulatedConfig
 from burnish.models.load import Codec
 from burnish.records import Comparison, Prompt, Response
 from burnish.rehearse import world

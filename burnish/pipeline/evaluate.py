@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
 
 from burnish.checkpoints import write_json
+from burnish.config.evaluate import EvaluateConfig
 from burnish.evaluate.champion import Candidate, choose_champion
 from burnish.evaluate.winrate import Examiner, head_to_head, win_rate
 from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.logprobs import Policy, response_kl
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
-from burnish.pipeline.context import Context
-from burnish.pipeline.rewarding import load_ensemble, load_head
+from burnish.pipeline.data import Data
+from burnish.pipeline.journal import Journal
+from burnish.pipeline.models import Models
 from burnish.randomness import derive_seed
 from burnish.records import Decision, Interval, Prompt, Rollout
 from burnish.rehearse.annotators import panel
+from burnish.reward.saved import load_ensemble, load_head
 from burnish.stats import length_controlled_win_rate
 
 PANEL_SIZE = 5
 EXAMPLES = 8
 EXAMINER_BATCH = 32
+KL_BATCH = 32
 
 
 @dataclass
@@ -41,19 +46,18 @@ class Answers:
         return self.rollout.texts
 
 
-def evaluate(ctx: Context) -> list[str]:
+def evaluate(models: Models, data: Data, journal: Journal, config: EvaluateConfig, seed: int) -> list[str]:
     """Sample every policy on the same held-out prompts, judge against SFT, decide, and only then look at gold."""
-    config = ctx.config.evaluate
-    selection = list(ctx.splits.selection[: config.n_selection])
-    test = list(ctx.splits.test[: config.n_test])
+    selection = list(data.splits.selection[: config.n_selection])
+    test = list(data.splits.test[: config.n_test])
     if len(selection) < config.n_selection or len(test) < config.n_test:
-        ctx.view.note(
+        journal.view.note(
             f"evaluate: {len(selection)} selection and {len(test)} test prompts are there, "
             f"{config.n_selection} and {config.n_test} were asked for"
         )
     prompts = [*selection, *test]
-    answers = sample_all(ctx, prompts, len(selection))
-    describe, judge = build_examiner(ctx, [a.rollout for a in answers.values()])
+    answers = sample_all(models, journal.path, prompts, config, seed)
+    describe, judge = build_examiner(models, data, journal.path, config, answers, seed)
     policies: dict[str, dict[str, Any]] = {
         "sft": {"mean_length": mean_length(answers["sft"], len(selection))}
     }
@@ -62,14 +66,16 @@ def evaluate(ctx: Context) -> list[str]:
         if name == "sft":
             continue
         outcomes = head_to_head(judge, prompts, answer.texts, answers["sft"].texts)
-        figures, candidate = account(ctx, name, prompts, len(selection), answer, answers["sft"], outcomes)
+        figures, candidate = account(
+            name, prompts, len(selection), answer, answers["sft"], outcomes, config, seed
+        )
         policies[name] = figures
         if not name.startswith("best_of") or config.best_of_n_candidate:
             candidates.append(candidate)
     decision = choose_champion(candidates)
-    ctx.decide("evaluate", 0, Decision("champion", decision.reason, decision.evidence))
+    journal.decide(0, Decision("champion", decision.reason, decision.evidence))
     # Only now, with the decision written down, is the true preference read.
-    gold = gold_account(ctx, test, answers, len(selection)) if ctx.gold else None
+    gold = gold_account(data.gold, test, answers, len(selection), config, seed) if data.gold else None
     report = {
         "examiner": describe,
         "provisional": config.examiner == "reward_model",
@@ -82,47 +88,57 @@ def evaluate(ctx: Context) -> list[str]:
         "gold": gold,
         "examples": examples(test, answers, len(selection)),
     }
-    write_json(ctx.run.path / "evaluation.json", report)
+    write_json(journal.path / "evaluation.json", report)
     return ["evaluation.json"]
 
 
-def sample_all(ctx: Context, prompts: Sequence[Prompt], n_selection: int) -> dict[str, Answers]:
+def sample_all(
+    models: Models, path: Path, prompts: Sequence[Prompt], config: EvaluateConfig, seed: int
+) -> dict[str, Answers]:
     """Responses of SFT, of every trained policy and of best-of-n, with the KL of each policy to SFT."""
-    reference = ctx.reference()
-    answers = {"sft": Answers(sample(ctx, reference, prompts, "sft"))}
+    reference = models.reference(config.temperature)
+    answers = {"sft": Answers(sample(models, reference, prompts, config, seed, "sft"))}
     for name in ("ppo", "dpo"):
-        folder = ctx.run.path / name
-        if (folder / "config.json").exists():
-            policy = ctx.saved_policy(folder)
-            rollout = sample(ctx, policy, prompts, name)
-            answers[name] = Answers(rollout, measured_kl(ctx, policy, reference, rollout))
-    n = ctx.config.evaluate.best_of_n
+        if (path / name / "config.json").exists():
+            policy = models.saved_policy(path / name)
+            policy.temperature = reference.temperature
+            rollout = sample(models, policy, prompts, config, seed, name)
+            answers[name] = Answers(rollout, measured_kl(policy, reference, rollout, config.kl_prompts))
+    n = config.best_of_n
     if n > 1:
-        answers[f"best_of_{n}"] = Answers(best_of(ctx, reference, prompts, n))
+        rounds = [sample(models, reference, prompts, config, seed, "best_of", turn) for turn in range(n)]
+        answers[f"best_of_{n}"] = Answers(best_of(models, path / "reward", rounds))
     return answers
 
 
-def sample(ctx: Context, policy: Policy, prompts: Sequence[Prompt], name: str, turn: int = 0) -> Rollout:
-    config = ctx.config.evaluate
-    policy.temperature = config.temperature or ctx.config.ppo.temperature
+def sample(
+    models: Models,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    config: EvaluateConfig,
+    seed: int,
+    name: str,
+    turn: int = 0,
+) -> Rollout:
+    """One response to each prompt."""
     return sample_rollout(
         policy,
-        ctx.codec,
+        models.codec,
         prompts,
-        max_tokens=ctx.config.model.max_response_tokens,
+        max_tokens=models.config.max_response_tokens,
         batch_size=config.batch_size,
-        seed=ctx.config.seed,
+        seed=seed,
         where=("evaluate", name, turn),
     )
 
 
-def measured_kl(ctx: Context, policy: Policy, reference: Policy, rollout: Rollout) -> dict[str, Any]:
+def measured_kl(policy: Policy, reference: Policy, rollout: Rollout, kl_prompts: int) -> dict[str, Any]:
     """KL(policy || SFT) in nats per response with its standard error, exact over the vocabulary at each token."""
-    n = min(ctx.config.evaluate.kl_prompts, len(rollout))
-    sequences = Sequences.of(policy.top.base, rollout, ctx.codec.pad_id)
+    n = min(kl_prompts, len(rollout))
+    sequences = Sequences.of(policy.top.base, rollout, policy.pad_id)
     last = list(range(len(rollout) - n, len(rollout)))
     values = torch.zeros(n)
-    for rows, batch in sequences.batches(32, last):
+    for rows, batch in sequences.batches(KL_BATCH, last):
         values[[row - last[0] for row in rows]] = response_kl(policy, reference, batch)
     return {
         "kl": float(values.mean()),
@@ -132,21 +148,16 @@ def measured_kl(ctx: Context, policy: Policy, reference: Policy, rollout: Rollou
     }
 
 
-def best_of(ctx: Context, reference: Policy, prompts: Sequence[Prompt], n: int) -> Rollout:
-    """The ensemble's pick among n SFT responses to each prompt: what reward alone buys, without training."""
-    ensemble = load_ensemble(ctx)
-    rounds = [sample(ctx, reference, prompts, "best_of", turn) for turn in range(n)]
-    anchor: torch.Tensor | None = None
-    scores = []
-    for rollout in rounds:
-        sequences = Sequences.of(ctx.base, rollout, ctx.codec.pad_id)
-        if anchor is None:
-            anchor = ensemble.normalised(sequences)
-        scores.append(ensemble.score(sequences, anchor).scores)
-    picks = torch.stack(scores).argmax(0).tolist()  # (N,)
+def best_of(models: Models, rewards: Path, rounds: Sequence[Rollout]) -> Rollout:
+    """The ensemble's pick among several SFT responses to each prompt: what reward alone buys, without training. The
+    first round is the reference of those scores that need one."""
+    ensemble = load_ensemble(models.base, rewards)
+    sequences = [Sequences.of(models.base, rollout, models.codec.pad_id) for rollout in rounds]
+    anchor = ensemble.normalised(sequences[0])
+    picks = torch.stack([ensemble.score(s, anchor).scores for s in sequences]).argmax(0).tolist()  # (N,)
     rows = list(enumerate(picks))
     return Rollout(
-        prompts=list(prompts),
+        prompts=rounds[0].prompts,
         prompt_ids=rounds[0].prompt_ids,
         response_ids=[rounds[k].response_ids[i] for i, k in rows],
         texts=[rounds[k].texts[i] for i, k in rows],
@@ -158,16 +169,23 @@ def best_of(ctx: Context, reference: Policy, prompts: Sequence[Prompt], n: int) 
     )
 
 
-def build_examiner(ctx: Context, rollouts: Sequence[Rollout]) -> tuple[str, Examiner]:
+def build_examiner(
+    models: Models,
+    data: Data,
+    path: Path,
+    config: EvaluateConfig,
+    answers: dict[str, Answers],
+    seed: int,
+) -> tuple[str, Examiner]:
     """Who decides: a fresh panel of simulated annotators, or a reward model trained on pairs of its own."""
-    if ctx.config.evaluate.examiner == "panel":
-        assert ctx.gold is not None, "checked with the configuration"
-        votes = panel(ctx.gold, ctx.config.label.simulated, derive_seed(ctx.config.seed, "panel"), PANEL_SIZE)
+    if config.examiner == "panel":
+        assert data.gold is not None, "checked with the configuration"
+        votes = panel(data.gold, data.label.simulated, derive_seed(seed, "panel"), PANEL_SIZE)
         return f"panel of {PANEL_SIZE} fresh simulated annotators", votes
-    model = load_head(ctx, "examiner")
+    model = load_head(models.base, path / "reward" / "examiner")
     scores: dict[tuple[str, str], float] = {}
-    for rollout in rollouts:
-        scores |= examiner_scores(ctx, model, rollout)
+    for answer in answers.values():
+        scores |= examiner_scores(models, model, answer.rollout)
 
     def judge(prompt: Prompt, first: str, second: str) -> float:
         # A score does not depend on what stands beside it, so both orders compare the same two scores.
@@ -177,25 +195,26 @@ def build_examiner(ctx: Context, rollouts: Sequence[Rollout]) -> tuple[str, Exam
     return "a reward model trained on pairs of its own", judge
 
 
-def examiner_scores(ctx: Context, model: ScalarHead, rollout: Rollout) -> dict[tuple[str, str], float]:
+def examiner_scores(models: Models, model: ScalarHead, rollout: Rollout) -> dict[tuple[str, str], float]:
     """What the held-out reward model says of every response."""
-    values = raw_scores(model, Sequences.of(ctx.base, rollout, ctx.codec.pad_id), EXAMINER_BATCH).tolist()
+    sequences = Sequences.of(models.base, rollout, models.codec.pad_id)
+    values = raw_scores(model, sequences, EXAMINER_BATCH).tolist()
     ids = [p.id for p in rollout.prompts]
     return dict(zip(zip(ids, rollout.texts, strict=True), values, strict=True))
 
 
 def account(
-    ctx: Context,
     name: str,
     prompts: Sequence[Prompt],
     n_selection: int,
     answer: Answers,
     sft: Answers,
     outcomes: Sequence[float],
+    config: EvaluateConfig,
+    seed: int,
 ) -> tuple[dict[str, Any], Candidate]:
     """Win rates of one policy on both splits, raw and length-controlled."""
-    config = ctx.config.evaluate
-    seed = derive_seed(ctx.config.seed, "bootstrap", name) % 2**32
+    seed = derive_seed(seed, "bootstrap", name) % 2**32
 
     def rate(part: slice) -> Interval:
         groups = [p.group for p in prompts[part]]
@@ -204,12 +223,10 @@ def account(
         )
 
     selection, test = rate(slice(n_selection)), rate(slice(n_selection, None))
-    deltas = [float(a - b) for a, b in zip(answer.rollout.lengths, sft.rollout.lengths, strict=True)][
-        n_selection:
-    ]
+    deltas = [float(a - b) for a, b in zip(answer.rollout.lengths, sft.rollout.lengths, strict=True)]
     controlled = length_controlled_win_rate(
         list(outcomes[n_selection:]),
-        deltas,
+        deltas[n_selection:],
         clusters=[p.group for p in prompts[n_selection:]],
         seed=seed,
         confidence=config.confidence,
@@ -237,12 +254,16 @@ def mean_length(answers: Answers, n_selection: int) -> float:
 
 
 def gold_account(
-    ctx: Context, test: Sequence[Prompt], answers: dict[str, Answers], n_selection: int
+    gold: Callable[[Prompt, str], float],
+    test: Sequence[Prompt],
+    answers: dict[str, Answers],
+    n_selection: int,
+    config: EvaluateConfig,
+    seed: int,
 ) -> dict[str, Any]:
     """A rehearsal's verdict on the verdict: win rate against SFT by the true preference."""
-    assert ctx.gold is not None
     golds = {
-        name: [ctx.gold(p, t) for p, t in zip(test, a.texts[n_selection:], strict=True)]
+        name: [gold(p, t) for p, t in zip(test, a.texts[n_selection:], strict=True)]
         for name, a in answers.items()
     }
     base = golds["sft"]
@@ -251,13 +272,12 @@ def gold_account(
         if name == "sft":
             continue
         outcomes = [1.0 if a > b else 0.0 if a < b else 0.5 for a, b in zip(values, base, strict=True)]
-        seed = derive_seed(ctx.config.seed, "gold", name) % 2**32
         interval = win_rate(
             outcomes,
             [p.group for p in test],
-            seed=seed,
-            draws=ctx.config.evaluate.bootstrap,
-            confidence=ctx.config.evaluate.confidence,
+            seed=derive_seed(seed, "gold", name) % 2**32,
+            draws=config.bootstrap,
+            confidence=config.confidence,
         )
         report[name] = {
             **as_win_rate(interval),

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from burnish.config.loading import load_config
+from burnish.config.data import DataConfig
+from burnish.config.evaluate import EvaluateConfig
+from burnish.config.label import LabelConfig
+from burnish.config.model import ModelConfig
+from burnish.config.reward import RewardConfig
 from burnish.data.prompts import PromptSplits
 from burnish.data.store import LabelStore
 from burnish.models.heads import new_reward_head, raw_scores
@@ -19,9 +23,10 @@ from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top
 from burnish.pipeline import doctor
-from burnish.pipeline.examining import examiner_scores
-from burnish.pipeline.gather import label
-from burnish.pipeline.rewarding import score_sd, split_labels
+from burnish.pipeline.data import Data
+from burnish.pipeline.evaluate import examiner_scores
+from burnish.pipeline.label import label
+from burnish.pipeline.reward import score_sd
 from burnish.records import Message, Preference, Prompt
 from burnish.reward.ensemble import RewardEnsemble
 
@@ -34,13 +39,9 @@ def test_rows_that_contradict_each_other_are_both_kept_and_counted(tmp_path: Pat
     pairs.append(Preference(Prompt("q"), "a", "b", chosen_ended=False))
     rows: list[Any] = []
     with LabelStore(tmp_path / "l.sqlite") as store:
-        ctx: Any = SimpleNamespace(
-            config=load_config(None, ["label.source=imported", "label.preferences=x"]),
-            imported=SimpleNamespace(pairs=pairs),
-            store=store,
-            run=SimpleNamespace(append=lambda name, row: rows.append(row)),
-        )
-        label(ctx)
+        data: Any = SimpleNamespace(imported=SimpleNamespace(pairs=pairs), store=store)
+        journal: Any = SimpleNamespace(run=SimpleNamespace(append=lambda name, row: rows.append(row)))
+        label(data, journal, LabelConfig(source="imported"), seed=0)
         assert rows[0]["labels"] == 41
         assert (rows[0]["comparisons"], rows[0]["ties"], rows[0]["contradicted"]) == (21, 20, 20)
         assert {v.annotator for v in store.labels()} == {"import", "import-2"}
@@ -60,13 +61,12 @@ def test_pairs_that_begin_as_a_held_out_dialogue_are_held_out(codec: Codec) -> N
     longer = [Preference(dialogue(f"Question {i}?", "go on"), "a", "b") for i in range(30)]
     others = [Preference(Prompt(f"other {i}"), "a", "b") for i in range(200)]
     plain = Codec(codec.tokenizer, codec.pad_id, codec.eos_id, codec.eos_ids, False)
-    ctx: Any = SimpleNamespace(
-        config=load_config(None, ["evaluate.examiner=reward_model", "model.max_prompt_tokens=200"]),
-        codec=plain,
-        store=SimpleNamespace(preferences=lambda: [*longer, *others]),
-        splits=PromptSplits([], held[:15], held[15:]),
-    )
-    parts = split_labels(ctx)
+    models: Any = SimpleNamespace(codec=plain, config=ModelConfig(max_prompt_tokens=200))
+    nobody: Any = None
+    data = Data(DataConfig(), LabelConfig(), RewardConfig(), True, models, nobody, 0)
+    data.__dict__["splits"] = PromptSplits([], held[:15], held[15:])
+    data.__dict__["store"] = SimpleNamespace(preferences=lambda: [*longer, *others])
+    parts = data.parts
     assert {p.prompt.id for p in longer} <= {p.prompt.id for p in parts["examiner"]}
     for role in ("members", "watcher", "validation"):
         assert not {p.prompt.group for p in parts[role]} & {p.group for p in held}
@@ -75,18 +75,17 @@ def test_pairs_that_begin_as_a_held_out_dialogue_are_held_out(codec: Codec) -> N
 @pytest.mark.parametrize(("held", "ok"), [("What is 17 plus 4?", False), ("What is a plus?", True)])
 def test_the_doctor_sees_near_copies_on_two_sides(held: str, ok: bool) -> None:
     train, other = [Prompt("What is 3 plus 5?"), Prompt("Who are you?")], Prompt("Where is Rome?")
-    ctx: Any = SimpleNamespace(
-        config=load_config(None, []), splits=PromptSplits(train, [Prompt(held)], [other])
-    )
-    found = {f.check: f for f in doctor._data(ctx)}
+    splits = PromptSplits(train, [Prompt(held)], [other])
+    data: Any = SimpleNamespace(label=LabelConfig(), splits=splits)
+    found = {f.check: f for f in doctor._data(data, EvaluateConfig())}
     assert found["leakage between splits"].ok is ok
 
 
-def reading(base: Base, codec: Codec) -> Any:
+def models_of(base: Base, codec: Codec) -> Any:
     return SimpleNamespace(
         base=base,
         codec=codec,
-        config=load_config(None, ["model.max_response_tokens=6", "reward.reference_samples=32"]),
+        config=ModelConfig(max_response_tokens=6),
         reference=lambda: make_policy(Top(base, trainable=False), codec.pad_id),
     )
 
@@ -94,12 +93,12 @@ def reading(base: Base, codec: Codec) -> Any:
 def test_the_examiner_reads_a_cut_off_answer_as_everybody_does(
     base: Base, codec: Codec, prompts: list[Prompt]
 ) -> None:
-    ctx = reading(base, codec)
-    policy: Policy = ctx.reference()
+    models = models_of(base, codec)
+    policy: Policy = models.reference()
     rollout = sample_rollout(policy, codec, prompts[:8], max_tokens=6, batch_size=8, seed=0, where=("cut",))
     assert not all(rollout.ended)
     model = new_reward_head(base, 0, "examiner", layers="all", dropout=0.0).eval()
-    scores = examiner_scores(ctx, model, rollout)
+    scores = examiner_scores(models, model, rollout)
     expected = raw_scores(model, Sequences.of(base, rollout, codec.pad_id), 8)
     for prompt, text, value in zip(prompts[:8], rollout.texts, expected.tolist(), strict=True):
         assert scores[prompt.id, text] == pytest.approx(value, abs=1e-5)
@@ -121,15 +120,16 @@ def test_the_scale_of_the_score_does_not_count_what_members_offset_a_prompt_by(
     how: Any, base: Base, codec: Codec, prompts: list[Prompt]
 ) -> None:
     """Comparing members across prompts would take offsets, which mean nothing, for disagreement."""
-    ctx = reading(base, codec)
+    models = models_of(base, codec)
     rollout = sample_rollout(
-        ctx.reference(), codec, prompts, max_tokens=6, batch_size=64, seed=0, where=("reference",)
+        models.reference(), codec, prompts, max_tokens=6, batch_size=64, seed=0, where=("reference",)
     )
+    config = RewardConfig(reference_samples=32)
     found = []
     for offset in (0.0, 1.0):
         ensemble = Planted([], torch.zeros(3), torch.ones(3), how=how, uwo_lambda=1.0)
         ensemble.offset = offset
         raw = ensemble.raw(Sequences.of(base, rollout, codec.pad_id))
-        found.append(score_sd(ctx, ensemble, raw, prompts))
+        found.append(score_sd(models, ensemble, raw, prompts, config, EvaluateConfig(), 0))
     assert found[0] > 0
     assert found[1] == pytest.approx(found[0], rel=1e-4)

@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 from burnish.checkpoints import atomic_folder, read_json, write_json
 from burnish.models.load import load_model
-from burnish.pipeline.context import Context
+from burnish.pipeline.models import Models
 from burnish.report.page import render_report
 from burnish.report.summary import build_summary
 
 
-def report(ctx: Context) -> list[str]:
-    """Publish what the run found."""
-    evaluation = read_json(ctx.run.path / "evaluation.json")
-    export_champion(ctx, evaluation)
-    render_report(ctx.run.path, completing="report")
-    write_json(ctx.run.path / "summary.json", build_summary(ctx.run.path, completing="report"))
+def report(models: Models, path: Path, name: str, seed: int) -> list[str]:
+    """Publish what the run in `path` found."""
+    evaluation = read_json(path / "evaluation.json")
+    export_champion(models, path, evaluation, model_card(models, name, seed, evaluation))
+    render_report(path, completing="report")
+    write_json(path / "summary.json", build_summary(path, completing="report"))
     return ["champion", "summary.json", "report.html"]
 
 
-def export_champion(ctx: Context, evaluation: dict[str, Any]) -> None:
-    """Copy the champion to champion/ with a model card; best-of-n ships the SFT model, the card says how to use it."""
-    name = evaluation["champion"]
-    source = ctx.run.path / name
-    with atomic_folder(ctx.run.path / "champion") as folder:
-        if (source / "config.json").exists():
+def export_champion(models: Models, path: Path, evaluation: dict[str, Any], card: str) -> None:
+    """Copy the champion to champion/ with its card; best-of-n ships the SFT model, the card says how to use it."""
+    folders = (path / name for name in (evaluation["champion"], "sft"))
+    source = next((f for f in folders if (f / "config.json").exists()), None)
+    with atomic_folder(path / "champion") as folder:
+        if source is not None:
             for file in source.iterdir():
                 if file.is_file():
                     shutil.copy2(file, folder / file.name)
         else:
-            lm, codec = load_model(ctx.config.model)
+            lm, codec = load_model(models.config)
             lm.save_pretrained(folder)
             codec.tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(model_card(ctx, evaluation), encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def model_card(ctx: Context, evaluation: dict[str, Any]) -> str:
+def model_card(models: Models, name: str, seed: int, evaluation: dict[str, Any]) -> str:
     """What the model is, what it was compared with, on how many prompts, and who judged."""
     champion = evaluation["champion"]
     figures = evaluation["policies"][champion]
@@ -47,9 +48,9 @@ def model_card(ctx: Context, evaluation: dict[str, Any]) -> str:
         "tags: [burnish, rlhf]",
         "---",
         "",
-        f"# {ctx.config.name}: {champion.upper()}",
+        f"# {name}: {champion.upper()}",
         "",
-        f"Aligned from `{ctx.config.model.path}` with Burnish, seed {ctx.config.seed}.",
+        f"Aligned from `{models.config.path}` with Burnish, seed {seed}.",
         "",
         f"- Decision: {evaluation['reason']}",
         f"- Examiner: {evaluation['examiner']}" + (" (provisional)" if evaluation["provisional"] else ""),

@@ -1,0 +1,13 @@
+"""Pairs to be labelled."""
+
+from pydantic import Field
+
+from burnish.config.strict import Section
+
+
+class CollectConfig(Section):
+    """Pairs sampled from the policy."""
+
+    n_pairs: int = Field(1536, ge=0)  # 0: use imported pairs only
+    temperature: float = Field(1.0, gt=0)
+    batch_size: int = Field(128, ge=1)

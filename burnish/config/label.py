@@ -1,0 +1,28 @@
+"""Who labels, and what is imported."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from burnish.config.strict import Section
+
+
+class SimulatedConfig(Section):
+    """Simulated annotators: they choose by the true preference, with these faults."""
+
+    annotators: int = Field(8, ge=1)
+    noise: float = Field(0.4, ge=0)  # scale of the logistic noise on the difference in gold
+    length_bias: float = 0.0  # added to the difference in gold, per word the first response is longer
+    position_bias: float = 0.0  # added to the difference in gold for whatever stands first
+    spam_share: float = Field(0.0, ge=0, le=1)  # share of annotators who answer at random
+
+
+class LabelConfig(Section):
+    """Who answers the comparisons."""
+
+    source: Literal["simulated", "imported"] = "simulated"
+    preferences: str | None = None  # file, or `datasets` name, of Hugging Face preference pairs to import
+    split: str = "train"  # the split, when `preferences` is a `datasets` name
+    max_pairs: int | None = Field(None, ge=1)
+    labels_per_pair: int = Field(1, ge=1)
+    simulated: SimulatedConfig = SimulatedConfig()

@@ -1,0 +1,20 @@
+"""When a run is unhealthy, and who is told its figures."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from burnish.config.strict import Section
+
+
+class MonitorConfig(Section):
+    """Health alerts and where the figures go besides JSONL."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
+    sample_every: int = Field(10, ge=1)  # updates between kept samples
+    kl_spike: float = Field(2.0, gt=1)  # times the target
+    entropy_floor: float = Field(0.3, gt=0, lt=1)  # share of the entropy at the start
+    loss_spike: float = Field(8.0, gt=1)  # times the running median
+    clip_fraction: float = Field(0.4, gt=0, le=1)
+    approx_kl: float = Field(0.2, gt=0)
+    skipped_limit: int = Field(3, ge=1)  # consecutive non-finite updates

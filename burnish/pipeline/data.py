@@ -1,0 +1,151 @@
+"""The data of a run: prompts and their splits, imported pairs, the label store, and who learns from which labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from burnish.config.data import DataConfig
+from burnish.config.label import LabelConfig
+from burnish.config.model import ModelConfig
+from burnish.config.reward import RewardConfig
+from burnish.data.preferences import ImportResult, read_preferences
+from burnish.data.prompts import PromptSplits, read_prompts, split_pairs, split_prompts
+from burnish.data.store import LabelStore
+from burnish.errors import ConfigError, DataError
+from burnish.models.load import Codec
+from burnish.pipeline.journal import Journal
+from burnish.pipeline.models import Models
+from burnish.records import Preference, Prompt
+from burnish.rehearse import grammar, world
+
+DEFAULT_STORIES = 2400
+MIN_PAIRS = 8
+
+
+def fits(codec: Codec, limits: ModelConfig, prompt: Prompt, *responses: tuple[str, bool]) -> bool:
+    """Whether a prompt and each of its responses (text, whether it ended) are within their limits in tokens."""
+    return len(codec.encode_prompt(prompt)) <= limits.max_prompt_tokens and all(
+        len(codec.encode_response(text, end=ended)) <= limits.max_response_tokens for text, ended in responses
+    )
+
+
+@dataclass
+class Data:
+    """Read when first asked for; what cannot be used is counted in files of its own."""
+
+    config: DataConfig
+    label: LabelConfig
+    reward: RewardConfig
+    examiner: bool  # whether a reward model is the examiner, and needs pairs of its own
+    models: Models
+    journal: Journal
+    seed: int
+
+    @property
+    def gold(self) -> Callable[[Prompt, str], float] | None:
+        """A rehearsal's true preference: for the simulated annotators, and for the account given after the
+        decision. None when labels are real."""
+        return world.gold if self.label.source == "simulated" else None
+
+    @cached_property
+    def store(self) -> LabelStore:
+        return LabelStore(self.journal.path / "labels.sqlite")
+
+    def close(self) -> None:
+        """Release the label store, if it was opened."""
+        if "store" in self.__dict__:
+            self.store.close()
+
+    @cached_property
+    def imported(self) -> ImportResult:
+        """The preference pairs the configuration names."""
+        if self.label.preferences is None:
+            raise ConfigError(
+                "label.source is 'imported' but label.preferences is not set; name a file or a datasets name"
+            )
+        return read_preferences(
+            self.label.preferences,
+            split=self.label.split,
+            max_pairs=self.label.max_pairs,
+            limit=self.config.rejected_rows_limit,
+            rejected_to=self.journal.path / "rejected" / "import.jsonl",
+            fits=self._fits,
+        )
+
+    def _fits(self, pair: Preference) -> bool:
+        sides = ((pair.chosen, pair.chosen_ended), (pair.rejected, pair.rejected_ended))
+        return fits(self.models.codec, self.models.config, pair.prompt, *sides)
+
+    @cached_property
+    def splits(self) -> PromptSplits:
+        """Train, selection and test prompts; those too long for the model are left out, counted and named."""
+        data, codec = self.config, self.models.codec
+        if data.prompts == "stories":
+            prompts = grammar.prompts(data.n_prompts or DEFAULT_STORIES, self.seed)
+        elif data.prompts == "preferences":
+            prompts = list({p.prompt.id: p.prompt for p in self.imported.pairs}.values())
+        else:
+            prompts = read_prompts(data.prompts)
+        limit = self.models.config.max_prompt_tokens
+        lengths = [len(codec.encode_prompt(p)) for p in prompts]
+        short = [p for p, n in zip(prompts, lengths, strict=True) if n <= limit][: data.n_prompts]
+        long = [
+            {"prompt": p.text[:80], "reason": "too long", "tokens": n}
+            for p, n in zip(prompts, lengths, strict=True)
+            if n > limit
+        ]
+        if long:
+            self.journal.view.note(
+                f"{len(long)} of {len(prompts)} prompts are over model.max_prompt_tokens={limit} and left out"
+            )
+            self.journal.reject("prompts", long)
+        splits = split_prompts(short, selection_share=data.selection_share, test_share=data.test_share)
+        if not (splits.train and splits.selection and splits.test):
+            raise DataError(
+                f"data.prompts={data.prompts!r} leaves {len(splits.train)} training, {len(splits.selection)} "
+                f"selection and {len(splits.test)} test prompts; each needs at least one: give more prompts"
+            )
+        return splits
+
+    @cached_property
+    def parts(self) -> dict[str, list[Preference]]:
+        """Who learns from which labelled pairs: members, watcher, validation and examiner never share a prompt, and no
+        member or watcher sees a prompt that the policies are examined on. To be asked when labels are complete."""
+        pairs = self._usable_pairs()
+        shares = {
+            "watcher": self.reward.watcher_share,
+            "validation": self.reward.validation_share,
+            "examiner": self.reward.examiner_share if self.examiner else 0.0,
+        }
+        shares["members"] = 1.0 - sum(shares.values())
+        held_out = {p.group for p in (*self.splits.selection, *self.splits.test)}
+        parts = split_pairs([p for p in pairs if p.prompt.group not in held_out], shares)
+        if self.examiner:
+            parts["examiner"] = parts["examiner"] + [p for p in pairs if p.prompt.group in held_out]
+        for role, share in shares.items():
+            if share and len(parts[role]) < MIN_PAIRS:
+                raise DataError(
+                    f"only {len(parts[role])} of {len(pairs)} labelled pairs fall to the {role} "
+                    f"(reward.{role}_share), at least {MIN_PAIRS} are needed: label more pairs"
+                )
+        return parts
+
+    def _usable_pairs(self) -> list[Preference]:
+        """Labelled pairs with a side that won and a length the model can take; the rest is counted in a file."""
+        kept: list[Preference] = []
+        dropped = []
+        for pair in self.store.preferences():
+            if self._fits(pair):
+                kept.append(pair)
+            else:
+                dropped.append({"comparison": pair.comparison_id, "reason": "too long"})
+        if dropped:
+            self.journal.reject("reward", dropped)
+        if not kept:
+            raise DataError(
+                "there are no labelled pairs to train a reward model on; import some (label.preferences) or "
+                "collect and label (collect.n_pairs)"
+            )
+        return kept

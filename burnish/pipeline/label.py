@@ -1,0 +1,65 @@
+"""The label stage: the comparisons are answered, by simulated annotators or by labels that were imported."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from burnish.config.label import LabelConfig
+from burnish.errors import DataError
+from burnish.pipeline.data import Data
+from burnish.pipeline.journal import Journal
+from burnish.randomness import derive_seed
+from burnish.records import Comparison, Label, Preference, Response, content_id
+from burnish.rehearse.annotators import SimulatedAnnotators
+
+
+def label(data: Data, journal: Journal, config: LabelConfig, seed: int) -> list[str]:
+    """Fill the label store with answers."""
+    if config.source == "imported":
+        import_labels(data)
+    else:
+        simulate_labels(data, config, seed)
+    journal.run.append("metrics/label.jsonl", {"step": 1, **data.store.consensus_report()})
+    return ["labels.sqlite"]
+
+
+def import_labels(data: Data) -> None:
+    """Every imported pair as a comparison with one label."""
+    comparisons, labels = [], []
+    times = Counter[str]()
+    for pair in data.imported.pairs:
+        drawn, preference = drawn_sides(pair)
+        comparisons.append(drawn)
+        # Two rows that say opposite things of one question are two voices, not one.
+        times[drawn.id] += 1
+        voice = "import" if times[drawn.id] == 1 else f"import-{times[drawn.id]}"
+        labels.append(Label(drawn.id, voice, preference, "imported"))
+    data.store.add_comparisons(comparisons)
+    data.store.add_labels(labels)
+
+
+def drawn_sides(pair: Preference) -> tuple[Comparison, float]:
+    """The pair as a question, and how far it prefers the first side. Files put the winner first: which response
+    stands first is drawn by a hash of both, so that "first wins" means nothing, whichever of them won."""
+    chosen = Response(pair.chosen, ended=pair.chosen_ended)
+    rejected = Response(pair.rejected, ended=pair.rejected_ended)
+    texts = sorted((pair.chosen, pair.rejected))
+    first = texts[int(content_id("side", pair.prompt.id, *texts), 16) % 2]
+    if first == pair.chosen:
+        return Comparison(pair.prompt, chosen, rejected), pair.confidence
+    return Comparison(pair.prompt, rejected, chosen), 1.0 - pair.confidence
+
+
+def simulate_labels(data: Data, config: LabelConfig, seed: int) -> None:
+    """A rehearsal's annotators answer, `labels_per_pair` of them each comparison."""
+    assert data.gold is not None
+    crowd = SimulatedAnnotators(data.gold, config.simulated, derive_seed(seed, "annotators"))
+    labels = []
+    for comparison in data.store.comparisons():
+        first = int(comparison.id, 16)
+        for turn in range(config.labels_per_pair):
+            annotator = (first + turn) % config.simulated.annotators
+            labels.append(crowd.label(comparison, annotator))
+    if not labels:
+        raise DataError("there is nothing to label: collect.n_pairs is 0 or every pair came out identical")
+    data.store.add_labels(labels)

@@ -1,0 +1,78 @@
+"""The models of a run: one frozen base, its codec, and the policies that are made from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from burnish.config.model import ModelConfig
+from burnish.config.rates import Job, learning_rate
+from burnish.errors import ConfigError
+from burnish.models.artefacts import load_policy
+from burnish.models.load import Codec, load_model
+from burnish.models.logprobs import Policy, make_policy
+from burnish.models.shared_base import Base, Top
+
+
+@dataclass
+class Models:
+    """Loaded when first asked for. `fine_tuned` is where SFT leaves the reference policy, None when the model is taken
+    as given; `temperature` that of every policy, unless who samples sets another."""
+
+    config: ModelConfig
+    fine_tuned: Path | None
+    temperature: float
+
+    @cached_property
+    def _loaded(self) -> tuple[PreTrainedModel, Codec]:
+        lm, codec = load_model(self.config, path=self.fine_tuned)
+        limits = self.config
+        wanted = limits.max_prompt_tokens + limits.max_response_tokens
+        context = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and wanted > context:
+            raise ConfigError(
+                f"model.max_prompt_tokens={limits.max_prompt_tokens} and model.max_response_tokens="
+                f"{limits.max_response_tokens} make {wanted}, but {limits.path!r} takes {context} tokens; lower one"
+            )
+        return lm, codec
+
+    @property
+    def codec(self) -> Codec:
+        return self._loaded[1]
+
+    @cached_property
+    def base(self) -> Base:
+        """The reference policy (the model as given, or as SFT left it), cut as the configuration says."""
+        return self._make_base(*self._loaded)
+
+    def as_given(self) -> tuple[Base, Codec]:
+        """The model before SFT."""
+        lm, codec = load_model(self.config)
+        return self._make_base(lm, codec), codec
+
+    def _make_base(self, lm: PreTrainedModel, codec: Codec) -> Base:
+        base = Base(lm, self.config.layers, self.config.lora)
+        base.check(codec.pad_id)
+        if self.config.frozen_dtype == "bfloat16":
+            base.halve_frozen()
+        return base
+
+    def new_policy(self) -> Policy:
+        """A trainable policy that starts as the reference."""
+        return make_policy(Top(self.base), self.codec.pad_id, self.temperature)
+
+    def reference(self, temperature: float | None = None) -> Policy:
+        """The frozen reference policy; shares its weights with the base."""
+        top = Top(self.base, trainable=False)
+        return make_policy(top, self.codec.pad_id, temperature or self.temperature)
+
+    def saved_policy(self, folder: Path) -> Policy:
+        """A policy of this run, from its exported folder."""
+        return make_policy(load_policy(self.base, folder), self.codec.pad_id, self.temperature)
+
+    def rate(self, job: Job, given: float | None) -> float:
+        """The configured learning rate, or the default for this job and model."""
+        return learning_rate(job, self.config) if given is None else given

@@ -1,0 +1,148 @@
+"""The reward stage: train the ensemble, its watcher and (where nobody else judges) the examiner; examine them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from burnish.checkpoints import write_json
+from burnish.config.evaluate import EvaluateConfig
+from burnish.config.ppo import PPOConfig
+from burnish.config.reward import RewardConfig
+from burnish.models.artefacts import save_reward_model
+from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
+from burnish.models.sampling import sample_rollout
+from burnish.models.sequences import Sequences
+from burnish.parallel import side_by_side
+from burnish.pipeline.data import Data
+from burnish.pipeline.journal import Journal
+from burnish.pipeline.models import Models
+from burnish.randomness import derive_seed
+from burnish.records import Preference, Prompt, Rollout
+from burnish.reward.ensemble import RewardEnsemble, normalisation, pair_spread
+from burnish.reward.examine import examine, watcher_verdict
+from burnish.reward.saved import SCORED_AT_ONCE, load_head, save_ensemble
+from burnish.reward.train import EncodedPairs, train_reward_model
+
+
+def reward(
+    models: Models,
+    data: Data,
+    journal: Journal,
+    config: RewardConfig,
+    ppo: PPOConfig,
+    examination: EvaluateConfig,
+    seed: int,
+) -> list[str]:
+    """Train the members side by side, then watcher and examiner (a checkpoint after each group), normalise them on
+    reference samples (as many as `ppo` has prompts for), examine with the confidence of the `examination`."""
+    folder = journal.path / "reward"
+    parts = data.parts
+    names = [f"member-{k}" for k in range(config.members)]
+    groups = [[(name, "members") for name in names]]
+    groups += [[(role, role) for role in ("watcher", "examiner") if parts[role]]]
+    found = journal.latest_checkpoint()
+    for group in groups[found.step if found else 0 :]:
+        train_group(models, journal, config, {name: parts[role] for name, role in group}, seed)
+        journal.checkpoint()
+    prompts = reference_prompts(data, config, ppo)
+    rollout = sample_reference(models, prompts, examination.batch_size, seed, "reference")
+    samples = Sequences.of(models.base, rollout, models.codec.pad_id)
+    members = [load_head(models.base, folder / name) for name in names]
+    raw = torch.stack([raw_scores(m, samples, SCORED_AT_ONCE) for m in members], 1)  # (N, K)
+    ensemble = RewardEnsemble(members, *normalisation(raw), config.aggregate, config.uwo_lambda)
+    validation = EncodedPairs(models.base, models.codec, parts["validation"])
+    held_out = ensemble.raw(validation.sequences)  # (2N, K)
+    ensemble.reference_variance = max(pair_spread((held_out - ensemble.mean) / ensemble.sd), 1e-8)
+    first = {c.id: c.first.text for c in data.store.comparisons()}
+    report = examine(parts["validation"], held_out, ensemble.sd, first, examination.confidence)
+    more: dict[str, Any] = {"score_sd": score_sd(models, ensemble, raw, prompts, config, examination, seed)}
+    for role in ("watcher", "examiner"):
+        if not parts[role]:
+            continue
+        model = load_head(models.base, folder / role)
+        mean, sd = normalisation(raw_scores(model, samples, SCORED_AT_ONCE)[:, None])
+        more[role] = {"mean": float(mean), "sd": float(sd)}
+        scores = raw_scores(model, validation.sequences, SCORED_AT_ONCE)[:, None]
+        report[role] = examine(parts["validation"], scores, sd, first, examination.confidence)
+        if role == "watcher":
+            report[role] |= watcher_verdict(report[role], report["baselines"])
+    report.setdefault("watcher", None)
+    report["pairs"] = {role: len(pairs) for role, pairs in parts.items()}
+    save_ensemble(ensemble, folder, raw, more)
+    write_json(folder / "examination.json", report)
+    return ["reward"]
+
+
+def train_group(
+    models: Models, journal: Journal, config: RewardConfig, jobs: dict[str, list[Preference]], seed: int
+) -> None:
+    """Train and export reward models side by side; a model's name seeds its head, bootstrap, order and dropout."""
+    encoded: dict[int, EncodedPairs] = {}  # members learn from the same list
+    heads: dict[str, ScalarHead] = {}
+    loops = []
+    for name, pairs in jobs.items():
+        journal.view.note(f"reward: {name} on {len(pairs)} pairs")
+        if id(pairs) not in encoded:
+            encoded[id(pairs)] = EncodedPairs(models.base, models.codec, pairs)
+        heads[name] = new_reward_head(
+            models.base, seed, name, layers=models.config.layers, dropout=config.dropout
+        )
+        loops.append(
+            train_reward_model(
+                heads[name],
+                encoded[id(pairs)],
+                config,
+                learning_rate=models.rate("reward", config.learning_rate),
+                seed=derive_seed(seed, "reward"),
+                member=name,
+            )
+        )
+    for number, stats in side_by_side(loops):
+        journal.log("reward", stats, {"member": list(jobs)[number]})
+    for name, head in heads.items():
+        save_reward_model(head.top, head.head, journal.path / "reward" / name, models.codec.tokenizer)
+
+
+def reference_prompts(data: Data, config: RewardConfig, ppo: PPOConfig) -> list[Prompt]:
+    """The prompts PPO will see, one reference response each: enough to normalise on, no more than it can use."""
+    wanted = max(config.reference_samples, ppo.updates * ppo.batch_size)
+    return list(data.splits.train[:wanted])
+
+
+def sample_reference(
+    models: Models, prompts: Sequence[Prompt], batch_size: int, seed: int, name: str
+) -> Rollout:
+    """A response of the reference policy to each prompt."""
+    return sample_rollout(
+        models.reference(),
+        models.codec,
+        prompts,
+        max_tokens=models.config.max_response_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        where=(name,),
+    )
+
+
+def score_sd(
+    models: Models,
+    ensemble: RewardEnsemble,
+    raw: torch.Tensor,
+    prompts: Sequence[Prompt],
+    config: RewardConfig,
+    examination: EvaluateConfig,
+    seed: int,
+) -> float:
+    """Standard deviation of the ensemble's score on the reference policy's responses (1 for one member), given their
+    raw scores (N, K). Where the score compares members after subtracting that of a reference response, it takes a
+    second response to the same prompts: each member has an offset of its own for every prompt."""
+    normalised = (raw - ensemble.mean) / ensemble.sd
+    if ensemble.how == "mean":
+        return float(normalised.mean(1).std(unbiased=False))
+    some = prompts[: config.reference_samples]
+    again = sample_reference(models, some, examination.batch_size, seed, "reference-2")
+    scores = ensemble.score(Sequences.of(models.base, again, models.codec.pad_id), normalised[: len(some)])
+    return float(scores.scores.std(unbiased=False))

@@ -1,0 +1,65 @@
+"""Reward models of a run, from the folders its reward stage left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from burnish.checkpoints import read_json, write_json
+from burnish.models.artefacts import load_reward_model
+from burnish.models.heads import ScalarHead, raw_scores
+from burnish.models.sequences import Sequences
+from burnish.models.shared_base import Base
+from burnish.reward.ensemble import RewardEnsemble
+
+SCORED_AT_ONCE = 64
+
+
+def load_head(base: Base, folder: Path, *, trainable: bool = False) -> ScalarHead:
+    """A reward model, from its exported folder."""
+    top, head = load_reward_model(base, folder, trainable=trainable)
+    return ScalarHead(top, head).eval()
+
+
+def save_ensemble(
+    ensemble: RewardEnsemble, folder: Path, reference: torch.Tensor, more: dict[str, object]
+) -> None:
+    """What makes the members' scores one: normalisation and aggregation in ensemble.json, `more` beside them, and in
+    reference.safetensors the raw scores (N, K) of the reference samples, in the order of the prompts they answer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"raw": reference.contiguous()}, folder / "reference.safetensors")
+    write_json(folder / "ensemble.json", ensemble.as_json(len(reference)) | more)
+
+
+def load_ensemble(base: Base, folder: Path) -> RewardEnsemble:
+    """The ensemble as the reward stage left it."""
+    saved = read_json(folder / "ensemble.json")
+    return RewardEnsemble(
+        [load_head(base, folder / f"member-{k}") for k in range(len(saved["mean"]))],
+        torch.tensor(saved["mean"]),
+        torch.tensor(saved["sd"]),
+        saved["aggregate"],
+        saved["uwo_lambda"],
+        saved["reference_variance"],
+    )
+
+
+def load_reference(ensemble: RewardEnsemble, folder: Path) -> torch.Tensor:
+    """(N, K) normalised scores of a reference response to each of the first N training prompts."""
+    return (load_file(folder / "reference.safetensors")["raw"] - ensemble.mean) / ensemble.sd
+
+
+class SavedWatcher:
+    """The watcher with its normalisation."""
+
+    def __init__(self, base: Base, folder: Path) -> None:
+        self.model = load_head(base, folder / "watcher")
+        self.scale = read_json(folder / "ensemble.json")["watcher"]
+        examined = read_json(folder / "examination.json")["watcher"]
+        self.armed = bool(examined and examined["armed"])
+
+    def scores(self, sequences: Sequences) -> torch.Tensor:
+        """(N,) in reference standard deviations."""
+        return (raw_scores(self.model, sequences, SCORED_AT_ONCE) - self.scale["mean"]) / self.scale["sd"]
