@@ -6,13 +6,15 @@ import json
 import os
 import signal
 import sys
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from burnish.errors import BurnishError
+from burnish.config.stages import StageName
+from burnish.errors import EXIT_CODES, BurnishError, ConfigError
 
 EXIT_CHAMPION_IS_SFT = 10
 """The run finished, but nothing beat SFT: a code of its own."""
@@ -22,11 +24,10 @@ EXIT_INTERRUPTED = 130
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """What a mistyped command raises; the class that has it is Typer's own business."""
 
-EXIT_CODES = """Exit codes: 0 done; 1 other error; 2 mistyped command; 3 configuration; 4 data; 5 run directory;
-6 model; 7 training; 10 finished, but nothing beat SFT; 130 interrupted (the run can be continued)."""
-
 app = typer.Typer(
-    help=f"Burnish: from preference pairs to a proven champion.\n\n{EXIT_CODES}",
+    help="Burnish: from preference pairs to a proven champion.\n\nExit codes: "
+    + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
+    + ".",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -74,44 +75,21 @@ def quickstart(
 @app.command()
 def run(
     config: ConfigArg = None,
+    until: Annotated[StageName | None, typer.Option(help="Stop after this stage.")] = None,
     sets: SetOption = [],  # noqa: B006
     directory: DirOption = None,
     redo: RedoOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Carry out a run, or continue one that was stopped. A finished run is left as it is."""
-    _run(config, sets, directory, None, redo, as_json)
-
-
-def _stage_command(stage: str, text: str) -> None:
-    def command(
-        config: ConfigArg = None,
-        sets: SetOption = [],  # noqa: B006
-        directory: DirOption = None,
-        redo: RedoOption = False,
-        as_json: JsonOption = False,
-    ) -> None:
-        _run(config, sets, directory, stage, redo, as_json)
-
-    app.command(stage, help=text)(command)
-
-
-for _stage, _text in (
-    ("sft", "Run up to supervised fine-tuning."),
-    ("collect", "Run up to sampling pairs from the policy."),
-    ("label", "Run up to labelling the pairs."),
-    ("reward", "Run up to the reward ensemble and its examination."),
-    ("align", "Run up to PPO (and DPO when it is needed)."),
-    ("evaluate", "Run up to the win rates and the champion."),
-):
-    _stage_command(_stage, _text)
+    _run(config, sets, directory, until, redo, as_json)
 
 
 def _run(
     config: Path | None,
     sets: list[str],
     directory: Path | None,
-    until: str | None,
+    until: StageName | None,
     redo: bool,
     as_json: bool,
 ) -> None:
@@ -188,7 +166,6 @@ def init(
 ) -> None:
     """Write a commented configuration that runs as it stands."""
     from burnish.config.template import template
-    from burnish.errors import ConfigError
 
     if path.exists():
         raise ConfigError(f"{path} exists already; choose another name or remove it")
@@ -222,30 +199,81 @@ def doctor(
         print(f"{mark:<5}{f.check:<26}{f.evidence}")
 
 
+class Kind(StrEnum):
+    """What `export` can write."""
+
+    PAIRS = "pairs"
+    POLICY = "policy"
+    REWARD = "reward"
+
+
 @app.command()
 def export(
     directory: RunArg,
-    path: Annotated[Path, typer.Argument(help="File to write: .jsonl, .jsonl.gz or .parquet.")],
-    conversational: Annotated[bool, typer.Option(help="Write lists of messages.")] = False,
+    path: Annotated[
+        Path, typer.Argument(help="Pairs: .jsonl, .jsonl.gz or .parquet; otherwise a new folder.")
+    ],
+    kind: Annotated[Kind, typer.Option("--as", help="Labelled pairs, the champion, or the reward models.")],
+    conversational: Annotated[bool, typer.Option(help="Pairs as lists of messages.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a run's labelled pairs as Hugging Face preference data."""
-    from burnish.data.preferences import write_preferences
-    from burnish.data.store import LabelStore
-    from burnish.errors import DataError
+    """Write what a run made to a place of its own, as plain Hugging Face data and models."""
+    from burnish.pipeline.export import export_pairs, export_policy, export_reward
 
-    file = directory / "labels.sqlite"
-    if not file.exists():
-        raise DataError(f"{directory} has no labels yet; run `burnish label` first")
-    with LabelStore(file) as store:
-        pairs, counts = store.preferences(), store.consensus_report()
-    write_preferences(pairs, path, conversational=conversational)
-    result = {"file": str(path), "pairs": len(pairs), **counts}
-    print(
-        json.dumps(result)
-        if as_json
-        else f"Wrote {len(pairs)} pairs to {path} ({counts['ties']} ties left out)"
-    )
+    if kind is Kind.PAIRS:
+        result = export_pairs(directory, path, conversational=conversational)
+    else:
+        result = {Kind.POLICY: export_policy, Kind.REWARD: export_reward}[kind](directory, path)
+    what = ", ".join(f"{value} {name}" for name, value in result.items() if name != "path")
+    print(json.dumps(result) if as_json else f"Wrote {kind.value} to {path}: {what}")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="Run directory.")],
+    second: Annotated[Path, typer.Argument(help="Another.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Two runs side by side: settings that differ, and the figures they came to."""
+    from dataclasses import asdict
+
+    from burnish.report.compare import compare as side_by_side
+
+    found = side_by_side(first, second)
+    if as_json:
+        print(json.dumps(asdict(found), indent=1))
+        return
+    rows = [("", first.name, second.name), *found.settings, ("", "", ""), *found.figures]
+    told = [tuple("-" if cell is None else str(cell) for cell in row) for row in rows]
+    widths = [max(len(row[column]) for row in told) for column in (0, 1)]
+    for key, a, b in told:
+        print(f"{key:<{widths[0]}}  {a:<{widths[1]}}  {b}".rstrip())
+
+
+@app.command()
+def chat(
+    directory: RunArg,
+    temperature: Annotated[float | None, typer.Option(min=0.01, help="Default: as in the run.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask SFT and the champion the same things: a prompt a line, or messages as a JSON list; an empty line ends."""
+    _prepare_environment()
+    from burnish.pipeline.chat import answers
+
+    asked = (line for line in iter(_ask, "") if line.strip())
+    for said in answers(directory, asked, temperature):
+        if as_json:
+            print(json.dumps(said, ensure_ascii=False), flush=True)
+            continue
+        width = max(map(len, said))
+        for name, text in said.items():
+            print(f"{name:>{width}} | " + text.strip().replace("\n", f"\n{'':>{width}} | "), flush=True)
+
+
+def _ask() -> str:
+    if sys.stdin.isatty():
+        print("> ", end="", flush=True)
+    return sys.stdin.readline().rstrip("\r\n")
 
 
 @app.command()

@@ -1,5 +1,19 @@
 """Errors that are the user's to mend: each names the value, the rule and the next step."""
 
+EXIT_CODES = {
+    0: "done",
+    1: "other error",
+    2: "mistyped command",
+    3: "configuration",
+    4: "data",
+    5: "run directory",
+    6: "model",
+    7: "training",
+    10: "finished, but nothing beat SFT",
+    130: "interrupted (the run can be continued)",
+}
+"""What the command line ends with: every code, said once."""
+
 
 class BurnishError(Exception):
     """Base of every error shown without a traceback. `exit_code` is what the command line ends with."""

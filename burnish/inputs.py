@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.config import RunConfig
+from burnish.config.loading import flat
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,6 @@ class Inputs:
             for name in dict.fromkeys([*self.files, *old.files])
             if self.files.get(name) != old.files.get(name)
         ]
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of nested mappings; lists and empty mappings are values."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
-    return found
 
 
 def config_inputs(config: RunConfig, uses: Sequence[str], without: Sequence[str] = ()) -> dict[str, Any]:

@@ -28,9 +28,9 @@ from burnish.checkpoints import (
     write_json,
 )
 from burnish.config import RunConfig
-from burnish.config.loading import dump_yaml, forget_unknown
+from burnish.config.loading import dump_yaml, flat, forget_unknown
 from burnish.errors import RunError
-from burnish.inputs import Inputs, flat
+from burnish.inputs import Inputs
 from burnish.locks import hold, owner, still_held
 
 VERSION = 2

@@ -8,6 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from burnish import cli
+from burnish.config.stages import StageName
+from burnish.errors import EXIT_CODES, BurnishError
+from burnish.pipeline.order import STAGES
 
 
 def test_the_quickstart_takes_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,3 +19,23 @@ def test_the_quickstart_takes_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     done = CliRunner().invoke(cli.app, ["quickstart", "--seed", "3", "--set", "ppo.updates=2"])
     assert done.exit_code == 0, done.output
     assert calls[0][1] == ["name=quickstart", "seed=3", "ppo.updates=2"]
+
+
+def test_every_error_has_its_code_in_the_one_table_and_the_help_tells_it() -> None:
+    def family(kind: type[BurnishError]) -> list[type[BurnishError]]:
+        return [kind, *(k for sub in kind.__subclasses__() for k in family(sub))]
+
+    codes = {kind.exit_code for kind in family(BurnishError)}
+    codes |= {0, cli.EXIT_USAGE, cli.EXIT_INTERRUPTED, cli.EXIT_CHAMPION_IS_SFT}
+    assert codes == EXIT_CODES.keys()
+    told = " ".join(CliRunner().invoke(cli.app, ["--help"]).output.split())
+    assert all(f"{code} {meaning}" in told for code, meaning in EXIT_CODES.items())
+
+
+def test_a_run_can_stop_after_any_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(cli, "_run", lambda *args: calls.append(args))
+    for stage in STAGES:
+        assert CliRunner().invoke(cli.app, ["run", "--until", stage.name]).exit_code == 0
+    assert [args[3] for args in calls] == [stage.name for stage in STAGES] == list(StageName)
+    assert CliRunner().invoke(cli.app, ["run", "--until", "lunch"]).exit_code == 2

@@ -18,8 +18,9 @@ import pytest
 from burnish import locks
 from burnish.checkpoints import atomic_folder, atomic_write, read_json, write_json
 from burnish.config import RunConfig
+from burnish.config.loading import flat
 from burnish.errors import RunError
-from burnish.inputs import Inputs, code_version, content_hash, flat
+from burnish.inputs import Inputs, code_version, content_hash
 from burnish.runs import RunDirectory, Stale, Writes
 
 INPUTS = Inputs({}, {}, "c")

@@ -117,6 +117,15 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator
             yield from known_keys(inner, f"{prefix}{name}.")
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested mappings; lists and empty mappings are values."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return found
+
+
 def _check_keys(data: Mapping[str, Any], model: type[BaseModel], prefix: str) -> None:
     for key, value in data.items():
         dotted = f"{prefix}{key}"

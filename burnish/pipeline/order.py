@@ -145,6 +145,7 @@ STAGES = (
             "burnish.monitor.health",
             "burnish.monitor.hacking",
             "burnish.pipeline.align",
+            "burnish.pipeline.guarded",
         ),
         writes=Writes(records=("ppo", "dpo"), folders=("ppo", "dpo"), files=("align.json",)),
         lower="ppo.micro_batch or dpo.micro_batch",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
-from burnish.checkpoints import read_json, write_json
+from burnish.checkpoints import atomic_write, read_json, write_json
 from burnish.models.artefacts import load_reward_model
 from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.sequences import Sequences
@@ -28,8 +28,7 @@ def save_ensemble(
 ) -> None:
     """What makes the members' scores one: normalisation and aggregation in ensemble.json, `more` beside them, and in
     reference.safetensors the raw scores (N, K) of the reference samples, in the order of the prompts they answer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({"raw": reference.contiguous()}, folder / "reference.safetensors")
+    atomic_write(folder / "reference.safetensors", save({"raw": reference.contiguous()}))
     write_json(folder / "ensemble.json", ensemble.as_json(len(reference)) | more)
 
 

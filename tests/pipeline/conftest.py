@@ -12,13 +12,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def burnish(*args: str, cwd: Path = ROOT, check: bool = True) -> subprocess.CompletedProcess[str]:
+def burnish(
+    *args: str, cwd: Path = ROOT, check: bool = True, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, one thread."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "burnish.cli", *args],
         cwd=cwd,
         env=environment,
+        input=stdin,
         capture_output=True,
         text=True,
         check=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,9 +23,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from burnish.config.loading import load_config
 from burnish.data.preferences import read_preferences
 from burnish.data.store import LabelStore
+from burnish.models.sequences import Sequences
 from burnish.monitor.live import View
+from burnish.monitor.trackers import Trackers
 from burnish.pipeline import order
-from burnish.pipeline.order import STAGES, discard, fingerprint, run_pipeline
+from burnish.pipeline.order import STAGES, Workplace, discard, fingerprint, run_pipeline
+from burnish.reward.saved import load_ensemble
 from burnish.runs import RunDirectory
 
 pytestmark = pytest.mark.e2e
@@ -138,8 +142,10 @@ def test_changed_labelling_sets_the_old_labels_aside(short_run: Path, tmp_path: 
     copy = tmp_path / "copy"
     shutil.copytree(short_run, copy)
     burnish(
-        "label",
+        "run",
         "examples/short.yaml",
+        "--until",
+        "label",
         "--dir",
         str(copy),
         "--set",
@@ -163,7 +169,7 @@ def test_align_done_again_leaves_no_row_of_the_old_one(short_run: Path, tmp_path
     assert all(before.values())
     sets = ["threads=1", "ppo.kl.target=2.5"]
     args = [a for s in sets for a in ("--set", s)]
-    burnish("align", "examples/short.yaml", "--dir", str(copy), *args, "--redo")
+    burnish("run", "examples/short.yaml", "--until", "align", "--dir", str(copy), *args, "--redo")
     for name, rows in before.items():
         assert len(run.read_rows(name)) == len(rows), name
     assert run.read_rows("metrics/ppo.jsonl") != before["metrics/ppo.jsonl"]
@@ -298,8 +304,62 @@ def test_doctor_and_export(short_run: Path, tmp_path: Path) -> None:
     assert checks["leakage between splits"] is True
     assert checks["EOS and pad"] is True
     assert {"memory", "time", "disk"} <= checks.keys()
-    burnish("export", str(short_run), str(tmp_path / "pairs.jsonl"))
+    burnish("export", str(short_run), str(tmp_path / "pairs.jsonl"), "--as", "pairs")
     assert len(read_preferences(tmp_path / "pairs.jsonl").pairs) > 150
+    burnish("export", str(short_run), str(tmp_path / "policy"), "--as", "policy")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "policy").config.num_hidden_layers == 4
+    again = burnish("export", str(short_run), str(tmp_path / "policy"), "--as", "policy", check=False)
+    assert again.returncode == 5
+    assert "choose another place" in again.stderr
+
+
+def test_exported_reward_models_give_the_runs_score_by_their_card_alone(
+    short_run: Path, tmp_path: Path
+) -> None:
+    burnish("export", str(short_run), str(tmp_path / "reward"), "--as", "reward")
+    folder = tmp_path / "reward"
+    ensemble = json.loads((folder / "ensemble.json").read_text())
+    place = Workplace.of(RunDirectory.open(short_run), View("x", 1.0), Trackers({}, print))
+    codec, prompt = place.models.codec, place.data.splits.train[0]
+    ids = [codec.encode_prompt(prompt), codec.encode_response(" She was happy.")]
+    whole = torch.tensor([ids[0] + ids[1]])
+    raws = []
+    for member in sorted(folder.glob("member-*")):
+        with torch.no_grad():
+            raws.append(float(AutoModelForSequenceClassification.from_pretrained(member)(whole).logits))
+    (formula,) = re.findall(r"```python\nscore = (.*)\n```", (folder / "README.md").read_text())
+    score = eval(formula, {"raws": raws, "ensemble": ensemble})
+    own = load_ensemble(place.models.base, short_run / "reward")
+    expected = own.normalised(Sequences(place.models.base, ids[:1], ids[1:], codec.pad_id)).mean()
+    assert score == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_compare_names_settings_and_figures_that_differ(short_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(short_run, copy)
+    sets = ["threads=1", "evaluate.n_test=40"]
+    args = [a for s in sets for a in ("--set", s)]
+    burnish("run", "examples/short.yaml", "--dir", str(copy), *args, "--redo")
+    told = json.loads(burnish("compare", str(short_run), str(copy), "--json").stdout)
+    assert told["settings"] == [["evaluate.n_test", 48, 40]]
+    rows = {key: (a, b) for key, a, b in told["figures"]}
+    assert rows["ppo, win rate by examiner"][0].endswith("n = 48")
+    assert rows["ppo, win rate by examiner"][1].endswith("n = 40")
+    assert rows["reward accuracy"][0] == rows["reward accuracy"][1]
+    assert "evaluate.n_test" in burnish("compare", str(short_run), str(copy)).stdout
+
+
+def test_chat_asks_sft_and_the_champion_the_same(short_run: Path) -> None:
+    prompt = "One day, Zoe had a red ball."
+    done = burnish("chat", str(short_run), "--json", stdin=f"{prompt}\n{prompt}\n")
+    first, second = (json.loads(line) for line in done.stdout.splitlines())
+    champion = json.loads((short_run / "evaluation.json").read_text())["champion"]
+    assert set(first) == {"sft", champion}
+    assert all(text.strip() for text in first.values())
+    assert first["sft"] != second["sft"], "the same line again is another draw"
+    long = burnish("chat", str(short_run), stdin="word " * 500 + "\n", check=False)
+    assert long.returncode == 4
+    assert "max_prompt_tokens" in long.stderr
 
 
 def test_init_writes_a_file_that_runs_and_never_overwrites(tmp_path: Path) -> None:
@@ -308,5 +368,5 @@ def test_init_writes_a_file_that_runs_and_never_overwrites(tmp_path: Path) -> No
     assert done.returncode == 3
     assert "exists already" in done.stderr
     small = ["data.n_prompts=200", "collect.n_pairs=8", "threads=1"]
-    burnish("label", "mine.yaml", *(a for s in small for a in ("--set", s)), cwd=tmp_path)
+    burnish("run", "mine.yaml", "--until", "label", *(a for s in small for a in ("--set", s)), cwd=tmp_path)
     assert (tmp_path / "runs" / "rehearsal" / "labels.sqlite").exists()

@@ -1,0 +1,64 @@
+"""SFT and the champion answer the same prompts, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from burnish.checkpoints import read_json
+from burnish.errors import DataError, RunError
+from burnish.models.sampling import sample_rollout
+from burnish.monitor.live import View
+from burnish.monitor.trackers import Trackers
+from burnish.pipeline.order import Workplace, set_determinism
+from burnish.records import Message, Prompt
+from burnish.runs import RunDirectory
+
+
+def answers(path: Path, lines: Iterable[str], temperature: float | None) -> Iterator[dict[str, str]]:
+    """For every line (a prompt, or messages as a JSON list) what each policy says: {"sft": ..., "ppo": ...}, SFT alone
+    when it is the champion. Line and seed decide the draws: the same line again gets another answer, the same session
+    the same ones."""
+    run = RunDirectory.open(path)
+    if not (path / "evaluation.json").exists():
+        raise RunError(f"{path} has no champion yet; carry it out to its end with `burnish run`")
+    set_determinism(run.config)
+    place = Workplace.of(run, View("chat", run.config.ppo.kl.target), Trackers({}, print))
+    champion = read_json(path / "evaluation.json")["champion"]
+    policies = {"sft": place.models.reference(temperature)}
+    if (path / champion / "config.json").exists() and champion != "sft":
+        policies[champion] = place.models.saved_policy(path / champion)
+        policies[champion].temperature = policies["sft"].temperature
+    for number, line in enumerate(lines):
+        prompt = parse(line)
+        limit = place.models.config.max_prompt_tokens
+        if len(place.models.codec.encode_prompt(prompt)) > limit:
+            raise DataError(
+                f"the prompt has more than model.max_prompt_tokens={limit} tokens; ask a shorter one"
+            )
+        yield {
+            name: sample_rollout(
+                policy,
+                place.models.codec,
+                [prompt],
+                max_tokens=place.models.config.max_response_tokens,
+                batch_size=1,
+                seed=run.config.seed,
+                where=("chat", name, number),
+            ).texts[0]
+            for name, policy in policies.items()
+        }
+
+
+def parse(line: str) -> Prompt:
+    """A prompt as text, or a dialogue as a JSON list of messages."""
+    if not line.lstrip().startswith("["):
+        return Prompt(line.strip())
+    try:
+        turns = [Message(m["role"], m["content"]) for m in json.loads(line)]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError(
+            f"no list of messages ({error}); give text, or a JSON list of role and content"
+        ) from None
+    return Prompt.from_messages(turns)

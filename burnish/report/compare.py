@@ -1,0 +1,62 @@
+"""Two runs side by side: the settings that differ, and the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from burnish.config.loading import flat
+from burnish.report.summary import build_summary
+from burnish.runs import RunDirectory
+
+UNTOLD = ("name",)  # settings that say nothing of a run
+Row = tuple[str, Any, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows (key, first run, second run): `settings` that differ, and `figures` that either run has."""
+
+    settings: list[Row]
+    figures: list[Row]
+
+
+def compare(first: Path, second: Path) -> Comparison:
+    """What differs between two run directories; a figure that a run has not come to is None."""
+    settings = [flat(RunDirectory.open(p).config.model_dump(mode="json")) for p in (first, second)]
+    a, b = (figures(build_summary(p)) for p in (first, second))
+    return Comparison(
+        [
+            (k, settings[0][k], settings[1][k])
+            for k in settings[0]
+            if k not in UNTOLD and settings[0][k] != settings[1][k]
+        ],
+        [(k, a.get(k), b.get(k)) for k in dict.fromkeys([*a, *b])],
+    )
+
+
+def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is judged by, each with its interval where it has one."""
+    found: dict[str, Any] = {"champion": summary["champion"]}
+    for judge, table in (("examiner", summary["evaluation"]), ("true preference", summary["gold"] or {})):
+        for policy, row in table.items():
+            if policy != "judge" and row.get("win_rate") is not None:
+                found[f"{policy}, win rate by {judge}"] = _interval(row, "win_rate")
+    for policy, row in summary["evaluation"].items():
+        if policy != "judge":
+            found[f"{policy}, mean tokens"] = round(row["mean_length"], 1)
+            if row["kl"] is not None:
+                found[f"{policy}, KL in nats"] = round(row["kl"], 2)
+    accuracy = summary["reward"]["accuracy"]
+    if accuracy is not None:
+        found["reward accuracy"] = _interval(accuracy, "value")
+    if summary["ppo"]["state"] is not None:
+        found["PPO"] = summary["ppo"]["state"]
+    seconds = [s["seconds"] for s in summary["stages"].values() if s["seconds"] is not None]
+    return found | {"seconds": round(sum(seconds))}
+
+
+def _interval(row: Mapping[str, Any], name: str) -> str:
+    return f"{row[name]:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}], n = {row['n']}"
