@@ -150,12 +150,13 @@ class Scores:
 
     `scores` (B,) is the aggregate in units of the reference policy's standard deviation, `members` (B, K) the
     normalised scores, `spread` (B,) the members' standard deviation of `r_k(x, y) - r_k(x, y_ref)` (nan-free;
-    zeros for one member).
+    zeros for one member). Where several rewards are added up, `terms` (B,) are these, before their weights.
     """
 
     scores: torch.Tensor
     members: torch.Tensor
     spread: torch.Tensor
+    terms: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import linear
 
 from burnish.config.model import ModelConfig
-from burnish.models.decoding import FastDecoder
+from burnish.models.engine import FastDecoder
 from burnish.models.load import load_model
 from burnish.models.logprobs import make_policy
 from burnish.models.sampling import sample_ids

@@ -19,6 +19,19 @@ class KLConfig(Section):
     max_coef: float = Field(10.0, gt=0)
 
 
+class FunctionReward(Section):
+    """A Python function as a reward, `package.module:function`, given the prompts, responses and token counts of a
+    batch, giving a number for each response."""
+
+    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """What its term is called in the metrics."""
+        return self.function.partition(":")[2]
+
+
 class PPOConfig(Section):
     """Proximal policy optimisation."""
 
@@ -43,12 +56,25 @@ class PPOConfig(Section):
     missing_eos_penalty: float = Field(1.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     adam_eps: float = Field(1e-5, gt=0)
+    # What is optimised: ensemble_weight times the ensemble's score, plus weight times every function's value.
+    ensemble_weight: float = Field(1.0, ge=0)
+    rewards: tuple[FunctionReward, ...] = ()
     checkpoint_every: int = Field(5, ge=1)
     watch_every: int = Field(5, ge=1)
     kl: KLConfig = KLConfig()
 
     @model_validator(mode="after")
     def _divides(self) -> "PPOConfig":
+        names = [reward.name for reward in self.rewards]
+        twice = next((n for n in names if names.count(n) > 1), "ensemble" if "ensemble" in names else None)
+        if twice:
+            raise ValueError(
+                f"ppo.rewards: two terms would be called {twice!r} in the metrics; rename a function"
+            )
+        if not (self.ensemble_weight or self.rewards):
+            raise ValueError(
+                "ppo.ensemble_weight=0 leaves nothing to optimise; raise it, or name ppo.rewards"
+            )
         if self.batch_size % self.minibatches:
             fits = [m for m in range(1, self.batch_size + 1) if self.batch_size % m == 0]
             nearest = min(fits, key=lambda m: abs(m - self.minibatches))

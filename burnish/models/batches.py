@@ -8,6 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 
 GROUP_PRICE = 64  # what one more forward pass costs, in tokens
+SUPPRESSED = -1e9  # finite, so that 0 * SUPPRESSED stays 0, and a row that sees nothing gives no nan
+
+Positions = slice | torch.Tensor
+"""Columns that are read: the same slice in every row, or one column a row (B,)."""
+
+
+def read(x: torch.Tensor, at: Positions) -> torch.Tensor:
+    """(B, L, ...) at the positions: (B, Q, ...)."""
+    return x[:, at] if isinstance(at, slice) else x[torch.arange(len(x), device=x.device), at][:, None]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from burnish.models.batches import Batch
-from burnish.models.llama import SUPPRESSED
+from burnish.models.batches import SUPPRESSED, Batch
 from burnish.models.shared_base import Top
 from burnish.objectives.kl import exact_kl
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from burnish.errors import Diverged
-from burnish.models.decoding import FastDecoder, PlainDecoder, decoder
+from burnish.models.decoding import PlainDecoder, decoder
+from burnish.models.engine import FastDecoder
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy
 from burnish.randomness import generator

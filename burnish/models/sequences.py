@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from burnish.models.batches import Batch, micro_batches, pad_batch
+from burnish.models.engine import inner
 from burnish.models.load import Codec
-from burnish.models.shared_base import Base, Top, inner
+from burnish.models.shared_base import Base, Top
 from burnish.records import Preference, Rollout
 
 

@@ -19,16 +19,9 @@ from transformers.pytorch_utils import Conv1D
 
 from burnish.config.model import LoraConfig
 from burnish.errors import ModelError
-from burnish.models.batches import Batch, pad_batch
-from burnish.models.llama import (
-    Positions,
-    hidden_at,
-    is_llama_like,
-    lay_out,
-    read,
-    run_layers,
-    shared_prompts,
-)
+from burnish.models import engine
+from burnish.models.batches import Batch, Positions, pad_batch, read
+from burnish.models.engine import inner, lay_out
 
 FAST_TOLERANCE = 1e-3  # of the largest hidden state
 
@@ -112,7 +105,7 @@ class Base:
             return None
         if self.fast:
             x = self.lm.get_input_embeddings()(batch.input_ids)
-            return hidden_at(self.bottom, x, batch.attention_mask, batch.position_ids, slice(None))
+            return engine.hidden_at(self.bottom, x, batch.attention_mask, batch.position_ids, slice(None))
         return self._own_features(batch)
 
     def _own_features(self, batch: Batch) -> torch.Tensor:
@@ -134,31 +127,13 @@ class Base:
             batch = pad_batch(prompt_ids, response_ids, pad_id)
             rows = zip(self._own_features(batch), batch.attention_mask.bool(), strict=True)
             return [features[mask].clone() for features, mask in rows]
-        return self._shared_features(prompt_ids, response_ids)
-
-    def _shared_features(
-        self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]
-    ) -> list[torch.Tensor]:
-        index = {p: i for i, p in enumerate({tuple(p): None for p in prompt_ids})}
-        source = [index[tuple(p)] for p in prompt_ids]
-        embed = self.lm.get_input_embeddings()
-        prompts, responses = shared_prompts(
-            self.bottom,
-            embed(_padded_right(list(index))),
-            torch.tensor([len(p) for p in index]),
-            embed(_padded_right(response_ids)),
-            torch.tensor(source),
-        )
-        return [
-            torch.cat([prompts[i, : len(p)], responses[row, : len(r)]])
-            for row, (i, p, r) in enumerate(zip(source, prompt_ids, response_ids, strict=True))
-        ]
+        return engine.features(self.bottom, self.lm.get_input_embeddings(), prompt_ids, response_ids)
 
     @cached_property
     def fast(self) -> bool:
-        """Whether `models.llama` and the fast decoder may run this model: built like Llama, and found to give the
-        same hidden states as its own forward pass."""
-        if not is_llama_like(self.lm):
+        """Whether the engine may run this model: built like Llama, and found to give the same hidden states as its own
+        forward pass."""
+        if not engine.is_llama_like(self.lm):
             return False
         batch = self._sample_batch(0)
         real = batch.attention_mask.bool()
@@ -168,12 +143,13 @@ class Base:
                 below = self._own_features(batch)
                 batch = batch.with_features(below)
             own = top.hidden(batch)[real]
-            ours = hidden_at(
+            ours = engine.hidden_at(
                 top.body, top.inputs(batch), batch.attention_mask, batch.position_ids, slice(None)
             )[real]
             if self.cut:
                 own = torch.cat([own, below[real]])
-                ours = torch.cat([ours, *self._shared_features(*_sample_rows(self.lm))])
+                embed = self.lm.get_input_embeddings()
+                ours = torch.cat([ours, *engine.features(self.bottom, embed, *_sample_rows(self.lm))])
         return float((own - ours).abs().max()) <= FAST_TOLERANCE * max(1.0, float(own.abs().max()))
 
     def _sample_batch(self, pad_id: int) -> Batch:
@@ -259,7 +235,7 @@ class Top(nn.Module):
         if not self.base.fast:
             return read(self.hidden(batch), at)
         where = (batch.attention_mask, batch.position_ids, at)
-        return hidden_at(inner(self.body), self.inputs(batch), *where, first=batch.layers_done)
+        return engine.hidden_at(self.body, self.inputs(batch), *where, first=batch.layers_done)
 
     @property
     def frozen_layers(self) -> int:
@@ -268,12 +244,10 @@ class Top(nn.Module):
         trained = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
         return trained.index(True) if True in trained else len(trained)
 
-    @torch.no_grad()
     def run_frozen(self, batch: Batch) -> torch.Tensor:
         """(B, P + T, D) what enters the lowest trained layer of this top."""
-        body, layers = inner(self.body), inner(self.body).layers[: self.frozen_layers]
         where = (batch.attention_mask, batch.position_ids)
-        return run_layers(body, layers, self.inputs(batch), *where, slice(None))
+        return engine.run_frozen(self.body, self.frozen_layers, self.inputs(batch), *where)
 
     def trained_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.parameters() if p.requires_grad]
@@ -317,19 +291,6 @@ def _sample_rows(lm: Any) -> tuple[list[list[int]], list[list[int]]]:
     vocabulary = lm.get_input_embeddings().num_embeddings
     ids = [[(31 * i + 17 * row) % vocabulary for i in range(8 + 3 * row)] for row in range(3)]
     return [row[:5] for row in ids], [row[5:] for row in ids]
-
-
-def _padded_right(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """(B, L) token ids, zeros behind them."""
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    for line, row in zip(ids, rows, strict=True):
-        line[: len(row)] = torch.tensor(row)
-    return ids
-
-
-def inner(body: Any) -> Any:
-    """The transformer body under an adapter wrapper, or itself."""
-    return body.get_base_model() if hasattr(body, "peft_config") else body
 
 
 def shift(name: str, by: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from burnish.config.dpo import DPOConfig
 from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
 from burnish.config.ppo import PPOConfig
+from burnish.errors import TrainingError
 from burnish.models.artefacts import save_policy
 from burnish.models.heads import ScalarHead
+from burnish.models.sampling import sample_rollout
 from burnish.models.shared_base import Top
 from burnish.monitor.hacking import WatcherMonitor
 from burnish.monitor.health import HealthMonitor
@@ -24,14 +27,16 @@ from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
 from burnish.policy.dpo import DPO
 from burnish.policy.kl_control import AdaptiveKLController, initial_coef
-from burnish.policy.ppo import PPO
+from burnish.policy.ppo import PPO, ScoreFn
 from burnish.policy.self_check import self_check
 from burnish.randomness import derive_seed
-from burnish.records import Decision, Preference
+from burnish.records import Decision, Preference, Prompt
 from burnish.reward.ensemble import EnsembleScorer, RewardEnsemble
+from burnish.reward.functions import SummedRewards, load_function
 from burnish.reward.saved import SavedWatcher, load_ensemble, load_head, load_reference
 
 CHECK_PROMPTS = 16
+SCALE_PROMPTS = 128
 
 
 def align(
@@ -119,7 +124,12 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
     ensemble = load_ensemble(models.base, rewards)
     reference = load_reference(ensemble, rewards)
     prompts = data.splits.train[: len(reference)]
+    score: ScoreFn = EnsembleScorer(ensemble, models.base, models.codec.pad_id, prompts, reference)
     score_sd = read_json(rewards / "ensemble.json")["score_sd"]
+    if config.rewards or config.ensemble_weight != 1:
+        functions = [(term, load_function(term.function)) for term in config.rewards]
+        score = SummedRewards(score, config.ensemble_weight, functions)
+        score_sd = measured_sd(models, score, prompts[:SCALE_PROMPTS], seed)
     kl = config.kl
     episodes = config.updates * config.batch_size
     controller = AdaptiveKLController(
@@ -135,7 +145,7 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
         reference=models.reference(),
         value=new_value(models, ensemble, rewards, config),
         codec=models.codec,
-        score=EnsembleScorer(ensemble, models.base, models.codec.pad_id, prompts, reference),
+        score=score,
         prompts=prompts,
         config=config,
         controller=controller,
@@ -144,6 +154,26 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
         value_learning_rate=models.rate("value", config.value_learning_rate),
         seed=derive_seed(seed, "ppo"),
     )
+
+
+def measured_sd(models: Models, score: ScoreFn, prompts: Sequence[Prompt], seed: int) -> float:
+    """Standard deviation of a reward on responses of the reference policy: what the KL coefficient starts from."""
+    rollout = sample_rollout(
+        models.reference(),
+        models.codec,
+        prompts,
+        max_tokens=models.config.max_response_tokens,
+        batch_size=len(prompts),
+        seed=seed,
+        where=("scale",),
+    )
+    sd = float(score(rollout).scores.std(unbiased=False))
+    if not sd > 0:
+        raise TrainingError(
+            f"the summed reward is the same for all of {len(prompts)} reference responses: there is nothing to learn "
+            "from it; look at ppo.rewards and ppo.ensemble_weight"
+        )
+    return sd
 
 
 def new_value(models: Models, ensemble: RewardEnsemble, rewards: Path, config: PPOConfig) -> ScalarHead:

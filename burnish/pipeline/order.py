@@ -27,6 +27,7 @@ from burnish.pipeline.models import Models
 from burnish.pipeline.report import report
 from burnish.pipeline.reward import reward
 from burnish.pipeline.sft import sft
+from burnish.reward.functions import source_of
 from burnish.runs import RunDirectory, Writes
 
 
@@ -140,6 +141,7 @@ STAGES = (
             w.config.seed,
         ),
         uses=("ppo", "guard", "dpo", "monitor"),
+        files=("reward functions",),
         code=(
             "burnish.policy",
             "burnish.monitor.health",
@@ -180,6 +182,9 @@ def stage_inputs(config: RunConfig) -> dict[str, Inputs]:
         "preferences": config.label.preferences,
     }
     hashes = {k: content_hash(Path(v)) for k, v in named.items() if v is not None and Path(v).exists()}
+    sources = [source_of(reward.function) for reward in config.ppo.rewards]
+    if sources:
+        hashes["reward functions"] = " ".join(content_hash(file) for file in sources if file is not None)
     return {
         stage.name: Inputs(
             config_inputs(config, stage.uses, NO_MATTER),

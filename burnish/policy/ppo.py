@@ -292,6 +292,7 @@ class PPO:
         }
         if explained is not None:
             values["explained_variance"] = float(explained)
+        values |= {f"reward_{name}": float(term.mean()) for name, term in scores.terms.items()}
         return values | {f"member_{k}": float(m) for k, m in enumerate(scores.members.mean(0))}
 
     @torch.no_grad()

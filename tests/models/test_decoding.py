@@ -21,7 +21,8 @@ from transformers import (
 from burnish.config.model import LoraConfig
 from burnish.errors import Diverged
 from burnish.models.batches import pad_batch
-from burnish.models.decoding import decoder, fused
+from burnish.models.decoding import decoder
+from burnish.models.engine.decoding import fused
 from burnish.models.logprobs import Policy, make_policy, token_entropy, token_logprobs
 from burnish.models.sampling import draw, sample_ids
 from burnish.models.sequences import Sequences

@@ -149,3 +149,29 @@ def test_a_policy_that_cannot_even_be_sampled_is_rolled_back_and_given_up(tmp_pa
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
     assert summary["fallback"]["triggered"] is True
     assert summary["ppo"]["state"] == "given_up"
+
+
+def test_a_function_of_the_users_is_optimised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short answers alone are paid for: the function's mean rises, and its file is an input of the stage."""
+    file = tmp_path / "short_rewards.py"
+    file.write_text("def short(prompts, responses, tokens):\n    return [-n / 10 for n in tokens]\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    more = [
+        "collect.n_pairs=96",
+        "data.n_prompts=300",
+        "ppo.rewards=[{function: 'short_rewards:short', weight: 2}]",
+        "ppo.ensemble_weight=0",
+        "ppo.updates=12",
+        "ppo.batch_size=32",
+        "ppo.epochs=2",
+        "ppo.kl.target=8",
+    ]
+    run(tmp_path, *more)
+    rows = RunDirectory.open(tmp_path / "r").read_rows("metrics/ppo.jsonl")
+    assert rows[0]["score"] == pytest.approx(2 * rows[0]["reward_short"], rel=1e-4)
+    first, last = (sum(r["reward_short"] for r in part) / 3 for part in (rows[:3], rows[-3:]))
+    assert last > first + 0.3
+    file.write_text(file.read_text().replace("/ 10", "/ 11"))
+    refused = run(tmp_path, *more, check=False)
+    assert refused.returncode == 5
+    assert "the content of reward functions" in refused.stderr

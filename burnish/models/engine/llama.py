@@ -14,14 +14,12 @@ import torch
 from torch import nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-SUPPRESSED = -1e9  # finite, so that 0 * SUPPRESSED stays 0, and a row that sees nothing gives no nan
+from burnish.models.batches import SUPPRESSED, Positions, read
+
 LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 PLAIN_RMS_NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
-
-Positions = slice | torch.Tensor
-"""Columns that are read: the same slice in every row, or one column a row (B,)."""
 
 
 def is_llama_like(lm: Any) -> bool:
@@ -82,9 +80,9 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     )
 
 
-def read(x: torch.Tensor, at: Positions) -> torch.Tensor:
-    """(B, L, ...) at the positions: (B, Q, ...)."""
-    return x[:, at] if isinstance(at, slice) else x[torch.arange(len(x)), at][:, None]
+def inner(body: Any) -> Any:
+    """The transformer body under an adapter wrapper, or itself."""
+    return body.get_base_model() if hasattr(body, "peft_config") else body
 
 
 def causal_mask(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -92,19 +90,6 @@ def causal_mask(attention_mask: torch.Tensor) -> torch.Tensor:
     length = attention_mask.shape[1]
     seen = attention_mask.bool()[:, None, :] & torch.ones(length, length, dtype=torch.bool).tril()
     return torch.zeros(seen.shape).masked_fill_(~seen, SUPPRESSED)
-
-
-def hidden_at(
-    body: Any,
-    x: torch.Tensor,
-    attention_mask: torch.Tensor,
-    position_ids: torch.Tensor,
-    at: Positions,
-    first: int = 0,
-) -> torch.Tensor:
-    """Run the layers of `body` from `first` on embeddings or activations x (B, L, D); (B, Q, D) normed hidden states
-    at `at`."""
-    return norm(body.norm)(run_layers(body, body.layers[first:], x, attention_mask, position_ids, at))
 
 
 def run_layers(

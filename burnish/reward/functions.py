@@ -1,0 +1,91 @@
+"""Rewards that are Python functions of the user's, added to the ensemble's score with weights."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from burnish.config.ppo import FunctionReward
+from burnish.errors import ConfigError, TrainingError
+from burnish.records import Rollout, Scores
+
+Function = Callable[[list[str], list[str], list[int]], Sequence[float]]
+"""(prompts, responses, response tokens with the end token) of a batch to a number each."""
+
+
+class SummedRewards:
+    """`scorer(rollout) -> Scores`: weight times the ensemble's score, plus weight times every function's. Members and
+    spread stay the ensemble's; what each term came to is told under its name."""
+
+    def __init__(
+        self,
+        ensemble: Callable[[Rollout], Scores],
+        weight: float,
+        functions: Sequence[tuple[FunctionReward, Function]],
+    ) -> None:
+        self.ensemble, self.weight, self.functions = ensemble, weight, functions
+
+    def __call__(self, rollout: Rollout) -> Scores:
+        found = self.ensemble(rollout)
+        total, terms = self.weight * found.scores, {"ensemble": found.scores}
+        for term, function in self.functions:
+            values = torch.tensor(
+                called(term.function, function, rollout), dtype=total.dtype, device=total.device
+            )
+            terms[term.name] = values
+            total = total + term.weight * values
+        return replace(found, scores=total, terms=terms)
+
+
+def called(name: str, function: Function, rollout: Rollout) -> list[float]:
+    """What the function says of a rollout. Raises TrainingError when it fails, or gives anything but a finite number
+    for each response: a failure never becomes a number."""
+    try:
+        values = list(function([p.text for p in rollout.prompts], list(rollout.texts), rollout.lengths))
+    except Exception as error:
+        raise TrainingError(
+            f"the reward function {name} failed: {type(error).__name__}: {error}; mend it, then start the same "
+            "command again"
+        ) from error
+    if len(values) != len(rollout):
+        raise TrainingError(
+            f"the reward function {name} gave {len(values)} numbers for {len(rollout)} responses"
+        )
+    for i, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise TrainingError(
+                f"the reward function {name} gave {value!r} for response {i} ({rollout.texts[i][:60]!r}); it must "
+                "give a finite number for every response"
+            )
+    return [float(v) for v in values]
+
+
+def load_function(name: str) -> Function:
+    """The function `module:name`; modules are looked for where Python does, then in the current folder. Raises
+    ConfigError."""
+    module, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        function: Function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"ppo.rewards names {name!r}, which cannot be imported ({error}); give module:function, installed or in "
+            "the current folder"
+        ) from error
+    if not callable(function):
+        raise ConfigError(f"ppo.rewards names {name!r}, which is no function but a {type(function).__name__}")
+    return function
+
+
+def source_of(name: str) -> Path | None:
+    """The file that holds a function's module, None where it has none."""
+    load_function(name)
+    file = getattr(sys.modules[name.partition(":")[0]], "__file__", None)
+    return Path(file) if file else None
