@@ -6,13 +6,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test install dev lint types docs clean
+.PHONY: quickstart test test-gpu install dev lint types docs clean
 
 quickstart: install
 	$(BIN)/burnish quickstart
 
 test: dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What only an NVIDIA GPU can show; skips without one.
+test-gpu: dev
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 install: $(VENV)/installed
 dev: $(VENV)/installed-dev

@@ -22,13 +22,20 @@ class _Mark(Enum):
     END = 0
 
 
-def side_by_side(loops: Sequence[Iterator[T]]) -> Iterator[tuple[int, T]]:
+def side_by_side(loops: Sequence[Iterator[T]], *, in_threads: bool = True) -> Iterator[tuple[int, T]]:
     """What the loops yield, with the loop's number, one of each in turn: an order that timing does not change. Each
     runs in a thread with its share of torch's threads (all of them, for one loop alone), ahead of what has been
     taken; so they must not share state that they change, nor draw from torch's global generator. An error in one
-    stops all, and is raised."""
-    if len(loops) < 2:
-        yield from ((number, item) for number, loop in enumerate(loops) for item in loop)
+    stops all, and is raised. Not `in_threads` (where another device does the work) they take turns in this one."""
+    if len(loops) < 2 or not in_threads:
+        running = dict(enumerate(loops))
+        while running:
+            for number, loop in list(running.items()):
+                item = next(loop, _Mark.END)
+                if isinstance(item, _Mark):
+                    del running[number]
+                else:
+                    yield number, item
         return
     threads, stop = torch.get_num_threads(), Event()
     queues: list[SimpleQueue[T | _Mark]] = [SimpleQueue() for _ in loops]
@@ -46,15 +53,15 @@ def side_by_side(loops: Sequence[Iterator[T]]) -> Iterator[tuple[int, T]]:
     try:
         with ThreadPoolExecutor(len(loops)) as pool:
             ends = [pool.submit(drive, *pair) for pair in zip(loops, queues, strict=True)]
-            running = dict(enumerate(queues))
+            waiting = dict(enumerate(queues))
             try:
-                while running:
-                    for number, queue in list(running.items()):
+                while waiting:
+                    for number, queue in list(waiting.items()):
                         item = queue.get()
                         if not isinstance(item, _Mark):
                             yield number, item
                             continue
-                        del running[number]
+                        del waiting[number]
                         ends[number].result()  # raises what the loop raised
             finally:
                 stop.set()

@@ -19,4 +19,4 @@ def generator(seed: int, *where: str | int) -> torch.Generator:
     """A torch generator for one place."""
     import torch
 
-    return torch.Generator().manual_seed(derive_seed(seed, *where))
+    return torch.Generator("cpu").manual_seed(derive_seed(seed, *where))

@@ -30,6 +30,18 @@ def test_one_of_each_in_turn_whoever_is_faster() -> None:
     assert found == [(0, "a0"), (1, "b0"), (2, "c0"), (0, "a1"), (1, "b1"), (1, "b2")]
 
 
+def test_without_threads_they_take_turns_in_this_one() -> None:
+    def where(name: str, n: int) -> Iterator[str]:
+        for i in range(n):
+            yield f"{name}{i} {threading.current_thread().name}"
+
+    me = threading.current_thread().name
+    found = list(side_by_side([where("a", 2), where("b", 3), where("c", 1)], in_threads=False))
+    assert found == [
+        (n, f"{what} {me}") for n, what in ((0, "a0"), (1, "b0"), (2, "c0"), (0, "a1"), (1, "b1"), (1, "b2"))
+    ]
+
+
 def test_each_has_its_share_of_the_threads_and_all_come_back() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(4)

@@ -22,6 +22,15 @@ def _known_layers(value: str) -> str:
 Layers = Annotated[str, AfterValidator(_known_layers)]
 
 
+def _known_device(value: str) -> str:
+    if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        return value
+    raise ValueError(f"{value!r} is no device: use auto, cpu, cuda, cuda:N or mps")
+
+
+Device = Annotated[str, AfterValidator(_known_device)]
+
+
 class LoraConfig(Section):
     """Low-rank adapters (used when `model.layers` is `lora` or `lora_top:N`)."""
 
@@ -35,6 +44,11 @@ class ModelConfig(Section):
 
     path: str = TINY_MODEL
     gguf_file: str | None = None
+    revision: str | None = None  # of a hub name: a branch, a tag or a commit
+    device: Device = "auto"  # auto: cuda, then mps, then cpu; or cuda:N
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = (
+        None  # None: the model's own choice
+    )
     layers: Layers = "top:2"  # what is trained: top:N, all, lora, lora_top:N
     lora: LoraConfig = LoraConfig()
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of the layers below a cut

@@ -59,7 +59,7 @@ def load_reward_model(base: Base, folder: Path, *, trainable: bool = False) -> t
     """The top and raw scalar head of a saved reward model; what lies below the base's cut is the base's own."""
     state = _read_weights(folder)
     top = _load_top(base, state, folder, trainable=trainable)
-    head = nn.Linear(base.hidden_size, 1, bias=False)
+    head = nn.Linear(base.hidden_size, 1, bias=False, device=base.device)
     with torch.no_grad():
         head.weight.copy_(state["score.weight"])
     return top, head.requires_grad_(trainable)

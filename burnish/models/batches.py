@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 GROUP_PRICE = 64  # what one more forward pass costs, in tokens
+CPU = torch.device("cpu")  # where token ids are put together, and every random number is drawn
 SUPPRESSED = -1e9  # finite, so that 0 * SUPPRESSED stays 0, and a row that sees nothing gives no nan
 
 Positions = slice | torch.Tensor
@@ -59,19 +60,23 @@ class Batch:
 
 
 def pad_batch(
-    prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], pad_id: int
+    prompt_ids: Sequence[Sequence[int]],
+    response_ids: Sequence[Sequence[int]],
+    pad_id: int,
+    device: torch.device = CPU,
 ) -> Batch:
-    """Assemble ragged prompts and responses; a prompt must not be empty, a response may be."""
+    """Assemble ragged prompts and responses on a device; a prompt must not be empty, a response may be."""
     assert len(prompt_ids) == len(response_ids) > 0
     assert all(len(p) > 0 for p in prompt_ids), "a prompt needs at least one token"
     width = max(len(p) for p in prompt_ids)
     length = max(len(r) for r in response_ids)
-    ids = torch.full((len(prompt_ids), width + length), pad_id, dtype=torch.long)
-    mask = torch.zeros(len(prompt_ids), width + length, dtype=torch.long)
+    ids = torch.full((len(prompt_ids), width + length), pad_id, dtype=torch.long, device=CPU)
+    mask = torch.zeros(len(prompt_ids), width + length, dtype=torch.long, device=CPU)
     for row, (prompt, response) in enumerate(zip(prompt_ids, response_ids, strict=True)):
         start, stop = width - len(prompt), width + len(response)
-        ids[row, start:stop] = torch.tensor([*prompt, *response], dtype=torch.long)
+        ids[row, start:stop] = torch.tensor([*prompt, *response], dtype=torch.long, device=CPU)
         mask[row, start:stop] = 1
+    ids, mask = ids.to(device), mask.to(device)
     return Batch(
         input_ids=ids,
         attention_mask=mask,

@@ -33,14 +33,16 @@ class PlainDecoder:
 
     def admit(self, slots: torch.Tensor, prompt_ids: Sequence[Sequence[int]]) -> torch.Tensor:
         """Prefill; (S, D) last hidden states of the prompts."""
-        batch = pad_batch(prompt_ids, [[]] * len(prompt_ids), self.pad_id)
+        batch = pad_batch(prompt_ids, [[]] * len(prompt_ids), self.pad_id, self.top.base.device)
         self.mask, self.positions = batch.attention_mask, batch.position_ids[:, -1]
         return self._forward(batch.input_ids, batch.position_ids)
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Feed one token (S,) per slot; (S, D) hidden states after it."""
         self.positions = self.positions + 1
-        self.mask = torch.cat([self.mask, torch.ones(len(ids), 1, dtype=self.mask.dtype)], 1)
+        self.mask = torch.cat(
+            [self.mask, torch.ones(len(ids), 1, dtype=self.mask.dtype, device=ids.device)], 1
+        )
         return self._forward(ids[:, None], self.positions[:, None])
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

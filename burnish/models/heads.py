@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from burnish.models.batches import Batch
+from burnish.models.batches import CPU, Batch
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top
 from burnish.randomness import generator
@@ -33,7 +33,8 @@ class ScalarHead(nn.Module):
         """(B,) raw score, read at the last token of each response (its EOS when it has one)."""
         last = self.top.hidden_at(batch, batch.last_index)[:, 0]  # (B, D)
         if self.training and self.dropout:
-            kept = torch.rand(last.shape, generator=self.noise) >= self.dropout
+            drawn = torch.rand(last.shape, generator=self.noise, device=CPU)
+            kept = drawn.to(last.device) >= self.dropout
             last = last * kept / (1 - self.dropout)
         return self.head(last).squeeze(-1).float()
 
@@ -62,11 +63,11 @@ class ScalarHead(nn.Module):
 
 def new_reward_head(base: Base, seed: int, member: str, *, layers: str, dropout: float) -> ScalarHead:
     """A fresh reward model: head drawn from N(0, 1/(d+1)) (Ziegler et al. 2019), body from the base."""
-    head = nn.Linear(base.hidden_size, 1, bias=False)
+    head = nn.Linear(base.hidden_size, 1, bias=False, device=CPU)
     std = 1.0 / math.sqrt(base.hidden_size + 1)
     with torch.no_grad():
         head.weight.normal_(0.0, std, generator=generator(seed, "head", member))
-    return ScalarHead(Top(base, layers=layers), head, dropout)
+    return ScalarHead(Top(base, layers=layers), head.to(base.device), dropout)
 
 
 @torch.no_grad()

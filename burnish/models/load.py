@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.logging import disable_progress_bar
 
 from burnish.config.model import TINY_MODEL, ModelConfig
-from burnish.errors import DataError, ModelError
+from burnish.errors import ConfigError, DataError, ModelError
 from burnish.records import Prompt
 
 PAD_TOKEN = "<|burnish_pad|>"
@@ -90,8 +90,14 @@ def load_model(config: ModelConfig, *, path: str | Path | None = None) -> tuple[
         from transformers import GgufConfig
 
         extra = {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)}
+    if path is None and config.revision is not None:
+        extra["revision"] = config.revision
+    if config.attn_implementation is not None:
+        extra["attn_implementation"] = config.attn_implementation
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf} if gguf else {}))
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, **{k: extra[k] for k in ("gguf_file", "revision") if k in extra}
+        )
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **extra)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -101,8 +107,23 @@ def load_model(config: ModelConfig, *, path: str | Path | None = None) -> tuple[
         ) from error
     own_memory(model)
     codec = make_codec(tokenizer, model, config.use_chat_template)
-    model.eval()
+    model.eval().to(find_device(config.device))
     return model, codec
+
+
+def find_device(name: str) -> torch.device:
+    """The device a configuration names; `auto` is the first of cuda, mps and cpu that is there. Raises ConfigError for
+    one that is not."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, found in there.items() if found))
+    device = torch.device(name)
+    if not there[device.type] or (device.index or 0) >= max(1, torch.cuda.device_count()):
+        found = ", ".join(kind for kind, is_there in there.items() if is_there)
+        raise ConfigError(
+            f"model.device={name!r}, but torch finds only {found} here; use one of these, or auto"
+        )
+    return device
 
 
 def own_memory(model: nn.Module) -> None:

@@ -77,7 +77,9 @@ def token_logprobs(policy: Policy, batch: Batch) -> torch.Tensor:
     hidden = policy.response_hidden(batch)
     targets = batch.response_ids[batch.response_mask]
     flat = _TargetLogprobs.apply(hidden, policy.head.weight, _bias(policy), targets, policy)
-    return torch.zeros(batch.response_mask.shape).masked_scatter(batch.response_mask, flat)
+    return torch.zeros(batch.response_mask.shape, device=batch.response_mask.device).masked_scatter(
+        batch.response_mask, flat
+    )
 
 
 @torch.no_grad()
@@ -87,7 +89,9 @@ def token_entropy(policy: Policy, batch: Batch) -> torch.Tensor:
     for hidden in policy.response_hidden(batch).split(_rows(policy)):
         log_p = policy.logits(hidden).log_softmax(-1)
         pieces.append(-(log_p.exp() * log_p).sum(-1))
-    return torch.zeros(batch.response_mask.shape).masked_scatter(batch.response_mask, torch.cat(pieces))
+    return torch.zeros(batch.response_mask.shape, device=batch.response_mask.device).masked_scatter(
+        batch.response_mask, torch.cat(pieces)
+    )
 
 
 def _rows(policy: Policy) -> int:
@@ -115,7 +119,7 @@ class _TargetLogprobs(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.trains_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not ctx.trains_head else None
-        out = torch.empty(len(hidden))
+        out = torch.empty(len(hidden), device=hidden.device)
         size = _rows(policy)
         for start in range(0, len(hidden), size):
             rows = slice(start, start + size)
@@ -146,7 +150,7 @@ class _TargetLogprobs(torch.autograd.Function):
             rows = slice(start, start + size)
             z, _, _ = _softmax(hidden[rows], weight, bias, targets[rows], ctx.policy)
             z.neg_()
-            z[torch.arange(len(z)), targets[rows]] += 1.0
+            z[torch.arange(len(z), device=z.device), targets[rows]] += 1.0
             z.mul_(grad[rows, None] / ctx.policy.temperature)
             by_hidden[rows] = z.to(weight.dtype) @ weight
             by_weight.addmm_(z.to(weight.dtype).T, hidden[rows])
@@ -185,4 +189,4 @@ def response_kl(policy: Policy, reference: Policy, batch: Batch) -> torch.Tensor
         for h, r in zip(hidden.split(chunk), ref_hidden.split(chunk), strict=True)
     ]
     mask = batch.response_mask
-    return torch.zeros(mask.shape).masked_scatter(mask, torch.cat(pieces)).sum(1)
+    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, torch.cat(pieces)).sum(1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from burnish.errors import Diverged
+from burnish.models.batches import CPU
 from burnish.models.decoding import PlainDecoder, decoder
 from burnish.models.engine import FastDecoder
 from burnish.models.load import Codec
@@ -45,10 +46,12 @@ def sample_rollout(
     """Sample one response per prompt, at most `batch_size` at a time. Each response draws from its own row of
     random numbers, which derive from (seed, where): what is sampled does not depend on `batch_size`."""
     encoded = [codec.encode_prompt(p) for p in prompts]
-    uniforms = torch.rand(len(prompts), max_tokens, generator=generator(seed, *where), dtype=torch.float64)
+    uniforms = torch.rand(
+        len(prompts), max_tokens, generator=generator(seed, *where), dtype=torch.float64, device=CPU
+    )
     book = sample_ids(policy, codec, encoded, uniforms, batch_size)
     lengths = book.lengths[:-1]
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
     ids = [row[:n].tolist() for row, n in zip(book.tokens, lengths.tolist(), strict=False)]
     kept = [f for f in book.features if f is not None]
     return Rollout(
@@ -73,16 +76,17 @@ def sample_ids(
     batch_size: int,
 ) -> _Book:
     """Sample one response per prompt; `uniforms` (n, T) in [0, 1) decide every token."""
-    n, max_tokens = uniforms.shape
+    (n, max_tokens), device = uniforms.shape, policy.top.base.device
     book = _Book(
-        tokens=torch.zeros(n + 1, max_tokens, dtype=torch.long),
-        logprobs=torch.zeros(n + 1, max_tokens),
-        entropy=torch.zeros(n + 1, max_tokens),
-        lengths=torch.zeros(n + 1, dtype=torch.long),
-        ended=torch.zeros(n + 1, dtype=torch.bool),
+        tokens=torch.zeros(n + 1, max_tokens, dtype=torch.long, device=device),
+        logprobs=torch.zeros(n + 1, max_tokens, device=device),
+        entropy=torch.zeros(n + 1, max_tokens, device=device),
+        lengths=torch.zeros(n + 1, dtype=torch.long, device=device),
+        ended=torch.zeros(n + 1, dtype=torch.bool, device=device),
         features=[None] * n,
     )
-    padded = torch.cat([uniforms, torch.zeros(1, max_tokens, dtype=uniforms.dtype)])
+    # In single precision from here on, as the probabilities they are held against.
+    padded = torch.cat([uniforms, uniforms.new_zeros(1, max_tokens)]).to(device, torch.float32)
     # Neighbours in length are prefilled together.
     waiting = sorted(range(n), key=lambda i: -len(prompt_ids[i]))
     width = max(len(p) for p in prompt_ids) + max_tokens
@@ -105,10 +109,11 @@ def _drain(
 ) -> None:
     """Run `machine` until its slots are empty; takes rows off `waiting` (all of them, if it can refill)."""
     n, max_tokens = len(uniforms) - 1, uniforms.shape[1]
-    ends = torch.tensor(sorted(codec.eos_ids))
+    device = policy.top.base.device
+    ends = torch.tensor(sorted(codec.eos_ids), device=device)
     first, waiting[:] = waiting[:slots], waiting[slots:]
-    rows = torch.tensor(first)  # whose response a slot holds, n when it is free
-    hidden = machine.admit(torch.arange(slots), [prompt_ids[i] for i in first])
+    rows = torch.tensor(first, device=device)  # whose response a slot holds, n when it is free
+    hidden = machine.admit(torch.arange(slots, device=device), [prompt_ids[i] for i in first])
     while True:
         at = book.lengths[rows].clamp(max=max_tokens - 1)
         tokens, logprobs, entropy = draw(policy, hidden, uniforms[rows, at])
@@ -130,7 +135,7 @@ def _drain(
                 group, waiting[:] = waiting[: len(free)], waiting[len(free) :]
                 free = free[: len(group)]
                 hidden[free] = machine.admit(free, [prompt_ids[i] for i in group])
-                rows[free] = torch.tensor(group)
+                rows[free] = torch.tensor(group, device=device)
         elif len(free) == len(rows):
             return
         elif len(rows) - len(free) <= COMPACT_SHARE * len(rows):

@@ -93,7 +93,10 @@ class Sequences:
 
     def _pad(self, rows: Sequence[int]) -> Batch:
         return pad_batch(
-            [self.prompt_ids[i] for i in rows], [self.response_ids[i] for i in rows], self.pad_id
+            [self.prompt_ids[i] for i in rows],
+            [self.response_ids[i] for i in rows],
+            self.pad_id,
+            self.base.device,
         )
 
     def batch(self, rows: Sequence[int]) -> Batch:
@@ -102,7 +105,7 @@ class Sequences:
         if self.features is None:
             return batch
         width = self.features[rows[0]].shape[-1]
-        features = torch.zeros(*batch.attention_mask.shape, width)
+        features = torch.zeros(*batch.attention_mask.shape, width, device=batch.input_ids.device)
         features[batch.attention_mask.bool()] = torch.cat([self.features[i] for i in rows])
         return batch.with_features(features, self.layers_done)
 

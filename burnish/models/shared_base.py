@@ -38,6 +38,11 @@ class Base:
         lay_out(self.lm.base_model)
 
     @property
+    def device(self) -> torch.device:
+        """Where the model lives, and so everything that is computed of it."""
+        return self.lm.get_input_embeddings().weight.device
+
+    @property
     def tied(self) -> bool:
         """Whether the output layer is the embedding."""
         return self.lm.get_output_embeddings().weight is self.lm.get_input_embeddings().weight
@@ -88,7 +93,7 @@ class Base:
             )
         if not self.fast:
             raise ModelError(
-                f"model.frozen_dtype='bfloat16' needs a Llama-like model, not a {type(self.lm).__name__}; "
+                f"model.frozen_dtype='bfloat16' needs a Llama-like model on the CPU, not a {type(self.lm).__name__}; "
                 "use 'float32'"
             )
         body: Any = self.lm.base_model
@@ -124,16 +129,16 @@ class Base:
         computed once where the model allows it. Needs a cut."""
         assert self.bottom is not None
         if not self.fast:
-            batch = pad_batch(prompt_ids, response_ids, pad_id)
+            batch = pad_batch(prompt_ids, response_ids, pad_id, self.device)
             rows = zip(self._own_features(batch), batch.attention_mask.bool(), strict=True)
             return [features[mask].clone() for features, mask in rows]
         return engine.features(self.bottom, self.lm.get_input_embeddings(), prompt_ids, response_ids)
 
     @cached_property
     def fast(self) -> bool:
-        """Whether the engine may run this model: built like Llama, and found to give the same hidden states as its own
-        forward pass."""
-        if not engine.is_llama_like(self.lm):
+        """Whether the engine may run this model: on the CPU, built like Llama, and found to give the same hidden states
+        as its own forward pass."""
+        if self.device.type != "cpu" or not engine.is_llama_like(self.lm):
             return False
         batch = self._sample_batch(0)
         real = batch.attention_mask.bool()
@@ -153,7 +158,7 @@ class Base:
         return float((own - ours).abs().max()) <= FAST_TOLERANCE * max(1.0, float(own.abs().max()))
 
     def _sample_batch(self, pad_id: int) -> Batch:
-        return pad_batch(*_sample_rows(self.lm), pad_id)
+        return pad_batch(*_sample_rows(self.lm), pad_id, self.device)
 
     @torch.no_grad()
     def check(self, pad_id: int, tolerance: float = 1e-3) -> None:

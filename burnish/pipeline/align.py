@@ -181,7 +181,7 @@ def new_value(models: Models, ensemble: RewardEnsemble, rewards: Path, config: P
     how = config.value_init
     if how == "auto":
         how = "zero" if models.config.layers.startswith("lora") else "reward_model"
-    head = nn.Linear(models.base.hidden_size, 1)
+    head = nn.Linear(models.base.hidden_size, 1, device=models.base.device)
     if how == "reward_model":
         member = load_head(models.base, rewards / "member-0", trainable=True)
         top = member.top

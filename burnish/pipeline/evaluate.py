@@ -137,7 +137,7 @@ def measured_kl(policy: Policy, reference: Policy, rollout: Rollout, kl_prompts:
     n = min(kl_prompts, len(rollout))
     sequences = Sequences.of(policy.top.base, rollout, policy.pad_id)
     last = list(range(len(rollout) - n, len(rollout)))
-    values = torch.zeros(n)
+    values = torch.zeros(n, device=policy.top.base.device)
     for rows, batch in sequences.batches(KL_BATCH, last):
         values[[row - last[0] for row in rows]] = response_kl(policy, reference, batch)
     return {
@@ -162,9 +162,9 @@ def best_of(models: Models, rewards: Path, rounds: Sequence[Rollout]) -> Rollout
         response_ids=[rounds[k].response_ids[i] for i, k in rows],
         texts=[rounds[k].texts[i] for i, k in rows],
         ended=[rounds[k].ended[i] for i, k in rows],
-        sample_logprobs=torch.zeros(0),
-        sample_entropy=torch.zeros(0),
-        response_mask=torch.zeros(0, dtype=torch.bool),
+        sample_logprobs=torch.zeros(0, device=models.base.device),
+        sample_entropy=torch.zeros(0, device=models.base.device),
+        response_mask=torch.zeros(0, dtype=torch.bool, device=models.base.device),
         features=[rounds[k].features[i] for i, k in rows] if rounds[0].features else None,
     )
 

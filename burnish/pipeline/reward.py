@@ -57,7 +57,7 @@ def reward(
     held_out = ensemble.raw(validation.sequences)  # (2N, K)
     ensemble.reference_variance = max(pair_spread((held_out - ensemble.mean) / ensemble.sd), 1e-8)
     first = {c.id: c.first.text for c in data.store.comparisons()}
-    report = examine(parts["validation"], held_out, ensemble.sd, first, examination.confidence)
+    report = examine(parts["validation"], held_out.cpu(), ensemble.sd.cpu(), first, examination.confidence)
     more: dict[str, Any] = {"score_sd": score_sd(models, ensemble, raw, prompts, config, examination, seed)}
     for role in ("watcher", "examiner"):
         if not parts[role]:
@@ -66,7 +66,7 @@ def reward(
         mean, sd = normalisation(raw_scores(model, samples, SCORED_AT_ONCE)[:, None])
         more[role] = {"mean": float(mean), "sd": float(sd)}
         scores = raw_scores(model, validation.sequences, SCORED_AT_ONCE)[:, None]
-        report[role] = examine(parts["validation"], scores, sd, first, examination.confidence)
+        report[role] = examine(parts["validation"], scores.cpu(), sd.cpu(), first, examination.confidence)
         if role == "watcher":
             report[role] |= watcher_verdict(report[role], report["baselines"])
     report.setdefault("watcher", None)
@@ -100,7 +100,7 @@ def train_group(
                 member=name,
             )
         )
-    for number, stats in side_by_side(loops):
+    for number, stats in side_by_side(loops, in_threads=models.base.device.type == "cpu"):
         journal.log("reward", stats, {"member": list(jobs)[number]})
     for name, head in heads.items():
         save_reward_model(head.top, head.head, journal.path / "reward" / name, models.codec.tokenizer)

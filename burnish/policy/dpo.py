@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from burnish.config.dpo import DPOConfig
-from burnish.models.batches import Batch
+from burnish.models.batches import CPU, Batch
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
 from burnish.models.sequences import Sequences
@@ -69,7 +69,7 @@ class DPO:
     def batch_of_pairs(self, step: int) -> list[int]:
         a_epoch = math.ceil(len(self.pairs) / self.config.batch_size)
         epoch, index = divmod(step, a_epoch)
-        order = torch.randperm(len(self.pairs), generator=generator(self.seed, "dpo", epoch))
+        order = torch.randperm(len(self.pairs), generator=generator(self.seed, "dpo", epoch), device=CPU)
         return order.split(self.config.batch_size)[index].tolist()
 
     def update(self, index: list[int], reference: torch.Tensor) -> dict[str, float]:
@@ -82,7 +82,7 @@ class DPO:
         self.optimizer.zero_grad(set_to_none=True)
         n = len(self.pairs)
         total = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0, "chosen_logratio": 0.0}
-        for part in torch.tensor(index).split(max(1, self.config.micro_batch // 2)):
+        for part in torch.tensor(index, device=CPU).split(max(1, self.config.micro_batch // 2)):
             rows = [*part.tolist(), *(part + n).tolist()]
             sums = self.sequences.each(self.logprob_sums, len(rows), rows)
             chosen, rejected = sums.chunk(2)

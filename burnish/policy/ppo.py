@@ -18,7 +18,7 @@ from torch import nn
 
 from burnish.config.ppo import PPOConfig
 from burnish.errors import Diverged
-from burnish.models.batches import Batch
+from burnish.models.batches import CPU, Batch
 from burnish.models.heads import ScalarHead
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
@@ -152,7 +152,7 @@ class PPO:
             {"value": float(values.abs().max()), "reference log-probability": float(ref_logprobs.abs().max())}
         )
         mask = rollout.response_mask
-        unended = torch.tensor([not e for e in rollout.ended])
+        unended = torch.tensor([not e for e in rollout.ended], device=scores.scores.device)
         shaped = scores.scores - self.config.missing_eos_penalty * unended
         rewards = shape_rewards(
             shaped, old_logprobs, ref_logprobs, mask, kl_coef=self.controller.coef
@@ -185,7 +185,7 @@ class PPO:
             epoch = position // n
             if epoch not in orders:
                 rng = generator(self.seed, "prompts", self.attempt, epoch)
-                orders[epoch] = torch.randperm(n, generator=rng).tolist()
+                orders[epoch] = torch.randperm(n, generator=rng, device=CPU).tolist()
             picked.append(self.prompts[orders[epoch][position % n]])
         return picked
 
@@ -199,7 +199,7 @@ class PPO:
         skipped = 0
         for epoch in range(self.config.epochs):
             rng = generator(self.seed, "minibatch", self.attempt, self.step, epoch)
-            order = torch.randperm(size, generator=rng)
+            order = torch.randperm(size, generator=rng, device=CPU)
             for rows in order.split(size // self.config.minibatches):
                 values = self.minibatch(experience, rows.tolist())
                 if values is None:

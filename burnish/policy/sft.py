@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from burnish.config.sft import SftConfig
+from burnish.models.batches import CPU
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
 from burnish.models.sequences import Sequences
@@ -38,7 +39,7 @@ def fine_tune(
     steps = per_epoch * config.epochs
     for step in range(steps):
         epoch, index = divmod(step, per_epoch)
-        order = torch.randperm(len(sequences), generator=generator(seed, "sft", epoch))
+        order = torch.randperm(len(sequences), generator=generator(seed, "sft", epoch), device=CPU)
         rows = order.split(config.batch_size)[index].tolist()
         rate = learning_rate * (1 - step / steps)
         for group in optimizer.param_groups:

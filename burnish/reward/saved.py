@@ -28,7 +28,7 @@ def save_ensemble(
 ) -> None:
     """What makes the members' scores one: normalisation and aggregation in ensemble.json, `more` beside them, and in
     reference.safetensors the raw scores (N, K) of the reference samples, in the order of the prompts they answer."""
-    atomic_write(folder / "reference.safetensors", save({"raw": reference.contiguous()}))
+    atomic_write(folder / "reference.safetensors", save({"raw": reference.cpu().contiguous()}))
     write_json(folder / "ensemble.json", ensemble.as_json(len(reference)) | more)
 
 
@@ -37,8 +37,8 @@ def load_ensemble(base: Base, folder: Path) -> RewardEnsemble:
     saved = read_json(folder / "ensemble.json")
     return RewardEnsemble(
         [load_head(base, folder / f"member-{k}") for k in range(len(saved["mean"]))],
-        torch.tensor(saved["mean"]),
-        torch.tensor(saved["sd"]),
+        torch.tensor(saved["mean"], device=base.device),
+        torch.tensor(saved["sd"], device=base.device),
         saved["aggregate"],
         saved["uwo_lambda"],
         saved["reference_variance"],
@@ -47,7 +47,8 @@ def load_ensemble(base: Base, folder: Path) -> RewardEnsemble:
 
 def load_reference(ensemble: RewardEnsemble, folder: Path) -> torch.Tensor:
     """(N, K) normalised scores of a reference response to each of the first N training prompts."""
-    return (load_file(folder / "reference.safetensors")["raw"] - ensemble.mean) / ensemble.sd
+    raw = load_file(folder / "reference.safetensors")["raw"].to(ensemble.mean.device)
+    return (raw - ensemble.mean) / ensemble.sd
 
 
 class SavedWatcher:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from burnish.config.reward import RewardConfig
+from burnish.models.batches import CPU
 from burnish.models.heads import ScalarHead
 from burnish.models.load import Codec
 from burnish.models.sequences import Sequences
@@ -39,14 +40,15 @@ def pair_order(groups: Sequence[str], config: RewardConfig, seed: int, member: s
     all their pairs (`groups` names the prompt of each): pairs of a prompt are no independent evidence. What was drawn
     several times stands together, so that one forward pass serves all its copies."""
     n = len(groups)
-    times = torch.ones(n, dtype=torch.long)
+    times = torch.ones(n, dtype=torch.long, device=CPU)
     if config.bootstrap:
         numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
-        draws = torch.randint(len(numbers), (len(numbers),), generator=generator(seed, "bootstrap", member))
+        rng = generator(seed, "bootstrap", member)
+        draws = torch.randint(len(numbers), (len(numbers),), generator=rng, device=CPU)
         times = draws.bincount(minlength=len(numbers))[[numbers[group] for group in groups]]
     order = []
     for epoch in range(config.epochs):
-        shuffled = torch.randperm(n, generator=generator(seed, "order", member, epoch))
+        shuffled = torch.randperm(n, generator=generator(seed, "order", member, epoch), device=CPU)
         order.append(shuffled.repeat_interleave(times[shuffled]))
     return torch.cat(order).tolist()
 
@@ -98,7 +100,8 @@ def pairs_loss(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Mean loss of the pairs numbered in `copies`, each counted so many times, and its figures."""
     total = sum(copies.values())
-    share = torch.tensor([times / total for times in copies.values()])
+    device = model.top.base.device
+    share = torch.tensor([times / total for times in copies.values()], device=device)
     rows = pairs.rows(list(copies))
     chosen, rejected = pairs.sequences.each(model.score, len(rows), rows).chunk(2)
     losses = bradley_terry_loss(
@@ -106,7 +109,7 @@ def pairs_loss(
         rejected,
         label_smoothing=config.label_smoothing,
         center_coef=config.center_coef,
-        confidence=torch.tensor([pairs.pairs[i].confidence for i in copies]),
+        confidence=torch.tensor([pairs.pairs[i].confidence for i in copies], device=device),
     )
     loss = (share * losses).sum()
     return loss, {

@@ -25,14 +25,15 @@ def features(
 ) -> list[torch.Tensor]:
     """(length, D) what leaves the layers of `body`, which has no final norm, for every row's tokens; a prompt that
     several rows share is computed once."""
+    device = embed.weight.device
     index = {p: i for i, p in enumerate({tuple(p): None for p in prompt_ids})}
     source = [index[tuple(p)] for p in prompt_ids]
     prompts, responses = shared_prompts(
         body,
-        embed(padded_right(list(index))),
-        torch.tensor([len(p) for p in index]),
-        embed(padded_right(response_ids)),
-        torch.tensor(source),
+        embed(padded_right(list(index), device)),
+        torch.tensor([len(p) for p in index], device=device),
+        embed(padded_right(response_ids, device)),
+        torch.tensor(source, device=device),
     )
     return [
         torch.cat([prompts[i, : len(p)], responses[row, : len(r)]])
@@ -63,9 +64,9 @@ def hidden_at(
     return norm(body.norm)(run_layers(body, body.layers[first:], x, attention_mask, position_ids, at))
 
 
-def padded_right(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+def padded_right(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
     """(B, L) token ids, zeros behind them."""
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long, device=device)
     for line, row in zip(ids, rows, strict=True):
-        line[: len(row)] = torch.tensor(row)
+        line[: len(row)] = torch.tensor(row, device=device)
     return ids

@@ -46,7 +46,7 @@ class FastDecoder:
     refills = True
 
     def __init__(self, top: Top, slots: int, width: int) -> None:
-        base = top.base
+        base, device = top.base, top.base.device
         body = inner(top.body)
         attention = base.lm.base_model.layers[0].self_attn
         self.embed = base.lm.base_model.embed_tokens if base.cut else body.embed_tokens
@@ -60,24 +60,25 @@ class FastDecoder:
         kv = self.layers[0].qkv.shape[0] // self.head_dim // (self.groups + 2)
         self.heads = (kv * self.groups, kv)
         dtypes = [layer.qkv.dtype for layer in self.layers]
-        self.keys = [torch.zeros(slots, kv, self.head_dim, width, dtype=d) for d in dtypes]
-        self.values = [torch.zeros(slots, kv, width, self.head_dim, dtype=d) for d in dtypes]
-        self.features = torch.zeros(slots, width, base.hidden_size) if base.cut else None
-        self.lengths = torch.zeros(slots, dtype=torch.long)
-        self.in_use = torch.zeros(slots, dtype=torch.bool)
-        cos, sin = rope_tables(base.lm.base_model, torch.arange(width)[None])
+        self.keys = [torch.zeros(slots, kv, self.head_dim, width, dtype=d, device=device) for d in dtypes]
+        self.values = [torch.zeros(slots, kv, width, self.head_dim, dtype=d, device=device) for d in dtypes]
+        self.features = torch.zeros(slots, width, base.hidden_size, device=device) if base.cut else None
+        self.lengths = torch.zeros(slots, dtype=torch.long, device=device)
+        self.in_use = torch.zeros(slots, dtype=torch.bool, device=device)
+        cos, sin = rope_tables(base.lm.base_model, torch.arange(width, device=device)[None])
         self.cos, self.sin = cos[0], sin[0]
 
     def admit(self, slots: torch.Tensor, prompt_ids: Sequence[Sequence[int]]) -> torch.Tensor:
         """Prefill these slots; (len(slots), D) last hidden states. A prompt given several times is computed once."""
         unique = {tuple(p): None for p in prompt_ids}
         index = {p: i for i, p in enumerate(unique)}
-        source = torch.tensor([index[tuple(p)] for p in prompt_ids])
-        lengths = torch.tensor([len(p) for p in unique])
+        device = self.lengths.device
+        source = torch.tensor([index[tuple(p)] for p in prompt_ids], device=device)
+        lengths = torch.tensor([len(p) for p in unique], device=device)
         width = int(lengths.max())
-        ids = torch.zeros(len(unique), width, dtype=torch.long)
+        ids = torch.zeros(len(unique), width, dtype=torch.long, device=device)
         for row, prompt in enumerate(unique):
-            ids[row, : len(prompt)] = torch.tensor(prompt)
+            ids[row, : len(prompt)] = torch.tensor(prompt, device=device)
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -95,14 +96,16 @@ class FastDecoder:
 
         hidden = self._forward(self.embed(ids), self.cos[:width], self.sin[:width], attend, at_cut)
         self.lengths[slots], self.in_use[slots] = lengths[source], True
-        return self.norm(hidden[torch.arange(len(unique)), lengths - 1])[source]
+        return self.norm(hidden[torch.arange(len(unique), device=device), lengths - 1])[source]
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Feed one token (S,) per slot; (S, D) hidden states after it."""
-        rows, where = torch.arange(len(ids)), self.lengths
+        rows, where = torch.arange(len(ids), device=ids.device), self.lengths
         seen = int(where.max()) + 1
         # (S, 1, 1, seen); finite, so that a free slot gives no nan.
-        unseen = torch.where(torch.arange(seen) <= where[:, None], 0.0, SUPPRESSED)[:, None, None]
+        unseen = torch.where(torch.arange(seen, device=where.device) <= where[:, None], 0.0, SUPPRESSED)[
+            :, None, None
+        ]
         n_kv = self.heads[1]
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -68,7 +68,7 @@ def norm(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
 def rope_tables(body: Any, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and signed sin (..., d) at integer positions (B, L). rotate_half(x) is roll(x) with the first half
     negated; the sign is in the table."""
-    cos, sin = body.rotary_emb(torch.zeros(1), positions)
+    cos, sin = body.rotary_emb(torch.zeros(1, device=positions.device), positions)
     half = sin.shape[-1] // 2
     return cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
 
@@ -88,8 +88,9 @@ def inner(body: Any) -> Any:
 def causal_mask(attention_mask: torch.Tensor) -> torch.Tensor:
     """(B, L) 1 for text, 0 for padding, to additive (B, L, L)."""
     length = attention_mask.shape[1]
-    seen = attention_mask.bool()[:, None, :] & torch.ones(length, length, dtype=torch.bool).tril()
-    return torch.zeros(seen.shape).masked_fill_(~seen, SUPPRESSED)
+    earlier = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
+    seen = attention_mask.bool()[:, None, :] & earlier
+    return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, SUPPRESSED)
 
 
 def run_layers(
@@ -171,18 +172,18 @@ def shared_prompts(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run the layers of `body` on prompts (U, P, D) and on responses (K, T, D) that continue them; response k continues
     prompt source[k], which has lengths[source[k]] tokens. Both are padded on the right. Same shapes out."""
-    width, length = prompts.shape[1], responses.shape[1]
-    tables = rope_tables(body, torch.arange(width)[None])
+    width, length, device = prompts.shape[1], responses.shape[1], prompts.device
+    tables = rope_tables(body, torch.arange(width, device=device)[None])
     after = lengths[source][:, None]  # (K, 1)
-    response_tables = rope_tables(body, after + torch.arange(length))
+    response_tables = rope_tables(body, after + torch.arange(length, device=device))
     seen = torch.cat(
         [
-            (torch.arange(width) < after)[:, None].expand(-1, length, -1),
-            torch.ones(length, length, dtype=torch.bool).tril().expand(len(source), -1, -1),
+            (torch.arange(width, device=device) < after)[:, None].expand(-1, length, -1),
+            torch.ones(length, length, dtype=torch.bool, device=device).tril().expand(len(source), -1, -1),
         ],
         -1,
     )
-    mask = torch.zeros(seen.shape).masked_fill_(~seen, SUPPRESSED)
+    mask = torch.zeros(seen.shape, device=device).masked_fill_(~seen, SUPPRESSED)
     for layer in body.layers:
         attention = layer.self_attn
         h = attention_input(layer, prompts)
