@@ -108,17 +108,6 @@ def sample_size(win_rate: float, *, confidence: float = 0.95, power: float = 0.8
     return math.ceil(needed**2)
 
 
-def sample_size_note(n: int, *, confidence: float = 0.95, power: float = 0.8) -> str:
-    """One sentence: the smallest win rate (to a tenth of a point) that n prompts tell from one half."""
-    for step in range(501, 1000):
-        if sample_size(step / 1000, confidence=confidence, power=power) <= n:
-            return (
-                f"n = {n} prompts tell a win rate of {step / 1000:.3f} or more from one half "
-                f"({power:.0%} power, {confidence:.0%} confidence)"
-            )
-    return f"n = {n} prompts tell no win rate from one half ({power:.0%} power, {confidence:.0%} confidence)"
-
-
 def calibration(
     confidences: Sequence[float], correct: Sequence[bool], bins: int = 10
 ) -> tuple[float, list[dict[str, float]]]:

@@ -1,4 +1,4 @@
-"""Estimators of KL(policy || reference) in nats, from samples of the policy (Schulman 2020, k1 k2 k3)."""
+"""Estimators of KL(policy || reference) in nats, from samples of the policy (Schulman 2020, k1 and k3)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ def kl_k1(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
     """
     assert logprobs.shape == ref_logprobs.shape
     return logprobs - ref_logprobs
-
-
-def kl_k2(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """(log pi - log ref)^2 / 2, elementwise: biased, never negative; the right one to differentiate."""
-    return kl_k1(logprobs, ref_logprobs).square() / 2
 
 
 def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:

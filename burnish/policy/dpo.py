@@ -15,6 +15,7 @@ from burnish.models.batches import CPU, Batch
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
 from burnish.models.sequences import Sequences
+from burnish.models.steps import set_rates, take_step, warm_up_then_down
 from burnish.objectives.losses import dpo_loss
 from burnish.policy.optimizer_state import load_optimizer, save_optimizer
 from burnish.randomness import generator
@@ -74,11 +75,9 @@ class DPO:
 
     def update(self, index: list[int], reference: torch.Tensor) -> dict[str, float]:
         """One optimiser step over the named pairs; a non-finite one is skipped and counted."""
-        warmup = max(1, round(self.config.warmup_share * self.steps))
-        decay = (self.steps - self.step) / max(1, self.steps - warmup)
-        rate = self.learning_rate * min((self.step + 1) / warmup, decay)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        warmup = round(self.config.warmup_share * self.steps)
+        rate = self.learning_rate * warm_up_then_down(self.step, self.steps, warmup)
+        set_rates(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
         n = len(self.pairs)
         total = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0, "chosen_logratio": 0.0}
@@ -100,11 +99,9 @@ class DPO:
             total["accuracy"] += float((margins > 0).float().sum()) / len(index)
             total["margin"] += float(margins.sum()) / len(index)
             total["chosen_logratio"] += float((chosen.detach() - ref_chosen).sum()) / len(index)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        if not (math.isfinite(total["loss"]) and torch.isfinite(norm)):
-            return {"skipped": 1.0, "learning_rate": rate}
-        self.optimizer.step()
-        return total | {"grad_norm": norm.item(), "learning_rate": rate, "skipped": 0.0}
+        norms = take_step(self.optimizer, [self.parameters], self.config.max_grad_norm, [total["loss"]])
+        values = {} if norms is None else {**total, "grad_norm": norms[0]}
+        return {**values, "learning_rate": rate, "skipped": float(norms is None)}
 
     def save(self, folder: Path) -> None:
         save_file(self.policy.top.trained_state(), folder / "policy.safetensors")

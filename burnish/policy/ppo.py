@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from burnish.config.ppo import PPOConfig
 from burnish.errors import Diverged
@@ -24,6 +23,7 @@ from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
+from burnish.models.steps import set_rates, take_step
 from burnish.objectives.advantages import gae, shape_rewards, whiten
 from burnish.objectives.kl import kl_k1, kl_k3, sequence_sum
 from burnish.objectives.losses import (
@@ -193,8 +193,7 @@ class PPO:
         """The inner epochs: clipped policy and value losses, gradient norms clipped, non-finite steps skipped."""
         size = self.config.batch_size
         rate = min(1.0, (self.step + 1) / max(1, self.config.warmup_updates))
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate * rate
-        self.optimizer.param_groups[1]["lr"] = self.value_learning_rate * rate
+        set_rates(self.optimizer, self.learning_rate * rate, self.value_learning_rate * rate)
         totals: dict[str, list[float]] = {}
         skipped = 0
         for epoch in range(self.config.epochs):
@@ -222,13 +221,9 @@ class PPO:
             loss.backward()
             for name, value in values.items():
                 sums[name] += value
-        norm = nn.utils.clip_grad_norm_(self.policy_parameters, self.config.max_grad_norm)
-        value_norm = nn.utils.clip_grad_norm_(self.value_parameters, self.config.max_grad_norm)
-        figures = sums | {"grad_norm": norm.item(), "value_grad_norm": value_norm.item()}
-        if not all(math.isfinite(v) for v in figures.values()):
-            return None
-        self.optimizer.step()
-        return figures
+        groups = [self.policy_parameters, self.value_parameters]
+        norms = take_step(self.optimizer, groups, self.config.max_grad_norm, list(sums.values()))
+        return None if norms is None else sums | {"grad_norm": norms[0], "value_grad_norm": norms[1]}
 
     def losses(
         self, experience: Experience, rows: list[int], batch: Batch, tokens: int

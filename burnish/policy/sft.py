@@ -12,6 +12,7 @@ from burnish.models.batches import CPU
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
 from burnish.models.sequences import Sequences
+from burnish.models.steps import set_rates, take_step, warm_up_then_down
 from burnish.objectives.losses import response_cross_entropy
 from burnish.randomness import generator
 from burnish.records import Prompt, StepStats
@@ -41,16 +42,12 @@ def fine_tune(
         epoch, index = divmod(step, per_epoch)
         order = torch.randperm(len(sequences), generator=generator(seed, "sft", epoch), device=CPU)
         rows = order.split(config.batch_size)[index].tolist()
-        rate = learning_rate * (1 - step / steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        rate = learning_rate * warm_up_then_down(step, steps, warmup=0)
+        set_rates(optimizer, rate)
         batch = sequences.batch(rows)
         loss = response_cross_entropy(token_logprobs(policy, batch), batch.response_mask)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-        finite = bool(torch.isfinite(loss) and torch.isfinite(norm))
-        if finite:
-            optimizer.step()
-        values = {"loss": loss.item(), "grad_norm": norm.item()} if finite else {}
-        yield StepStats(step + 1, 0, {**values, "learning_rate": rate, "skipped": float(not finite)})
+        norms = take_step(optimizer, [parameters], config.max_grad_norm, [loss.item()])
+        values = {} if norms is None else {"loss": loss.item(), "grad_norm": norms[0]}
+        yield StepStats(step + 1, 0, {**values, "learning_rate": rate, "skipped": float(norms is None)})

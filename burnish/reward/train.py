@@ -14,6 +14,7 @@ from burnish.models.heads import ScalarHead
 from burnish.models.load import Codec
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base
+from burnish.models.steps import set_rates, take_step, warm_up_then_down
 from burnish.objectives.losses import bradley_terry_loss
 from burnish.randomness import generator
 from burnish.records import Preference, StepStats
@@ -69,29 +70,22 @@ def train_reward_model(
     """
     order = pair_order(pairs.groups, config, seed, member)
     steps = math.ceil(len(order) / config.batch_size)
-    warmup = max(1, round(config.warmup_share * steps))
+    warmup = round(config.warmup_share * steps)
     optimizer = torch.optim.AdamW(
         model.trained(), lr=learning_rate, weight_decay=config.weight_decay, eps=1e-8
     )
     model.train()
-    skipped = 0
     for step in range(steps):
         index = order[step * config.batch_size : (step + 1) * config.batch_size]
-        rate = learning_rate * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        rate = learning_rate * warm_up_then_down(step, steps, warmup)
+        set_rates(optimizer, rate)
         model.noise = generator(seed, "dropout", member, step)
         optimizer.zero_grad(set_to_none=True)
         loss, figures = pairs_loss(model, pairs, Counter(index), config)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.trained(), config.max_grad_norm)
-        if torch.isfinite(norm) and torch.isfinite(loss):
-            optimizer.step()
-            values = {**figures, "grad_norm": norm.item(), "learning_rate": rate}
-        else:
-            skipped += 1
-            values = {"learning_rate": rate}
-        yield StepStats(step + 1, 0, {**values, "skipped": float(skipped)})
+        norms = take_step(optimizer, [model.trained()], config.max_grad_norm, [figures["loss"]])
+        values = {} if norms is None else {**figures, "grad_norm": norms[0]}
+        yield StepStats(step + 1, 0, {**values, "learning_rate": rate, "skipped": float(norms is None)})
     model.eval()
 
 
