@@ -70,6 +70,30 @@ def test_stages_do_not_import_each_other() -> None:
     assert wrong == []
 
 
+def test_models_data_and_runs_are_apart() -> None:
+    runs = {"runs", "inputs", "locks"}
+    wrong = [
+        (file, b)
+        for file, a, b in imports()
+        if (a == "models" and b in {"data", *runs})
+        or (a == "data" and b in {"models", *runs})
+        or (a in runs and b in {"models", "data"})
+    ]
+    assert wrong == []
+
+
+def test_what_the_engine_is_seen_through_is_all_that_others_import_of_it() -> None:
+    seen = []
+    for file in ROOT.rglob("*.py"):
+        if file.parent.name != "engine":
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                    "burnish.models.engine."
+                ):
+                    seen.append(str(file.relative_to(ROOT)))
+    assert seen == []
+
+
 def test_the_report_reads_only_files() -> None:
     reads = {b for _, a, b in imports() if a == "report"}
     assert reads <= {"runs", "checkpoints", "records", "stats", "errors", "config"}

@@ -11,10 +11,10 @@ TINY_MODEL = "embedded"  # the tiny story model inside the package
 
 
 def _known_layers(value: str) -> str:
-    if value in ("all", "lora") or re.fullmatch(r"(lora_)?top:[1-9]\d*", value):
+    if value in ("auto", "all", "lora") or re.fullmatch(r"(lora_)?top:[1-9]\d*", value):
         return value
     raise ValueError(
-        f"{value!r} is not a way to train: use 'all', 'lora', 'top:N' (the top N layers) or 'lora_top:N' "
+        f"{value!r} is not a way to train: use 'auto', 'all', 'lora', 'top:N' (the top N layers) or 'lora_top:N' "
         "(adapters on them)"
     )
 
@@ -49,7 +49,8 @@ class ModelConfig(Section):
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = (
         None  # None: the model's own choice
     )
-    layers: Layers = "top:2"  # what is trained: top:N, all, lora, lora_top:N
+    # What is trained: top:N, all, lora, lora_top:N; auto: top:2 of three layers or more that can be cut, else all.
+    layers: Layers = "auto"
     lora: LoraConfig = LoraConfig()
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of the layers below a cut
     max_prompt_tokens: int = Field(64, ge=1)

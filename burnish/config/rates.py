@@ -17,9 +17,9 @@ RATES: dict[str, dict[Job, float]] = {
 }
 
 
-def learning_rate(job: Job, model: ModelConfig, layers: str | None = None) -> float:
-    """The default rate of a job for this model."""
-    mode = (layers or model.layers).split(":")[0].removesuffix("_top")  # all, top, lora
+def learning_rate(job: Job, model: ModelConfig, layers: str) -> float:
+    """The default rate of a job for this model, when these of its layers are trained (`Base.layers`, never auto)."""
+    mode = layers.split(":")[0].removesuffix("_top")  # all, top, lora
     if model.path == TINY_MODEL:
         return RATES["tiny_top" if mode == "top" else "tiny"][job]
     return RATES["full" if mode == "all" else mode][job]

@@ -31,9 +31,9 @@ class Base:
 
     def __init__(self, lm: PreTrainedModel, layers: str = "all", lora: LoraConfig | None = None) -> None:
         self.lm = lm.requires_grad_(False).eval()
-        self.layers = layers
+        self.layers = self._suited() if layers == "auto" else layers
         self.lora = lora or LoraConfig()
-        self.cut = self._cut(layers)
+        self.cut = self._cut(self.layers)
         self.bottom = self.body_of(slice(0, self.cut)) if self.cut else None
         lay_out(self.lm.base_model)
 
@@ -51,11 +51,20 @@ class Base:
     def hidden_size(self) -> int:
         return int(self.lm.config.get_text_config().hidden_size)
 
+    def _suited(self) -> str:
+        """What `auto` stands for in this model."""
+        return "top:2" if self._can_be_cut and len(self.lm.base_model.layers) > 2 else "all"
+
+    @property
+    def _can_be_cut(self) -> bool:
+        body = self.lm.base_model
+        return hasattr(body, "layers") and hasattr(body, "norm") and hasattr(body, "embed_tokens")
+
     def _cut(self, layers: str) -> int:
         if ":" not in layers:
             return 0
-        body = self.lm.base_model
-        if not (hasattr(body, "layers") and hasattr(body, "norm") and hasattr(body, "embed_tokens")):
+        body: Any = self.lm.base_model
+        if not self._can_be_cut:
             raise ModelError(
                 f"model.layers={layers!r} cannot cut a {type(self.lm).__name__}; use 'lora' or 'all'"
             )

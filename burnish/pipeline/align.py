@@ -180,7 +180,7 @@ def new_value(models: Models, ensemble: RewardEnsemble, rewards: Path, config: P
     """A value function: the first reward member with its score normalised, or a zero head on a fresh top."""
     how = config.value_init
     if how == "auto":
-        how = "zero" if models.config.layers.startswith("lora") else "reward_model"
+        how = "zero" if models.base.layers.startswith("lora") else "reward_model"
     head = nn.Linear(models.base.hidden_size, 1, device=models.base.device)
     if how == "reward_model":
         member = load_head(models.base, rewards / "member-0", trainable=True)

@@ -73,6 +73,6 @@ class Models:
         """A policy of this run, from its exported folder."""
         return make_policy(load_policy(self.base, folder), self.codec.pad_id, self.temperature)
 
-    def rate(self, job: Job, given: float | None) -> float:
-        """The configured learning rate, or the default for this job and model."""
-        return learning_rate(job, self.config) if given is None else given
+    def rate(self, job: Job, given: float | None, base: Base | None = None) -> float:
+        """The configured learning rate, or the default for this job and what is trained of the base."""
+        return learning_rate(job, self.config, (base or self.base).layers) if given is None else given

@@ -88,7 +88,7 @@ def train_group(
         if id(pairs) not in encoded:
             encoded[id(pairs)] = EncodedPairs(models.base, models.codec, pairs)
         heads[name] = new_reward_head(
-            models.base, seed, name, layers=models.config.layers, dropout=config.dropout
+            models.base, seed, name, layers=models.base.layers, dropout=config.dropout
         )
         loops.append(
             train_reward_model(

@@ -34,7 +34,7 @@ def sft(models: Models, journal: Journal, config: SftConfig, seed: int) -> list[
         codec,
         short,
         config,
-        learning_rate=models.rate("sft", config.learning_rate),
+        learning_rate=models.rate("sft", config.learning_rate, base),
         seed=derive_seed(seed, "sft"),
     )
     for stats in updates:

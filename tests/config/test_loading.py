@@ -48,7 +48,7 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
             "ppo.minibatches=6 must divide ppo.batch_size=64; try",
         ),
         ("evaluate:\n  kl_prompts: 1\n", "evaluate.kl_prompts=1: .* greater than or equal to 2"),
-        ("model:\n  layers: bottom\n", "use 'all', 'lora', 'top:N'"),
+        ("model:\n  layers: bottom\n", "use 'auto', 'all', 'lora', 'top:N'"),
         ("- a\n- b\n", "must map section names"),
         ("ppo: [\n", "line 2"),
     ],
@@ -90,8 +90,8 @@ def test_schema_knows_the_sections() -> None:
 
 
 def test_rates_by_mode() -> None:
-    assert learning_rate("ppo", ModelConfig(path="x", layers="all")) == 1e-6
-    assert learning_rate("ppo", ModelConfig(path="x", layers="lora_top:3")) == 5e-5
-    assert 1e-5 <= learning_rate("ppo", ModelConfig(path="x", layers="lora")) <= 1e-4
-    assert learning_rate("ppo", ModelConfig(layers="all")) == 3e-4
-    assert learning_rate("ppo", ModelConfig(layers="top:2")) == 1e-3
+    assert learning_rate("ppo", ModelConfig(path="x"), "all") == 1e-6
+    assert learning_rate("ppo", ModelConfig(path="x"), "lora_top:3") == 5e-5
+    assert 1e-5 <= learning_rate("ppo", ModelConfig(path="x"), "lora") <= 1e-4
+    assert learning_rate("ppo", ModelConfig(), "all") == 3e-4
+    assert learning_rate("ppo", ModelConfig(), "top:2") == 1e-3

@@ -270,3 +270,14 @@ def test_dialogues_go_through_the_template_unless_it_is_switched_off() -> None:
     assert text_of(False, chat) == "User: Hello\n\nAssistant: Yes\n\nUser: Why\n\nAssistant:"
     assert text_of(None, Prompt(plain)) == text_of(False, Prompt(plain)) == plain
     assert text_of(True, Prompt(plain)) == f"<user>{plain}<assistant>"
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers", "cut"), [(1, "all", 0), (2, "all", 0), (3, "top:2", 1), (5, "top:2", 3)]
+)
+def test_auto_trains_the_top_two_layers_of_a_model_that_has_more(depth: int, layers: str, cut: int) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 50}
+    base = Base(AutoModelForCausalLM.from_config(LlamaConfig(**sizes, num_hidden_layers=depth)), "auto")
+    assert (base.layers, base.cut) == (layers, cut)
+    gpt2 = GPT2Config(n_embd=16, n_layer=depth, n_head=2, vocab_size=50)
+    assert Base(AutoModelForCausalLM.from_config(gpt2), "auto").layers == "all"
