@@ -113,15 +113,21 @@ def elsewhere(path: Path) -> None:
     path.write_text(re.sub(r"host=.*", "host=elsewhere", path.read_text()))
 
 
+def held_elsewhere(path: Path) -> RunDirectory:
+    """A run whose lock another machine has."""
+    run = new_run(path)
+    with run.lock():
+        held = (path / "lock").read_text()
+    (path / "lock").write_text(held)
+    elsewhere(path / "lock")
+    return run
+
+
 def test_a_silent_owner_on_another_machine_is_taken_over_after_the_lease(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "LEASE", 0.6)
-    run = new_run(tmp_path / "run")
-    with run.lock():
-        held = (run.path / "lock").read_text()
-    (run.path / "lock").write_text(held)
-    elsewhere(run.path / "lock")
+    run = held_elsewhere(tmp_path / "run")
     began = time.monotonic()
     with run.lock():
         assert time.monotonic() - began >= 0.6
@@ -132,11 +138,7 @@ def test_a_living_owner_on_another_machine_is_waited_for_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "LEASE", 0.6)
-    run = new_run(tmp_path / "run")
-    with run.lock():
-        held = (run.path / "lock").read_text()
-    (run.path / "lock").write_text(held)
-    elsewhere(run.path / "lock")
+    run = held_elsewhere(tmp_path / "run")
     stop = threading.Event()
 
     def renew() -> None:

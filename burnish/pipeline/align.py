@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from burnish.checkpoints import read_json, write_json
+from burnish.checkpoints import write_json
 from burnish.config.dpo import DPOConfig
 from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
@@ -122,14 +122,13 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
     """Policy, reference, value function, reward and controller, before the first update. Prompts are those that have
     a reference response."""
     ensemble = load_ensemble(models.base, rewards)
-    reference = load_reference(ensemble, rewards)
+    reference, score_sd = load_reference(ensemble, rewards)
     prompts = data.splits.train[: len(reference)]
     score: ScoreFn = EnsembleScorer(ensemble, models.base, models.codec.pad_id, prompts, reference)
-    score_sd = read_json(rewards / "ensemble.json")["score_sd"]
     if config.rewards or config.ensemble_weight != 1:
         functions = [(term, load_function(term.function)) for term in config.rewards]
-        score = SummedRewards(score, config.ensemble_weight, functions)
-        score_sd = measured_sd(models, score, prompts[:SCALE_PROMPTS], seed)
+        score = summed = SummedRewards(score, config.ensemble_weight, functions)
+        score_sd = measured_sd(models, summed, prompts[:SCALE_PROMPTS], seed)
     kl = config.kl
     episodes = config.updates * config.batch_size
     controller = AdaptiveKLController(
@@ -156,8 +155,9 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
     )
 
 
-def measured_sd(models: Models, score: ScoreFn, prompts: Sequence[Prompt], seed: int) -> float:
-    """Standard deviation of a reward on responses of the reference policy: what the KL coefficient starts from."""
+def measured_sd(models: Models, score: SummedRewards, prompts: Sequence[Prompt], seed: int) -> float:
+    """Centre a reward on responses of the reference policy; its standard deviation there, from which the KL
+    coefficient starts."""
     rollout = sample_rollout(
         models.reference(),
         models.codec,
@@ -167,7 +167,7 @@ def measured_sd(models: Models, score: ScoreFn, prompts: Sequence[Prompt], seed:
         seed=seed,
         where=("scale",),
     )
-    sd = float(score(rollout).scores.std(unbiased=False))
+    sd = score.center(rollout)
     if not sd > 0:
         raise TrainingError(
             f"the summed reward is the same for all of {len(prompts)} reference responses: there is nothing to learn "
@@ -180,7 +180,9 @@ def new_value(models: Models, ensemble: RewardEnsemble, rewards: Path, config: P
     """A value function: the first reward member with its score normalised, or a zero head on a fresh top."""
     how = config.value_init
     if how == "auto":
-        how = "zero" if models.base.layers.startswith("lora") else "reward_model"
+        # A reward model knows nothing of a reward that leaves the ensemble out.
+        unfit = models.base.layers.startswith("lora") or not config.ensemble_weight
+        how = "zero" if unfit else "reward_model"
     head = nn.Linear(models.base.hidden_size, 1, device=models.base.device)
     if how == "reward_model":
         member = load_head(models.base, rewards / "member-0", trainable=True)

@@ -20,8 +20,13 @@ Function = Callable[[list[str], list[str], list[int]], Sequence[float]]
 
 
 class SummedRewards:
-    """`scorer(rollout) -> Scores`: weight times the ensemble's score, plus weight times every function's. Members and
-    spread stay the ensemble's; what each term came to is told under its name."""
+    """`scorer(rollout) -> Scores`: weight times the ensemble's score, plus weight times every function's, minus `shift`.
+    Members and spread stay the ensemble's; what each term came to is told under its name.
+
+    The shift is the mean of the sum on reference responses. A constant changes no optimum, but with it PPO does not
+    start: where the mean is far below 0 and the value function does not know it yet, the last token of a response
+    stands nearest to the loss, and what is learned first is not to end.
+    """
 
     def __init__(
         self,
@@ -30,6 +35,13 @@ class SummedRewards:
         functions: Sequence[tuple[FunctionReward, Function]],
     ) -> None:
         self.ensemble, self.weight, self.functions = ensemble, weight, functions
+        self.shift = 0.0
+
+    def center(self, rollout: Rollout) -> float:
+        """Take the mean on this rollout for the shift; the standard deviation there."""
+        scores = self(rollout).scores + self.shift
+        self.shift = float(scores.mean())
+        return float(scores.std(unbiased=False))
 
     def __call__(self, rollout: Rollout) -> Scores:
         found = self.ensemble(rollout)
@@ -40,7 +52,7 @@ class SummedRewards:
             )
             terms[term.name] = values
             total = total + term.weight * values
-        return replace(found, scores=total, terms=terms)
+        return replace(found, scores=total - self.shift, terms=terms)
 
 
 def called(name: str, function: Function, rollout: Rollout) -> list[float]:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from burnish.checkpoints import atomic_write, read_json, write_json
+from burnish.errors import RunError
 from burnish.models.artefacts import load_reward_model
 from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.sequences import Sequences
@@ -45,10 +46,17 @@ def load_ensemble(base: Base, folder: Path) -> RewardEnsemble:
     )
 
 
-def load_reference(ensemble: RewardEnsemble, folder: Path) -> torch.Tensor:
-    """(N, K) normalised scores of a reference response to each of the first N training prompts."""
-    raw = load_file(folder / "reference.safetensors")["raw"].to(ensemble.mean.device)
-    return (raw - ensemble.mean) / ensemble.sd
+def load_reference(ensemble: RewardEnsemble, folder: Path) -> tuple[torch.Tensor, float]:
+    """(N, K) normalised scores of a reference response to each of the first N training prompts, and the standard
+    deviation of the ensemble's score on reference responses. Raises RunError where an older version left neither."""
+    file, saved = folder / "reference.safetensors", read_json(folder / "ensemble.json")
+    if not file.exists() or "score_sd" not in saved:
+        raise RunError(
+            f"{folder} was left by an older version and lacks what PPO starts from; add --redo to the same command to "
+            "train the reward models again"
+        )
+    raw = load_file(file)["raw"].to(ensemble.mean.device)
+    return (raw - ensemble.mean) / ensemble.sd, float(saved["score_sd"])
 
 
 class SavedWatcher:

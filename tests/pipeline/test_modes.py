@@ -168,7 +168,9 @@ def test_a_function_of_the_users_is_optimised(tmp_path: Path, monkeypatch: pytes
     ]
     run(tmp_path, *more)
     rows = RunDirectory.open(tmp_path / "r").read_rows("metrics/ppo.jsonl")
-    assert rows[0]["score"] == pytest.approx(2 * rows[0]["reward_short"], rel=1e-4)
+    shifts = {round(r["score"] - 2 * r["reward_short"], 3) for r in rows}
+    assert len(shifts) == 1, "the same constant in every update"
+    assert abs(rows[0]["score"]) < 1, "centred on the reference policy's responses"
     first, last = (sum(r["reward_short"] for r in part) / 3 for part in (rows[:3], rows[-3:]))
     assert last > first + 0.3
     file.write_text(file.read_text().replace("/ 10", "/ 11"))

@@ -52,6 +52,15 @@ def test_terms_add_up_with_their_weights_and_are_told() -> None:
     assert seen == [(["p0", "p1"], ["please", "no"], [1, 2])]
 
 
+def test_the_sum_is_centred_on_reference_responses() -> None:
+    terms = [(FunctionReward(function="m:cost", weight=0.5), lambda p, r, n: [-10.0 * k for k in n])]
+    reward = SummedRewards(ensemble, 1.0, terms)
+    found = rollout(["a", "b"])  # 1 - 5 and -2 - 10: mean -8, standard deviation 4
+    assert [reward.center(found) for _ in range(2)] == [4.0, 4.0]
+    assert reward(found).scores.tolist() == [4.0, -4.0]
+    assert reward(found).terms["cost"].tolist() == [-10.0, -20.0]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -6,13 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
+from pathlib import Path
 
 import pytest
 import torch
 
 from burnish.config.dpo import DPOConfig
 from burnish.config.reward import RewardConfig
-from burnish.errors import TrainingError
+from burnish.errors import RunError, TrainingError
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.load import Codec
 from burnish.models.logprobs import make_policy
@@ -20,8 +21,9 @@ from burnish.models.shared_base import Base, Top
 from burnish.parallel import side_by_side
 from burnish.policy.dpo import DPO
 from burnish.records import Preference, Prompt, StepStats
-from burnish.reward.ensemble import aggregate, normalisation, pair_spread
+from burnish.reward.ensemble import RewardEnsemble, aggregate, normalisation, pair_spread
 from burnish.reward.examine import error_correlation, examine, watcher_verdict
+from burnish.reward.saved import load_reference, save_ensemble
 from burnish.reward.train import EncodedPairs, pair_order, pairs_loss, train_reward_model
 
 MEMBERS = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 3.0]])
@@ -218,3 +220,15 @@ def test_a_watcher_is_armed_only_when_it_beats_every_baseline() -> None:
     out = watcher_verdict(report, {"longer": 0.62, "first": 0.5})
     assert not out["armed"]
     assert "longer" in out["reason"]
+
+
+def test_what_an_older_version_left_is_no_riddle(tmp_path: Path) -> None:
+    """The reference samples of old runs stood in a JSON file; what is there says how to go on."""
+    ensemble = RewardEnsemble([], torch.zeros(3), torch.ones(3))
+    raw = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 2.0]])
+    save_ensemble(ensemble, tmp_path / "new", raw, {"score_sd": 0.5})
+    scores, sd = load_reference(ensemble, tmp_path / "new")
+    assert (scores.tolist(), sd) == (raw.tolist(), 0.5)
+    (tmp_path / "new" / "reference.safetensors").unlink()
+    with pytest.raises(RunError, match="--redo"):
+        load_reference(ensemble, tmp_path / "new")
