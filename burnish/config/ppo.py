@@ -44,9 +44,8 @@ class PPOConfig(Section):
     value_learning_rate: float | None = Field(None, gt=0)
     # Trained layers of the value function; None, and in models not built like Llama: as many as the policy's.
     value_layers: int | None = Field(1, ge=1)
-    value_init: Literal["auto", "reward_model", "zero"] = (
-        "auto"  # auto: reward_model; zero for LoRA, and without the ensemble
-    )
+    # auto: reward_model; zero for LoRA, and where the ensemble is left out of the reward.
+    value_init: Literal["auto", "reward_model", "zero"] = "auto"
     warmup_updates: int = Field(2, ge=0)
     gamma: float = Field(1.0, gt=0, le=1)
     lam: float = Field(0.95, ge=0, le=1)

@@ -168,11 +168,11 @@ def test_a_function_of_the_users_is_optimised(tmp_path: Path, monkeypatch: pytes
     ]
     run(tmp_path, *more)
     rows = RunDirectory.open(tmp_path / "r").read_rows("metrics/ppo.jsonl")
-    shifts = {round(r["score"] - 2 * r["reward_short"], 3) for r in rows}
-    assert len(shifts) == 1, "the same constant in every update"
+    shifts = [r["score"] - 2 * r["reward_short"] for r in rows]
+    assert max(shifts) - min(shifts) < 1e-3, "the same constant in every update"
     assert abs(rows[0]["score"]) < 1, "centred on the reference policy's responses"
     first, last = (sum(r["reward_short"] for r in part) / 3 for part in (rows[:3], rows[-3:]))
-    assert last > first + 0.3
+    assert last > first + 0.5, "about 2.5 of the 3 that there are to gain"
     file.write_text(file.read_text().replace("/ 10", "/ 11"))
     refused = run(tmp_path, *more, check=False)
     assert refused.returncode == 5
