@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -262,24 +262,32 @@ def discard_stale(run: RunDirectory, inputs: dict[str, Inputs], view: View, *, r
         view.note(f"made by another version of the code and kept: {', '.join(kept)} (--redo does them again)")
     if outdated:
         view.note(f"changed: {why}; will be done again: {', '.join(outdated)}")
-    for stage in (s for s in STAGES if s.name in outdated):
-        discard(run, stage)
+    discard(run, [s for s in STAGES if s.name in outdated])
 
 
-def discard(run: RunDirectory, stage: Stage) -> None:
-    """Take back a stage. Labels are never deleted: the store is set aside, and a new one begun with the comparisons
-    when only the labels are to be done again."""
-    run.discard_stage(stage.name, stage.writes)
+def discard(run: RunDirectory, stages: Sequence[Stage]) -> None:
+    """Take back stages, the last one first: whoever is stopped on the way finds the first of them still stale, and so
+    all after it. Labels are never deleted: the store is set aside, and a new one begun with the comparisons when only
+    the labels are to be done again."""
+    names = [stage.name for stage in stages]
+    if "collect" in names or "label" in names:
+        set_labels_aside(run, keep_comparisons="collect" not in names)
+    for stage in reversed(stages):
+        run.discard_stage(stage.name, stage.writes)
+
+
+def set_labels_aside(run: RunDirectory, *, keep_comparisons: bool) -> None:
+    """Rename the label store, if there is one; begin a new one with its comparisons when they are to be kept."""
     store = run.path / "labels.sqlite"
-    if stage.name in ("collect", "label") and store.exists():
-        number = len(list(run.path.glob("labels.replaced-*.sqlite"))) + 1
-        aside = run.path / f"labels.replaced-{number}.sqlite"
-        with LabelStore(store) as old:
-            comparisons = [] if stage.name == "collect" else list(old.comparisons())
-        store.rename(aside)
-        if comparisons:
-            with LabelStore(store) as new:
-                new.add_comparisons(comparisons)
+    if not store.exists():
+        return
+    number = len(list(run.path.glob("labels.replaced-*.sqlite"))) + 1
+    with LabelStore(store) as old:
+        comparisons = list(old.comparisons()) if keep_comparisons else []
+    store.rename(run.path / f"labels.replaced-{number}.sqlite")
+    if comparisons:
+        with LabelStore(store) as new:
+            new.add_comparisons(comparisons)
 
 
 def carry_out(place: Workplace, stage: Stage, inputs: Inputs) -> None:

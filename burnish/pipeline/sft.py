@@ -13,6 +13,7 @@ from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
 from burnish.policy.sft import fine_tune
 from burnish.randomness import derive_seed
+from burnish.records import Prompt
 
 
 def sft(models: Models, journal: Journal, config: SftConfig, seed: int) -> list[str]:
@@ -21,11 +22,13 @@ def sft(models: Models, journal: Journal, config: SftConfig, seed: int) -> list[
         return []
     base, codec = models.as_given()
     demonstrations = read_demonstrations(config.demonstrations)
-    short = [d for d in demonstrations if fits(codec, models.config, d[0], (d[1], True))]
-    kept = {id(d) for d in short}
-    dropped = [{"prompt": d[0].text[:80], "reason": "too long"} for d in demonstrations if id(d) not in kept]
-    if dropped:
-        journal.reject("sft", dropped)
+    short: list[tuple[Prompt, str]] = []
+    long: list[tuple[Prompt, str]] = []
+    for prompt, text in demonstrations:
+        ok = fits(codec, models.config, prompt, (text, True))
+        (short if ok else long).append((prompt, text))
+    if long:
+        journal.reject("sft", [{"prompt": p.text[:80], "reason": "too long"} for p, _ in long])
     if not short:
         raise DataError(f"no demonstration in {config.demonstrations} fits; raise model.max_response_tokens")
     policy = make_policy(Top(base), codec.pad_id)

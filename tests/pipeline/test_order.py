@@ -14,7 +14,7 @@ from burnish.errors import OutOfMemory
 from burnish.inputs import Inputs
 from burnish.monitor.live import View
 from burnish.pipeline import order
-from burnish.pipeline.order import STAGES, Stage, carry_out, stage_inputs
+from burnish.pipeline.order import STAGES, Stage, carry_out, discard_stale, stage_inputs
 from burnish.runs import RunDirectory, Writes
 
 PACKAGE = Path(order.__file__).parents[2]
@@ -126,3 +126,33 @@ def test_an_unexpected_error_is_a_failure_too_and_stays_what_it_is(tmp_path: Pat
         carry_out(place(run), Stage("align", fails, (), (), Writes()), Inputs({}, {}, ""))
     assert run.stage_state("align") == "failed"
     assert run.manifest()["stages"]["align"]["reason"] == "by chance"
+
+
+def test_who_is_stopped_while_discarding_finds_all_of_it_stale_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was taken back before the stop, no later stage may pass for done on top of an earlier one done anew."""
+    config = load_config(None, ["threads=1"])
+    before = stage_inputs(config)
+    after = stage_inputs(load_config(None, ["threads=1", "reward.epochs=2"]))
+    for stops_after in range(4):
+        run = RunDirectory.create_or_open(tmp_path / str(stops_after), config)
+        run.freeze()
+        for name in before:
+            run.begin_stage(name, before[name])
+            run.finish_stage(name, ["x"], 1.0, {})
+        calls: list[str] = []
+        really = run.discard_stage
+
+        def stopped(name: str, writes: Writes, calls: list[str] = calls, really: Any = really) -> None:
+            if len(calls) == stops_after:  # noqa: B023
+                raise KeyboardInterrupt
+            calls.append(name)
+            really(name, writes)
+
+        monkeypatch.setattr(run, "discard_stage", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            discard_stale(run, after, View("t", 1.0), redo=True)
+        left = [name for name in ("reward", "align", "evaluate", "report") if name in run.stages()]
+        assert run.stale(after).changed == left
+        assert left[0] == "reward"
