@@ -46,13 +46,15 @@ class ModelConfig(Section):
     gguf_file: str | None = None
     revision: str | None = None  # of a hub name: a branch, a tag or a commit
     device: Device = "auto"  # auto: cuda, then mps, then cpu; or cuda:N
+    # In which the linear layers that are not trained are held; auto: bfloat16 on a GPU that has it, else float32.
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False  # activations computed twice in place of being kept
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = (
         None  # None: the model's own choice
     )
     # What is trained: top:N, all, lora, lora_top:N; auto: top:2 of three layers or more that can be cut, else all.
     layers: Layers = "auto"
     lora: LoraConfig = LoraConfig()
-    frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of the layers below a cut
     max_prompt_tokens: int = Field(64, ge=1)
     max_response_tokens: int = Field(56, ge=1)
     trust_remote_code: Literal[False] = False

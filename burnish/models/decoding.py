@@ -48,12 +48,13 @@ class PlainDecoder:
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         where = {"attention_mask": self.mask, "position_ids": positions, "use_cache": True}
         inputs = {"input_ids": ids}
-        if self.bottom is not None:
-            below = self.bottom(**inputs, **where, past_key_values=self.caches[0])
-            inputs = {"inputs_embeds": below.last_hidden_state}
-        out = self.top(**inputs, **where, past_key_values=self.caches[1])
+        with self.top.base.precision():
+            if self.bottom is not None:
+                below = self.bottom(**inputs, **where, past_key_values=self.caches[0])
+                inputs = {"inputs_embeds": below.last_hidden_state}
+            out = self.top(**inputs, **where, past_key_values=self.caches[1])
         hidden: torch.Tensor = out.last_hidden_state[:, -1]
-        return hidden
+        return hidden.float()
 
     def keep(self, slots: torch.Tensor) -> None:
         """Drop every slot but these."""

@@ -126,6 +126,14 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def find_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision a configuration names; `auto` is bfloat16 on an NVIDIA GPU that computes in it."""
+    if name == "auto":
+        there = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        name = "bfloat16" if there else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
 def own_memory(model: nn.Module) -> None:
     """Copy weights out of memory-mapped files: aligned memory keeps matrix products bit-identical from run
     to run, whatever the offset in the file was."""

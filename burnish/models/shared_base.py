@@ -8,13 +8,15 @@ adapters on those N layers and shares the rest of them too.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from burnish.config.model import LoraConfig
@@ -27,10 +29,22 @@ FAST_TOLERANCE = 1e-3  # of the largest hidden state
 
 
 class Base:
-    """The frozen language model of a run, cut at `layers`. Tops made from it share its frozen tensors."""
+    """The frozen language model of a run, cut at `layers`. Tops made from it share its frozen tensors. With
+    `checkpointing`, what is differentiated keeps the inputs of its layers alone, and computes the rest again."""
 
-    def __init__(self, lm: PreTrainedModel, layers: str = "all", lora: LoraConfig | None = None) -> None:
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        layers: str = "all",
+        lora: LoraConfig | None = None,
+        *,
+        checkpointing: bool = False,
+    ) -> None:
         self.lm = lm.requires_grad_(False).eval()
+        self.dtype = torch.float32  # in which linear layers that are never trained are held
+        self.checkpointing = checkpointing
+        if checkpointing:
+            lm.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
         self.layers = self._suited() if layers == "auto" else layers
         self.lora = lora or LoraConfig()
         self.cut = self._cut(self.layers)
@@ -92,25 +106,27 @@ class Base:
         return body.eval()
 
     @torch.no_grad()
-    def halve_frozen(self) -> None:
-        """Hold the linear layers below the cut in bfloat16, from now on; activations between layers stay in float32.
-        Raises ModelError for a model that only its own forward pass can run."""
-        if self.bottom is None:
-            raise ModelError(
-                f"model.frozen_dtype='bfloat16' is for what lies below a cut, but model.layers={self.layers!r}; "
-                "use 'top:N' or 'lora_top:N'"
-            )
-        if not self.fast:
-            raise ModelError(
-                f"model.frozen_dtype='bfloat16' needs a Llama-like model on the CPU, not a {type(self.lm).__name__}; "
-                "use 'float32'"
-            )
+    def hold(self, dtype: torch.dtype) -> None:
+        """Hold the linear layers that no top trains whole (those below the cut; all of them without one) in `dtype` from
+        now on. Norms, embeddings, the output layer and what passes from layer to layer stay in float32. Policies made
+        afterwards start from the rounded weights, so that KL to the reference starts at 0."""
+        if dtype == self.dtype:
+            return
+        _ = self.fast  # decided by what the model computes in float32
+        self.dtype = dtype
         body: Any = self.lm.base_model
-        for layer in body.layers[: self.cut]:
-            for module in layer.modules():
-                if isinstance(module, nn.Linear):
-                    module.to(torch.bfloat16)
+        for part in body.layers[: self.cut] if self.cut else [body]:
+            for module in part.modules():
+                if isinstance(module, nn.Linear | Conv1D):
+                    module.to(dtype)
         lay_out(body)
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """Products in the precision that weights are held in, for a model's own forward pass; float32 weights that are
+        trained are cast on the way."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            yield
 
     @torch.no_grad()
     def features(self, batch: Batch) -> torch.Tensor | None:
@@ -125,10 +141,11 @@ class Base:
     def _own_features(self, batch: Batch) -> torch.Tensor:
         """By the model's own forward pass."""
         bottom: Any = self.bottom
-        out: torch.Tensor = bottom(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
-        ).last_hidden_state
-        return out
+        with self.precision():
+            out: torch.Tensor = bottom(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
+            ).last_hidden_state
+        return out.float()
 
     @torch.no_grad()
     def row_features(
@@ -143,10 +160,14 @@ class Base:
             return [features[mask].clone() for features, mask in rows]
         return engine.features(self.bottom, self.lm.get_input_embeddings(), prompt_ids, response_ids)
 
-    @cached_property
+    @property
     def fast(self) -> bool:
-        """Whether the engine may run this model: on the CPU, built like Llama, and found to give the same hidden states
-        as its own forward pass."""
+        """Whether the engine may run this model: on the CPU, built like Llama, found in float32 to give the same hidden
+        states as its own forward pass, and held in another precision below a cut alone."""
+        return self._fast and (self.dtype == torch.float32 or bool(self.cut))
+
+    @cached_property
+    def _fast(self) -> bool:
         if self.device.type != "cpu" or not engine.is_llama_like(self.lm):
             return False
         batch = self._sample_batch(0)
@@ -203,7 +224,7 @@ class Top(nn.Module):
             body.layers = copy.deepcopy(body.layers).requires_grad_(True)
             body.norm = copy.deepcopy(body.norm).requires_grad_(True)
         elif trainable:
-            body = copy.deepcopy(base.lm.base_model).requires_grad_(True)
+            body = copy.deepcopy(base.lm.base_model).float().requires_grad_(True)
         if trainable and not self.mode.startswith("lora"):
             lay_out(body)
         self.body = body
@@ -240,9 +261,24 @@ class Top(nn.Module):
         """Last hidden states (B, P + T, D) by the model's own forward pass."""
         assert not batch.layers_done, "a forward pass runs every layer"
         where = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
-        if not self.base.cut:
-            return self.body(input_ids=batch.input_ids, **where).last_hidden_state
-        return self.body(inputs_embeds=self.inputs(batch), **where).last_hidden_state
+        what = {"inputs_embeds": self.inputs(batch)} if self.base.cut else {"input_ids": batch.input_ids}
+        with self.base.precision(), self._recomputed():
+            hidden: torch.Tensor = self.body(**what, **where).last_hidden_state
+        return hidden.float()
+
+    @contextmanager
+    def _recomputed(self) -> Iterator[None]:
+        """While a gradient is wanted and the base asks for it, layers keep their inputs alone: transformers does so for
+        layers that train. Their modules do not train, and drop nothing."""
+        wanted = self.base.checkpointing and torch.is_grad_enabled()
+        layers = [m for m in self.body.modules() if isinstance(m, GradientCheckpointingLayer)] if wanted else []
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
 
     def hidden_at(self, batch: Batch, at: Positions) -> torch.Tensor:
         """Last hidden states (B, Q, D) at the positions, computing little else where the model allows it."""

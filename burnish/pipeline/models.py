@@ -12,7 +12,7 @@ from burnish.config.model import ModelConfig
 from burnish.config.rates import Job, learning_rate
 from burnish.errors import ConfigError
 from burnish.models.artefacts import load_policy
-from burnish.models.load import Codec, load_model
+from burnish.models.load import Codec, find_dtype, load_model
 from burnish.models.logprobs import Policy, make_policy
 from burnish.models.shared_base import Base, Top
 
@@ -54,10 +54,10 @@ class Models:
         return self._make_base(lm, codec), codec
 
     def _make_base(self, lm: PreTrainedModel, codec: Codec) -> Base:
-        base = Base(lm, self.config.layers, self.config.lora)
+        config = self.config
+        base = Base(lm, config.layers, config.lora, checkpointing=config.gradient_checkpointing)
         base.check(codec.pad_id)
-        if self.config.frozen_dtype == "bfloat16":
-            base.halve_frozen()
+        base.hold(find_dtype(config.dtype, base.device))
         return base
 
     def new_policy(self) -> Policy:

@@ -141,11 +141,16 @@ class PPO:
         sequences = Sequences.of(self.policy.top.base, rollout, self.codec.pad_id)
         value_sequences = sequences.lifted(self.value.top, self.config.micro_batch)
         scores = self.score(rollout)
-        old_logprobs = rollout.sample_logprobs
+        base = self.policy.top.base
+        # Rounded products differ between decoding and training: ratios must start at 1 all the same.
+        rounded = base.dtype != torch.float32 and not base.fast
+        old_logprobs = rollout.sample_logprobs.clone()
         ref_logprobs, values = torch.zeros_like(old_logprobs), torch.zeros_like(old_logprobs)
         with torch.no_grad():
             for rows, batch in sequences.batches(self.config.micro_batch):
                 width = batch.response_mask.shape[1]
+                if rounded:
+                    old_logprobs[rows, :width] = token_logprobs(self.policy, batch)
                 ref_logprobs[rows, :width] = token_logprobs(self.reference, batch)
                 values[rows, :width] = self.value.values(value_sequences.batch(rows))
         finite(

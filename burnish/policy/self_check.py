@@ -15,7 +15,8 @@ from burnish.objectives.kl import kl_k1, sequence_sum
 from burnish.records import Prompt
 
 KL_LIMIT = 1e-4  # nats per response
-LOGPROB_LIMIT = 1e-3  # nats per token: float noise of cached against whole forward passes
+# Nats per token: rounding of cached against whole forward passes, by the precision of their products.
+LOGPROB_LIMITS = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
 def self_check(
@@ -49,16 +50,18 @@ def self_check(
             f"{KL_LIMIT:g}: policy and reference are not the same model. Likely causes: dropout left on, "
             "adapters that do not start at zero, a policy continued from other weights"
         )
-    if not composition <= LOGPROB_LIMIT:
+    base = policy.top.base
+    limit = LOGPROB_LIMITS[torch.float32 if base.fast else base.dtype]
+    if not composition <= limit:
         raise TrainingError(
             f"log-probabilities change by {composition:.4g} with the batch they are computed in (limit "
-            f"{LOGPROB_LIMIT:g}): padding leaks into the result. Likely causes: the model ignores "
+            f"{limit:g}): padding leaks into the result. Likely causes: the model ignores "
             "attention_mask or position_ids, or pads on a side it does not expect"
         )
-    if not sampled <= LOGPROB_LIMIT:
+    if not sampled <= limit:
         raise TrainingError(
             f"sampled and recomputed log-probabilities differ by up to {sampled:.4g} nats a token (limit "
-            f"{LOGPROB_LIMIT:g}). Likely causes: another temperature in sampling, a cache that does not respect "
+            f"{limit:g}). Likely causes: another temperature in sampling, a cache that does not respect "
             "padding, token ids that do not survive decoding"
         )
     return {"kl": kl, "sampled_gap": sampled, "composition_gap": composition}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from burnish.models.batches import SUPPRESSED, Positions, read
 
@@ -104,9 +105,13 @@ def run_layers(
     """Run consecutive layers of `body` on x (B, L, D); (B, Q, D) what leaves the last of them at `at`."""
     cos, sin = rope_tables(body, position_ids)
     mask = causal_mask(attention_mask)
-    for layer in layers[:-1]:
-        x = layer_pass(layer, x, cos, sin, mask, slice(None))
-    return layer_pass(layers[-1], x, cos, sin, mask, at)
+    for number, layer in enumerate(layers):
+        args = (layer, x, cos, sin, mask, at if number == len(layers) - 1 else slice(None))
+        if getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
+            x = checkpoint(layer_pass, *args, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = layer_pass(*args)
+    return x
 
 
 def layer_pass(

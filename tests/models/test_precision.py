@@ -1,0 +1,194 @@
+"""Frozen weights in bfloat16 and activations computed twice: smaller, nearly the same model, plain artefacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from burnish.config.model import ModelConfig
+from burnish.config.ppo import PPOConfig
+from burnish.models.artefacts import load_policy, save_policy
+from burnish.models.batches import Batch, pad_batch
+from burnish.models.heads import ScalarHead, new_reward_head
+from burnish.models.load import Codec, find_dtype, load_model
+from burnish.models.logprobs import make_policy, token_logprobs
+from burnish.models.sampling import sample_rollout
+from burnish.models.sequences import Sequences
+from burnish.models.shared_base import Base, Top
+from burnish.policy.kl_control import AdaptiveKLController
+from burnish.policy.ppo import PPO
+from burnish.policy.self_check import self_check
+from burnish.records import Prompt, Rollout, Scores
+
+MODES = ["all", "lora", "top:2", "lora_top:2"]
+
+
+def embedded() -> PreTrainedModel:
+    return load_model(ModelConfig())[0]
+
+
+def halved(lm: PreTrainedModel, layers: str, *, engine: bool = True) -> Base:
+    base = Base(lm, layers)
+    if not engine:
+        base.__dict__["_fast"] = False
+    base.hold(torch.bfloat16)
+    return base
+
+
+def gpt2() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=2048, n_embd=16, n_layer=2, n_head=2, n_positions=128))
+
+
+def some_batch(codec: Codec, prompts: list[Prompt]) -> Batch:
+    texts = [" and she sang a song.", " They ran home, and it was good."]
+    return pad_batch(
+        [codec.encode_prompt(p) for p in prompts[:2]], [codec.encode_response(t) for t in texts], codec.pad_id
+    )
+
+
+@pytest.mark.parametrize("layers", ["top:2", "lora_top:2"])
+def test_only_linear_layers_below_a_cut_are_halved(layers: str) -> None:
+    half = halved(embedded(), layers)
+    assert half.fast, "the engine runs them"
+    dtypes = {name: p.dtype for name, p in half.lm.named_parameters()}
+    below = [n for n in dtypes if any(f"layers.{i}." in n for i in range(half.cut)) and "norm" not in n]
+    assert below
+    assert all(dtypes.pop(n) == torch.bfloat16 for n in below)
+    assert set(dtypes.values()) == {torch.float32}
+
+
+@pytest.mark.parametrize("layers", ["all", "lora"])
+@pytest.mark.parametrize("make", [embedded, gpt2])
+def test_without_a_cut_every_linear_layer_is_halved_and_what_is_trained_is_not(layers: str, make) -> None:
+    base = halved(make(), layers)
+    linear = [m for m in base.lm.base_model.modules() if isinstance(m, torch.nn.Linear | Conv1D)]
+    assert {p.dtype for m in linear for p in m.parameters()} == {torch.bfloat16}
+    assert base.lm.get_input_embeddings().weight.dtype == torch.float32
+    assert {p.dtype for p in Top(base).trained_parameters()} == {torch.float32}
+    assert not base.fast
+
+
+@pytest.mark.parametrize("engine", [True, False])
+@pytest.mark.parametrize("layers", MODES)
+def test_log_probabilities_stay_near_those_of_float32(codec, prompts, layers: str, engine: bool) -> None:
+    batch = some_batch(codec, prompts)
+    bases = (Base(embedded(), layers), halved(embedded(), layers, engine=engine))
+    a, b = (token_logprobs(make_policy(Top(base, trainable=False), codec.pad_id), batch) for base in bases)
+    assert 0 < float((a - b).abs().max()) < 0.1
+
+
+@pytest.mark.parametrize("engine", [True, False])
+@pytest.mark.parametrize("layers", MODES)
+def test_training_starts_at_the_reference(codec, prompts, layers: str, engine: bool) -> None:
+    base = halved(embedded(), layers, engine=engine)
+    policy, reference = (make_policy(Top(base, trainable=t), codec.pad_id) for t in (True, False))
+    found = self_check(policy, reference, codec, prompts[:8], max_tokens=24, seed=0)
+    assert found["kl"] == 0
+    assert found["sampled_gap"] < (1e-4 if base.fast else 0.1)
+
+
+def test_ratios_start_at_one_where_decoding_rounds_otherwise_than_training(codec, prompts) -> None:
+    base = halved(embedded(), "all")
+    policy, reference = (make_policy(Top(base, trainable=t), codec.pad_id) for t in (True, False))
+
+    def score(rollout: Rollout) -> Scores:
+        scores = torch.arange(len(rollout), dtype=torch.float32)
+        return Scores(scores, scores[:, None], torch.zeros(len(rollout)))
+
+    ppo = PPO(
+        policy=policy,
+        reference=reference,
+        value=ScalarHead(Top(base), torch.nn.Linear(base.hidden_size, 1)).eval(),
+        codec=codec,
+        score=score,
+        prompts=prompts[:8],
+        config=PPOConfig(updates=1, batch_size=8, epochs=1, micro_batch=8),
+        controller=AdaptiveKLController(coef=0.1, target=1.0, horizon=60),
+        max_tokens=16,
+        learning_rate=1e-3,
+        value_learning_rate=1e-3,
+        seed=0,
+    )
+    (stats,) = ppo.updates()
+    assert stats["sampling_gap"] > 1e-4
+    assert abs(stats["approx_kl"]) < 1e-6
+    assert stats["kl"] == 0
+
+
+def test_what_is_sampled_is_what_training_reads(codec, prompts) -> None:
+    half = halved(embedded(), "top:2")
+    policy = make_policy(Top(half, trainable=False), codec.pad_id)
+    rollout = sample_rollout(policy, codec, prompts[:8], max_tokens=24, batch_size=8, seed=0, where=("x",))
+    again = token_logprobs(policy, Sequences.of(half, rollout, codec.pad_id).batch(range(8)))
+    assert float((again - rollout.sample_logprobs).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("layers", ["all", "lora", "top:2"])
+def test_a_saved_policy_is_plain_float32_and_comes_back(tmp_path: Path, codec, prompts, layers: str) -> None:
+    half = halved(embedded(), layers)
+    top = Top(half)
+    with torch.no_grad():
+        for parameter in top.trained_parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.01)
+    save_policy(top, tmp_path, codec.tokenizer)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert {p.dtype for p in plain.parameters()} == {torch.float32}
+    again = load_policy(half, tmp_path)
+    assert not list(again.trained_parameters())
+    batch = pad_batch([codec.encode_prompt(prompts[0])], [codec.encode_response(" She sang.")], codec.pad_id)
+    close = {"atol": 1e-5, "rtol": 1e-5} if half.fast else {"atol": 0.1, "rtol": 0.05}
+    torch.testing.assert_close(again.hidden_at(batch, slice(None)), top.hidden_at(batch, slice(None)), **close)
+
+
+def test_auto_is_bfloat16_on_a_gpu_that_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_dtype("auto", torch.device("cpu")) == torch.float32
+    assert find_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+    for there, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *a, there=there, **k: there)
+        assert find_dtype("auto", torch.device("cuda")) == expected
+    assert find_dtype("float32", torch.device("cuda")) == torch.float32
+
+
+@pytest.mark.parametrize("engine", [True, False])
+@pytest.mark.parametrize("layers", MODES)
+def test_activations_computed_twice_give_the_same_gradients_of_fewer_kept(
+    codec, prompts, layers: str, engine: bool
+) -> None:
+    found = []
+    for checkpointing in (False, True):
+        base = Base(embedded(), layers, checkpointing=checkpointing)
+        if not engine:
+            base.__dict__["_fast"] = False
+        torch.manual_seed(0)  # adapters
+        model = new_reward_head(base, 0, "m", layers=layers, dropout=0.0)
+        kept = 0
+
+        def pack(x: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += x.numel()
+            return x
+
+        model.train()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = model.score(some_batch(codec, prompts)).sum()
+        loss.backward()
+        found.append((kept, [p.grad for p in model.trained()]))
+    (all_kept, plain), (less, again) = found
+    assert less < 0.7 * all_kept
+    torch.testing.assert_close(plain, again)
+
+
+def test_checkpointing_leaves_decoding_its_cache(codec, prompts) -> None:
+    rollouts = []
+    for checkpointing in (False, True):
+        base = Base(gpt2(), "all", checkpointing=checkpointing)
+        policy = make_policy(Top(base), codec.pad_id)
+        rollouts.append(
+            sample_rollout(policy, codec, prompts[:4], max_tokens=8, batch_size=4, seed=0, where=("x",))
+        )
+    assert rollouts[0].response_ids == rollouts[1].response_ids
