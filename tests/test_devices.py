@@ -91,7 +91,7 @@ def test_nothing_is_made_on_the_default_device(
             reference, codec, prompts[:6], max_tokens=6, batch_size=4, seed=0, where=("r",)
         )
         samples = Sequences.of(base, rollout, codec.pad_id)
-        raw = torch.stack([raw_scores(m, samples, 4) for m in members], 1)
+        raw = torch.stack([raw_scores(m, samples) for m in members], 1)
         ensemble = RewardEnsemble(members, *normalisation(raw), "uwo")
         check = self_check(policy, reference, codec, prompts[:4], max_tokens=4, seed=0)
         ppo = PPO(

@@ -81,7 +81,7 @@ def main() -> None:
         list(side_by_side(loops))
         seconds = time.perf_counter() - began
         encoded = EncodedPairs(base, codec, held_out)
-        scores = torch.stack([raw_scores(h, encoded.sequences, 64) for h in heads], 1)
+        scores = torch.stack([raw_scores(h, encoded.sequences) for h in heads], 1)
         scores = (scores - scores.mean(0)) / scores.std(0)
         chosen, rejected = scores.mean(1).chunk(2)
         figures = {"accuracy": float((chosen > rejected).float().mean())}

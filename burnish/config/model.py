@@ -55,6 +55,9 @@ class ModelConfig(Section):
     # What is trained: top:N, all, lora, lora_top:N; auto: top:2 of three layers or more that can be cut, else all.
     layers: Layers = "auto"
     lora: LoraConfig = LoraConfig()
+    cache_gib: float = Field(
+        4.0, ge=0
+    )  # of activations below a cut that are kept in memory, the rest in a file
     max_prompt_tokens: int = Field(64, ge=1)
     max_response_tokens: int = Field(56, ge=1)
     trust_remote_code: Literal[False] = False

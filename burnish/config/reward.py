@@ -15,6 +15,7 @@ class RewardConfig(Section):
     uwo_lambda: float = Field(0.1, ge=0)
     epochs: int = Field(1, ge=1)
     batch_size: int = Field(16, ge=1)
+    micro_batch: int = Field(32, ge=2)  # sequences per forward pass, two a pair
     learning_rate: float | None = Field(None, gt=0)  # None: by mode
     weight_decay: float = Field(0.01, ge=0)
     dropout: float = Field(0.1, ge=0, lt=1)

@@ -11,5 +11,6 @@ class SftConfig(Section):
     demonstrations: str | None = None  # JSONL with `prompt` and `completion`, or `messages`
     epochs: int = Field(1, ge=1)
     batch_size: int = Field(32, ge=1)
+    micro_batch: int = Field(32, ge=1)  # rows per forward pass
     learning_rate: float | None = Field(None, gt=0)  # None: by mode (full, LoRA, tiny)
     max_grad_norm: float = Field(1.0, gt=0)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from burnish.models.batches import CPU, Batch
+from burnish.models.memory import at_once
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top
 from burnish.randomness import generator
@@ -71,6 +72,7 @@ def new_reward_head(base: Base, seed: int, member: str, *, layers: str, dropout:
 
 
 @torch.no_grad()
-def raw_scores(model: ScalarHead, sequences: Sequences, batch_size: int) -> torch.Tensor:
+def raw_scores(model: ScalarHead, sequences: Sequences) -> torch.Tensor:
     """(N,) raw scores of every sequence."""
-    return sequences.each(model.score, batch_size, range(len(sequences)))
+    base, rows = model.top.base, range(len(sequences))
+    return base.memory.fit("scores", at_once(base.device), lambda n: sequences.each(model.score, n, rows))

@@ -13,7 +13,8 @@ from burnish.models.batches import SUPPRESSED, Batch
 from burnish.models.shared_base import Top
 from burnish.objectives.kl import exact_kl
 
-CHUNK_ELEMENTS = 1 << 21  # logits held at once: 8 MiB in float32, which caches still serve
+CHUNK_ELEMENTS = 1 << 21  # logits held at once on a CPU: 8 MiB in float32, which caches still serve
+CHUNK_ELSEWHERE = 1 << 26  # 256 MiB
 
 
 @dataclass
@@ -96,7 +97,8 @@ def token_entropy(policy: Policy, batch: Batch) -> torch.Tensor:
 
 def _rows(policy: Policy) -> int:
     """How many tokens' logits are held at once."""
-    return max(1, CHUNK_ELEMENTS // policy.head_size)
+    on_cpu = policy.head.weight.device.type == "cpu"
+    return max(1, (CHUNK_ELEMENTS if on_cpu else CHUNK_ELSEWHERE) // policy.head_size)
 
 
 def _bias(policy: Policy) -> torch.Tensor | None:

@@ -43,13 +43,15 @@ def sample_rollout(
     seed: int,
     where: Sequence[str | int],
 ) -> Rollout:
-    """Sample one response per prompt, at most `batch_size` at a time. Each response draws from its own row of
-    random numbers, which derive from (seed, where): what is sampled does not depend on `batch_size`."""
+    """Sample one response per prompt, at most `batch_size` at a time (fewer where memory runs out). Each response draws
+    from its own row of random numbers, which derive from (seed, where): what is sampled does not depend on
+    `batch_size`."""
     encoded = [codec.encode_prompt(p) for p in prompts]
     uniforms = torch.rand(
         len(prompts), max_tokens, generator=generator(seed, *where), dtype=torch.float64, device=CPU
     )
-    book = sample_ids(policy, codec, encoded, uniforms, batch_size)
+    memory = policy.top.base.memory
+    book = memory.fit("sampling", batch_size, lambda n: sample_ids(policy, codec, encoded, uniforms, n))
     lengths = book.lengths[:-1]
     mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
     ids = [row[:n].tolist() for row, n in zip(book.tokens, lengths.tolist(), strict=False)]
@@ -109,7 +111,7 @@ def _drain(
 ) -> None:
     """Run `machine` until its slots are empty; takes rows off `waiting` (all of them, if it can refill)."""
     n, max_tokens = len(uniforms) - 1, uniforms.shape[1]
-    device = policy.top.base.device
+    device, memory = policy.top.base.device, policy.top.base.memory
     ends = torch.tensor(sorted(codec.eos_ids), device=device)
     first, waiting[:] = waiting[:slots], waiting[slots:]
     rows = torch.tensor(first, device=device)  # whose response a slot holds, n when it is free
@@ -127,7 +129,8 @@ def _drain(
         # The last token of a response is fed too: its activations are read by the reward models.
         hidden = machine.step(tokens)
         for slot in done.nonzero()[:, 0].tolist():
-            book.features[int(rows[slot])] = machine.take_features(slot)
+            features = machine.take_features(slot)
+            book.features[int(rows[slot])] = None if features is None else memory.keep(features)
             rows[slot] = n
         free = (rows == n).nonzero()[:, 0]
         if machine.refills and waiting:

@@ -14,11 +14,13 @@ from burnish.models.load import Codec
 from burnish.models.shared_base import Base, Top
 from burnish.records import Preference, Rollout
 
+PROMPTS_AT_ONCE = 32  # with all their responses, where activations are computed
+
 
 class Sequences:
     """N prompt-response pairs of token ids on a base. Batches come out padded by length, with the base's
-    activations attached when it is cut (kept in memory: N x tokens x D x 4 bytes); rows whose activations are
-    already there are given them in `features`."""
+    activations attached when it is cut (N x tokens x D x 4 bytes, where `Base.memory` has room for them); rows whose
+    activations are already there are given them in `features`."""
 
     def __init__(
         self,
@@ -28,7 +30,6 @@ class Sequences:
         pad_id: int,
         *,
         features: Sequence[torch.Tensor | None] | None = None,
-        batch_size: int = 32,
     ) -> None:
         self.base = base
         self.prompt_ids = prompt_ids
@@ -37,7 +38,10 @@ class Sequences:
         self.features: list[torch.Tensor] | None = None
         self.layers_done = 0
         if base.cut:
-            self.features = self._features(list(features or [None] * len(prompt_ids)), batch_size)
+            known = list(features or [None] * len(prompt_ids))
+            self.features = base.memory.fit(
+                "activations", PROMPTS_AT_ONCE, lambda n: self._features(known, n)
+            )
 
     @classmethod
     def of(cls, base: Base, rollout: Rollout, pad_id: int) -> Sequences:
@@ -65,7 +69,7 @@ class Sequences:
             for row, hidden, mask in zip(
                 rows, top.run_frozen(batch), batch.attention_mask.bool(), strict=True
             ):
-                features[row] = hidden[mask]
+                features[row] = self.base.memory.keep(hidden[mask])
         lifted = copy.copy(self)
         lifted.features = [f for f in features if f is not None]
         lifted.layers_done = top.frozen_layers
@@ -88,7 +92,7 @@ class Sequences:
             for row, features in zip(
                 rows, self.base.row_features(prompts, responses, self.pad_id), strict=True
             ):
-                kept[row] = features
+                kept[row] = self.base.memory.keep(features)
         return [k for k in kept if k is not None]
 
     def _pad(self, rows: Sequence[int]) -> Batch:
@@ -105,8 +109,9 @@ class Sequences:
         if self.features is None:
             return batch
         width = self.features[rows[0]].shape[-1]
-        features = torch.zeros(*batch.attention_mask.shape, width, device=batch.input_ids.device)
-        features[batch.attention_mask.bool()] = torch.cat([self.features[i] for i in rows])
+        device = self.base.device
+        features = torch.zeros(*batch.attention_mask.shape, width, device=device)
+        features[batch.attention_mask.bool()] = torch.cat([self.features[i].to(device) for i in rows])
         return batch.with_features(features, self.layers_done)
 
     def batches(self, size: int, rows: Sequence[int] | None = None) -> Iterator[tuple[list[int], Batch]]:

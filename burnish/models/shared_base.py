@@ -24,6 +24,7 @@ from burnish.errors import ModelError
 from burnish.models import engine
 from burnish.models.batches import Batch, Positions, pad_batch, read
 from burnish.models.engine import inner, lay_out
+from burnish.models.memory import Memory
 
 FAST_TOLERANCE = 1e-3  # of the largest hidden state
 
@@ -39,7 +40,9 @@ class Base:
         lora: LoraConfig | None = None,
         *,
         checkpointing: bool = False,
+        memory: Memory | None = None,
     ) -> None:
+        self.memory = memory or Memory()
         self.lm = lm.requires_grad_(False).eval()
         self.dtype = torch.float32  # in which linear layers that are never trained are held
         self.checkpointing = checkpointing
@@ -107,8 +110,8 @@ class Base:
 
     @torch.no_grad()
     def hold(self, dtype: torch.dtype) -> None:
-        """Hold the linear layers that no top trains whole (those below the cut; all of them without one) in `dtype` from
-        now on. Norms, embeddings, the output layer and what passes from layer to layer stay in float32. Policies made
+        """From now on hold the linear layers that no top trains whole (those below the cut; all of them without one) in
+        `dtype`. Norms, embeddings, the output layer and what passes from layer to layer stay in float32. Policies made
         afterwards start from the rounded weights, so that KL to the reference starts at 0."""
         if dtype == self.dtype:
             return
@@ -143,7 +146,9 @@ class Base:
         bottom: Any = self.bottom
         with self.precision():
             out: torch.Tensor = bottom(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
             ).last_hidden_state
         return out.float()
 
@@ -271,7 +276,9 @@ class Top(nn.Module):
         """While a gradient is wanted and the base asks for it, layers keep their inputs alone: transformers does so for
         layers that train. Their modules do not train, and drop nothing."""
         wanted = self.base.checkpointing and torch.is_grad_enabled()
-        layers = [m for m in self.body.modules() if isinstance(m, GradientCheckpointingLayer)] if wanted else []
+        layers = (
+            [m for m in self.body.modules() if isinstance(m, GradientCheckpointingLayer)] if wanted else []
+        )
         for layer in layers:
             layer.training = True
         try:

@@ -15,8 +15,10 @@ from burnish.checkpoints import write_json
 from burnish.config.evaluate import EvaluateConfig
 from burnish.evaluate.champion import Candidate, choose_champion
 from burnish.evaluate.winrate import Examiner, head_to_head, win_rate
+from burnish.models.batches import Batch
 from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.logprobs import Policy, response_kl
+from burnish.models.memory import at_once
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.pipeline.data import Data
@@ -30,8 +32,6 @@ from burnish.stats import length_controlled_win_rate
 
 PANEL_SIZE = 5
 EXAMPLES = 8
-EXAMINER_BATCH = 32
-KL_BATCH = 32
 
 
 @dataclass
@@ -137,9 +137,12 @@ def measured_kl(policy: Policy, reference: Policy, rollout: Rollout, kl_prompts:
     n = min(kl_prompts, len(rollout))
     sequences = Sequences.of(policy.top.base, rollout, policy.pad_id)
     last = list(range(len(rollout) - n, len(rollout)))
-    values = torch.zeros(n, device=policy.top.base.device)
-    for rows, batch in sequences.batches(KL_BATCH, last):
-        values[[row - last[0] for row in rows]] = response_kl(policy, reference, batch)
+    base = policy.top.base
+
+    def read(batch: Batch) -> torch.Tensor:
+        return response_kl(policy, reference, batch)
+
+    values = base.memory.fit("kl", at_once(base.device), lambda size: sequences.each(read, size, last))
     return {
         "kl": float(values.mean()),
         "kl_se": float(values.std(unbiased=True)) / math.sqrt(n),
@@ -198,7 +201,7 @@ def build_examiner(
 def examiner_scores(models: Models, model: ScalarHead, rollout: Rollout) -> dict[tuple[str, str], float]:
     """What the held-out reward model says of every response."""
     sequences = Sequences.of(models.base, rollout, models.codec.pad_id)
-    values = raw_scores(model, sequences, EXAMINER_BATCH).tolist()
+    values = raw_scores(model, sequences).tolist()
     ids = [p.id for p in rollout.prompts]
     return dict(zip(zip(ids, rollout.texts, strict=True), values, strict=True))
 

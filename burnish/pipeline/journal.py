@@ -46,6 +46,11 @@ class Journal:
         self.run.append_event({"kind": "decision", "stage": self.stage, "step": step, **decision.as_row()})
         self.view.decision(decision)
 
+    def less_at_once(self, what: str, rows: int, why: str) -> None:
+        """Memory ran out: `what` goes on with so many rows at once."""
+        reason = f"memory ran out ({why}): {what} goes on with {rows} rows at once"
+        self.decide(0, Decision("halve_micro_batch", reason, {"what": what, "rows": rows}))
+
     def reject(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """Rows that could not be used, with their reasons, in a file of their own: nothing is dropped in silence.
         Written whole, so that whoever looks twice counts once."""

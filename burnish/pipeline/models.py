@@ -14,6 +14,7 @@ from burnish.errors import ConfigError
 from burnish.models.artefacts import load_policy
 from burnish.models.load import Codec, find_dtype, load_model
 from burnish.models.logprobs import Policy, make_policy
+from burnish.models.memory import Memory, Told
 from burnish.models.shared_base import Base, Top
 
 
@@ -25,6 +26,8 @@ class Models:
     config: ModelConfig
     fine_tuned: Path | None
     temperature: float
+    folder: Path | None = None  # for activations that memory does not hold
+    told: Told = lambda what, rows, why: None  # who hears that less is done at once
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedModel, Codec]:
@@ -55,7 +58,10 @@ class Models:
 
     def _make_base(self, lm: PreTrainedModel, codec: Codec) -> Base:
         config = self.config
-        base = Base(lm, config.layers, config.lora, checkpointing=config.gradient_checkpointing)
+        memory = Memory(int(config.cache_gib * 2**30), self.folder, lambda *less: self.told(*less))
+        base = Base(
+            lm, config.layers, config.lora, checkpointing=config.gradient_checkpointing, memory=memory
+        )
         base.check(codec.pad_id)
         base.hold(find_dtype(config.dtype, base.device))
         return base

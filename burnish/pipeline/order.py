@@ -15,6 +15,7 @@ from burnish.data.store import LabelStore
 from burnish.errors import ConfigError, OutOfMemory, RunError
 from burnish.inputs import Inputs, code_version, config_inputs, content_hash
 from burnish.models.load import find_device, resolve_path
+from burnish.models.memory import first_line, ran_out
 from burnish.monitor.live import View, open_view
 from burnish.monitor.trackers import Trackers, open_trackers
 from burnish.pipeline.align import align
@@ -45,7 +46,7 @@ class Workplace:
         config = run.config
         journal = Journal(run, view, trackers)
         fine_tuned = run.path / "sft" if config.sft.demonstrations is not None else None
-        models = Models(config.model, fine_tuned, config.ppo.temperature)
+        models = Models(config.model, fine_tuned, config.ppo.temperature, run.path)
         examiner = config.evaluate.examiner == "reward_model"
         data = Data(config.data, config.label, config.reward, examiner, models, journal, config.seed)
         return cls(config, models, data, journal)
@@ -88,7 +89,7 @@ STAGES = (
             ),
         ),
         writes=Writes(records=("sft",)),
-        lower="sft.batch_size",
+        lower="sft.micro_batch",
     ),
     Stage(
         "collect",
@@ -126,7 +127,7 @@ STAGES = (
         ),
         code=("burnish.reward", "burnish.stats", "burnish.pipeline.reward"),
         writes=Writes(records=("reward",)),
-        lower="reward.batch_size",
+        lower="reward.micro_batch",
     ),
     Stage(
         "align",
@@ -296,6 +297,7 @@ def carry_out(place: Workplace, stage: Stage, inputs: Inputs) -> None:
     if not run.begin_stage(stage.name, inputs):
         return
     view.stage(stage.name, "")
+    place.models.told = place.journal.of(stage.name).less_at_once
     began = perf_counter()
     try:
         outputs = stage.carry_out(place)
@@ -308,17 +310,13 @@ def carry_out(place: Workplace, stage: Stage, inputs: Inputs) -> None:
     run.finish_stage(stage.name, outputs, perf_counter() - began, versions())
 
 
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # what torch's CPU allocator says
-
-
 def out_of_memory(error: Exception, stage: Stage) -> OutOfMemory | None:
     """What to tell of an error that says memory ran out; None for any other."""
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if not known and not (isinstance(error, RuntimeError) and any(t in str(error) for t in NO_MEMORY)):
+    if not ran_out(error):
         return None
-    first = next(iter(str(error).splitlines()), "no detail")
     return OutOfMemory(
-        f"memory ran out in {stage.name} ({first}); lower {stage.lower}, model.max_response_tokens or how much is "
+        f"memory ran out in {stage.name} ({first_line(error)}), even for one row at once; lower {stage.lower}, "
+        "model.max_response_tokens or how much is "
         "trained (model.layers), then start again: what was saved is kept"
     )
 

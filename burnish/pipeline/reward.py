@@ -23,7 +23,7 @@ from burnish.randomness import derive_seed
 from burnish.records import Preference, Prompt, Rollout
 from burnish.reward.ensemble import RewardEnsemble, normalisation, pair_spread
 from burnish.reward.examine import examine, watcher_verdict
-from burnish.reward.saved import SCORED_AT_ONCE, load_head, save_ensemble
+from burnish.reward.saved import load_head, save_ensemble
 from burnish.reward.train import EncodedPairs, train_reward_model
 
 
@@ -51,7 +51,7 @@ def reward(
     rollout = sample_reference(models, prompts, examination.batch_size, seed, "reference")
     samples = Sequences.of(models.base, rollout, models.codec.pad_id)
     members = [load_head(models.base, folder / name) for name in names]
-    raw = torch.stack([raw_scores(m, samples, SCORED_AT_ONCE) for m in members], 1)  # (N, K)
+    raw = torch.stack([raw_scores(m, samples) for m in members], 1)  # (N, K)
     ensemble = RewardEnsemble(members, *normalisation(raw), config.aggregate, config.uwo_lambda)
     validation = EncodedPairs(models.base, models.codec, parts["validation"])
     held_out = ensemble.raw(validation.sequences)  # (2N, K)
@@ -63,9 +63,9 @@ def reward(
         if not parts[role]:
             continue
         model = load_head(models.base, folder / role)
-        mean, sd = normalisation(raw_scores(model, samples, SCORED_AT_ONCE)[:, None])
+        mean, sd = normalisation(raw_scores(model, samples)[:, None])
         more[role] = {"mean": float(mean), "sd": float(sd)}
-        scores = raw_scores(model, validation.sequences, SCORED_AT_ONCE)[:, None]
+        scores = raw_scores(model, validation.sequences)[:, None]
         report[role] = examine(parts["validation"], scores.cpu(), sd.cpu(), first, examination.confidence)
         if role == "watcher":
             report[role] |= watcher_verdict(report[role], report["baselines"])

@@ -37,6 +37,7 @@ class DPO:
 
     def __post_init__(self) -> None:
         self.sequences = Sequences.of_pairs(self.policy.top.base, self.codec, self.pairs)
+        self.memory = self.policy.top.base.memory
         self.parameters = self.policy.top.trained_parameters()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self.learning_rate, weight_decay=0.0)
         self.reference_sums: torch.Tensor | None = None  # (2N,)
@@ -48,10 +49,13 @@ class DPO:
     @torch.no_grad()
     def cache_reference(self) -> torch.Tensor:
         """(2N,) summed log-probabilities of every chosen, then every rejected response under the reference."""
-        return self.sequences.each(
-            lambda batch: token_logprobs(self.reference, batch).sum(1),
-            self.config.micro_batch,
-            range(len(self.sequences)),
+        rows = range(len(self.sequences))
+
+        def read(batch: Batch) -> torch.Tensor:
+            return token_logprobs(self.reference, batch).sum(1)
+
+        return self.memory.fit(
+            "reference", self.config.micro_batch, lambda n: self.sequences.each(read, n, rows)
         )
 
     def logprob_sums(self, batch: Batch) -> torch.Tensor:
@@ -78,10 +82,20 @@ class DPO:
         warmup = round(self.config.warmup_share * self.steps)
         rate = self.learning_rate * warm_up_then_down(self.step, self.steps, warmup)
         set_rates(self.optimizer, rate)
+        total = self.memory.fit(
+            "training dpo", self.config.micro_batch, lambda size: self.gradient(index, reference, size)
+        )
+        norms = take_step(self.optimizer, [self.parameters], self.config.max_grad_norm, [total["loss"]])
+        values = {} if norms is None else {**total, "grad_norm": norms[0]}
+        return {**values, "learning_rate": rate, "skipped": float(norms is None)}
+
+    def gradient(self, index: list[int], reference: torch.Tensor, micro_batch: int) -> dict[str, float]:
+        """The gradient of the mean loss of the named pairs, from forward passes of at most `micro_batch` sequences (two
+        at least); the loss and its figures."""
         self.optimizer.zero_grad(set_to_none=True)
         n = len(self.pairs)
         total = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0, "chosen_logratio": 0.0}
-        for part in torch.tensor(index, device=CPU).split(max(1, self.config.micro_batch // 2)):
+        for part in torch.tensor(index, device=CPU).split(max(1, micro_batch // 2)):
             rows = [*part.tolist(), *(part + n).tolist()]
             sums = self.sequences.each(self.logprob_sums, len(rows), rows)
             chosen, rejected = sums.chunk(2)
@@ -99,9 +113,7 @@ class DPO:
             total["accuracy"] += float((margins > 0).float().sum()) / len(index)
             total["margin"] += float(margins.sum()) / len(index)
             total["chosen_logratio"] += float((chosen.detach() - ref_chosen).sum()) / len(index)
-        norms = take_step(self.optimizer, [self.parameters], self.config.max_grad_norm, [total["loss"]])
-        values = {} if norms is None else {**total, "grad_norm": norms[0]}
-        return {**values, "learning_rate": rate, "skipped": float(norms is None)}
+        return total
 
     def save(self, folder: Path) -> None:
         save_file(self.policy.top.trained_state(), folder / "policy.safetensors")

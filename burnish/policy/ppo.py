@@ -139,20 +139,18 @@ class PPO:
         )
         self.timing["sampling_seconds"] = perf_counter() - began
         sequences = Sequences.of(self.policy.top.base, rollout, self.codec.pad_id)
-        value_sequences = sequences.lifted(self.value.top, self.config.micro_batch)
+        memory = self.policy.top.base.memory
+        value_sequences = memory.fit(
+            "activations of the value function",
+            self.config.micro_batch,
+            lambda size: sequences.lifted(self.value.top, size),
+        )
         scores = self.score(rollout)
-        base = self.policy.top.base
-        # Rounded products differ between decoding and training: ratios must start at 1 all the same.
-        rounded = base.dtype != torch.float32 and not base.fast
-        old_logprobs = rollout.sample_logprobs.clone()
-        ref_logprobs, values = torch.zeros_like(old_logprobs), torch.zeros_like(old_logprobs)
-        with torch.no_grad():
-            for rows, batch in sequences.batches(self.config.micro_batch):
-                width = batch.response_mask.shape[1]
-                if rounded:
-                    old_logprobs[rows, :width] = token_logprobs(self.policy, batch)
-                ref_logprobs[rows, :width] = token_logprobs(self.reference, batch)
-                values[rows, :width] = self.value.values(value_sequences.batch(rows))
+        old_logprobs, ref_logprobs, values = memory.fit(
+            "log-probabilities and values",
+            self.config.micro_batch,
+            lambda size: self.before_training(rollout, sequences, value_sequences, size),
+        )
         finite(
             {"value": float(values.abs().max()), "reference log-probability": float(ref_logprobs.abs().max())}
         )
@@ -179,6 +177,24 @@ class PPO:
             kl=sequence_sum(kl_k1(old_logprobs, ref_logprobs), mask),
             sampling_gap=self.sampling_gap(rollout, sequences),
         )
+
+    @torch.no_grad()
+    def before_training(
+        self, rollout: Rollout, sequences: Sequences, value_sequences: Sequences, micro_batch: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, T) log-probabilities of the policy and of the reference, and values, all before the first inner epoch."""
+        base = self.policy.top.base
+        # Rounded products differ between decoding and training: ratios must start at 1 all the same.
+        rounded = base.dtype != torch.float32 and not base.fast
+        old_logprobs = rollout.sample_logprobs.clone() if rounded else rollout.sample_logprobs
+        ref_logprobs, values = torch.zeros_like(old_logprobs), torch.zeros_like(old_logprobs)
+        for rows, batch in sequences.batches(micro_batch):
+            width = batch.response_mask.shape[1]
+            if rounded:
+                old_logprobs[rows, :width] = token_logprobs(self.policy, batch)
+            ref_logprobs[rows, :width] = token_logprobs(self.reference, batch)
+            values[rows, :width] = self.value.values(value_sequences.batch(rows))
+        return old_logprobs, ref_logprobs, values
 
     def batch_of_prompts(self, step: int) -> list[Prompt]:
         """The prompts of a step: epochs of shuffled prompts, the order of an attempt its own."""
@@ -217,18 +233,25 @@ class PPO:
 
     def minibatch(self, experience: Experience, rows: list[int]) -> dict[str, float] | None:
         """One optimiser step over `rows`, accumulated over micro-batches; None when it was not finite."""
-        mask = experience.rollout.response_mask
-        tokens = int(mask[rows].sum())
+        sums = self.policy.top.base.memory.fit(
+            "training ppo", self.config.micro_batch, lambda size: self.gradient(experience, rows, size)
+        )
+        groups = [self.policy_parameters, self.value_parameters]
+        norms = take_step(self.optimizer, groups, self.config.max_grad_norm, list(sums.values()))
+        return None if norms is None else sums | {"grad_norm": norms[0], "value_grad_norm": norms[1]}
+
+    def gradient(self, experience: Experience, rows: list[int], micro_batch: int) -> dict[str, float]:
+        """The gradient of both losses over `rows`, from forward passes of at most `micro_batch` of them; the losses
+        and their figures."""
+        tokens = int(experience.rollout.response_mask[rows].sum())
         sums = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl"), 0.0)
         self.optimizer.zero_grad(set_to_none=True)
-        for part, batch in experience.sequences.batches(self.config.micro_batch, rows):
+        for part, batch in experience.sequences.batches(micro_batch, rows):
             loss, values = self.losses(experience, part, batch, tokens)
             loss.backward()
             for name, value in values.items():
                 sums[name] += value
-        groups = [self.policy_parameters, self.value_parameters]
-        norms = take_step(self.optimizer, groups, self.config.max_grad_norm, list(sums.values()))
-        return None if norms is None else sums | {"grad_norm": norms[0], "value_grad_norm": norms[1]}
+        return sums
 
     def losses(
         self, experience: Experience, rows: list[int], batch: Batch, tokens: int

@@ -44,10 +44,24 @@ def fine_tune(
         rows = order.split(config.batch_size)[index].tolist()
         rate = learning_rate * warm_up_then_down(step, steps, warmup=0)
         set_rates(optimizer, rate)
-        batch = sequences.batch(rows)
-        loss = response_cross_entropy(token_logprobs(policy, batch), batch.response_mask)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norms = take_step(optimizer, [parameters], config.max_grad_norm, [loss.item()])
-        values = {} if norms is None else {"loss": loss.item(), "grad_norm": norms[0]}
+
+        def accumulate(size: int, rows: list[int] = rows) -> float:
+            optimizer.zero_grad(set_to_none=True)
+            return rows_gradient(policy, sequences, rows, size)
+
+        loss = policy.top.base.memory.fit("training", config.micro_batch, accumulate)
+        norms = take_step(optimizer, [parameters], config.max_grad_norm, [loss])
+        values = {} if norms is None else {"loss": loss, "grad_norm": norms[0]}
         yield StepStats(step + 1, 0, {**values, "learning_rate": rate, "skipped": float(norms is None)})
+
+
+def rows_gradient(policy: Policy, sequences: Sequences, rows: Sequence[int], micro_batch: int) -> float:
+    """Add the gradient of the mean cross-entropy of these rows' response tokens, from forward passes of at most
+    `micro_batch` rows; the loss in nats a token."""
+    tokens = sum(len(sequences.response_ids[row]) for row in rows)
+    total = 0.0
+    for _, batch in sequences.batches(micro_batch, rows):
+        loss = response_cross_entropy(token_logprobs(policy, batch), batch.response_mask, normalizer=tokens)
+        loss.backward()
+        total += loss.item()
+    return total

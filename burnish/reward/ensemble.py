@@ -55,11 +55,10 @@ class RewardEnsemble:
     how: Aggregate = "mean"
     uwo_lambda: float = 0.1
     reference_variance: float = 1.0
-    batch_size: int = 64
 
     def raw(self, sequences: Sequences) -> torch.Tensor:
         """(N, K) raw scores; a non-finite score raises, for a failure is never a number."""
-        scores = torch.stack([raw_scores(m, sequences, self.batch_size) for m in self.members], 1)
+        scores = torch.stack([raw_scores(m, sequences) for m in self.members], 1)
         if not torch.isfinite(scores).all():
             raise Diverged("a reward model gave a score that is not finite; lower reward.learning_rate")
         return scores

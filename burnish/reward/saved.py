@@ -15,8 +15,6 @@ from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base
 from burnish.reward.ensemble import RewardEnsemble
 
-SCORED_AT_ONCE = 64
-
 
 def load_head(base: Base, folder: Path, *, trainable: bool = False) -> ScalarHead:
     """A reward model, from its exported folder."""
@@ -70,4 +68,4 @@ class SavedWatcher:
 
     def scores(self, sequences: Sequences) -> torch.Tensor:
         """(N,) in reference standard deviations."""
-        return (raw_scores(self.model, sequences, SCORED_AT_ONCE) - self.scale["mean"]) / self.scale["sd"]
+        return (raw_scores(self.model, sequences) - self.scale["mean"]) / self.scale["sd"]

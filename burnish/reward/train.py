@@ -80,34 +80,46 @@ def train_reward_model(
         rate = learning_rate * warm_up_then_down(step, steps, warmup)
         set_rates(optimizer, rate)
         model.noise = generator(seed, "dropout", member, step)
-        optimizer.zero_grad(set_to_none=True)
-        loss, figures = pairs_loss(model, pairs, Counter(index), config)
-        loss.backward()
+        copies = Counter(index)
+
+        def accumulate(size: int, copies: Counter[int] = copies) -> dict[str, float]:
+            optimizer.zero_grad(set_to_none=True)
+            return pairs_gradient(model, pairs, copies, config, size)
+
+        figures = model.top.base.memory.fit(f"training {member}", config.micro_batch, accumulate)
         norms = take_step(optimizer, [model.trained()], config.max_grad_norm, [figures["loss"]])
         values = {} if norms is None else {**figures, "grad_norm": norms[0]}
         yield StepStats(step + 1, 0, {**values, "learning_rate": rate, "skipped": float(norms is None)})
     model.eval()
 
 
-def pairs_loss(
-    model: ScalarHead, pairs: EncodedPairs, copies: Mapping[int, int], config: RewardConfig
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """Mean loss of the pairs numbered in `copies`, each counted so many times, and its figures."""
+def pairs_gradient(
+    model: ScalarHead,
+    pairs: EncodedPairs,
+    copies: Mapping[int, int],
+    config: RewardConfig,
+    micro_batch: int,
+) -> dict[str, float]:
+    """Add the gradient of the mean loss of the pairs numbered in `copies`, each counted so many times, from forward
+    passes of at most `micro_batch` sequences (two at least); the loss and its figures."""
     total = sum(copies.values())
     device = model.top.base.device
-    share = torch.tensor([times / total for times in copies.values()], device=device)
-    rows = pairs.rows(list(copies))
-    chosen, rejected = pairs.sequences.each(model.score, len(rows), rows).chunk(2)
-    losses = bradley_terry_loss(
-        chosen,
-        rejected,
-        label_smoothing=config.label_smoothing,
-        center_coef=config.center_coef,
-        confidence=torch.tensor([pairs.pairs[i].confidence for i in copies], device=device),
-    )
-    loss = (share * losses).sum()
-    return loss, {
-        "loss": loss.item(),
-        "accuracy": (share * (chosen > rejected)).sum().item(),
-        "margin": (share * (chosen - rejected)).sum().item(),
-    }
+    sums = dict.fromkeys(("loss", "accuracy", "margin"), 0.0)
+    for part in torch.tensor(list(copies), device=CPU).split(max(1, micro_batch // 2)):
+        numbers = part.tolist()
+        share = torch.tensor([copies[i] / total for i in numbers], device=device)
+        rows = pairs.rows(numbers)
+        chosen, rejected = pairs.sequences.each(model.score, len(rows), rows).chunk(2)
+        losses = bradley_terry_loss(
+            chosen,
+            rejected,
+            label_smoothing=config.label_smoothing,
+            center_coef=config.center_coef,
+            confidence=torch.tensor([pairs.pairs[i].confidence for i in numbers], device=device),
+        )
+        loss = (share * losses).sum()
+        loss.backward()
+        sums["loss"] += loss.item()
+        sums["accuracy"] += (share * (chosen > rejected)).sum().item()
+        sums["margin"] += (share * (chosen - rejected)).sum().item()
+    return sums

@@ -164,7 +164,7 @@ def test_an_exported_reward_model_gives_its_raw_scores_in_mixed_batches(
         for p in model.top.trained_parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(2)) * 0.02)
     _, _, sequences = rollout_of(base, codec, prompts[:6])
-    raw = raw_scores(model, sequences, 4)
+    raw = raw_scores(model, sequences)
     save_reward_model(model.top, model.head, tmp_path, codec.tokenizer)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -174,7 +174,7 @@ def test_an_exported_reward_model_gives_its_raw_scores_in_mixed_batches(
     with torch.no_grad():
         assert torch.allclose(plain(**batch).logits[:, 0], raw, atol=1e-5)
     top, head = load_reward_model(base, tmp_path)
-    assert torch.allclose(raw_scores(ScalarHead(top, head), sequences, 3), raw, atol=1e-5)
+    assert torch.allclose(raw_scores(ScalarHead(top, head), sequences), raw, atol=1e-5)
 
 
 def test_a_tokenizer_whose_pad_is_its_end_gets_a_pad_of_its_own(tmp_path: Path) -> None:

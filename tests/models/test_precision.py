@@ -142,7 +142,9 @@ def test_a_saved_policy_is_plain_float32_and_comes_back(tmp_path: Path, codec, p
     assert not list(again.trained_parameters())
     batch = pad_batch([codec.encode_prompt(prompts[0])], [codec.encode_response(" She sang.")], codec.pad_id)
     close = {"atol": 1e-5, "rtol": 1e-5} if half.fast else {"atol": 0.1, "rtol": 0.05}
-    torch.testing.assert_close(again.hidden_at(batch, slice(None)), top.hidden_at(batch, slice(None)), **close)
+    torch.testing.assert_close(
+        again.hidden_at(batch, slice(None)), top.hidden_at(batch, slice(None)), **close
+    )
 
 
 def test_auto_is_bfloat16_on_a_gpu_that_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:

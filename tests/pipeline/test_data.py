@@ -99,7 +99,7 @@ def test_the_examiner_reads_a_cut_off_answer_as_everybody_does(
     assert not all(rollout.ended)
     model = new_reward_head(base, 0, "examiner", layers="all", dropout=0.0).eval()
     scores = examiner_scores(models, model, rollout)
-    expected = raw_scores(model, Sequences.of(base, rollout, codec.pad_id), 8)
+    expected = raw_scores(model, Sequences.of(base, rollout, codec.pad_id))
     for prompt, text, value in zip(prompts[:8], rollout.texts, expected.tolist(), strict=True):
         assert scores[prompt.id, text] == pytest.approx(value, abs=1e-5)
 

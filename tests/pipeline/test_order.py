@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from burnish.config.loading import load_config
 from burnish.errors import OutOfMemory
 from burnish.inputs import Inputs
 from burnish.monitor.live import View
+from burnish.monitor.trackers import Trackers
 from burnish.pipeline import order
-from burnish.pipeline.order import STAGES, Stage, carry_out, discard_stale, stage_inputs
+from burnish.pipeline.order import STAGES, Stage, Workplace, carry_out, discard_stale, stage_inputs
 from burnish.runs import RunDirectory, Writes
 
 PACKAGE = Path(order.__file__).parents[2]
@@ -90,8 +91,8 @@ def test_the_code_of_every_stage_is_among_its_inputs() -> None:
         assert missing == set(), stage.name
 
 
-def place(run: RunDirectory) -> Any:
-    return SimpleNamespace(journal=SimpleNamespace(run=run, view=View("t", 1.0)))
+def place(run: RunDirectory) -> Workplace:
+    return Workplace.of(run, View("t", 1.0), Trackers({}, print))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,26 @@ def test_memory_that_ran_out_is_a_failure_with_what_to_lower(tmp_path: Path, err
         carry_out(place(run), stage, Inputs({}, {}, ""))
     assert run.stage_state("align") == "failed"
     assert "memory ran out" in run.manifest()["stages"]["align"]["reason"]
+
+
+def test_less_at_once_is_on_record_under_the_stage_that_did_it(tmp_path: Path) -> None:
+    run = RunDirectory.create_or_open(tmp_path / "r", load_config(None, []))
+
+    def narrow(place: Workplace) -> list[str]:
+        def work(rows: int) -> None:
+            if rows > 8:
+                raise torch.OutOfMemoryError("no room")
+
+        place.models.base.memory.fit("training ppo", 32, work)
+        return []
+
+    carry_out(place(run), Stage("align", narrow, (), (), Writes()), Inputs({}, {}, ""))
+    events = run.read_rows("events.jsonl")
+    assert [(e["stage"], e["action"], e["evidence"]["rows"]) for e in events] == [
+        ("align", "halve_micro_batch", 16),
+        ("align", "halve_micro_batch", 8),
+    ]
+    assert events[0]["reason"] == "memory ran out (no room): training ppo goes on with 16 rows at once"
 
 
 def test_an_unexpected_error_is_a_failure_too_and_stays_what_it_is(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from burnish.records import Preference, Prompt, StepStats
 from burnish.reward.ensemble import RewardEnsemble, aggregate, normalisation, pair_spread
 from burnish.reward.examine import error_correlation, examine, watcher_verdict
 from burnish.reward.saved import load_reference, save_ensemble
-from burnish.reward.train import EncodedPairs, pair_order, pairs_loss, train_reward_model
+from burnish.reward.train import EncodedPairs, pair_order, pairs_gradient, train_reward_model
 
 MEMBERS = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 3.0]])
 REFERENCE = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
@@ -129,8 +129,7 @@ def test_a_pair_drawn_twice_counts_twice(base: Base, codec: Codec, prompts: list
     found = []
     for listed, copies in (([pairs[0], pairs[0], pairs[1]], {0: 1, 1: 1, 2: 1}), (pairs, {0: 2, 1: 1})):
         model.zero_grad()
-        loss, figures = pairs_loss(model, EncodedPairs(base, codec, listed), copies, RewardConfig())
-        loss.backward()
+        figures = pairs_gradient(model, EncodedPairs(base, codec, listed), copies, RewardConfig(), 32)
         found.append(
             (figures, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
         )
@@ -141,6 +140,23 @@ def test_a_pair_drawn_twice_counts_twice(base: Base, codec: Codec, prompts: list
         scale = float(gradient.abs().max())
         assert torch.allclose(gradient, copied_grads[name], atol=1e-4 * scale, rtol=1e-4), name
     assert max(float(g.abs().max()) for g in listed_grads.values()) > 1e-3
+
+
+def test_micro_batches_of_pairs_change_nothing_but_rounding(
+    base: Base, codec: Codec, prompts: list[Prompt]
+) -> None:
+    pairs = EncodedPairs(base, codec, pairs_of(prompts, 7))
+    model = new_reward_head(base, 0, "member-0", layers="all", dropout=0.0)
+    copies = {i: 1 + i % 2 for i in range(7)}
+    found = []
+    for size in (32, 6, 2):
+        model.zero_grad()
+        figures = pairs_gradient(model, pairs, copies, RewardConfig(), size)
+        found.append((figures, [p.grad.clone() for p in model.trained() if p.grad is not None]))
+    for figures, gradients in found[1:]:
+        assert figures == pytest.approx(found[0][0], rel=1e-4)
+        for ours, whole in zip(gradients, found[0][1], strict=True):
+            assert torch.allclose(ours, whole, atol=1e-4 * float(whole.abs().max()), rtol=1e-4)
 
 
 def test_members_side_by_side_are_what_they_are_alone(
@@ -169,7 +185,7 @@ def test_a_reward_model_learns_what_is_preferred(base: Base, codec: Codec, promp
     stats = list(train_reward_model(model, data, config, learning_rate=2e-3, seed=0, member="member-0"))
     assert len(stats) == 12
     assert not model.training
-    chosen, rejected = raw_scores(model, data.sequences, 16).chunk(2)
+    chosen, rejected = raw_scores(model, data.sequences).chunk(2)
     assert (chosen > rejected).float().mean() > 0.95
     assert abs(float((chosen + rejected).mean())) < 2.0
 
