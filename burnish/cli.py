@@ -205,6 +205,7 @@ class Kind(StrEnum):
 
     PAIRS = "pairs"
     POLICY = "policy"
+    ADAPTER = "adapter"
     REWARD = "reward"
 
 
@@ -214,17 +215,21 @@ def export(
     path: Annotated[
         Path, typer.Argument(help="Pairs: .jsonl, .jsonl.gz or .parquet; otherwise a new folder.")
     ],
-    kind: Annotated[Kind, typer.Option("--as", help="Labelled pairs, the champion, or the reward models.")],
+    kind: Annotated[
+        Kind,
+        typer.Option("--as", help="Labelled pairs, the champion or its adapter, the reward models."),
+    ],
     conversational: Annotated[bool, typer.Option(help="Pairs as lists of messages.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write what a run made to a place of its own, as plain Hugging Face data and models."""
-    from burnish.pipeline.export import export_pairs, export_policy, export_reward
+    from burnish.pipeline.export import export_adapter, export_pairs, export_policy, export_reward
 
     if kind is Kind.PAIRS:
         result = export_pairs(directory, path, conversational=conversational)
     else:
-        result = {Kind.POLICY: export_policy, Kind.REWARD: export_reward}[kind](directory, path)
+        write = {Kind.POLICY: export_policy, Kind.ADAPTER: export_adapter, Kind.REWARD: export_reward}[kind]
+        result = write(directory, path)
     what = ", ".join(f"{value} {name}" for name, value in result.items() if name != "path")
     print(json.dumps(result) if as_json else f"Wrote {kind.value} to {path}: {what}")
 

@@ -11,7 +11,7 @@ from burnish.models.batches import CPU, Batch
 from burnish.models.memory import at_once
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top
-from burnish.randomness import generator
+from burnish.randomness import derive_seed, generator
 
 
 class ScalarHead(nn.Module):
@@ -68,7 +68,8 @@ def new_reward_head(base: Base, seed: int, member: str, *, layers: str, dropout:
     std = 1.0 / math.sqrt(base.hidden_size + 1)
     with torch.no_grad():
         head.weight.normal_(0.0, std, generator=generator(seed, "head", member))
-    return ScalarHead(Top(base, layers=layers), head.to(base.device), dropout)
+    top = Top(base, layers=layers, seed=derive_seed(seed, "adapters", member))
+    return ScalarHead(top, head.to(base.device), dropout)
 
 
 @torch.no_grad()

@@ -216,15 +216,17 @@ class Base:
 
 class Top(nn.Module):
     """What lies above the cut: a body of its own. With `trainable` False it shares the base's weights (the
-    reference policy, free of memory)."""
+    reference policy, free of memory). Adapters are drawn from `seed`."""
 
-    def __init__(self, base: Base, *, trainable: bool = True, layers: str | None = None) -> None:
+    def __init__(
+        self, base: Base, *, trainable: bool = True, layers: str | None = None, seed: int = 0
+    ) -> None:
         super().__init__()
         self.base_ref = (base,)  # a tuple keeps the frozen base out of parameters()
         self.mode = layers or base.layers
         body: Any = base.body_of(slice(base.cut, None))
         if trainable and self.mode.startswith("lora"):
-            body = _with_lora(body, base.lora)
+            body = _with_lora(body, base.lora, seed)
         elif trainable and base.cut:
             body.layers = copy.deepcopy(body.layers).requires_grad_(True)
             body.norm = copy.deepcopy(body.norm).requires_grad_(True)
@@ -336,7 +338,8 @@ class Top(nn.Module):
         """State of the whole body (bottom included, adapters merged), named as in the plain model."""
         body: Any = self.body
         if hasattr(body, "peft_config"):
-            body = copy.deepcopy(body).merge_and_unload()
+            # In float32: what adapters add to a rounded weight is often less than its rounding.
+            body = copy.deepcopy(body).float().merge_and_unload()
         state = {n: t.detach() for n, t in self.base.lm.base_model.state_dict().items()}
         for name, value in body.state_dict().items():
             state[shift(name, self.base.cut)] = value.detach()
@@ -358,18 +361,21 @@ def shift(name: str, by: int) -> str:
     return ".".join(parts)
 
 
-def _with_lora(body: Any, config: LoraConfig) -> Any:
+def _with_lora(body: Any, config: LoraConfig, seed: int) -> Any:
+    """`body` with adapters that start as nothing (B is 0); A is drawn from `seed`."""
     from peft import LoraConfig as PeftLora
     from peft import get_peft_model
 
     targets = config.target_modules
-    return get_peft_model(
-        body,
-        PeftLora(
-            r=config.rank,
-            lora_alpha=config.alpha,
-            lora_dropout=0.0,
-            fan_in_fan_out=any(isinstance(m, Conv1D) for m in body.modules()),
-            target_modules=targets if isinstance(targets, str) else list(targets),
-        ),
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(
+            body,
+            PeftLora(
+                r=config.rank,
+                lora_alpha=config.alpha,
+                lora_dropout=0.0,
+                fan_in_fan_out=any(isinstance(m, Conv1D) for m in body.modules()),
+                target_modules=targets if isinstance(targets, str) else list(targets),
+            ),
+        )

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from burnish.checkpoints import read_json
 from burnish.errors import DataError, RunError
+from burnish.models.artefacts import is_saved
 from burnish.models.sampling import sample_rollout
-from burnish.monitor.live import View
-from burnish.monitor.trackers import Trackers
 from burnish.pipeline.order import Workplace, set_determinism
 from burnish.records import Message, Prompt
 from burnish.runs import RunDirectory
@@ -24,10 +23,10 @@ def answers(path: Path, lines: Iterable[str], temperature: float | None) -> Iter
     if not (path / "evaluation.json").exists():
         raise RunError(f"{path} has no champion yet; carry it out to its end with `burnish run`")
     set_determinism(run.config)
-    place = Workplace.of(run, View("chat", run.config.ppo.kl.target), Trackers({}, print))
+    place = Workplace.alone(run)
     champion = read_json(path / "evaluation.json")["champion"]
     policies = {"sft": place.models.reference(temperature)}
-    if (path / champion / "config.json").exists() and champion != "sft":
+    if is_saved(path / champion) and champion != "sft":
         policies[champion] = place.models.saved_policy(path / champion)
         policies[champion].temperature = policies["sft"].temperature
     for number, line in enumerate(lines):

@@ -16,8 +16,6 @@ from burnish.config.evaluate import EvaluateConfig
 from burnish.models.logprobs import token_logprobs
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
-from burnish.monitor.live import View
-from burnish.monitor.trackers import Trackers
 from burnish.pipeline.data import Data
 from burnish.pipeline.models import Models
 from burnish.pipeline.order import Workplace, check_config
@@ -43,7 +41,7 @@ def examine_setup(config: RunConfig) -> list[Finding]:
     check_config(config)
     with TemporaryDirectory() as room:
         run = RunDirectory.create_or_open(Path(room) / "doctor", config)
-        place = Workplace.of(run, View("doctor", config.ppo.kl.target), Trackers({}, print))
+        place = Workplace.alone(run)
         assert run.config.threads is not None
         torch.set_num_threads(run.config.threads)
         return [*_model(place.models), *_data(place.data, run.config.evaluate), *_machine(place)]

@@ -15,6 +15,7 @@ from burnish.checkpoints import write_json
 from burnish.config.evaluate import EvaluateConfig
 from burnish.evaluate.champion import Candidate, choose_champion
 from burnish.evaluate.winrate import Examiner, head_to_head, win_rate
+from burnish.models.artefacts import is_saved
 from burnish.models.batches import Batch
 from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.logprobs import Policy, response_kl
@@ -99,7 +100,7 @@ def sample_all(
     reference = models.reference(config.temperature)
     answers = {"sft": Answers(sample(models, reference, prompts, config, seed, "sft"))}
     for name in ("ppo", "dpo"):
-        if (path / name / "config.json").exists():
+        if is_saved(path / name):
             policy = models.saved_policy(path / name)
             policy.temperature = reference.temperature
             rollout = sample(models, policy, prompts, config, seed, name)

@@ -6,10 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from burnish.checkpoints import atomic_folder, read_json
+from burnish.checkpoints import atomic_folder, read_json, write_json
 from burnish.data.preferences import write_preferences
 from burnish.data.store import LabelStore
 from burnish.errors import RunError
+from burnish.models.artefacts import is_adapter, save_plain_reward_model
+from burnish.models.load import resolve_path
+from burnish.pipeline.order import Workplace
+from burnish.reward.saved import load_head
 from burnish.runs import RunDirectory
 
 
@@ -36,6 +40,54 @@ def export_policy(run: Path, path: Path) -> dict[str, Any]:
     return {"path": str(path), "champion": read_json(run / "evaluation.json")["champion"]}
 
 
+ADAPTER_CARD = """# {name}: {champion_name}, an adapter
+
+A PEFT adapter of {of}:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{path}")
+```
+
+{decision}
+"""
+
+
+def export_adapter(run: Path, path: Path) -> dict[str, Any]:
+    """The champion's adapter, with a card; in base/ the model it adapts, when that is the run's own (SFT)."""
+    config = RunDirectory.open(run).config
+    if not (run / "evaluation.json").exists():
+        raise RunError(f"{run} has no champion yet; carry it out to its end with `burnish run`")
+    evaluation = read_json(run / "evaluation.json")
+    champion = evaluation["champion"]
+    if not is_adapter(run / champion):
+        raise RunError(
+            f"the champion of {run} is {champion}, which is no adapter (model.layers={config.model.layers!r}); "
+            "export it whole with --as policy"
+        )
+    _must_be_new(path)
+    own_base = (run / "sft").exists()
+    base = str(path / "base") if own_base else resolve_path(config.model.path)
+    with atomic_folder(path) as folder:
+        shutil.copytree(run / champion, folder, dirs_exist_ok=True)
+        if own_base:
+            shutil.copytree(run / "sft", folder / "base")
+        settings = read_json(folder / "adapter_config.json") | {"base_model_name_or_path": base}
+        write_json(folder / "adapter_config.json", settings)
+        card = ADAPTER_CARD.format(
+            name=config.name,
+            champion_name=champion.upper(),
+            of="the run's SFT model, which lies in `base/`" if own_base else f"`{config.model.path}`",
+            base=base,
+            path=path,
+            decision=evaluation["reason"],
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return {"path": str(path), "champion": champion}
+
+
 CARD = """# Reward models of {name}
 
 {members} members, each a plain `AutoModelForSequenceClassification(num_labels=1)` that gives raw scores of a prompt
@@ -51,8 +103,8 @@ rest of their examination is in `examination.json`.
 
 
 def export_reward(run: Path, path: Path) -> dict[str, Any]:
-    """The members of the reward ensemble, how their scores become one, their examination, and a card."""
-    name = RunDirectory.open(run).config.name
+    """The members of the reward ensemble, whole models, how their scores become one, their examination, and a card."""
+    place = Workplace.alone(RunDirectory.open(run))
     source = run / "reward"
     if not (source / "ensemble.json").exists():
         raise RunError(f"{run} has no reward ensemble yet; carry it out with `burnish run --until reward`")
@@ -61,11 +113,18 @@ def export_reward(run: Path, path: Path) -> dict[str, Any]:
     members = sorted(source.glob("member-*"))
     with atomic_folder(path) as folder:
         for member in members:
-            shutil.copytree(member, folder / member.name)
+            if is_adapter(member):
+                model, tokenizer = load_head(place.models.base, member), place.models.codec.tokenizer
+                save_plain_reward_model(model.top, model.head, folder / member.name, tokenizer)
+            else:
+                shutil.copytree(member, folder / member.name)
         for file in ("ensemble.json", "examination.json"):
             shutil.copy2(source / file, folder / file)
         card = CARD.format(
-            name=name, members=len(members), aggregate=ensemble["aggregate"], **examined["accuracy"]
+            name=place.config.name,
+            members=len(members),
+            aggregate=ensemble["aggregate"],
+            **examined["accuracy"],
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
     return {"path": str(path), "members": len(members)}

@@ -51,6 +51,11 @@ class Workplace:
         data = Data(config.data, config.label, config.reward, examiner, models, journal, config.seed)
         return cls(config, models, data, journal)
 
+    @classmethod
+    def alone(cls, run: RunDirectory) -> Workplace:
+        """For whoever only looks at a run: nothing is shown, nothing is tracked."""
+        return cls.of(run, View("", run.config.ppo.kl.target), Trackers({}, print))
+
 
 @dataclass(frozen=True)
 class Stage:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.checkpoints import atomic_folder, read_json, write_json
+from burnish.models.artefacts import is_adapter, is_saved, save_plain_policy
 from burnish.models.load import load_model
 from burnish.pipeline.models import Models
 from burnish.report.page import render_report
@@ -23,11 +24,14 @@ def report(models: Models, path: Path, name: str, seed: int) -> list[str]:
 
 
 def export_champion(models: Models, path: Path, evaluation: dict[str, Any], card: str) -> None:
-    """Copy the champion to champion/ with its card; best-of-n ships the SFT model, the card says how to use it."""
+    """The champion in champion/, a whole model, with its card; best-of-n ships the SFT model, the card says how to use
+    it."""
     folders = (path / name for name in (evaluation["champion"], "sft"))
-    source = next((f for f in folders if (f / "config.json").exists()), None)
+    source = next((f for f in folders if is_saved(f)), None)
     with atomic_folder(path / "champion") as folder:
-        if source is not None:
+        if source is not None and is_adapter(source):
+            save_plain_policy(models.saved_policy(source).top, folder, models.codec.tokenizer)
+        elif source is not None:
             for file in source.iterdir():
                 if file.is_file():
                     shutil.copy2(file, folder / file.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from burnish.config.sft import SftConfig
 from burnish.data.preferences import read_demonstrations
 from burnish.errors import DataError
-from burnish.models.artefacts import save_policy
+from burnish.models.artefacts import save_plain_policy
 from burnish.models.logprobs import make_policy
 from burnish.models.shared_base import Top
 from burnish.pipeline.data import fits
@@ -42,5 +42,5 @@ def sft(models: Models, journal: Journal, config: SftConfig, seed: int) -> list[
     )
     for stats in updates:
         journal.log("sft", stats)
-    save_policy(policy.top, journal.path / "sft", codec.tokenizer)
+    save_plain_policy(policy.top, journal.path / "sft", codec.tokenizer)
     return ["sft"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -17,7 +18,14 @@ from transformers import (
 
 from burnish.config.model import LoraConfig, ModelConfig
 from burnish.errors import ModelError
-from burnish.models.artefacts import load_policy, load_reward_model, save_policy, save_reward_model
+from burnish.models.artefacts import (
+    load_policy,
+    load_reward_model,
+    save_plain_policy,
+    save_plain_reward_model,
+    save_policy,
+    save_reward_model,
+)
 from burnish.models.batches import pad_batch
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.load import Codec, load_model, make_codec
@@ -142,7 +150,7 @@ def test_an_exported_policy_is_a_plain_model_with_the_same_logprobs(
         for p in policy.top.trained_parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.02)
     _, _, sequences = rollout_of(base, codec, prompts[:4])
-    save_policy(policy.top, tmp_path, codec.tokenizer)
+    save_plain_policy(policy.top, tmp_path, codec.tokenizer)
     lm = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert lm.config.pad_token_id == codec.pad_id
     assert codec.pad_id in lm.generation_config.suppress_tokens
@@ -165,7 +173,7 @@ def test_an_exported_reward_model_gives_its_raw_scores_in_mixed_batches(
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(2)) * 0.02)
     _, _, sequences = rollout_of(base, codec, prompts[:6])
     raw = raw_scores(model, sequences)
-    save_reward_model(model.top, model.head, tmp_path, codec.tokenizer)
+    save_plain_reward_model(model.top, model.head, tmp_path, codec.tokenizer)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     rows = [[*p, *r] for p, r in zip(sequences.prompt_ids, sequences.response_ids, strict=True)]
@@ -173,8 +181,77 @@ def test_an_exported_reward_model_gives_its_raw_scores_in_mixed_batches(
     assert plain.config.num_labels == 1
     with torch.no_grad():
         assert torch.allclose(plain(**batch).logits[:, 0], raw, atol=1e-5)
-    top, head = load_reward_model(base, tmp_path)
-    assert torch.allclose(raw_scores(ScalarHead(top, head), sequences), raw, atol=1e-5)
+    save_reward_model(model.top, model.head, tmp_path / "kept", codec.tokenizer)
+    for folder in (tmp_path / "kept", *([] if mode.startswith("lora") else [tmp_path])):
+        top, head = load_reward_model(base, folder)
+        assert top.trained_parameters() == []
+        assert torch.allclose(raw_scores(ScalarHead(top, head), sequences), raw, atol=1e-5)
+
+
+@pytest.mark.parametrize(("make", "mode"), [("llama", "lora"), ("llama", "lora_top:2"), ("gpt2", "lora")])
+def test_adapters_are_saved_alone_and_share_the_base_when_they_come_back(
+    tiny, codec, prompts, mode: str, make: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": len(codec.tokenizer), "n_positions": 128}
+    lm = tiny[0] if make == "llama" else AutoModelForCausalLM.from_config(GPT2Config(**sizes))
+    base = Base(lm, mode, LoraConfig(rank=4))
+    policy = make_policy(Top(base), codec.pad_id)
+    member = new_reward_head(base, 0, "m", layers=mode, dropout=0.0).eval()
+    with torch.no_grad():
+        for p in (*policy.top.trained_parameters(), *member.top.trained_parameters()):
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
+    _, _, sequences = rollout_of(base, codec, prompts[:4])
+    batch = sequences.batch(range(4))
+    with torch.no_grad():
+        wanted, raw = token_logprobs(policy, batch), raw_scores(member, sequences)
+    save_policy(policy.top, tmp_path / "policy", codec.tokenizer)
+    save_reward_model(member.top, member.head, tmp_path / "member", codec.tokenizer)
+    base.lm.save_pretrained(tmp_path / "base")
+    size = sum(f.stat().st_size for f in (tmp_path / "policy").glob("*.safetensors"))
+    assert size < 0.5 * (tmp_path / "base" / "model.safetensors").stat().st_size
+
+    again = make_policy(load_policy(base, tmp_path / "policy"), codec.pad_id)
+    top, head = load_reward_model(base, tmp_path / "member")
+    shared = {p.data_ptr() for p in base.lm.parameters()}
+    own = [p for p in again.top.parameters() if p.data_ptr() not in shared]
+    assert sum(p.numel() for p in own) == sum(p.numel() for p in policy.top.trained_parameters())
+    with torch.no_grad():
+        assert torch.allclose(token_logprobs(again, batch), wanted, atol=1e-5)
+        assert torch.allclose(raw_scores(ScalarHead(top, head), sequences), raw, atol=1e-5)
+
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    with_peft = PeftModel.from_pretrained(plain, tmp_path / "policy").eval()
+    scorer = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
+    scorer = PeftModel.from_pretrained(scorer, tmp_path / "member").eval()
+    rows = zip(sequences.prompt_ids, sequences.response_ids, strict=True)
+    for row, (prompt, response) in enumerate(rows):
+        ids = torch.tensor([[*prompt, *response]])
+        with torch.no_grad():
+            logits = with_peft(ids).logits[0, len(prompt) - 1 : -1]
+            score = scorer(ids).logits[0, 0]
+        logits[:, codec.pad_id] = -1e9
+        theirs = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
+        assert torch.allclose(theirs, wanted[row, : len(response)], atol=1e-4)
+        assert torch.allclose(score, raw[row], atol=1e-4)
+
+
+def test_adapters_of_another_rank_or_kind_are_refused(tiny, codec, tmp_path: Path) -> None:
+    save_policy(Top(Base(tiny[0], "lora_top:1")), tmp_path, codec.tokenizer)
+    for layers in ("lora_top:2", "top:1"):
+        with pytest.raises(ModelError, match=r"was model\.layers changed"):
+            load_policy(Base(tiny[0], layers), tmp_path)
+
+
+def test_adapters_are_drawn_from_their_seed_alone(tiny) -> None:
+    base = Base(tiny[0], "lora")
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, second, third = (dict(Top(base, seed=s).named_parameters()) for s in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    drawn = [n for n in first if "lora_A" in n]
+    assert all(torch.equal(first[n], second[n]) for n in drawn)
+    assert not any(torch.equal(first[n], third[n]) for n in drawn)
 
 
 def test_a_tokenizer_whose_pad_is_its_end_gets_a_pad_of_its_own(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from burnish.config.model import ModelConfig
 from burnish.config.ppo import PPOConfig
-from burnish.models.artefacts import load_policy, save_policy
+from burnish.models.artefacts import load_policy, save_plain_policy, save_policy
 from burnish.models.batches import Batch, pad_batch
 from burnish.models.heads import ScalarHead, new_reward_head
 from burnish.models.load import Codec, find_dtype, load_model
@@ -128,7 +128,22 @@ def test_what_is_sampled_is_what_training_reads(codec, prompts) -> None:
     assert float((again - rollout.sample_logprobs).abs().max()) < 1e-4
 
 
-@pytest.mark.parametrize("layers", ["all", "lora", "top:2"])
+def test_what_adapters_add_survives_being_merged_into_rounded_weights(tmp_path: Path, codec) -> None:
+    half = halved(embedded(), "lora")
+    top = Top(half)
+    with torch.no_grad():
+        for name, parameter in top.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(1e-5)
+    save_plain_policy(top, tmp_path, codec.tokenizer)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    name = "model.layers.0.mlp.down_proj.weight"
+    added = merged[name] - half.lm.state_dict()[name].float()
+    assert 0 < float(added.abs().max()) < 1e-3
+    assert float((added != 0).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("layers", ["all", "top:2"])
 def test_a_saved_policy_is_plain_float32_and_comes_back(tmp_path: Path, codec, prompts, layers: str) -> None:
     half = halved(embedded(), layers)
     top = Top(half)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import burnish
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from burnish.config.loading import load_config
 from burnish.config.model import ModelConfig
 from burnish.data.preferences import write_preferences
+from burnish.models.artefacts import save_policy
 from burnish.models.batches import pad_batch
 from burnish.models.load import Codec, load_model
 from burnish.models.logprobs import Policy, make_policy, token_logprobs
 from burnish.models.sampling import sample_rollout
 from burnish.models.shared_base import Base, Top
+from burnish.pipeline.export import export_adapter
+from burnish.pipeline.order import Workplace
+from burnish.pipeline.report import export_champion
 from burnish.records import Preference, Prompt
 from burnish.rehearse.grammar import prompts
 from burnish.runs import RunDirectory
@@ -83,8 +90,59 @@ def test_adapters_and_top_layers(tmp_path: Path, mode: str) -> None:
     run(tmp_path, f"model.layers={mode}", "collect.n_pairs=96", "data.n_prompts=200")
     state = json.loads((tmp_path / "r" / "align.json").read_text())
     assert state["ppo"]["state"] == "finished"
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "r" / "ppo").config.num_hidden_layers == 4
-    assert not list((tmp_path / "r" / "ppo").glob("adapter*"))
+    adapted = mode.startswith("lora")
+    for name in ("ppo", "reward/member-0", "reward/watcher"):
+        assert (tmp_path / "r" / name / "adapter_model.safetensors").exists() == adapted
+        assert (tmp_path / "r" / name / "model.safetensors").exists() != adapted
+    # Whoever wins, the champion and what is exported are whole models.
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "r" / "champion").config.num_hidden_layers == 4
+    burnish("export", str(tmp_path / "r"), str(tmp_path / "reward"), "--as", "reward")
+    reward = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward" / "member-2")
+    assert reward.config.num_hidden_layers == 4
+    assert not list(tmp_path.glob("reward/*/adapter*"))
+    evaluation = json.loads((tmp_path / "r" / "evaluation.json").read_text())
+    told = burnish("export", str(tmp_path / "r"), str(tmp_path / "a"), "--as", "adapter", check=False)
+    if adapted and evaluation["champion"] == "ppo":
+        assert told.returncode == 0
+    else:
+        assert told.returncode == 5
+        assert "--as policy" in told.stderr
+
+
+def test_a_champion_of_adapters_is_shipped_whole_and_exported_as_an_adapter(
+    tmp_path: Path, codec: Codec
+) -> None:
+    """A run whose PPO policy was found champion, on top of a model of its own."""
+    sets = ["model.layers=lora", "collect.n_pairs=96", "data.n_prompts=200"]
+    config = load_config(None, [*SMALL, *sets])
+    path = tmp_path / "r"
+    run = RunDirectory.create_or_open(path, config)
+    run.freeze()
+    lm, _ = load_model(ModelConfig())
+    lm.save_pretrained(path / "sft")
+    codec.tokenizer.save_pretrained(path / "sft")
+    top = Top(Base(lm, "lora"))
+    with torch.no_grad():
+        for parameter in top.trained_parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    save_policy(top, path / "ppo", codec.tokenizer)
+    verdict = {"champion": "ppo", "reason": "because", "policies": {"ppo": {}}}
+    (path / "evaluation.json").write_text(json.dumps(verdict))
+    export_champion(Workplace.alone(run).models, path, verdict, "card")
+    told = export_adapter(path, tmp_path / "a")
+    assert told["champion"] == "ppo"
+    whole = AutoModelForCausalLM.from_pretrained(path / "champion")
+    ids = torch.tensor([codec.encode_prompt(prompts(1, 0)[0])])
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "base")
+    expected = lm(ids).logits
+    assert torch.allclose(base(ids).logits, expected)
+    adapted = PeftModel.from_pretrained(base, tmp_path / "a")
+    assert torch.allclose(adapted(ids).logits, whole(ids).logits, atol=1e-4)
+    assert not torch.allclose(whole(ids).logits, expected, atol=1e-2)
+    card = (tmp_path / "a" / "README.md").read_text()
+    names: dict[str, Any] = {}
+    exec(card.split("```python")[1].split("```")[0], names)
+    assert torch.allclose(names["model"](ids).logits, whole(ids).logits, atol=1e-4)
 
 
 def test_demonstrations_make_the_reference(tmp_path: Path) -> None:
