@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
@@ -29,14 +30,19 @@ class Codec:
     eos_id: int
     eos_ids: frozenset[int]
     use_chat_template: bool | None
+    turn_end: int | None = None  # what ends a reply in the chat template, where that is a token of its own
+
+    def templated(self, prompt: Prompt) -> bool:
+        """Whether a prompt goes through the chat template."""
+        return self.use_chat_template if self.use_chat_template is not None else bool(prompt.messages)
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt: through the chat template when the prompt is a dialogue (or always, or never, as
         `use_chat_template` says). A dialogue without a template is its rendering, up to whose turn it is."""
         text = prompt.text
-        if prompt.messages and self.use_chat_template is False:
+        if prompt.messages and not self.templated(prompt):
             text = f"{text}\n\nAssistant:"
-        elif prompt.messages or self.use_chat_template:
+        elif self.templated(prompt):
             turns = prompt.messages
             messages = [{"role": m.role, "content": m.content} for m in turns] or [
                 {"role": "user", "content": prompt.text}
@@ -58,10 +64,14 @@ class Codec:
             raise DataError(f"prompt {prompt.id} is empty after tokenization; drop it")
         return ids
 
-    def encode_response(self, text: str, *, end: bool = True) -> list[int]:
-        """Token ids of a response, with the end-of-sequence token unless `end` is False (a cut-off answer)."""
+    def encode_response(self, text: str, *, end: bool = True, to: Prompt | None = None) -> list[int]:
+        """Token ids of a response `to` a prompt, with the end-of-sequence token, the chat template's own for a prompt
+        that goes through it, unless `end` is False (a cut-off answer)."""
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return [*ids, self.eos_id] if end else ids
+        if not end:
+            return ids
+        own = self.turn_end if to is not None and self.templated(to) else None
+        return [*ids, self.eos_id if own is None else own]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a response without special tokens."""
@@ -144,8 +154,10 @@ def own_memory(model: nn.Module) -> None:
 def make_codec(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, use_chat_template: bool | None
 ) -> Codec:
-    """Find every end-of-sequence id, and give the model a dedicated pad id (a new row when it has none)."""
-    ends = {tokenizer.eos_token_id, *_ids(model.config.eos_token_id)}
+    """Find every end-of-sequence id, the chat template's too, and give the model a dedicated pad id (a new row when it
+    has none)."""
+    turn_end = template_end(tokenizer)
+    ends = {tokenizer.eos_token_id, turn_end, *_ids(model.config.eos_token_id)}
     if model.generation_config is not None:
         ends |= set(_ids(model.generation_config.eos_token_id))
     ends.discard(None)
@@ -175,7 +187,24 @@ def make_codec(
         raise ModelError(
             "model.use_chat_template is true but the tokenizer has no chat template; set it to false"
         )
-    return Codec(tokenizer, pad_id, eos_id, eos_ids, use_chat_template)
+    return Codec(tokenizer, pad_id, eos_id, eos_ids, use_chat_template, turn_end)
+
+
+def template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that the chat template puts behind a reply (Gemma's `<end_of_turn>`, Llama 3's `<|eot_id|>`);
+    None where there is no template, or it ends replies with none. The model's configuration does not always name it."""
+    if not tokenizer.chat_template:
+        return None
+    reply = "the reply"
+    turns = [{"role": "user", "content": "the question"}, {"role": "assistant", "content": reply}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError as error:
+        raise ModelError(f"the tokenizer's chat template cannot render a reply to a user: {error}") from error
+    after = str(text).rpartition(reply)[2].lstrip()
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return int(ids[0]) if ids and ids[0] in special else None
 
 
 def _ids(value: int | Sequence[int] | None) -> list[int]:

@@ -113,60 +113,66 @@ def _drain(
     n, max_tokens = len(uniforms) - 1, uniforms.shape[1]
     device, memory = policy.top.base.device, policy.top.base.memory
     ends = torch.tensor(sorted(codec.eos_ids), device=device)
-    first, waiting[:] = waiting[:slots], waiting[slots:]
-    rows = torch.tensor(first, device=device)  # whose response a slot holds, n when it is free
-    hidden = machine.admit(torch.arange(slots, device=device), [prompt_ids[i] for i in first])
+    held, waiting[:] = waiting[:slots], waiting[slots:]  # whose response a slot holds, n when it is free
+    rows = torch.tensor(held, device=device)
+    hidden = machine.admit(torch.arange(slots, device=device), [prompt_ids[i] for i in held])
     while True:
         at = book.lengths[rows].clamp(max=max_tokens - 1)
         tokens, logprobs, entropy = draw(policy, hidden, uniforms[rows, at])
         book.tokens[rows, at], book.logprobs[rows, at], book.entropy[rows, at] = tokens, logprobs, entropy
         book.lengths[rows] += 1
         book.ended[rows] = torch.isin(tokens, ends)
-        done = (book.ended[rows] | (book.lengths[rows] >= max_tokens)) & (rows < n)
-        finished = bool(((rows == n) | done).all())
+        over = book.ended[rows] | (book.lengths[rows] >= max_tokens)
+        # The one place in a step where this waits for another device.
+        told = torch.stack([over, torch.isfinite(logprobs)]).tolist()
+        if not all(told[1]):
+            raise Diverged(
+                "the policy's probabilities are not finite: its weights have diverged; lower the learning rate"
+            )
+        done = [slot for slot, row in enumerate(held) if row < n and told[0][slot]]
+        finished = len(done) == sum(row < n for row in held)
         if finished and not (machine.refills and (waiting or policy.top.base.cut)):
             return
         # The last token of a response is fed too: its activations are read by the reward models.
         hidden = machine.step(tokens)
-        for slot in done.nonzero()[:, 0].tolist():
+        for slot in done:
             features = machine.take_features(slot)
-            book.features[int(rows[slot])] = None if features is None else memory.keep(features)
-            rows[slot] = n
-        free = (rows == n).nonzero()[:, 0]
+            book.features[held[slot]] = None if features is None else memory.keep(features)
+            held[slot] = n
+        free = [slot for slot, row in enumerate(held) if row == n]
+        used = [slot for slot, row in enumerate(held) if row < n]
         if machine.refills and waiting:
-            if len(free) >= max(1.0, REFILL_SHARE * len(rows)):
+            if len(free) >= max(1.0, REFILL_SHARE * len(held)):
                 group, waiting[:] = waiting[: len(free)], waiting[len(free) :]
-                free = free[: len(group)]
-                hidden[free] = machine.admit(free, [prompt_ids[i] for i in group])
-                rows[free] = torch.tensor(group, device=device)
-        elif len(free) == len(rows):
+                entered = torch.tensor(free[: len(group)], device=device)
+                hidden[entered] = machine.admit(entered, [prompt_ids[i] for i in group])
+                for slot, row in zip(free, group, strict=False):
+                    held[slot] = row
+        elif not used:
             return
-        elif len(rows) - len(free) <= COMPACT_SHARE * len(rows):
-            used = (rows < n).nonzero()[:, 0]
-            machine.keep(used)
-            rows, hidden = rows[used], hidden[used]
+        elif len(used) <= COMPACT_SHARE * len(held):
+            kept = torch.tensor(used, device=device)
+            machine.keep(kept)
+            held, hidden = [held[slot] for slot in used], hidden[kept]
+        rows = torch.tensor(held, device=device)
 
 
 def draw(
     policy: Policy, hidden: torch.Tensor, uniforms: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Tokens (S,) by inversion of the distribution function at `uniforms` (S,), with their log-probabilities and
-    the entropies (nats) of the distributions. Raises Diverged when these are not finite."""
+    the entropies (nats) of the distributions, which are not finite where the logits are not."""
     logits = policy.logits(hidden)
     top = logits.amax(-1, keepdim=True)
     weights = (logits - top).exp_()
     cumulative = weights.cumsum(-1)
     total = cumulative[:, -1:]
     log_normalizer = top + total.log()
-    if not torch.isfinite(log_normalizer).all():
-        raise Diverged(
-            "the policy's probabilities are not finite: its weights have diverged; lower the learning rate"
-        )
     # Strictly below the total, so that the token where the sum first exceeds it exists and can occur.
     target = torch.minimum(
         uniforms[:, None].to(total.dtype) * total, torch.nextafter(total, total.new_zeros(()))
     )
-    tokens = torch.searchsorted(cumulative, target, right=True)
+    tokens = torch.searchsorted(cumulative, target, right=True).clamp_(max=logits.shape[-1] - 1)
     logprobs = logits.gather(1, tokens) - log_normalizer
     entropy = log_normalizer - (weights * logits).sum(-1, keepdim=True) / total
     return tokens[:, 0], logprobs[:, 0], entropy[:, 0]

@@ -55,8 +55,8 @@ class Sequences:
     def of_pairs(cls, base: Base, codec: Codec, pairs: Sequence[Preference]) -> Sequences:
         """N preference pairs as 2N sequences: row i is the chosen, row N + i the rejected response."""
         prompts = [codec.encode_prompt(p.prompt) for p in pairs]
-        chosen = [codec.encode_response(p.chosen, end=p.chosen_ended) for p in pairs]
-        rejected = [codec.encode_response(p.rejected, end=p.rejected_ended) for p in pairs]
+        chosen = [codec.encode_response(p.chosen, end=p.chosen_ended, to=p.prompt) for p in pairs]
+        rejected = [codec.encode_response(p.rejected, end=p.rejected_ended, to=p.prompt) for p in pairs]
         return cls(base, prompts * 2, chosen + rejected, codec.pad_id)
 
     def lifted(self, top: Top, batch_size: int) -> Sequences:

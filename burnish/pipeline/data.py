@@ -27,7 +27,8 @@ MIN_PAIRS = 8
 def fits(codec: Codec, limits: ModelConfig, prompt: Prompt, *responses: tuple[str, bool]) -> bool:
     """Whether a prompt and each of its responses (text, whether it ended) are within their limits in tokens."""
     return len(codec.encode_prompt(prompt)) <= limits.max_prompt_tokens and all(
-        len(codec.encode_response(text, end=ended)) <= limits.max_response_tokens for text, ended in responses
+        len(codec.encode_response(text, end=ended, to=prompt)) <= limits.max_response_tokens
+        for text, ended in responses
     )
 
 

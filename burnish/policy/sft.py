@@ -31,7 +31,7 @@ def fine_tune(
     sequences = Sequences(
         policy.top.base,
         [codec.encode_prompt(p) for p, _ in demonstrations],
-        [codec.encode_response(t) for _, t in demonstrations],
+        [codec.encode_response(t, to=p) for p, t in demonstrations],
         codec.pad_id,
     )
     parameters = policy.top.trained_parameters()

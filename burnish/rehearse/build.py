@@ -1,7 +1,8 @@
 """Train the embedded model: `python -m burnish.rehearse.build --out FOLDER`.
 
 A byte-level BPE tokenizer and a Llama of about half a million parameters on stories from the grammar. The same
-command on the same machine gives the same weights; it takes a few minutes on two cores.
+command on the same machine gives the same weights; it takes a few minutes on two cores. `--architecture` makes the
+same of another family, to try what was built for one on the others.
 """
 
 from __future__ import annotations
@@ -10,16 +11,29 @@ import argparse
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GenerationConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
 from burnish.rehearse.grammar import Story, sample_story
 
 PAD, EOS = "<|pad|>", "<|eos|>"
 VOCABULARY = 2048
 STORIES_FOR_TOKENIZER = 20_000
+CONTEXT = 256
+ARCHITECTURES = ("llama", "qwen3", "gemma3", "gpt2")
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -41,7 +55,7 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         pad_token=PAD,
         eos_token=EOS,
         clean_up_tokenization_spaces=False,
-        model_max_length=256,
+        model_max_length=CONTEXT,
         padding_side="right",
     )
 
@@ -50,20 +64,53 @@ def text_of(story: Story) -> str:
     return f"{story.prompt} {story.continuation}"
 
 
-def model_config(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=hidden,
-        intermediate_size=hidden * 5 // 2,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+def model_config(
+    tokenizer: PreTrainedTokenizerFast, architecture: str, hidden: int, layers: int
+) -> PreTrainedConfig:
+    """llama; qwen3 (norms on queries and keys, two heads a key); gemma3 (norms around every block, scaled embeddings,
+    a window in all layers but one); gpt2 (learned positions, its weights transposed)."""
+    names: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if architecture == "gpt2":
+        return GPT2Config(
+            **names,
+            n_embd=hidden,
+            n_layer=layers,
+            n_head=4,
+            n_positions=CONTEXT,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+    sizes: dict[str, Any] = {
+        "hidden_size": hidden,
+        "intermediate_size": hidden * 5 // 2,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": CONTEXT,
+    }
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    if architecture == "llama":
+        return LlamaConfig(**names, **sizes, num_key_value_heads=4, rope_parameters=rope)
+    if architecture == "qwen3":
+        return Qwen3Config(
+            **names, **sizes, num_key_value_heads=2, head_dim=hidden // 4, rope_parameters=rope
+        )
+    assert architecture == "gemma3", architecture
+    windows = ["sliding_attention"] * (layers - 1) + ["full_attention"]
+    return Gemma3TextConfig(
+        **names,
+        **sizes,
+        num_key_value_heads=1,
+        head_dim=hidden // 4,
+        query_pre_attn_scalar=hidden // 4,
+        sliding_window=64,
+        layer_types=windows,
     )
 
 
@@ -86,13 +133,13 @@ def batch_of(
 
 
 def train(
-    *, hidden: int, layers: int, steps: int, size: int, rate: float, seed: int
-) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    *, hidden: int, layers: int, steps: int, size: int, rate: float, seed: int, architecture: str = "llama"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Next-token prediction, AdamW, warm-up and cosine decay."""
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
     tokenizer = train_tokenizer(seed)
-    model = LlamaForCausalLM(model_config(tokenizer, hidden, layers))
+    model = AutoModelForCausalLM.from_config(model_config(tokenizer, architecture, hidden, layers))
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
     rng = random.Random(f"stories-{seed}")
     for step in range(steps):
@@ -110,7 +157,7 @@ def train(
     return model.eval(), tokenizer
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Half precision on disk; loaders ask for float32."""
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
@@ -123,6 +170,7 @@ def main() -> None:
     """Parse, train, save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="llama")
     parser.add_argument("--hidden", type=int, default=96)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--steps", type=int, default=1000)
@@ -131,7 +179,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     model, tokenizer = train(
-        hidden=a.hidden, layers=a.layers, steps=a.steps, size=a.batch, rate=a.rate, seed=a.seed
+        hidden=a.hidden,
+        layers=a.layers,
+        steps=a.steps,
+        size=a.batch,
+        rate=a.rate,
+        seed=a.seed,
+        architecture=a.architecture,
     )
     save(model, tokenizer, a.out)
     print(f"{sum(p.numel() for p in model.parameters())} parameters in {a.out}")

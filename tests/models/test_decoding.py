@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,11 +24,14 @@ from burnish.config.model import LoraConfig
 from burnish.errors import Diverged
 from burnish.models.batches import pad_batch
 from burnish.models.decoding import decoder
+from burnish.models.engine import inner
 from burnish.models.engine.decoding import fused
+from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, make_policy, token_entropy, token_logprobs
-from burnish.models.sampling import draw, sample_ids
+from burnish.models.sampling import draw, sample_ids, sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top
+from burnish.records import Prompt
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -252,6 +257,43 @@ def test_the_ends_of_the_uniform_draw_possible_tokens() -> None:
     assert draw(policy, torch.zeros(2, 1), uniforms)[0].tolist() == [2, 3]
 
 
-def test_a_diverged_policy_is_named() -> None:
+@pytest.mark.parametrize("engine", [True, False])
+def test_a_diverged_policy_is_named(
+    tiny, codec: Codec, prompts: list[Prompt], engine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens that are drawn of no numbers are tokens, and not fed for long."""
+    nothing = fixed_policy([0.0, float("nan"), 1.0])
+    tokens, logprobs, _ = draw(nothing, torch.zeros(2, 1), torch.rand(2, dtype=torch.float64))
+    assert int(tokens.max()) <= 2
+    assert not torch.isfinite(logprobs).any()
+    if not engine:
+        monkeypatch.setattr(Base, "fast", False)
+    base = Base(tiny[0])
+    policy = make_policy(Top(base), codec.pad_id)
+    with torch.no_grad():
+        inner(policy.top.body).norm.weight.fill_(float("inf"))
     with pytest.raises(Diverged, match="learning rate"):
-        draw(fixed_policy([0.0, float("nan"), 1.0]), torch.zeros(2, 1), torch.rand(2, dtype=torch.float64))
+        sample_rollout(policy, codec, prompts[:4], max_tokens=8, batch_size=4, seed=0, where=("x",))
+
+
+def test_a_step_waits_for_its_device_once(
+    tiny, codec: Codec, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Off the engine, what is read from tensors is one list a token, however many responses end."""
+    monkeypatch.setattr(Base, "fast", False)
+    policy = make_policy(Top(Base(tiny[0]), trainable=False), codec.pad_id)
+    calls: Counter[str] = Counter()
+    for name in ("tolist", "item", "nonzero", "__bool__", "__int__", "__float__"):
+        own = getattr(torch.Tensor, name)
+
+        def counted(tensor: torch.Tensor, name: str = name, own: Any = own) -> Any:
+            # Inside the model and its mask nothing is of this module's making.
+            if "burnish/models/sampling.py" in inspect.stack()[1].filename:
+                calls[name] += 1
+            return own(tensor)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    encoded = [codec.encode_prompt(p) for p in prompts[:6]]
+    book = sample_ids(policy, codec, encoded, torch.rand(6, 20, dtype=torch.float64), 6)
+    steps = int(book.lengths.max())
+    assert calls == {"tolist": steps}

@@ -34,7 +34,7 @@ from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top
 from burnish.policy.self_check import self_check
-from burnish.records import Message, Prompt
+from burnish.records import Message, Preference, Prompt
 
 MODES = ["all", "top:2", "lora", "lora_top:2"]
 
@@ -358,3 +358,49 @@ def test_auto_trains_the_top_two_layers_of_a_model_that_has_more(depth: int, lay
     assert (base.layers, base.cut) == (layers, cut)
     gpt2 = GPT2Config(n_embd=16, n_layer=depth, n_head=2, vocab_size=50)
     assert Base(AutoModelForCausalLM.from_config(gpt2), "auto").layers == "all"
+
+
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+LLAMA_3 = (
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>"
+    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(("template", "end"), [(GEMMA, "<end_of_turn>"), (LLAMA_3, "<|eot_id|>")])
+def test_a_reply_ends_as_the_chat_template_ends_it(template: str, end: str) -> None:
+    lm, codec = load_model(ModelConfig())
+    tokenizer = codec.tokenizer
+    plain_end = codec.eos_id
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<start_of_turn>", end]})
+    lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tokenizer.chat_template = template
+    codec = make_codec(tokenizer, lm, None)
+    turn_end = tokenizer.convert_tokens_to_ids(end)
+    assert codec.turn_end == turn_end
+    assert {plain_end, turn_end} <= codec.eos_ids
+    assert turn_end in lm.generation_config.eos_token_id
+    dialogue, text = Prompt.from_messages([Message("user", "Who?")]), Prompt("Who?")
+    assert codec.encode_response(" Me.", to=dialogue)[-1] == turn_end
+    assert codec.encode_response(" Me.", to=text)[-1] == plain_end
+    assert codec.encode_response(" Me.")[-1] == plain_end
+    assert codec.encode_response(" Me.", to=dialogue, end=False)[-1] not in codec.eos_ids
+    untemplated = make_codec(tokenizer, lm, False)
+    assert untemplated.encode_response(" Me.", to=dialogue)[-1] == plain_end
+    pairs = [Preference(dialogue, " Me.", " You."), Preference(text, " Me.", " You.")]
+    ends = [ids[-1] for ids in Sequences.of_pairs(Base(lm), codec, pairs).response_ids]
+    assert ends == [turn_end, plain_end, turn_end, plain_end]
+
+
+def test_a_template_that_ends_replies_with_text_leaves_the_tokenizers_own_end() -> None:
+    lm, codec = load_model(ModelConfig())
+    codec.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    again = make_codec(codec.tokenizer, lm, None)
+    assert again.turn_end is None
+    assert again.eos_ids == codec.eos_ids
+    codec.tokenizer.chat_template = "{{ raise_exception('no assistants here') }}"
+    with pytest.raises(ModelError, match="no assistants here"):
+        make_codec(codec.tokenizer, lm, None)

@@ -25,6 +25,7 @@ from burnish.pipeline.export import export_adapter
 from burnish.pipeline.order import Workplace
 from burnish.pipeline.report import export_champion
 from burnish.records import Preference, Prompt
+from burnish.rehearse import build
 from burnish.rehearse.grammar import prompts
 from burnish.runs import RunDirectory
 
@@ -235,3 +236,45 @@ def test_a_function_of_the_users_is_optimised(tmp_path: Path, monkeypatch: pytes
     refused = run(tmp_path, *more, check=False)
     assert refused.returncode == 5
     assert "the content of reward functions" in refused.stderr
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen3", "gemma3"])
+def test_another_architecture_goes_all_the_way_to_a_decision(
+    tmp_path: Path, architecture: str, dtype: str
+) -> None:
+    """Trained for seconds: what is shown is that every stage runs it, in either precision."""
+    made = build.train(hidden=32, layers=3, steps=30, size=16, rate=3e-3, seed=0, architecture=architecture)
+    build.save(*made, tmp_path / "model")
+    run(
+        tmp_path,
+        f"model.path={tmp_path / 'model'}",
+        f"model.dtype={dtype}",
+        "model.gradient_checkpointing=true",
+        "collect.n_pairs=96",
+        "data.n_prompts=200",
+        "reward.learning_rate=1e-3",
+        "ppo.learning_rate=1e-3",
+        "ppo.value_learning_rate=1e-3",
+        "dpo.when=always",
+        "dpo.learning_rate=1e-3",
+    )
+    state = json.loads((tmp_path / "r" / "align.json").read_text())
+    assert state["ppo"]["state"] == "finished"
+    evaluation = json.loads((tmp_path / "r" / "evaluation.json").read_text())
+    assert evaluation["champion"] in ("sft", "ppo", "dpo")
+    assert {"sft", "ppo", "dpo"} <= evaluation["policies"].keys()
+    rows = RunDirectory.open(tmp_path / "r").read_rows("metrics/ppo.jsonl")
+    assert all(row["skipped"] == 0 for row in rows)
+    assert 0 < evaluation["policies"]["ppo"]["kl"] < 50
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "r" / "champion").config.vocab_size == 2048
+
+
+def test_the_embedded_model_in_bfloat16_goes_all_the_way(tmp_path: Path) -> None:
+    run(tmp_path, "model.dtype=bfloat16", "model.layers=all", "collect.n_pairs=96", "data.n_prompts=200")
+    state = json.loads((tmp_path / "r" / "align.json").read_text())
+    assert state["ppo"]["state"] == "finished"
+    rows = RunDirectory.open(tmp_path / "r").read_rows("metrics/ppo.jsonl")
+    assert rows[0]["kl"] == 0
+    assert 0 < rows[0]["sampling_gap"] < 0.2, "decoding rounds otherwise than training, a little"
+    assert all(row["skipped"] == 0 for row in rows)
