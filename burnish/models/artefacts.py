@@ -171,4 +171,5 @@ def _load_top(base: Base, state: dict[str, torch.Tensor], folder: Path, *, train
                 if saved not in state:
                     raise ModelError(f"{folder} lacks {saved}; it belongs to another model")
                 parameter.copy_(state[saved])
-    return top.requires_grad_(trainable)
+    # A trained copy and no more: the base's own weights are in there too, and stay as they are.
+    return top if trainable else top.requires_grad_(False)

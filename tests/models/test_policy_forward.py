@@ -254,6 +254,20 @@ def test_adapters_are_drawn_from_their_seed_alone(tiny) -> None:
     assert not any(torch.equal(first[n], third[n]) for n in drawn)
 
 
+@pytest.mark.parametrize("mode", ["all", "top:2"])
+def test_a_saved_reward_model_trains_what_a_new_one_would(tiny, codec, mode, tmp_path: Path) -> None:
+    """As the start of a value function: its own copies, nothing that it shares with the base."""
+    base = Base(tiny[0], mode)
+    new = new_reward_head(base, 0, "member-0", layers=mode, dropout=0.0)
+    save_reward_model(new.top, new.head, tmp_path, codec.tokenizer)
+    top, head = load_reward_model(base, tmp_path, trainable=True)
+    assert {n for n, p in top.named_parameters() if p.requires_grad} == {
+        n for n, p in new.top.named_parameters() if p.requires_grad
+    }
+    assert head.weight.requires_grad
+    assert not any(p.requires_grad for p in base.lm.parameters())
+
+
 def test_a_tokenizer_whose_pad_is_its_end_gets_a_pad_of_its_own(tmp_path: Path) -> None:
     lm, codec = load_model(ModelConfig())
     rows = lm.get_input_embeddings().num_embeddings
