@@ -36,7 +36,7 @@ _WHERE = {
     "make_policy": "burnish.models.logprobs",
     "sample_rollout": "burnish.models.sampling",
     # reward
-    "EncodedPairs": "burnish.reward.train",
+    "EncodedPairs": "burnish.models.pairs",
     "new_reward_head": "burnish.models.heads",
     "train_reward_model": "burnish.reward.train",
     "RewardEnsemble": "burnish.reward.ensemble",

@@ -18,6 +18,7 @@ from burnish.errors import ConfigError
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.load import Codec, find_device
 from burnish.models.logprobs import make_policy, response_kl, token_entropy
+from burnish.models.pairs import EncodedPairs
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top
@@ -27,7 +28,7 @@ from burnish.policy.ppo import PPO
 from burnish.policy.self_check import self_check
 from burnish.records import Preference, Prompt
 from burnish.reward.ensemble import EnsembleScorer, RewardEnsemble, normalisation
-from burnish.reward.train import EncodedPairs, train_reward_model
+from burnish.reward.train import train_reward_model
 
 ROOT = Path(__file__).parents[1] / "burnish"
 ROOMS = ("models", "policy", "reward", "objectives", "pipeline")
@@ -99,9 +100,7 @@ def test_nothing_is_made_on_the_default_device(
             reference=reference,
             value=value,
             codec=codec,
-            score=EnsembleScorer(
-                ensemble, base, codec.pad_id, prompts[:6], (raw - ensemble.mean) / ensemble.sd
-            ),
+            score=EnsembleScorer(ensemble, codec.pad_id, prompts[:6], (raw - ensemble.mean) / ensemble.sd),
             prompts=prompts[:6],
             config=PPOConfig(updates=2, batch_size=6, epochs=2, micro_batch=3),
             controller=AdaptiveKLController(coef=0.1, target=1.0, horizon=60),

@@ -20,13 +20,14 @@ from burnish.data.preferences import read_preferences
 from burnish.models.heads import new_reward_head, raw_scores
 from burnish.models.load import Codec, load_model
 from burnish.models.logprobs import Policy, make_policy
+from burnish.models.pairs import EncodedPairs
 from burnish.models.sampling import sample_rollout
 from burnish.models.shared_base import Base, Top
 from burnish.parallel import side_by_side
 from burnish.policy.dpo import DPO
 from burnish.rehearse.grammar import prompts
 from burnish.rehearse.world import golds
-from burnish.reward.train import EncodedPairs, train_reward_model
+from burnish.reward.train import train_reward_model
 
 
 def win_rate(policy: Policy, reference: Policy, codec: Codec, n: int = 512) -> float:

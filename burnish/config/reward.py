@@ -10,6 +10,9 @@ from burnish.config.strict import Section
 class RewardConfig(Section):
     """Bradley-Terry reward models."""
 
+    # Where scores are read: after how many layers, and from which tokens; auto: where linear probes read best.
+    depth: int | Literal["auto"] = "auto"
+    pooling: Literal["auto", "mean", "last"] = "auto"
     members: int = Field(3, ge=1)
     aggregate: Literal["mean", "min", "uwo"] = "mean"
     uwo_lambda: float = Field(0.1, ge=0)

@@ -4,16 +4,18 @@ adapters (with the reward model's head) where adapters are all that was trained.
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 
-from burnish.checkpoints import atomic_folder
+from burnish.checkpoints import atomic_folder, read_json, write_json
 from burnish.errors import ModelError
+from burnish.models.heads import Reading, ScalarHead
 from burnish.models.shared_base import Base, Top, shift
 
 ADAPTER = "adapter_model.safetensors"
@@ -39,12 +41,13 @@ def save_policy(top: Top, folder: Path, tokenizer: Any) -> None:
         save_plain_policy(top, folder, tokenizer)
 
 
-def save_reward_model(top: Top, head: nn.Linear, folder: Path, tokenizer: Any) -> None:
-    """Write what was trained: an adapter with the head, or a plain model where there is none."""
-    if _adapted(top):
-        _save_adapter(top, head, folder, tokenizer)
+def save_reward_model(model: ScalarHead, folder: Path, tokenizer: Any) -> None:
+    """Write what was trained: an adapter with the head, or a plain model where there is none; in reading.json where the
+    head reads."""
+    if _adapted(model.top):
+        _save_adapter(model.top, model, folder, tokenizer)
     else:
-        save_plain_reward_model(top, head, folder, tokenizer)
+        save_plain_reward_model(model, folder, tokenizer)
 
 
 def save_plain_policy(top: Top, folder: Path, tokenizer: Any) -> None:
@@ -54,45 +57,82 @@ def save_plain_policy(top: Top, folder: Path, tokenizer: Any) -> None:
     if top.output is not None:
         lm.get_output_embeddings().load_state_dict(top.output.state_dict())
     lm.tie_weights()
-    _save(lm, folder, tokenizer)
+    with atomic_folder(folder) as aside:
+        _save(lm, aside, tokenizer)
 
 
-def save_plain_reward_model(top: Top, head: nn.Linear, folder: Path, tokenizer: Any) -> None:
-    """Write a plain `AutoModelForSequenceClassification(num_labels=1)` that gives raw scores, adapters merged."""
+CARD = """# A reward model that reads the mean over the response's tokens
+
+The raw score of a response to a prompt, both as token ids (the prompt through its chat template, where it has one; the
+response with its end-of-sequence token when it has ended):
+
+```python
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained(FOLDER)
+weight = load_file(f"{FOLDER}/head.safetensors")["score.weight"][0]
+
+
+def score(prompt_ids, response_ids):
+    hidden = model(torch.tensor([[*prompt_ids, *response_ids]])).last_hidden_state[0]
+    return hidden[len(prompt_ids) :].mean(0) @ weight
+```
+"""
+
+
+def save_plain_reward_model(model: ScalarHead, folder: Path, tokenizer: Any) -> None:
+    """Write a whole model that gives raw scores, adapters merged: an `AutoModelForSequenceClassification(num_labels=1)`
+    for a head that reads the last token; for one that reads the mean an `AutoModel`, the head in a file of its own, and
+    a card with the lines that load them."""
+    top, last = model.top, model.pooling == "last"
     config = copy.deepcopy(top.base.lm.config)
-    config.num_labels = 1
-    config.problem_type = "regression"
-    model: Any = AutoModelForSequenceClassification.from_config(config)
-    model.base_model.load_state_dict(top.full_state())
-    with torch.no_grad():
-        model.score.weight.copy_(head.weight)
-    _save(model, folder, tokenizer)
+    if last:
+        config.num_labels = 1
+        config.problem_type = "regression"
+    whole: Any = (AutoModelForSequenceClassification if last else AutoModel).from_config(config)
+    whole.base_model.load_state_dict(top.full_state())
+    if last:
+        with torch.no_grad():
+            whole.score.weight.copy_(model.head.weight)
+    with atomic_folder(folder) as aside:
+        _save(whole, aside, tokenizer)
+        _save_reading(model, aside)
+        if not last:
+            save_file({HEAD: model.head.weight.detach().cpu()}, aside / "head.safetensors")
+            (aside / "README.md").write_text(CARD, encoding="utf-8")
+
+
+def _save_reading(model: ScalarHead, folder: Path) -> None:
+    write_json(folder / "reading.json", asdict(Reading(model.top.base.depth, model.pooling)))
 
 
 def _save(model: Any, folder: Path, tokenizer: Any) -> None:
-    with atomic_folder(folder) as aside:
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _adapted(top: Top) -> bool:
     return hasattr(top.body, "peft_config")
 
 
-def _save_adapter(top: Top, head: nn.Linear | None, folder: Path, tokenizer: Any) -> None:
-    """Write a PEFT adapter of the whole model, the head as a module saved beside it."""
+def _save_adapter(top: Top, model: ScalarHead | None, folder: Path, tokenizer: Any) -> None:
+    """Write a PEFT adapter of the whole model; of a reward model the head as a module saved with it."""
     base, body = top.base, top.body
     config = copy.deepcopy(body.peft_config["default"])
     config.base_model_name_or_path = base.lm.config.name_or_path
-    config.task_type = "CAUSAL_LM" if head is None else "SEQ_CLS"
+    config.task_type = "CAUSAL_LM" if model is None else "SEQ_CLS"
     state = {_adapter_name(base, n): p.detach().contiguous() for n, p in _adapter_weights(top)}
     if base.cut or not isinstance(config.target_modules, str):
         # By their names in the whole model, and in an order that is no set's.
         config.target_modules = sorted({n.removeprefix(ADAPTED).split(".lora_")[0] for n in state})
-    if head is not None:
+    if model is not None:
         config.modules_to_save = ["score"]
-        state[ADAPTED + HEAD] = head.weight.detach()
+        state[ADAPTED + HEAD] = model.head.weight.detach()
     with atomic_folder(folder) as aside:
+        if model is not None:
+            _save_reading(model, aside)
         config.save_pretrained(aside)
         save_file(state, aside / ADAPTER)
         tokenizer.save_pretrained(aside)
@@ -135,10 +175,13 @@ def load_policy(base: Base, folder: Path) -> Top:
     return top
 
 
-def load_reward_model(base: Base, folder: Path, *, trainable: bool = False) -> tuple[Top, nn.Linear]:
-    """The top and raw scalar head of a saved reward model; what lies below the base's cut, or under adapters, is the
+def load_reward_model(base: Base, folder: Path, *, trainable: bool = False) -> ScalarHead:
+    """A saved reward model, on the part of the base that it reads; what lies below its cut, or under adapters, is the
     base's own. `trainable` for a whole model only."""
     state = _read_weights(folder)
+    file = folder / "reading.json"  # older versions read the last token of the whole model, and wrote none
+    reading = Reading(**read_json(file)) if file.exists() else Reading(base.depth, "last")
+    base = base.at(reading.depth)
     name = HEAD
     if is_adapter(folder):
         assert not trainable
@@ -149,7 +192,7 @@ def load_reward_model(base: Base, folder: Path, *, trainable: bool = False) -> t
     head = nn.Linear(base.hidden_size, 1, bias=False, device=base.device)
     with torch.no_grad():
         head.weight.copy_(state[name])
-    return top, head.requires_grad_(trainable)
+    return ScalarHead(top, head.requires_grad_(trainable), pooling=reading.pooling).eval()
 
 
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -164,6 +207,8 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
 def _load_top(base: Base, state: dict[str, torch.Tensor], folder: Path, *, trainable: bool) -> Top:
     top = Top(base, layers="all")
     prefix = base.lm.base_model_prefix + "."
+    if not any(name.startswith(prefix) for name in state):  # a body without a head
+        prefix = ""
     with torch.no_grad():
         for name, parameter in top.named_parameters():
             if parameter.requires_grad:

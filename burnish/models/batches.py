@@ -51,6 +51,11 @@ class Batch:
         return slice(self.prompt_width - 1, self.input_ids.shape[1] - 1)
 
     @property
+    def response(self) -> slice:
+        """Columns of the response tokens."""
+        return slice(self.prompt_width, None)
+
+    @property
     def last_index(self) -> torch.Tensor:
         """(B,) column of each row's last real token."""
         return self.prompt_width - 1 + self.response_mask.sum(1)

@@ -62,5 +62,6 @@ class PlainDecoder:
         for cache in self.caches[0 if self.bottom is not None else 1 :]:
             cache.batch_select_indices(slots)
 
-    def take_features(self, slot: int) -> torch.Tensor | None:
-        return None
+    def take_features(self, slot: int) -> dict[int, torch.Tensor]:
+        """Nothing is kept."""
+        return {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -13,13 +15,26 @@ from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top
 from burnish.randomness import derive_seed, generator
 
+Pooling = Literal["mean", "last"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where a score is read: after how many layers, from the mean over the response's tokens (its EOS included) or from
+    the last of them."""
+
+    depth: int
+    pooling: Pooling
+
 
 class ScalarHead(nn.Module):
-    """A body with a linear head of one output. `dropout` acts on the head's input while training; what is dropped is
-    drawn from `noise`. The body's own dropout stays off: it would draw from the global generator, in threads."""
+    """A body with a linear head of one output, on what `pooling` makes of its hidden states. `dropout` acts on the
+    head's input while training; what is dropped is drawn from `noise`. The body's own dropout stays off: it would draw
+    from the global generator, in threads."""
 
-    def __init__(self, top: Top, head: nn.Linear, dropout: float = 0.0) -> None:
+    def __init__(self, top: Top, head: nn.Linear, dropout: float = 0.0, pooling: Pooling = "last") -> None:
         super().__init__()
+        self.pooling = pooling
         self.top = top
         self.head = head
         self.dropout = dropout
@@ -31,17 +46,28 @@ class ScalarHead(nn.Module):
         return self
 
     def score(self, batch: Batch) -> torch.Tensor:
-        """(B,) raw score, read at the last token of each response (its EOS when it has one)."""
-        last = self.top.hidden_at(batch, batch.last_index)[:, 0]  # (B, D)
+        """(B,) raw score."""
+        read = self._pooled(batch)  # (B, D)
         if self.training and self.dropout:
-            drawn = torch.rand(last.shape, generator=self.noise, device=CPU)
-            kept = drawn.to(last.device) >= self.dropout
-            last = last * kept / (1 - self.dropout)
-        return self.head(last).squeeze(-1).float()
+            drawn = torch.rand(read.shape, generator=self.noise, device=CPU)
+            kept = drawn.to(read.device) >= self.dropout
+            read = read * kept / (1 - self.dropout)
+        return self.head(read).squeeze(-1).float()
+
+    def _pooled(self, batch: Batch) -> torch.Tensor:
+        if self.pooling == "last":
+            return self.top.hidden_at(batch, batch.last_index)[:, 0]
+        hidden = self.top.hidden_at(batch, batch.response)
+        mask = batch.response_mask[..., None]
+        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
     def values(self, batch: Batch) -> torch.Tensor:
-        """(B, T) value before each response token, 0 off the mask."""
+        """(B, T) value before each response token, 0 off the mask; with `mean` from the mean of all that stands from
+        the prompt's last token up to there."""
         hidden = self.top.hidden_at(batch, batch.before_response)
+        if self.pooling == "mean":
+            counts = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
+            hidden = hidden.cumsum(1) / counts[:, None]
         return self.head(hidden).squeeze(-1).float() * batch.response_mask
 
     def trained(self) -> list[nn.Parameter]:
@@ -62,14 +88,16 @@ class ScalarHead(nn.Module):
                 parameter.copy_(state[f"head.{name}"])
 
 
-def new_reward_head(base: Base, seed: int, member: str, *, layers: str, dropout: float) -> ScalarHead:
+def new_reward_head(
+    base: Base, seed: int, member: str, *, layers: str, dropout: float, pooling: Pooling = "last"
+) -> ScalarHead:
     """A fresh reward model: head drawn from N(0, 1/(d+1)) (Ziegler et al. 2019), body from the base."""
     head = nn.Linear(base.hidden_size, 1, bias=False, device=CPU)
     std = 1.0 / math.sqrt(base.hidden_size + 1)
     with torch.no_grad():
         head.weight.normal_(0.0, std, generator=generator(seed, "head", member))
     top = Top(base, layers=layers, seed=derive_seed(seed, "adapters", member))
-    return ScalarHead(top, head.to(base.device), dropout)
+    return ScalarHead(top, head.to(base.device), dropout, pooling)
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ class _Book:
     entropy: torch.Tensor
     lengths: torch.Tensor  # (n + 1,)
     ended: torch.Tensor
-    features: list[torch.Tensor | None]
+    features: list[dict[int, torch.Tensor]]  # by cut
 
 
 def sample_rollout(
@@ -55,7 +55,6 @@ def sample_rollout(
     lengths = book.lengths[:-1]
     mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
     ids = [row[:n].tolist() for row, n in zip(book.tokens, lengths.tolist(), strict=False)]
-    kept = [f for f in book.features if f is not None]
     return Rollout(
         prompts=list(prompts),
         prompt_ids=encoded,
@@ -65,7 +64,7 @@ def sample_rollout(
         sample_logprobs=book.logprobs[:-1, : mask.shape[1]] * mask,
         sample_entropy=book.entropy[:-1, : mask.shape[1]] * mask,
         response_mask=mask,
-        features=kept or None,
+        features={cut: [row[cut] for row in book.features] for cut in book.features[0]},
     )
 
 
@@ -85,7 +84,7 @@ def sample_ids(
         entropy=torch.zeros(n + 1, max_tokens, device=device),
         lengths=torch.zeros(n + 1, dtype=torch.long, device=device),
         ended=torch.zeros(n + 1, dtype=torch.bool, device=device),
-        features=[None] * n,
+        features=[{} for _ in range(n)],
     )
     # In single precision from here on, as the probabilities they are held against.
     padded = torch.cat([uniforms, uniforms.new_zeros(1, max_tokens)]).to(device, torch.float32)
@@ -131,13 +130,13 @@ def _drain(
             )
         done = [slot for slot, row in enumerate(held) if row < n and told[0][slot]]
         finished = len(done) == sum(row < n for row in held)
-        if finished and not (machine.refills and (waiting or policy.top.base.cut)):
+        if finished and not (machine.refills and (waiting or policy.top.base.cuts)):
             return
         # The last token of a response is fed too: its activations are read by the reward models.
         hidden = machine.step(tokens)
         for slot in done:
-            features = machine.take_features(slot)
-            book.features[held[slot]] = None if features is None else memory.keep(features)
+            kept = machine.take_features(slot)
+            book.features[held[slot]] = {cut: memory.keep(rows) for cut, rows in kept.items()}
             held[slot] = n
         free = [slot for slot, row in enumerate(held) if row == n]
         used = [slot for slot, row in enumerate(held) if row < n]
@@ -151,9 +150,9 @@ def _drain(
         elif not used:
             return
         elif len(used) <= COMPACT_SHARE * len(held):
-            kept = torch.tensor(used, device=device)
-            machine.keep(kept)
-            held, hidden = [held[slot] for slot in used], hidden[kept]
+            left = torch.tensor(used, device=device)
+            machine.keep(left)
+            held, hidden = [held[slot] for slot in used], hidden[left]
         rows = torch.tensor(held, device=device)
 
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 
 from burnish.models.batches import Batch, micro_batches, pad_batch
 from burnish.models.engine import inner
-from burnish.models.load import Codec
 from burnish.models.shared_base import Base, Top
-from burnish.records import Preference, Rollout
+from burnish.records import Rollout
 
 PROMPTS_AT_ONCE = 32  # with all their responses, where activations are computed
 
 
 class Sequences:
     """N prompt-response pairs of token ids on a base. Batches come out padded by length, with the base's
-    activations attached when it is cut (N x tokens x D x 4 bytes, where `Base.memory` has room for them); rows whose
-    activations are already there are given them in `features`."""
+    activations attached when it is cut (N x tokens x D x 4 bytes, where `Base.memory` has room for them); where they
+    are there already, in `features`, they are not computed."""
 
     def __init__(
         self,
@@ -29,35 +28,33 @@ class Sequences:
         response_ids: Sequence[Sequence[int]],
         pad_id: int,
         *,
-        features: Sequence[torch.Tensor | None] | None = None,
+        features: list[torch.Tensor] | None = None,
     ) -> None:
         self.base = base
         self.prompt_ids = prompt_ids
         self.response_ids = response_ids
         self.pad_id = pad_id
-        self.features: list[torch.Tensor] | None = None
         self.layers_done = 0
-        if base.cut:
-            known = list(features or [None] * len(prompt_ids))
-            self.features = base.memory.fit(
-                "activations", PROMPTS_AT_ONCE, lambda n: self._features(known, n)
-            )
+        self._features = features
 
     @classmethod
     def of(cls, base: Base, rollout: Rollout, pad_id: int) -> Sequences:
-        """The sequences of a rollout, with the activations that sampling kept; where it could keep none they are
-        computed once, and kept with the rollout from then on."""
-        found = cls(base, rollout.prompt_ids, rollout.response_ids, pad_id, features=rollout.features)
-        rollout.features = found.features
-        return found
+        """The sequences of a rollout of `base`, or of the whole it is part of, with the activations that sampling kept;
+        where it could keep none those of all parts are computed once, and kept with the rollout from then on."""
+        ids = (rollout.prompt_ids, rollout.response_ids)
+        if base.cut and base.cut not in rollout.features:
+            missing = base.whole.cuts - rollout.features.keys()
+            rollout.features |= activations(base.whole, *ids, pad_id, missing)
+        return cls(base, *ids, pad_id, features=rollout.features.get(base.cut))
 
-    @classmethod
-    def of_pairs(cls, base: Base, codec: Codec, pairs: Sequence[Preference]) -> Sequences:
-        """N preference pairs as 2N sequences: row i is the chosen, row N + i the rejected response."""
-        prompts = [codec.encode_prompt(p.prompt) for p in pairs]
-        chosen = [codec.encode_response(p.chosen, end=p.chosen_ended, to=p.prompt) for p in pairs]
-        rejected = [codec.encode_response(p.rejected, end=p.rejected_ended, to=p.prompt) for p in pairs]
-        return cls(base, prompts * 2, chosen + rejected, codec.pad_id)
+    @property
+    def features(self) -> list[torch.Tensor] | None:
+        """(length, D) activations below the cut, computed when first asked for; None without a cut."""
+        if self._features is None and self.base.cut:
+            cut = {self.base.cut}
+            found = activations(self.base, self.prompt_ids, self.response_ids, self.pad_id, cut)
+            self._features = found[self.base.cut]
+        return self._features
 
     def lifted(self, top: Top, batch_size: int) -> Sequences:
         """The same sequences with the frozen layers of `top` run on their activations once, for this top alone; as
@@ -71,29 +68,12 @@ class Sequences:
             ):
                 features[row] = self.base.memory.keep(hidden[mask])
         lifted = copy.copy(self)
-        lifted.features = [f for f in features if f is not None]
+        lifted._features = [f for f in features if f is not None]
         lifted.layers_done = top.frozen_layers
         return lifted
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
-
-    def _features(self, kept: list[torch.Tensor | None], batch_size: int) -> list[torch.Tensor]:
-        """Rows with the same prompt are computed together: its tokens once."""
-        together = defaultdict[tuple[int, ...], list[int]](list)
-        for row, features in enumerate(kept):
-            if features is None:
-                together[tuple(self.prompt_ids[row])].append(row)
-        groups = list(together.values())
-        after = [sum(len(self.response_ids[row]) for row in group) for group in groups]
-        for chosen in micro_batches([*map(len, together)], after, batch_size, range(len(groups))):
-            rows = [row for i in chosen for row in groups[i]]
-            prompts, responses = ([ids[row] for row in rows] for ids in (self.prompt_ids, self.response_ids))
-            for row, features in zip(
-                rows, self.base.row_features(prompts, responses, self.pad_id), strict=True
-            ):
-                kept[row] = self.base.memory.keep(features)
-        return [k for k in kept if k is not None]
 
     def _pad(self, rows: Sequence[int]) -> Batch:
         return pad_batch(
@@ -134,3 +114,44 @@ class Sequences:
         return micro_batches(
             [len(p) for p in self.prompt_ids], [len(r) for r in self.response_ids], size, rows
         )
+
+
+def activations(
+    base: Base,
+    prompt_ids: Sequence[Sequence[int]],
+    response_ids: Sequence[Sequence[int]],
+    pad_id: int,
+    cuts: Collection[int],
+) -> dict[int, list[torch.Tensor]]:
+    """(length, D) what leaves the lowest layers of a base for every row's tokens, by how many layers that is."""
+
+    def compute(size: int) -> dict[int, list[torch.Tensor]]:
+        found = dict[int, dict[int, torch.Tensor]]()
+        for rows, by_cut in by_prompt(base, prompt_ids, response_ids, pad_id, cuts, size):
+            for cut, features in by_cut.items():
+                kept = found.setdefault(cut, {})
+                kept |= {row: base.memory.keep(x) for row, x in zip(rows, features, strict=True)}
+        return {cut: [rows[i] for i in range(len(prompt_ids))] for cut, rows in found.items()}
+
+    return base.memory.fit("activations", PROMPTS_AT_ONCE, compute)
+
+
+def by_prompt(
+    base: Base,
+    prompt_ids: Sequence[Sequence[int]],
+    response_ids: Sequence[Sequence[int]],
+    pad_id: int,
+    cuts: Collection[int],
+    size: int,
+) -> Iterator[tuple[list[int], dict[int, list[torch.Tensor]]]]:
+    """Row numbers and their activations (length, D) by cut, `size` prompts at a time with all their responses: the
+    tokens of a prompt are computed once."""
+    together = defaultdict[tuple[int, ...], list[int]](list)
+    for row, prompt in enumerate(prompt_ids):
+        together[tuple(prompt)].append(row)
+    groups = list(together.values())
+    after = [sum(len(response_ids[row]) for row in group) for group in groups]
+    for chosen in micro_batches([*map(len, together)], after, size, range(len(groups))):
+        rows = [row for i in chosen for row in groups[i]]
+        prompts, responses = ([ids[row] for row in rows] for ids in (prompt_ids, response_ids))
+        yield rows, base.row_features(prompts, responses, pad_id, cuts)

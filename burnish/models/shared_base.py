@@ -8,7 +8,7 @@ adapters on those N layers and shares the rest of them too.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -51,6 +51,9 @@ class Base:
         self.layers = self._suited() if layers == "auto" else layers
         self.lora = lora or LoraConfig()
         self.cut = self._cut(self.layers)
+        self.cuts = {self.cut} - {0}  # where sampling keeps activations
+        self.whole: Base = self  # of which this is a part
+        self._parts: dict[int, Base] = {}
         self.bottom = self.body_of(slice(0, self.cut)) if self.cut else None
         lay_out(self.lm.base_model)
 
@@ -67,6 +70,42 @@ class Base:
     @property
     def hidden_size(self) -> int:
         return int(self.lm.config.get_text_config().hidden_size)
+
+    @property
+    def depth(self) -> int:
+        """How many layers there are."""
+        return int(self.lm.config.get_text_config().num_hidden_layers)
+
+    @property
+    def depths(self) -> list[int]:
+        """How many of the lowest layers can stand for a model of their own (`at`): any more than are trained, or none
+        but all."""
+        trained = self.depth - self.cut if self.cut else 0
+        return list(range(trained + 1, self.depth + 1)) if self._can_be_cut else [self.depth]
+
+    def at(self, depth: int) -> Base:
+        """The base without its layers above `depth`, the final norm kept: as many of its layers are trained, every
+        tensor is shared, and sampling from the whole keeps the activations that it needs."""
+        if depth == self.depth:
+            return self
+        if depth not in self.depths:
+            raise ModelError(
+                f"a depth of {depth} layers is none a {type(self.lm).__name__} of {self.depth} layers with "
+                f"model.layers={self.layers!r} can be read at; use one of {self.depths[0]} to {self.depths[-1]}"
+            )
+        if depth not in self._parts:
+            lm: Any = copy.deepcopy(self.lm, self._shared())
+            _keep_layers(lm.base_model, slice(0, depth))
+            part = Base(lm, self.layers, self.lora, checkpointing=self.checkpointing, memory=self.memory)
+            part.dtype, part.whole = self.dtype, self.whole
+            part.__dict__["_fast"] = self._fast
+            self.whole.cuts |= part.cuts
+            self._parts[depth] = part
+        return self._parts[depth]
+
+    def _shared(self) -> dict[int, Any]:
+        """For a deep copy of modules that is none of their tensors."""
+        return {id(t): t for t in (*self.lm.parameters(), *self.lm.buffers())}
 
     def _suited(self) -> str:
         """What `auto` stands for in this model."""
@@ -94,18 +133,12 @@ class Base:
     def body_of(self, part: slice) -> nn.Module:
         """The transformer body with some of its layers, every tensor shared with the base; what ends below the
         top layer has no final norm."""
-        shared: dict[int, Any] = {id(t): t for t in (*self.lm.parameters(), *self.lm.buffers())}
-        body: Any = copy.deepcopy(self.lm.base_model, shared)
+        body: Any = copy.deepcopy(self.lm.base_model, self._shared())
         if self.cut:
             body.config = copy.deepcopy(body.config)
             if part.stop is not None:
                 body.norm = nn.Identity()
-            if getattr(body.config, "layer_types", None):
-                body.config.layer_types = body.config.layer_types[part]
-            body.layers = body.layers[part]
-            body.config.num_hidden_layers = len(body.layers)
-            for index, layer in enumerate(body.layers):
-                layer.self_attn.layer_idx = index
+            _keep_layers(body, part)
         return body.eval()
 
     @torch.no_grad()
@@ -143,27 +176,37 @@ class Base:
 
     def _own_features(self, batch: Batch) -> torch.Tensor:
         """By the model's own forward pass."""
-        bottom: Any = self.bottom
+        return self._own_pass(self.bottom, batch, hidden_states=False).last_hidden_state.float()
+
+    def _own_pass(self, body: Any, batch: Batch, *, hidden_states: bool) -> Any:
+        where = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
         with self.precision():
-            out: torch.Tensor = bottom(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                position_ids=batch.position_ids,
-            ).last_hidden_state
-        return out.float()
+            return body(input_ids=batch.input_ids, **where, output_hidden_states=hidden_states)
 
     @torch.no_grad()
     def row_features(
-        self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], pad_id: int
-    ) -> list[torch.Tensor]:
-        """(length, D) activations below the cut of every row, all of its tokens; a prompt that several rows share is
-        computed once where the model allows it. Needs a cut."""
-        assert self.bottom is not None
-        if not self.fast:
-            batch = pad_batch(prompt_ids, response_ids, pad_id, self.device)
-            rows = zip(self._own_features(batch), batch.attention_mask.bool(), strict=True)
-            return [features[mask].clone() for features, mask in rows]
-        return engine.features(self.bottom, self.lm.get_input_embeddings(), prompt_ids, response_ids)
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        response_ids: Sequence[Sequence[int]],
+        pad_id: int,
+        cuts: Collection[int],
+    ) -> dict[int, list[torch.Tensor]]:
+        """(length, D) what leaves the lowest layers for all tokens of every row, by how many layers that is; a prompt
+        that several rows share is computed once where the model allows it. What leaves the last layer of all has
+        passed the final norm already, unless the engine runs the model."""
+        if self._fast:
+            return engine.features(self.lm.base_model, prompt_ids, response_ids, cuts)
+        batch = pad_batch(prompt_ids, response_ids, pad_id, self.device)
+        body = self.bottom if max(cuts) <= self.cut else self.lm.base_model
+        states = self._own_pass(body, batch, hidden_states=True).hidden_states
+        masks = batch.attention_mask.bool()
+        return {
+            cut: [row[mask].float() for row, mask in zip(states[cut], masks, strict=True)] for cut in cuts
+        }
+
+    def normed(self, depth: int) -> bool:
+        """Whether `row_features` gives what leaves so many layers after the final norm."""
+        return depth == self.depth and not self._fast
 
     @property
     def fast(self) -> bool:
@@ -188,8 +231,8 @@ class Base:
             )[real]
             if self.cut:
                 own = torch.cat([own, below[real]])
-                embed = self.lm.get_input_embeddings()
-                ours = torch.cat([ours, *engine.features(self.bottom, embed, *_sample_rows(self.lm))])
+                rows = engine.features(self.lm.base_model, *_sample_rows(self.lm), {self.cut})[self.cut]
+                ours = torch.cat([ours, *rows])
         return float((own - ours).abs().max()) <= FAST_TOLERANCE * max(1.0, float(own.abs().max()))
 
     def _sample_batch(self, pad_id: int) -> Batch:
@@ -228,8 +271,8 @@ class Top(nn.Module):
         if trainable and self.mode.startswith("lora"):
             body = _with_lora(body, base.lora, seed)
         elif trainable and base.cut:
-            body.layers = copy.deepcopy(body.layers).requires_grad_(True)
-            body.norm = copy.deepcopy(body.norm).requires_grad_(True)
+            body.layers = copy.deepcopy(body.layers).float().requires_grad_(True)
+            body.norm = copy.deepcopy(body.norm).float().requires_grad_(True)
         elif trainable:
             body = copy.deepcopy(base.lm.base_model).float().requires_grad_(True)
         if trainable and not self.mode.startswith("lora"):
@@ -351,6 +394,16 @@ def _sample_rows(lm: Any) -> tuple[list[list[int]], list[list[int]]]:
     vocabulary = lm.get_input_embeddings().num_embeddings
     ids = [[(31 * i + 17 * row) % vocabulary for i in range(8 + 3 * row)] for row in range(3)]
     return [row[:5] for row in ids], [row[5:] for row in ids]
+
+
+def _keep_layers(body: Any, part: slice) -> None:
+    """Leave a body with these of its layers, and a configuration that says so."""
+    if getattr(body.config, "layer_types", None):
+        body.config.layer_types = body.config.layer_types[part]
+    body.layers = body.layers[part]
+    body.config.num_hidden_layers = len(body.layers)
+    for index, layer in enumerate(body.layers):
+        layer.self_attn.layer_idx = index
 
 
 def shift(name: str, by: int) -> str:

@@ -15,8 +15,8 @@ from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
 from burnish.config.ppo import PPOConfig
 from burnish.errors import TrainingError
-from burnish.models.artefacts import save_policy
-from burnish.models.heads import ScalarHead
+from burnish.models.artefacts import load_reward_model, save_policy
+from burnish.models.heads import Pooling, ScalarHead
 from burnish.models.sampling import sample_rollout
 from burnish.models.shared_base import Top
 from burnish.monitor.hacking import WatcherMonitor
@@ -33,7 +33,7 @@ from burnish.randomness import derive_seed
 from burnish.records import Decision, Preference, Prompt
 from burnish.reward.ensemble import EnsembleScorer, RewardEnsemble
 from burnish.reward.functions import SummedRewards, load_function
-from burnish.reward.saved import SavedWatcher, load_ensemble, load_head, load_reference
+from burnish.reward.saved import SavedWatcher, load_ensemble, load_reference
 
 CHECK_PROMPTS = 16
 SCALE_PROMPTS = 128
@@ -124,7 +124,7 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
     ensemble = load_ensemble(models.base, rewards)
     reference, score_sd = load_reference(ensemble, rewards)
     prompts = data.splits.train[: len(reference)]
-    score: ScoreFn = EnsembleScorer(ensemble, models.base, models.codec.pad_id, prompts, reference)
+    score: ScoreFn = EnsembleScorer(ensemble, models.codec.pad_id, prompts, reference)
     if config.rewards or config.ensemble_weight != 1:
         functions = [(term, load_function(term.function)) for term in config.rewards]
         score = summed = SummedRewards(score, config.ensemble_weight, functions)
@@ -184,9 +184,10 @@ def new_value(models: Models, ensemble: RewardEnsemble, rewards: Path, config: P
         unfit = models.base.layers.startswith("lora") or not config.ensemble_weight
         how = "zero" if unfit else "reward_model"
     head = nn.Linear(models.base.hidden_size, 1, device=models.base.device)
+    pooling: Pooling = "last"
     if how == "reward_model":
-        member = load_head(models.base, rewards / "member-0", trainable=True)
-        top = member.top
+        member = load_reward_model(models.base, rewards / "member-0", trainable=True)
+        top, pooling = member.top, member.pooling
         with torch.no_grad():
             head.weight.copy_(member.head.weight / ensemble.sd[0])
             head.bias.fill_(-float(ensemble.mean[0] / ensemble.sd[0]))
@@ -196,7 +197,7 @@ def new_value(models: Models, ensemble: RewardEnsemble, rewards: Path, config: P
         nn.init.zeros_(head.bias)
     if config.value_layers is not None and models.base.fast:
         top.train_only(config.value_layers)
-    return ScalarHead(top, head).eval()
+    return ScalarHead(top, head, pooling=pooling).eval()
 
 
 def load_watcher(models: Models, rewards: Path) -> SavedWatcher | None:

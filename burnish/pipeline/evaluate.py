@@ -15,7 +15,7 @@ from burnish.checkpoints import write_json
 from burnish.config.evaluate import EvaluateConfig
 from burnish.evaluate.champion import Candidate, choose_champion
 from burnish.evaluate.winrate import Examiner, head_to_head, win_rate
-from burnish.models.artefacts import is_saved
+from burnish.models.artefacts import is_saved, load_reward_model
 from burnish.models.batches import Batch
 from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.logprobs import Policy, response_kl
@@ -28,7 +28,7 @@ from burnish.pipeline.models import Models
 from burnish.randomness import derive_seed
 from burnish.records import Decision, Interval, Prompt, Rollout
 from burnish.rehearse.annotators import panel
-from burnish.reward.saved import load_ensemble, load_head
+from burnish.reward.saved import load_ensemble
 from burnish.stats import length_controlled_win_rate
 
 PANEL_SIZE = 5
@@ -156,7 +156,7 @@ def best_of(models: Models, rewards: Path, rounds: Sequence[Rollout]) -> Rollout
     """The ensemble's pick among several SFT responses to each prompt: what reward alone buys, without training. The
     first round is the reference of those scores that need one."""
     ensemble = load_ensemble(models.base, rewards)
-    sequences = [Sequences.of(models.base, rollout, models.codec.pad_id) for rollout in rounds]
+    sequences = [Sequences.of(ensemble.base, rollout, models.codec.pad_id) for rollout in rounds]
     anchor = ensemble.normalised(sequences[0])
     picks = torch.stack([ensemble.score(s, anchor).scores for s in sequences]).argmax(0).tolist()  # (N,)
     rows = list(enumerate(picks))
@@ -169,7 +169,7 @@ def best_of(models: Models, rewards: Path, rounds: Sequence[Rollout]) -> Rollout
         sample_logprobs=torch.zeros(0, device=models.base.device),
         sample_entropy=torch.zeros(0, device=models.base.device),
         response_mask=torch.zeros(0, dtype=torch.bool, device=models.base.device),
-        features=[rounds[k].features[i] for i, k in rows] if rounds[0].features else None,
+        features={cut: [rounds[k].features[cut][i] for i, k in rows] for cut in rounds[0].features},
     )
 
 
@@ -186,7 +186,7 @@ def build_examiner(
         assert data.gold is not None, "checked with the configuration"
         votes = panel(data.gold, data.label.simulated, derive_seed(seed, "panel"), PANEL_SIZE)
         return f"panel of {PANEL_SIZE} fresh simulated annotators", votes
-    model = load_head(models.base, path / "reward" / "examiner")
+    model = load_reward_model(models.base, path / "reward" / "examiner")
     scores: dict[tuple[str, str], float] = {}
     for answer in answers.values():
         scores |= examiner_scores(models, model, answer.rollout)
@@ -201,7 +201,7 @@ def build_examiner(
 
 def examiner_scores(models: Models, model: ScalarHead, rollout: Rollout) -> dict[tuple[str, str], float]:
     """What the held-out reward model says of every response."""
-    sequences = Sequences.of(models.base, rollout, models.codec.pad_id)
+    sequences = Sequences.of(model.top.base, rollout, models.codec.pad_id)
     values = raw_scores(model, sequences).tolist()
     ids = [p.id for p in rollout.prompts]
     return dict(zip(zip(ids, rollout.texts, strict=True), values, strict=True))

@@ -10,10 +10,9 @@ from burnish.checkpoints import atomic_folder, read_json, write_json
 from burnish.data.preferences import write_preferences
 from burnish.data.store import LabelStore
 from burnish.errors import RunError
-from burnish.models.artefacts import is_adapter, save_plain_reward_model
+from burnish.models.artefacts import is_adapter, load_reward_model, save_plain_reward_model
 from burnish.models.load import resolve_path
 from burnish.pipeline.order import Workplace
-from burnish.reward.saved import load_head
 from burnish.runs import RunDirectory
 
 
@@ -88,10 +87,14 @@ def export_adapter(run: Path, path: Path) -> dict[str, Any]:
     return {"path": str(path), "champion": champion}
 
 
+EACH = {
+    "last": "each a plain `AutoModelForSequenceClassification(num_labels=1)`",
+    "mean": "each an `AutoModel` with its head in a file of its own, loaded as its README says,",
+}
 CARD = """# Reward models of {name}
 
-{members} members, each a plain `AutoModelForSequenceClassification(num_labels=1)` that gives raw scores of a prompt
-with its response. Together, in standard deviations of the policy they were normalised on (`ensemble.json`):
+{members} members, {each} that gives raw scores of a prompt with its
+response. Together, in standard deviations of the policy they were normalised on (`ensemble.json`):
 
 ```python
 score = sum((raw - mean) / sd for raw, mean, sd in zip(raws, ensemble["mean"], ensemble["sd"])) / {members}
@@ -114,14 +117,15 @@ def export_reward(run: Path, path: Path) -> dict[str, Any]:
     with atomic_folder(path) as folder:
         for member in members:
             if is_adapter(member):
-                model, tokenizer = load_head(place.models.base, member), place.models.codec.tokenizer
-                save_plain_reward_model(model.top, model.head, folder / member.name, tokenizer)
+                model = load_reward_model(place.models.base, member)
+                save_plain_reward_model(model, folder / member.name, place.models.codec.tokenizer)
             else:
                 shutil.copytree(member, folder / member.name)
         for file in ("ensemble.json", "examination.json"):
             shutil.copy2(source / file, folder / file)
         card = CARD.format(
             name=place.config.name,
+            each=EACH[read_json(folder / "member-0" / "reading.json")["pooling"]],
             members=len(members),
             aggregate=ensemble["aggregate"],
             **examined["accuracy"],

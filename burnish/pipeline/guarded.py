@@ -148,7 +148,7 @@ def watched(ppo: PPO, stats: StepStats, watch: SavedWatcher | None) -> StepStats
     if watch is None or (stats.step > 1 and stats.step % ppo.config.watch_every):
         return stats
     assert ppo.experience is not None
-    scores = watch.scores(ppo.experience.sequences)
+    scores = watch.scores(ppo.experience.rollout, ppo.codec.pad_id)
     extra = {
         "watcher": float(scores.mean()),
         "watcher_se": float(scores.std(unbiased=True)) / math.sqrt(len(scores)),

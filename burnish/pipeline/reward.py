@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from burnish.checkpoints import write_json
+from burnish.checkpoints import read_json, write_json
 from burnish.config.evaluate import EvaluateConfig
 from burnish.config.ppo import PPOConfig
 from burnish.config.reward import RewardConfig
-from burnish.models.artefacts import save_reward_model
-from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
+from burnish.models.artefacts import load_reward_model, save_reward_model
+from burnish.models.heads import Pooling, Reading, ScalarHead, new_reward_head, raw_scores
+from burnish.models.pairs import EncodedPairs
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
+from burnish.models.shared_base import Base
 from burnish.parallel import side_by_side
 from burnish.pipeline.data import Data
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
 from burnish.randomness import derive_seed
-from burnish.records import Preference, Prompt, Rollout
+from burnish.records import Decision, Preference, Prompt, Rollout
 from burnish.reward.ensemble import RewardEnsemble, normalisation, pair_spread
 from burnish.reward.examine import examine, watcher_verdict
-from burnish.reward.saved import load_head, save_ensemble
-from burnish.reward.train import EncodedPairs, train_reward_model
+from burnish.reward.probe import Probed, choose, choose_other, probe, probed_depths
+from burnish.reward.saved import save_ensemble
+from burnish.reward.train import train_reward_model
+
+ROLES = ("members", "watcher", "examiner")
 
 
 def reward(
@@ -40,21 +48,29 @@ def reward(
     reference samples (as many as `ppo` has prompts for), examine with the confidence of the `examination`."""
     folder = journal.path / "reward"
     parts = data.parts
+    readings = find_readings(models, journal, config, parts["members"], folder / "readings.json", seed)
     names = [f"member-{k}" for k in range(config.members)]
     groups = [[(name, "members") for name in names]]
-    groups += [[(role, role) for role in ("watcher", "examiner") if parts[role]]]
+    groups += [[(role, role)] for role in ("watcher", "examiner") if parts[role]]
     found = journal.latest_checkpoint()
     for group in groups[found.step if found else 0 :]:
-        train_group(models, journal, config, {name: parts[role] for name, role in group}, seed)
+        reading = readings[group[0][1]]
+        train_group(models, journal, config, {name: parts[role] for name, role in group}, reading, seed)
         journal.checkpoint()
     prompts = reference_prompts(data, config, ppo)
     rollout = sample_reference(models, prompts, examination.batch_size, seed, "reference")
-    samples = Sequences.of(models.base, rollout, models.codec.pad_id)
-    members = [load_head(models.base, folder / name) for name in names]
+    pad_id = models.codec.pad_id
+    members = [load_reward_model(models.base, folder / name) for name in names]
+    samples = Sequences.of(members[0].top.base, rollout, pad_id)
     raw = torch.stack([raw_scores(m, samples) for m in members], 1)  # (N, K)
     ensemble = RewardEnsemble(members, *normalisation(raw), config.aggregate, config.uwo_lambda)
-    validation = EncodedPairs(models.base, models.codec, parts["validation"])
-    held_out = ensemble.raw(validation.sequences)  # (2N, K)
+
+    def on_validation(read: Callable[[Sequences], torch.Tensor], base: Base) -> torch.Tensor:
+        """What is read of the chosen, then of the rejected answers."""
+        encoded = EncodedPairs(base, models.codec, parts["validation"])
+        return torch.cat(encoded.sides(read(encoded.sequences)))
+
+    held_out = on_validation(ensemble.raw, ensemble.base)  # (2N, K)
     ensemble.reference_variance = max(pair_spread((held_out - ensemble.mean) / ensemble.sd), 1e-8)
     first = {c.id: c.first.text for c in data.store.comparisons()}
     report = examine(parts["validation"], held_out.cpu(), ensemble.sd.cpu(), first, examination.confidence)
@@ -62,10 +78,11 @@ def reward(
     for role in ("watcher", "examiner"):
         if not parts[role]:
             continue
-        model = load_head(models.base, folder / role)
-        mean, sd = normalisation(raw_scores(model, samples)[:, None])
+        model = load_reward_model(models.base, folder / role)
+        base = model.top.base
+        mean, sd = normalisation(raw_scores(model, Sequences.of(base, rollout, pad_id))[:, None])
         more[role] = {"mean": float(mean), "sd": float(sd)}
-        scores = raw_scores(model, validation.sequences)[:, None]
+        scores = on_validation(partial(raw_scores, model), base)[:, None]
         report[role] = examine(parts["validation"], scores.cpu(), sd.cpu(), first, examination.confidence)
         if role == "watcher":
             report[role] |= watcher_verdict(report[role], report["baselines"])
@@ -76,19 +93,60 @@ def reward(
     return ["reward"]
 
 
+def find_readings(
+    models: Models,
+    journal: Journal,
+    config: RewardConfig,
+    pairs: list[Preference],
+    file: Path,
+    seed: int,
+) -> dict[str, Reading]:
+    """Where members, watcher and examiner read: as configured, and where that is left open as linear probes on the
+    members' pairs say; the examiner elsewhere than the members, to err elsewhere. Kept in a file."""
+    if not file.exists():
+        base = models.base
+        fixed = config.depth != "auto" and config.pooling != "auto"
+        depths = probed_depths(base) if config.depth == "auto" else [config.depth]
+        poolings: list[Pooling] = ["mean", "last"] if config.pooling == "auto" else [config.pooling]
+        base.at(depths[0])  # says so, if there is no such depth
+        found: list[Probed] = []
+        if fixed:
+            readings = dict.fromkeys(ROLES, Reading(depths[0], poolings[0]))
+        else:
+            journal.view.note(f"reward: probing {len(depths)} depths of {base.depth}")
+            encoded = EncodedPairs(base, models.codec, pairs)
+            found = probe(base, encoded, depths, poolings, derive_seed(seed, "probe"))
+            best = choose(found)
+            other = choose_other(found, best.reading)
+            readings = {"members": best.reading, "watcher": best.reading, "examiner": other.reading}
+            text = f"scores are read after {best.reading.depth} of {base.depth} layers, {best.reading.pooling} token"
+            journal.decide(0, Decision("reading", text, {"accuracy": best.accuracy, "loss": best.loss}))
+        rows = {role: asdict(reading) for role, reading in readings.items()}
+        write_json(file, {**rows, "probes": [p.as_json() for p in found]})
+    saved = read_json(file)
+    return {role: Reading(**saved[role]) for role in ROLES}
+
+
 def train_group(
-    models: Models, journal: Journal, config: RewardConfig, jobs: dict[str, list[Preference]], seed: int
+    models: Models,
+    journal: Journal,
+    config: RewardConfig,
+    jobs: dict[str, list[Preference]],
+    reading: Reading,
+    seed: int,
 ) -> None:
     """Train and export reward models side by side; a model's name seeds its head, bootstrap, order and dropout."""
+    base = models.base.at(reading.depth)
     encoded: dict[int, EncodedPairs] = {}  # members learn from the same list
     heads: dict[str, ScalarHead] = {}
     loops = []
     for name, pairs in jobs.items():
         journal.view.note(f"reward: {name} on {len(pairs)} pairs")
         if id(pairs) not in encoded:
-            encoded[id(pairs)] = EncodedPairs(models.base, models.codec, pairs)
+            encoded[id(pairs)] = EncodedPairs(base, models.codec, pairs)
+            _ = encoded[id(pairs)].sequences.features  # before threads share them
         heads[name] = new_reward_head(
-            models.base, seed, name, layers=models.base.layers, dropout=config.dropout
+            base, seed, name, layers=base.layers, dropout=config.dropout, pooling=reading.pooling
         )
         loops.append(
             train_reward_model(
@@ -103,7 +161,7 @@ def train_group(
     for number, stats in side_by_side(loops, in_threads=models.base.device.type == "cpu"):
         journal.log("reward", stats, {"member": list(jobs)[number]})
     for name, head in heads.items():
-        save_reward_model(head.top, head.head, journal.path / "reward" / name, models.codec.tokenizer)
+        save_reward_model(head, journal.path / "reward" / name, models.codec.tokenizer)
 
 
 def reference_prompts(data: Data, config: RewardConfig, ppo: PPOConfig) -> list[Prompt]:
@@ -144,5 +202,6 @@ def score_sd(
         return float(normalised.mean(1).std(unbiased=False))
     some = prompts[: config.reference_samples]
     again = sample_reference(models, some, examination.batch_size, seed, "reference-2")
-    scores = ensemble.score(Sequences.of(models.base, again, models.codec.pad_id), normalised[: len(some)])
+    sequences = Sequences.of(ensemble.base, again, models.codec.pad_id)
+    scores = ensemble.score(sequences, normalised[: len(some)])
     return float(scores.scores.std(unbiased=False))

@@ -14,7 +14,7 @@ from burnish.config.dpo import DPOConfig
 from burnish.models.batches import CPU, Batch
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
-from burnish.models.sequences import Sequences
+from burnish.models.pairs import EncodedPairs
 from burnish.models.steps import set_rates, take_step, warm_up_then_down
 from burnish.objectives.losses import dpo_loss
 from burnish.policy.optimizer_state import load_optimizer, save_optimizer
@@ -36,11 +36,11 @@ class DPO:
     step: int = 0
 
     def __post_init__(self) -> None:
-        self.sequences = Sequences.of_pairs(self.policy.top.base, self.codec, self.pairs)
+        self.encoded = EncodedPairs(self.policy.top.base, self.codec, self.pairs)
         self.memory = self.policy.top.base.memory
         self.parameters = self.policy.top.trained_parameters()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self.learning_rate, weight_decay=0.0)
-        self.reference_sums: torch.Tensor | None = None  # (2N,)
+        self.reference_sums: torch.Tensor | None = None  # (M,)
 
     @property
     def steps(self) -> int:
@@ -48,15 +48,14 @@ class DPO:
 
     @torch.no_grad()
     def cache_reference(self) -> torch.Tensor:
-        """(2N,) summed log-probabilities of every chosen, then every rejected response under the reference."""
-        rows = range(len(self.sequences))
+        """(M,) summed log-probabilities of every answer under the reference."""
+        sequences = self.encoded.sequences
+        rows = range(len(sequences))
 
         def read(batch: Batch) -> torch.Tensor:
             return token_logprobs(self.reference, batch).sum(1)
 
-        return self.memory.fit(
-            "reference", self.config.micro_batch, lambda n: self.sequences.each(read, n, rows)
-        )
+        return self.memory.fit("reference", self.config.micro_batch, lambda n: sequences.each(read, n, rows))
 
     def logprob_sums(self, batch: Batch) -> torch.Tensor:
         """(B,) log-probability of each response under the policy."""
@@ -93,13 +92,11 @@ class DPO:
         """The gradient of the mean loss of the named pairs, from forward passes of at most `micro_batch` sequences (two
         at least); the loss and its figures."""
         self.optimizer.zero_grad(set_to_none=True)
-        n = len(self.pairs)
         total = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0, "chosen_logratio": 0.0}
-        for part in torch.tensor(index, device=CPU).split(max(1, micro_batch // 2)):
-            rows = [*part.tolist(), *(part + n).tolist()]
-            sums = self.sequences.each(self.logprob_sums, len(rows), rows)
-            chosen, rejected = sums.chunk(2)
-            ref_chosen, ref_rejected = reference[rows].chunk(2)
+        sides = self.encoded.sides(reference)
+        for part in self.encoded.parted(index, micro_batch):
+            chosen, rejected = self.encoded.each(self.logprob_sums, part)
+            ref_chosen, ref_rejected = (side[part] for side in sides)
             losses, margins = dpo_loss(
                 chosen,
                 rejected,

@@ -140,19 +140,23 @@ class PPO:
         self.timing["sampling_seconds"] = perf_counter() - began
         sequences = Sequences.of(self.policy.top.base, rollout, self.codec.pad_id)
         memory = self.policy.top.base.memory
+        values = Sequences.of(self.value.top.base, rollout, self.codec.pad_id)
         value_sequences = memory.fit(
             "activations of the value function",
             self.config.micro_batch,
-            lambda size: sequences.lifted(self.value.top, size),
+            lambda size: values.lifted(self.value.top, size),
         )
         scores = self.score(rollout)
-        old_logprobs, ref_logprobs, values = memory.fit(
+        old_logprobs, ref_logprobs, old_values = memory.fit(
             "log-probabilities and values",
             self.config.micro_batch,
             lambda size: self.before_training(rollout, sequences, value_sequences, size),
         )
         finite(
-            {"value": float(values.abs().max()), "reference log-probability": float(ref_logprobs.abs().max())}
+            {
+                "value": float(old_values.abs().max()),
+                "reference log-probability": float(ref_logprobs.abs().max()),
+            }
         )
         mask = rollout.response_mask
         unended = torch.tensor([not e for e in rollout.ended], device=scores.scores.device)
@@ -160,7 +164,7 @@ class PPO:
         rewards = shape_rewards(
             shaped, old_logprobs, ref_logprobs, mask, kl_coef=self.controller.coef
         )  # (B, T)
-        advantages, returns = gae(rewards, values, mask, gamma=self.config.gamma, lam=self.config.lam)
+        advantages, returns = gae(rewards, old_values, mask, gamma=self.config.gamma, lam=self.config.lam)
         if self.config.whiten_advantages:
             advantages = whiten(advantages, mask)
         return Experience(
@@ -170,7 +174,7 @@ class PPO:
             scores=scores,
             old_logprobs=old_logprobs,
             ref_logprobs=ref_logprobs,
-            old_values=values,
+            old_values=old_values,
             entropy=rollout.sample_entropy,
             advantages=advantages,
             returns=returns,

@@ -56,6 +56,11 @@ class RewardEnsemble:
     uwo_lambda: float = 0.1
     reference_variance: float = 1.0
 
+    @property
+    def base(self) -> Base:
+        """The part of a base that all members read."""
+        return self.members[0].top.base
+
     def raw(self, sequences: Sequences) -> torch.Tensor:
         """(N, K) raw scores; a non-finite score raises, for a failure is never a number."""
         scores = torch.stack([raw_scores(m, sequences) for m in self.members], 1)
@@ -97,16 +102,15 @@ class EnsembleScorer:
     def __init__(
         self,
         ensemble: RewardEnsemble,
-        base: Base,
         pad_id: int,
         prompts: Sequence[Prompt],
         reference: torch.Tensor,
     ) -> None:
-        self.ensemble, self.base, self.pad_id, self.reference = ensemble, base, pad_id, reference
+        self.ensemble, self.pad_id, self.reference = ensemble, pad_id, reference
         self.row = {prompt.id: i for i, prompt in enumerate(prompts)}
 
     def __call__(self, rollout: Rollout) -> Scores:
-        sequences = Sequences.of(self.base, rollout, self.pad_id)
+        sequences = Sequences.of(self.ensemble.base, rollout, self.pad_id)
         rows = [self.row[prompt.id] for prompt in rollout.prompts]
         return self.ensemble.score(sequences, self.reference[rows])
 

@@ -10,16 +10,11 @@ from safetensors.torch import load_file, save
 from burnish.checkpoints import atomic_write, read_json, write_json
 from burnish.errors import RunError
 from burnish.models.artefacts import load_reward_model
-from burnish.models.heads import ScalarHead, raw_scores
+from burnish.models.heads import raw_scores
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base
+from burnish.records import Rollout
 from burnish.reward.ensemble import RewardEnsemble
-
-
-def load_head(base: Base, folder: Path, *, trainable: bool = False) -> ScalarHead:
-    """A reward model, from its exported folder."""
-    top, head = load_reward_model(base, folder, trainable=trainable)
-    return ScalarHead(top, head).eval()
 
 
 def save_ensemble(
@@ -35,7 +30,7 @@ def load_ensemble(base: Base, folder: Path) -> RewardEnsemble:
     """The ensemble as the reward stage left it."""
     saved = read_json(folder / "ensemble.json")
     return RewardEnsemble(
-        [load_head(base, folder / f"member-{k}") for k in range(len(saved["mean"]))],
+        [load_reward_model(base, folder / f"member-{k}") for k in range(len(saved["mean"]))],
         torch.tensor(saved["mean"], device=base.device),
         torch.tensor(saved["sd"], device=base.device),
         saved["aggregate"],
@@ -61,11 +56,12 @@ class SavedWatcher:
     """The watcher with its normalisation."""
 
     def __init__(self, base: Base, folder: Path) -> None:
-        self.model = load_head(base, folder / "watcher")
+        self.model = load_reward_model(base, folder / "watcher")
         self.scale = read_json(folder / "ensemble.json")["watcher"]
         examined = read_json(folder / "examination.json")["watcher"]
         self.armed = bool(examined and examined["armed"])
 
-    def scores(self, sequences: Sequences) -> torch.Tensor:
+    def scores(self, rollout: Rollout, pad_id: int) -> torch.Tensor:
         """(N,) in reference standard deviations."""
+        sequences = Sequences.of(self.model.top.base, rollout, pad_id)
         return (raw_scores(self.model, sequences) - self.scale["mean"]) / self.scale["sd"]

@@ -11,47 +11,31 @@ import torch
 from burnish.config.reward import RewardConfig
 from burnish.models.batches import CPU
 from burnish.models.heads import ScalarHead
-from burnish.models.load import Codec
-from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Base
+from burnish.models.pairs import EncodedPairs
 from burnish.models.steps import set_rates, take_step, warm_up_then_down
 from burnish.objectives.losses import bradley_terry_loss
 from burnish.randomness import generator
-from burnish.records import Preference, StepStats
+from burnish.records import StepStats
 
 
-class EncodedPairs:
-    """N preference pairs as 2N sequences: row i is the chosen, row N + i the rejected response."""
-
-    def __init__(self, base: Base, codec: Codec, pairs: Sequence[Preference]) -> None:
-        self.pairs = list(pairs)
-        self.groups = [p.prompt.group for p in self.pairs]
-        self.sequences = Sequences.of_pairs(base, codec, pairs)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def rows(self, index: Sequence[int]) -> list[int]:
-        """Sequence rows of the pairs in `index`: all chosen, then all rejected."""
-        return [*index, *(i + len(self) for i in index)]
-
-
-def pair_order(groups: Sequence[str], config: RewardConfig, seed: int, member: str) -> list[int]:
-    """The pairs a member sees, in order: its own bootstrap resample, reshuffled every epoch. Prompts are drawn, with
-    all their pairs (`groups` names the prompt of each): pairs of a prompt are no independent evidence. What was drawn
-    several times stands together, so that one forward pass serves all its copies."""
-    n = len(groups)
+def pair_order(groups: Sequence[str], config: RewardConfig, seed: int, member: str) -> list[list[int]]:
+    """The pairs a member sees, by prompt, in order: its own bootstrap resample, reshuffled every epoch. Prompts are
+    drawn, with all their pairs (`groups` names the prompt of each): pairs of a prompt are no independent evidence, and
+    its answers are read once for all of them (Ouyang et al. 2022, 3.5). What was drawn several times stands together,
+    so that one forward pass serves all its copies."""
+    pairs: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        pairs.setdefault(group, []).append(i)
+    elements, n = list(pairs.values()), len(pairs)
     times = torch.ones(n, dtype=torch.long, device=CPU)
     if config.bootstrap:
-        numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
         rng = generator(seed, "bootstrap", member)
-        draws = torch.randint(len(numbers), (len(numbers),), generator=rng, device=CPU)
-        times = draws.bincount(minlength=len(numbers))[[numbers[group] for group in groups]]
+        times = torch.randint(n, (n,), generator=rng, device=CPU).bincount(minlength=n)
     order = []
     for epoch in range(config.epochs):
         shuffled = torch.randperm(n, generator=generator(seed, "order", member, epoch), device=CPU)
         order.append(shuffled.repeat_interleave(times[shuffled]))
-    return torch.cat(order).tolist()
+    return [elements[i] for i in torch.cat(order).tolist()]
 
 
 def train_reward_model(
@@ -76,11 +60,11 @@ def train_reward_model(
     )
     model.train()
     for step in range(steps):
-        index = order[step * config.batch_size : (step + 1) * config.batch_size]
+        elements = order[step * config.batch_size : (step + 1) * config.batch_size]
         rate = learning_rate * warm_up_then_down(step, steps, warmup)
         set_rates(optimizer, rate)
         model.noise = generator(seed, "dropout", member, step)
-        copies = Counter(index)
+        copies = Counter(i for element in elements for i in element)
 
         def accumulate(size: int, copies: Counter[int] = copies) -> dict[str, float]:
             optimizer.zero_grad(set_to_none=True)
@@ -105,11 +89,9 @@ def pairs_gradient(
     total = sum(copies.values())
     device = model.top.base.device
     sums = dict.fromkeys(("loss", "accuracy", "margin"), 0.0)
-    for part in torch.tensor(list(copies), device=CPU).split(max(1, micro_batch // 2)):
-        numbers = part.tolist()
+    for numbers in pairs.parted(list(copies), micro_batch):
         share = torch.tensor([copies[i] / total for i in numbers], device=device)
-        rows = pairs.rows(numbers)
-        chosen, rejected = pairs.sequences.each(model.score, len(rows), rows).chunk(2)
+        chosen, rejected = pairs.each(model.score, numbers)
         losses = bradley_terry_loss(
             chosen,
             rejected,

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from burnish.config.model import LoraConfig
-from burnish.errors import Diverged
+from burnish.errors import Diverged, ModelError
 from burnish.models.batches import pad_batch
 from burnish.models.decoding import decoder
 from burnish.models.engine import inner
@@ -177,9 +177,56 @@ def test_activations_kept_while_sampling_are_the_base_s_own() -> None:
     computed = Sequences(base, some_prompts(30), ids, 0).features
     assert computed is not None
     for kept, own in zip(book.features, computed, strict=True):
-        assert kept is not None
-        assert kept.shape == own.shape
-        assert torch.allclose(kept, own, atol=1e-4)
+        assert kept.keys() == {base.cut}
+        assert kept[base.cut].shape == own.shape
+        assert torch.allclose(kept[base.cut], own, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window"])
+def test_parts_of_a_base_read_what_the_whole_keeps(name: str) -> None:
+    """Several parts of one base: what sampling kept for each is what each computes, in one pass or alone."""
+    base = Base(model_of({**FAST, **PLAIN}[name]), "top:1")
+    assert base.depths == [2, 3]
+    part = base.at(2)
+    assert part is base.at(2)
+    assert base.at(3) is base
+    assert (part.depth, part.cut, base.cuts) == (2, 1, {1, 2})
+    assert part.fast == base.fast == (name in FAST)
+    own = {p.data_ptr() for p in base.lm.parameters()}
+    assert {p.data_ptr() for p in part.lm.parameters()} <= own
+    policy = make_policy(Top(base, trainable=False), 0)
+    codec: Any = SimpleNamespace(**vars(CODEC), encode_prompt=lambda p: p, decode=lambda ids: "")
+    rollout = sample_rollout(policy, codec, some_prompts(9), max_tokens=6, batch_size=9, seed=0, where=("x",))
+    assert rollout.features.keys() == (base.cuts if base.fast else set())
+    asked = []
+    row_features = base.row_features
+    base.row_features = lambda *a: asked.append(sorted(a[3])) or row_features(*a)  # type: ignore[method-assign,func-returns-value]
+    for place in (part, base):
+        found = Sequences.of(place, rollout, 0)
+        alone = Sequences(place, rollout.prompt_ids, rollout.response_ids, 0)
+        for a, b in zip(found.features or [], alone.features or [], strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+        batch = found.batch(range(9))
+        hidden = Top(place, trainable=False).hidden_at(batch, slice(None))
+        states = base.lm.base_model(
+            batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            output_hidden_states=True,
+        ).hidden_states
+        expected = states[-1] if place is base else base.lm.base_model.norm(states[place.depth])
+        real = batch.attention_mask.bool()
+        torch.testing.assert_close(hidden[real], expected[real], atol=1e-4, rtol=1e-4)
+    assert asked == ([[2]] if base.fast else [[1, 2], [2]])
+
+
+def test_depths_that_a_base_cannot_be_read_at_are_named() -> None:
+    base = Base(model_of(FAST["llama"]), "top:1")
+    with pytest.raises(ModelError, match=r"depth of 1 layers .* use one of 2 to 3"):
+        base.at(1)
+    assert Base(model_of(FAST["llama"]), "all").depths == [1, 2, 3]
+    gpt2 = Base(model_of(PLAIN["gpt2"]), "all")
+    assert gpt2.depths == [gpt2.depth]
 
 
 @pytest.mark.parametrize("name", [*FAST, "mistral-window"])

@@ -16,13 +16,14 @@ from burnish.models.batches import Batch
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.logprobs import make_policy
 from burnish.models.memory import Memory, ran_out
+from burnish.models.pairs import EncodedPairs
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top
 from burnish.policy.dpo import DPO
 from burnish.policy.sft import fine_tune, rows_gradient
 from burnish.records import Preference
-from burnish.reward.train import EncodedPairs, train_reward_model
+from burnish.reward.train import train_reward_model
 
 TORCHS_OWN = "[enforce fail at alloc_cpu.cpp:115] DefaultCPUAllocator: can't allocate memory: you tried"
 

@@ -27,9 +27,10 @@ from burnish.models.artefacts import (
     save_reward_model,
 )
 from burnish.models.batches import pad_batch
-from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
+from burnish.models.heads import new_reward_head, raw_scores
 from burnish.models.load import Codec, load_model, make_codec
 from burnish.models.logprobs import make_policy, response_kl, token_entropy, token_logprobs
+from burnish.models.pairs import EncodedPairs
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top
@@ -173,7 +174,7 @@ def test_an_exported_reward_model_gives_its_raw_scores_in_mixed_batches(
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(2)) * 0.02)
     _, _, sequences = rollout_of(base, codec, prompts[:6])
     raw = raw_scores(model, sequences)
-    save_plain_reward_model(model.top, model.head, tmp_path, codec.tokenizer)
+    save_plain_reward_model(model, tmp_path, codec.tokenizer)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     rows = [[*p, *r] for p, r in zip(sequences.prompt_ids, sequences.response_ids, strict=True)]
@@ -181,11 +182,11 @@ def test_an_exported_reward_model_gives_its_raw_scores_in_mixed_batches(
     assert plain.config.num_labels == 1
     with torch.no_grad():
         assert torch.allclose(plain(**batch).logits[:, 0], raw, atol=1e-5)
-    save_reward_model(model.top, model.head, tmp_path / "kept", codec.tokenizer)
+    save_reward_model(model, tmp_path / "kept", codec.tokenizer)
     for folder in (tmp_path / "kept", *([] if mode.startswith("lora") else [tmp_path])):
-        top, head = load_reward_model(base, folder)
-        assert top.trained_parameters() == []
-        assert torch.allclose(raw_scores(ScalarHead(top, head), sequences), raw, atol=1e-5)
+        again = load_reward_model(base, folder)
+        assert again.trained() == []
+        assert torch.allclose(raw_scores(again, sequences), raw, atol=1e-5)
 
 
 @pytest.mark.parametrize(("make", "mode"), [("llama", "lora"), ("llama", "lora_top:2"), ("gpt2", "lora")])
@@ -206,19 +207,19 @@ def test_adapters_are_saved_alone_and_share_the_base_when_they_come_back(
     with torch.no_grad():
         wanted, raw = token_logprobs(policy, batch), raw_scores(member, sequences)
     save_policy(policy.top, tmp_path / "policy", codec.tokenizer)
-    save_reward_model(member.top, member.head, tmp_path / "member", codec.tokenizer)
+    save_reward_model(member, tmp_path / "member", codec.tokenizer)
     base.lm.save_pretrained(tmp_path / "base")
     size = sum(f.stat().st_size for f in (tmp_path / "policy").glob("*.safetensors"))
     assert size < 0.5 * (tmp_path / "base" / "model.safetensors").stat().st_size
 
     again = make_policy(load_policy(base, tmp_path / "policy"), codec.pad_id)
-    top, head = load_reward_model(base, tmp_path / "member")
+    scored = load_reward_model(base, tmp_path / "member")
     shared = {p.data_ptr() for p in base.lm.parameters()}
     own = [p for p in again.top.parameters() if p.data_ptr() not in shared]
     assert sum(p.numel() for p in own) == sum(p.numel() for p in policy.top.trained_parameters())
     with torch.no_grad():
         assert torch.allclose(token_logprobs(again, batch), wanted, atol=1e-5)
-        assert torch.allclose(raw_scores(ScalarHead(top, head), sequences), raw, atol=1e-5)
+        assert torch.allclose(raw_scores(scored, sequences), raw, atol=1e-5)
 
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     with_peft = PeftModel.from_pretrained(plain, tmp_path / "policy").eval()
@@ -259,12 +260,12 @@ def test_a_saved_reward_model_trains_what_a_new_one_would(tiny, codec, mode, tmp
     """As the start of a value function: its own copies, nothing that it shares with the base."""
     base = Base(tiny[0], mode)
     new = new_reward_head(base, 0, "member-0", layers=mode, dropout=0.0)
-    save_reward_model(new.top, new.head, tmp_path, codec.tokenizer)
-    top, head = load_reward_model(base, tmp_path, trainable=True)
-    assert {n for n, p in top.named_parameters() if p.requires_grad} == {
-        n for n, p in new.top.named_parameters() if p.requires_grad
+    save_reward_model(new, tmp_path, codec.tokenizer)
+    again = load_reward_model(base, tmp_path, trainable=True)
+    assert {n for n, p in again.named_parameters() if p.requires_grad} == {
+        n for n, p in new.named_parameters() if p.requires_grad
     }
-    assert head.weight.requires_grad
+    assert again.head.weight.requires_grad
     assert not any(p.requires_grad for p in base.lm.parameters())
 
 
@@ -405,8 +406,9 @@ def test_a_reply_ends_as_the_chat_template_ends_it(template: str, end: str) -> N
     untemplated = make_codec(tokenizer, lm, False)
     assert untemplated.encode_response(" Me.", to=dialogue)[-1] == plain_end
     pairs = [Preference(dialogue, " Me.", " You."), Preference(text, " Me.", " You.")]
-    ends = [ids[-1] for ids in Sequences.of_pairs(Base(lm), codec, pairs).response_ids]
-    assert ends == [turn_end, plain_end, turn_end, plain_end]
+    encoded = EncodedPairs(Base(lm), codec, pairs)
+    ends = [ids[-1] for ids in encoded.sequences.response_ids]
+    assert [ends[i] for i in (*encoded.chosen, *encoded.rejected)] == [turn_end, plain_end] * 2
 
 
 def test_a_template_that_ends_replies_with_text_leaves_the_tokenizers_own_end() -> None:

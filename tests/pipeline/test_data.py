@@ -108,6 +108,12 @@ class Planted(RewardEnsemble):
     """Members that agree on quality, two of them with opposite offsets for every prompt."""
 
     offset = 0.0
+    part: Any = None
+
+    @property
+    def base(self) -> Base:
+        found: Base = self.part
+        return found
 
     def raw(self, sequences: Sequences) -> torch.Tensor:
         quality = torch.tensor([sum(r) % 13 * 1.0 for r in sequences.response_ids])
@@ -128,7 +134,7 @@ def test_the_scale_of_the_score_does_not_count_what_members_offset_a_prompt_by(
     found = []
     for offset in (0.0, 1.0):
         ensemble = Planted([], torch.zeros(3), torch.ones(3), how=how, uwo_lambda=1.0)
-        ensemble.offset = offset
+        ensemble.offset, ensemble.part = offset, base
         raw = ensemble.raw(Sequences.of(base, rollout, codec.pad_id))
         found.append(score_sd(models, ensemble, raw, prompts, config, EvaluateConfig(), 0))
     assert found[0] > 0

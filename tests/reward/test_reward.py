@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, permutations
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from burnish.errors import RunError, TrainingError
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.load import Codec
 from burnish.models.logprobs import make_policy
+from burnish.models.pairs import EncodedPairs
 from burnish.models.shared_base import Base, Top
 from burnish.parallel import side_by_side
 from burnish.policy.dpo import DPO
@@ -24,7 +25,7 @@ from burnish.records import Preference, Prompt, StepStats
 from burnish.reward.ensemble import RewardEnsemble, aggregate, normalisation, pair_spread
 from burnish.reward.examine import error_correlation, examine, watcher_verdict
 from burnish.reward.saved import load_reference, save_ensemble
-from burnish.reward.train import EncodedPairs, pair_order, pairs_gradient, train_reward_model
+from burnish.reward.train import pair_order, pairs_gradient, train_reward_model
 
 MEMBERS = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 3.0]])
 REFERENCE = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
@@ -75,6 +76,10 @@ def pairs_of(prompts: list[Prompt], n: int) -> list[Preference]:
     ]
 
 
+def flat(elements: list[list[int]]) -> list[int]:
+    return [i for element in elements for i in element]
+
+
 GROUPS = [f"prompt {i // 3}" for i in range(60)]
 
 
@@ -82,13 +87,13 @@ def test_members_differ_in_head_order_and_bootstrap() -> None:
     config = RewardConfig()
     assert pair_order(GROUPS, config, 0, "member-0") != pair_order(GROUPS, config, 0, "member-1")
     assert pair_order(GROUPS, config, 0, "member-0") == pair_order(GROUPS, config, 0, "member-0")
-    assert len(set(pair_order(GROUPS, config, 0, "member-0"))) < 60
+    assert len(set(flat(pair_order(GROUPS, config, 0, "member-0")))) < 60
     plain = config.model_copy(update={"bootstrap": False})
-    assert sorted(pair_order(GROUPS, plain, 0, "member-0")) == list(range(60))
+    assert sorted(flat(pair_order(GROUPS, plain, 0, "member-0"))) == list(range(60))
 
 
 def test_a_bootstrap_resample_draws_prompts_with_all_their_pairs() -> None:
-    times = Counter(pair_order(GROUPS, RewardConfig(), 0, "member-0"))
+    times = Counter(flat(pair_order(GROUPS, RewardConfig(), 0, "member-0")))
     for prompt in range(20):
         assert len({times[3 * prompt + i] for i in range(3)}) == 1
     assert sum(times.values()) == 60, "as many draws as there are prompts, three pairs each"
@@ -96,11 +101,11 @@ def test_a_bootstrap_resample_draws_prompts_with_all_their_pairs() -> None:
 
 
 def test_what_is_drawn_twice_stands_together_in_every_epoch() -> None:
-    order = pair_order(GROUPS, RewardConfig(epochs=2), 0, "member-0")
-    assert len(order) == 120
-    assert Counter(order[:60]) == Counter(order[60:])
-    assert order[:60] != order[60:]
-    for epoch in (order[:60], order[60:]):
+    order = [tuple(element) for element in pair_order(GROUPS, RewardConfig(epochs=2), 0, "member-0")]
+    assert len(order) == 40
+    assert Counter(order[:20]) == Counter(order[20:])
+    assert order[:20] != order[20:]
+    for epoch in (order[:20], order[20:]):
         assert len([i for i, _ in groupby(epoch)]) == len(set(epoch))
 
 
@@ -117,9 +122,36 @@ def test_a_cut_off_answer_is_read_without_an_end(base: Base, codec: Codec, promp
         learning_rate=1e-3,
         seed=0,
     )
-    for sequences in (EncodedPairs(base, codec, [cut, whole]).sequences, dpo.sequences):
-        ends = [ids[-1] == codec.eos_id for ids in sequences.response_ids]
-        assert ends == [False, True, True, False]  # chosen, chosen, rejected, rejected
+    for encoded in (EncodedPairs(base, codec, [cut, whole]), dpo.encoded):
+        ends = [ids[-1] == codec.eos_id for ids in encoded.sequences.response_ids]
+        assert [ends[i] for i in (*encoded.chosen, *encoded.rejected)] == [False, True, True, False]
+
+
+def test_an_answer_is_encoded_once_however_many_pairs_it_is_in(
+    base: Base, codec: Codec, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three answers ranked make three pairs: three sequences, read once an update, and the gradient of six."""
+    texts = [" She sang.", " She sat.", " He wept and wept."]
+    ranked = [Preference(p, texts[i], texts[j]) for p in prompts[:3] for i, j in ((0, 1), (0, 2), (1, 2))]
+    pairs = EncodedPairs(base, codec, ranked)
+    assert len(pairs.sequences) == 9
+    assert [sorted(set(e)) for e in pair_order(pairs.groups, RewardConfig(bootstrap=False), 0, "m")] in [
+        [[3 * i, 3 * i + 1, 3 * i + 2] for i in order] for order in permutations(range(3))
+    ]
+    assert list(pairs.parted(range(9), 6)) == [[0, 1, 2, 3, 4, 5], [6, 7, 8]]
+    assert list(pairs.parted(range(9), 2)) == [[i] for i in range(9)]
+    model = new_reward_head(base, 0, "member-0", layers="all", dropout=0.0)
+    read = []
+    own = ScalarHead.score
+    monkeypatch.setattr(ScalarHead, "score", lambda m, batch: read.append(len(batch)) or own(m, batch))
+    pairs_gradient(model, pairs, dict.fromkeys(range(9), 1), RewardConfig(), 32)
+    assert sum(read) == 9
+    together = [p.grad.clone() for p in model.trained() if p.grad is not None]
+    model.zero_grad()
+    for i in range(9):
+        pairs_gradient(model, pairs, {i: 1}, RewardConfig(), 2)
+    for a, b in zip(together, [p.grad for p in model.trained() if p.grad is not None], strict=True):
+        assert torch.allclose(a, b / 9, atol=1e-4 * float(a.abs().max()), rtol=1e-3)
 
 
 def test_a_pair_drawn_twice_counts_twice(base: Base, codec: Codec, prompts: list[Prompt]) -> None:
@@ -185,7 +217,7 @@ def test_a_reward_model_learns_what_is_preferred(base: Base, codec: Codec, promp
     stats = list(train_reward_model(model, data, config, learning_rate=2e-3, seed=0, member="member-0"))
     assert len(stats) == 12
     assert not model.training
-    chosen, rejected = raw_scores(model, data.sequences).chunk(2)
+    chosen, rejected = data.sides(raw_scores(model, data.sequences))
     assert (chosen > rejected).float().mean() > 0.95
     assert abs(float((chosen + rejected).mean())) < 2.0
 

@@ -8,7 +8,7 @@ for a model; whatever it does not (another device, another architecture) takes t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -17,28 +17,47 @@ from burnish.models.batches import Positions
 from burnish.models.engine.decoding import FastDecoder
 from burnish.models.engine.llama import inner, is_llama_like, lay_out, norm, run_layers, shared_prompts
 
-__all__ = ["FastDecoder", "features", "hidden_at", "inner", "is_llama_like", "lay_out", "run_frozen"]
+__all__ = [
+    "FastDecoder",
+    "features",
+    "hidden_at",
+    "inner",
+    "is_llama_like",
+    "lay_out",
+    "norm",
+    "run_frozen",
+]
 
 
+@torch.no_grad()
 def features(
-    body: Any, embed: Any, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]
-) -> list[torch.Tensor]:
-    """(length, D) what leaves the layers of `body`, which has no final norm, for every row's tokens; a prompt that
-    several rows share is computed once."""
+    body: Any,
+    prompt_ids: Sequence[Sequence[int]],
+    response_ids: Sequence[Sequence[int]],
+    cuts: Collection[int],
+) -> dict[int, list[torch.Tensor]]:
+    """(length, D) what leaves the lowest layers of `body` for every row's tokens, for every number of them in `cuts`; a
+    prompt that several rows share is computed once."""
+    embed = body.embed_tokens
     device = embed.weight.device
     index = {p: i for i, p in enumerate({tuple(p): None for p in prompt_ids})}
     source = [index[tuple(p)] for p in prompt_ids]
-    prompts, responses = shared_prompts(
+    layers = shared_prompts(
         body,
+        max(cuts),
         embed(padded_right(list(index), device)),
         torch.tensor([len(p) for p in index], device=device),
         embed(padded_right(response_ids, device)),
         torch.tensor(source, device=device),
     )
-    return [
-        torch.cat([prompts[i, : len(p)], responses[row, : len(r)]])
-        for row, (i, p, r) in enumerate(zip(source, prompt_ids, response_ids, strict=True))
-    ]
+    return {
+        below: [
+            torch.cat([prompts[i, : len(p)], responses[row, : len(r)]])
+            for row, (i, p, r) in enumerate(zip(source, prompt_ids, response_ids, strict=True))
+        ]
+        for below, (prompts, responses) in enumerate(layers, 1)
+        if below in cuts
+    }
 
 
 @torch.no_grad()

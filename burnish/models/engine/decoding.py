@@ -1,6 +1,6 @@
 """Decoding token by token on the engine: prompts enter slots of a static KV cache, every step feeds one token per slot.
 
-Fused projections, no masks built per step, and the activations at the cut are kept.
+Fused projections, no masks built per step, and the activations at the cuts are kept.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ class FastDecoder:
         body = inner(top.body)
         attention = base.lm.base_model.layers[0].self_attn
         self.embed = base.lm.base_model.embed_tokens if base.cut else body.embed_tokens
-        self.cut = base.cut
         below: Any = base.bottom.layers if base.bottom is not None else ()
         self.layers = [_layer(module) for module in (*below, *body.layers)]
         self.norm = norm(body.norm)
@@ -62,7 +61,7 @@ class FastDecoder:
         dtypes = [layer.qkv.dtype for layer in self.layers]
         self.keys = [torch.zeros(slots, kv, self.head_dim, width, dtype=d, device=device) for d in dtypes]
         self.values = [torch.zeros(slots, kv, width, self.head_dim, dtype=d, device=device) for d in dtypes]
-        self.features = torch.zeros(slots, width, base.hidden_size, device=device) if base.cut else None
+        self.features = {cut: torch.zeros(slots, width, base.hidden_size, device=device) for cut in base.cuts}
         self.lengths = torch.zeros(slots, dtype=torch.long, device=device)
         self.in_use = torch.zeros(slots, dtype=torch.bool, device=device)
         cos, sin = rope_tables(base.lm.base_model, torch.arange(width, device=device)[None])
@@ -90,11 +89,10 @@ class FastDecoder:
             self.values[layer][slots, :, :width] = v[source]
             return out.transpose(1, 2).flatten(2)
 
-        def at_cut(x: torch.Tensor) -> None:
-            if self.features is not None:
-                self.features[slots, :width] = x[source]
+        def keep(kept: torch.Tensor, x: torch.Tensor) -> None:
+            kept[slots, :width] = x[source]
 
-        hidden = self._forward(self.embed(ids), self.cos[:width], self.sin[:width], attend, at_cut)
+        hidden = self._forward(self.embed(ids), self.cos[:width], self.sin[:width], attend, keep)
         self.lengths[slots], self.in_use[slots] = lengths[source], True
         return self.norm(hidden[torch.arange(len(unique), device=device), lengths - 1])[source]
 
@@ -115,12 +113,11 @@ class FastDecoder:
             weights = (q @ self.keys[layer][..., :seen] + unseen.to(q.dtype)).softmax(-1)
             return (weights @ self.values[layer][:, :, :seen]).view(len(ids), 1, -1)
 
-        def at_cut(x: torch.Tensor) -> None:
-            if self.features is not None:
-                self.features[rows, where] = x[:, 0]
+        def keep(kept: torch.Tensor, x: torch.Tensor) -> None:
+            kept[rows, where] = x[:, 0]
 
         hidden = self._forward(
-            self.embed(ids[:, None]), self.cos[where][:, None], self.sin[where][:, None], attend, at_cut
+            self.embed(ids[:, None]), self.cos[where][:, None], self.sin[where][:, None], attend, keep
         )
         # A free slot is fed with the rest, and must not grow: nothing would stop it at the width of the cache.
         self.lengths = where + self.in_use
@@ -131,13 +128,12 @@ class FastDecoder:
         self.keys = [k[slots] for k in self.keys]
         self.values = [v[slots] for v in self.values]
         self.lengths, self.in_use = self.lengths[slots], self.in_use[slots]
-        if self.features is not None:
-            self.features = self.features[slots]
+        self.features = {cut: kept[slots] for cut, kept in self.features.items()}
 
-    def take_features(self, slot: int) -> torch.Tensor | None:
-        """(length, D) activations at the cut of every token fed to this slot, which is then free."""
+    def take_features(self, slot: int) -> dict[int, torch.Tensor]:
+        """(length, D) activations at the base's cuts of every token fed to this slot, which is then free."""
         n, self.lengths[slot], self.in_use[slot] = int(self.lengths[slot]), 0, False
-        return None if self.features is None else self.features[slot, :n].clone()
+        return {cut: kept[slot, :n].clone() for cut, kept in self.features.items()}
 
     def _forward(
         self,
@@ -145,13 +141,13 @@ class FastDecoder:
         cos: torch.Tensor,
         sin: torch.Tensor,
         attend: Attend,
-        at_cut: Callable[[torch.Tensor], None],
+        keep: Callable[[torch.Tensor, torch.Tensor], None],
     ) -> torch.Tensor:
         """(B, t, D) embeddings to (B, t, D) hidden states before the final norm. cos, sin (t, d) or (B, t, d)."""
         n_q, n_kv = self.heads
         for index, layer in enumerate(self.layers):
-            if index == self.cut:
-                at_cut(x)
+            if index in self.features:
+                keep(self.features[index], x)
             qkv = linear(layer.norms[0](x).to(layer.qkv.dtype), layer.qkv, layer.qkv_bias)
             qkv = qkv.unflatten(-1, (n_q + 2 * n_kv, self.head_dim))
             qk, v = qkv[:, :, : n_q + n_kv], qkv[:, :, n_q + n_kv :]

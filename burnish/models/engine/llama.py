@@ -7,7 +7,7 @@ MLP are computed at the positions that are asked for. Works for every model whos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -170,13 +170,15 @@ def layer_end(layer: Any, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
 
 def shared_prompts(
     body: Any,
+    depth: int,
     prompts: torch.Tensor,
     lengths: torch.Tensor,
     responses: torch.Tensor,
     source: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run the layers of `body` on prompts (U, P, D) and on responses (K, T, D) that continue them; response k continues
-    prompt source[k], which has lengths[source[k]] tokens. Both are padded on the right. Same shapes out."""
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Run the lowest `depth` layers of `body` on prompts (U, P, D) and on responses (K, T, D) that continue them;
+    response k continues prompt source[k], which has lengths[source[k]] tokens. Both are padded on the right. Yields
+    what leaves each layer, in the same shapes."""
     width, length, device = prompts.shape[1], responses.shape[1], prompts.device
     tables = rope_tables(body, torch.arange(width, device=device)[None])
     after = lengths[source][:, None]  # (K, 1)
@@ -189,7 +191,7 @@ def shared_prompts(
         -1,
     )
     mask = torch.zeros(seen.shape, device=device).masked_fill_(~seen, SUPPRESSED)
-    for layer in body.layers:
+    for layer in body.layers[:depth]:
         attention = layer.self_attn
         h = attention_input(layer, prompts)
         k, v = keys_and_values(attention, h, *tables)
@@ -201,4 +203,4 @@ def shared_prompts(
             k, v = torch.cat([k[source], own_k], 1), torch.cat([v[source], own_v], 1)
             mixed = attend(attention, queries(attention, h, *response_tables), k, v, mask)
             responses = layer_end(layer, responses, mixed)
-    return prompts, responses
+        yield prompts, responses

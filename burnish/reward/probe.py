@@ -1,0 +1,167 @@
+"""Where a base knows best which answer is preferred: linear probes on its layers, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+from burnish.models.batches import CPU
+from burnish.models.engine import norm
+from burnish.models.heads import Pooling, Reading
+from burnish.models.pairs import EncodedPairs
+from burnish.models.sequences import by_prompt
+from burnish.models.shared_base import Base
+from burnish.randomness import generator
+
+FOLDS = 5
+PENALTIES = (0.3, 0.03, 0.003)  # of the squared weights of standardised features
+SHALLOW = 8  # up to so many layers each is probed, in deeper models every second one
+PROMPTS_AT_ONCE = 8
+MOST_PROMPTS = 1000
+STEPS = 40  # of L-BFGS; the next penalty starts where the last one ended
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a linear reward on frozen activations reaches at one place: mean held-out loss in nats a pair (0.693 is
+    chance) with its standard error by prompt, and accuracy, over folds by prompt."""
+
+    reading: Reading
+    loss: float
+    loss_se: float
+    accuracy: float
+    losses: torch.Tensor  # (G,) by prompt
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self.reading),
+            "loss": self.loss,
+            "loss_se": self.loss_se,
+            "accuracy": self.accuracy,
+        }
+
+
+def probed_depths(base: Base) -> list[int]:
+    """The depths that are tried, the deepest first."""
+    step = 1 if base.depth <= SHALLOW else 2
+    return [d for d in range(base.depth, 0, -step) if d in base.depths]
+
+
+def probe(
+    base: Base, pairs: EncodedPairs, depths: Sequence[int], poolings: Sequence[Pooling], seed: int
+) -> list[Probed]:
+    """Held-out figures of a linear Bradley-Terry model on activations of every depth and pooling, from one forward
+    pass over the answers of at most `MOST_PROMPTS` prompts."""
+    groups = {group: i for i, group in enumerate(dict.fromkeys(pairs.groups))}
+    used = [i for i, group in enumerate(pairs.groups) if groups[group] < MOST_PROMPTS]
+    number = torch.tensor([groups[pairs.groups[i]] for i in used], device=CPU)
+    n = int(number.max()) + 1
+    folds = torch.randperm(n, generator=generator(seed, "folds"), device=CPU) % FOLDS
+    pooled = base.memory.fit("probe", PROMPTS_AT_ONCE, lambda size: pool(base, pairs, used, depths, size))
+    found = []
+    for (depth, pooling), vectors in pooled.items():
+        if pooling not in poolings:
+            continue
+        chosen, rejected = (side[used] for side in pairs.sides(vectors))
+        scale = torch.cat([chosen, rejected]).std(0).clamp(min=1e-6)
+        margins = held_out_margins(((chosen - rejected) / scale).numpy(), folds[number].numpy())
+        losses = torch.from_numpy(np.logaddexp(0.0, -margins))
+        by_prompt = mean_by(losses, number, n)
+        found.append(
+            Probed(
+                Reading(depth, pooling),
+                float(by_prompt.mean()),
+                float(by_prompt.std()) / n**0.5,
+                float((margins > 0).mean()),
+                by_prompt,
+            )
+        )
+    return found
+
+
+@torch.no_grad()
+def pool(
+    base: Base, pairs: EncodedPairs, used: Sequence[int], depths: Sequence[int], size: int
+) -> dict[tuple[int, Pooling], torch.Tensor]:
+    """(M, D) mean over response tokens, and last token, of every answer in the `used` pairs, by depth; normed as a
+    model of that depth would."""
+    sequences = pairs.sequences
+    rows = list(dict.fromkeys(row for i in used for row in (pairs.chosen[i], pairs.rejected[i])))
+    prompts, responses = (
+        [ids[row] for row in rows] for ids in (sequences.prompt_ids, sequences.response_ids)
+    )
+    shape = (len(sequences), base.hidden_size)
+    kinds: tuple[Pooling, ...] = ("mean", "last")
+    found = {(d, k): torch.zeros(shape, device=CPU) for d in depths for k in kinds}
+    for chosen, by_depth in by_prompt(base, prompts, responses, sequences.pad_id, depths, size):
+        for depth, features in by_depth.items():
+            for i, x in zip(chosen, features, strict=True):
+                answer = x[len(prompts[i]) :] if responses[i] else x[-1:]
+                answer = answer if base.normed(depth) else norm(base.lm.base_model.norm)(answer)
+                found[depth, "mean"][rows[i]] = answer.float().mean(0).cpu()
+                found[depth, "last"][rows[i]] = answer[-1].float().cpu()
+    return found
+
+
+def held_out_margins(differences: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """(n,) margins of pairs by weights that were fitted to the other folds, from differences (n, D) of chosen and
+    rejected; the penalty is that with the least held-out loss."""
+    x = differences.astype(np.float64)
+    margins = np.zeros((len(PENALTIES), len(x)))
+    for fold in range(FOLDS):
+        held = folds == fold
+        if held.all() or not held.any():
+            continue
+        weights = np.zeros(x.shape[1])
+        for row, penalty in enumerate(PENALTIES):
+            weights = fit(x[~held], penalty, weights)
+            margins[row, held] = x[held] @ weights
+    best = np.logaddexp(0.0, -margins).mean(1).argmin()
+    return np.asarray(margins[best])
+
+
+def fit(x: np.ndarray, penalty: float, start: np.ndarray) -> np.ndarray:
+    """Weights (D,) of a Bradley-Terry model on differences (n, D): mean log(1 + exp(-x w)) + penalty / 2 |w|^2."""
+
+    def objective(w: np.ndarray) -> tuple[float, np.ndarray]:
+        margins = x @ w
+        slope = -1.0 / (1.0 + np.exp(np.clip(margins, -500, 500)))
+        loss = np.logaddexp(0.0, -margins).mean() + penalty / 2 * w @ w
+        return float(loss), x.T @ slope / len(x) + penalty * w
+
+    return np.asarray(minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": STEPS}).x)
+
+
+def mean_by(values: torch.Tensor, number: torch.Tensor, n: int) -> torch.Tensor:
+    """(n,) means of values (m,) by the number (m,) of the group each belongs to."""
+    sums = torch.zeros(n, dtype=values.dtype, device=CPU).index_add_(0, number, values)
+    return sums / torch.bincount(number, minlength=n)
+
+
+def choose(found: Sequence[Probed]) -> Probed:
+    """The shallowest place that is not surely worse than the best, by one standard error of the difference between
+    prompts: what lies above it need not be run."""
+    best = min(found, key=lambda p: p.loss)
+
+    def as_good(p: Probed) -> bool:
+        difference = p.losses - best.losses
+        return float(difference.mean()) <= float(difference.std()) / len(difference) ** 0.5
+
+    return min((p for p in found if as_good(p)), key=lambda p: (p.reading.depth, p.loss))
+
+
+def choose_other(found: Sequence[Probed], taken: Reading) -> Probed:
+    """The best place that differs from `taken` in depth and pooling; in one of the two where no other is there; the
+    same where nothing is."""
+    for differs in (
+        [p for p in found if p.reading.depth != taken.depth and p.reading.pooling != taken.pooling],
+        [p for p in found if p.reading != taken],
+    ):
+        if differs:
+            return min(differs, key=lambda p: p.loss)
+    return min(found, key=lambda p: p.loss)
