@@ -41,6 +41,7 @@ _WHERE = {
     "train_reward_model": "burnish.reward.train",
     "RewardEnsemble": "burnish.reward.ensemble",
     # policy
+    "demonstrated": "burnish.policy.sft",
     "fine_tune": "burnish.policy.sft",
     "PPO": "burnish.policy.ppo",
     "AdaptiveKLController": "burnish.policy.kl_control",

@@ -40,7 +40,15 @@ class PPOConfig(Section):
     epochs: int = Field(3, ge=1)
     minibatches: int = Field(1, ge=1)
     micro_batch: int = Field(32, ge=1)  # rows per forward pass; frozen in run.yaml
+    # gae: by a value function; rloo, grpo: against the other answers to the same prompt, without one.
+    advantage: Literal["gae", "rloo", "grpo"] = "gae"
+    answers: int = Field(1, ge=1)  # to each prompt of a batch
     learning_rate: float | None = Field(None, ge=0)  # None: by mode; 0 freezes the policy
+    # Whether the policy's rate follows the KL of one update to the next, to reach the target in a third of them.
+    adaptive_rate: bool = True
+    stop_kl: float | None = Field(
+        None, gt=0
+    )  # nats a response from the sampled policy, at which inner epochs end
     value_learning_rate: float | None = Field(None, gt=0)
     # Trained layers of the value function; None, and in models not built like Llama: as many as the policy's.
     value_layers: int | None = Field(1, ge=1)
@@ -75,6 +83,15 @@ class PPOConfig(Section):
         if not (self.ensemble_weight or self.rewards):
             raise ValueError(
                 "ppo.ensemble_weight=0 leaves nothing to optimise; raise it, or name ppo.rewards"
+            )
+        if self.advantage != "gae" and self.answers < 2:
+            raise ValueError(
+                f"ppo.advantage={self.advantage} compares answers to the same prompt, but ppo.answers={self.answers}; "
+                "set it to 4"
+            )
+        if self.batch_size % self.answers:
+            raise ValueError(
+                f"ppo.answers={self.answers} must divide ppo.batch_size={self.batch_size}, which counts answers"
             )
         if self.batch_size % self.minibatches:
             fits = [m for m in range(1, self.batch_size + 1) if self.batch_size % m == 0]

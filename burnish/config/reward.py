@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from burnish.config.model import Layers
 from burnish.config.strict import Section
 
 
@@ -13,6 +14,7 @@ class RewardConfig(Section):
     # Where scores are read: after how many layers, and from which tokens; auto: where linear probes read best.
     depth: int | Literal["auto"] = "auto"
     pooling: Literal["auto", "mean", "last"] = "auto"
+    layers: Layers | None = None  # trained below that depth; None: as many as model.layers says
     members: int = Field(3, ge=1)
     aggregate: Literal["mean", "min", "uwo"] = "mean"
     uwo_lambda: float = Field(0.1, ge=0)

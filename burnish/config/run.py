@@ -4,6 +4,7 @@ from pydantic import Field
 
 from burnish.config.collect import CollectConfig
 from burnish.config.data import DataConfig
+from burnish.config.distill import DistillConfig
 from burnish.config.dpo import DPOConfig
 from burnish.config.evaluate import EvaluateConfig
 from burnish.config.guard import GuardConfig
@@ -31,5 +32,6 @@ class RunConfig(Section):
     ppo: PPOConfig = PPOConfig()
     guard: GuardConfig = GuardConfig()
     dpo: DPOConfig = DPOConfig()
+    distill: DistillConfig = DistillConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     monitor: MonitorConfig = MonitorConfig()

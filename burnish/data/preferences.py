@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ EXCERPT = 120
 
 @dataclass
 class ImportResult:
-    """What was read: `rows` in all, the usable `pairs`, and how many were `rejected` for which reason."""
+    """What was read: `rows` in all (of a ranking its pairs), the usable `pairs`, and how many were `rejected` for which
+    reason."""
 
     pairs: list[Preference]
     rows: int
@@ -51,7 +53,9 @@ def read_preferences(
 
     Formats: `prompt`/`chosen`/`rejected` as text; the same as lists of messages; `chosen`/`rejected` alone, as
     message lists or as `\\n\\nHuman: ... \\n\\nAssistant: ...` dialogues that share all but the last reply. Where
-    `chosen_ended` or `rejected_ended` is false, that answer was cut off. Pairs that do not fit are too long.
+    `chosen_ended` or `rejected_ended` is false, that answer was cut off. Rankings: `prompt`, `responses`, and `ranking`
+    in tiers of their indices, best first, ties in one tier (`[[2], [0, 3], [1]]`); `ended` says of each whether it was
+    cut off; a pair for every two answers of different tiers. Pairs that do not fit are too long.
     Rejected rows go to `rejected_to` as JSON lines {line, reason, excerpt}. Raises DataError when a column is
     missing, when the file is empty or not UTF-8, and when more than `limit` of the rows cannot be used.
     """
@@ -59,20 +63,21 @@ def read_preferences(
     notes: list[dict[str, Any]] = []
     seen: set[str] = set()
     for number, row in _rows(source, split):
-        result.rows += 1
-        try:
-            pair = _ended(_pair(row, str(source)), row)
-            key = json.dumps([pair.prompt.id, pair.chosen, pair.rejected])
-            if key in seen:
-                raise _Rejected("duplicate")
-            if fits is not None and not fits(pair):
-                raise _Rejected("too long")
-            seen.add(key)
-            result.pairs.append(pair)
-        except _Rejected as reason:
-            result.rejected[str(reason)] += 1
-            excerpt = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
-            notes.append({"line": number, "reason": str(reason), "excerpt": excerpt[:EXCERPT]})
+        for read in _readers(row, str(source)):
+            result.rows += 1
+            try:
+                pair = read()
+                key = json.dumps([pair.prompt.id, pair.chosen, pair.rejected])
+                if key in seen:
+                    raise _Rejected("duplicate")
+                if fits is not None and not fits(pair):
+                    raise _Rejected("too long")
+                seen.add(key)
+                result.pairs.append(pair)
+            except _Rejected as reason:
+                result.rejected[str(reason)] += 1
+                excerpt = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
+                notes.append({"line": number, "reason": str(reason), "excerpt": excerpt[:EXCERPT]})
         if max_pairs is not None and len(result.pairs) >= max_pairs:
             break
     if rejected_to is not None:
@@ -153,6 +158,55 @@ def _dataset(name: str, split: str) -> Iterable[Any]:
             f"{name!r} is neither a file (.jsonl, .jsonl.gz, .parquet) nor a data set that can be loaded "
             f"(split {split!r}): {first}"
         ) from error
+
+
+def _readers(row: Any, source: str) -> list[Callable[[], Preference]]:
+    """What makes a pair of a row, or raises why there is none; several for a ranking."""
+    if not (isinstance(row, dict) and "ranking" in row and "chosen" not in row):
+        return [lambda: _ended(_pair(row, source), row)]
+    if "responses" not in row:
+        _missing("responses", row, source)
+    try:
+        prompt, responses, tiers, ended = _ranking(row)
+    except _Rejected as reason:
+        told = str(reason)
+
+        def fail() -> Preference:
+            raise _Rejected(told)
+
+        return [fail]
+
+    def pair(better: int, worse: int) -> Preference:
+        found = _check(prompt, responses[better], responses[worse])
+        return replace(found, chosen_ended=ended[better], rejected_ended=ended[worse])
+
+    return [
+        partial(pair, better, worse)
+        for i, tier in enumerate(tiers)
+        for better in tier
+        for lower in tiers[i + 1 :]
+        for worse in lower
+    ]
+
+
+def _ranking(row: Mapping[str, Any]) -> tuple[Prompt, list[str], list[list[int]], list[bool]]:
+    """Prompt, responses, tiers of their indices and which of them ended."""
+    asked, responses, tiers = row.get("prompt"), row["responses"], row["ranking"]
+    if not (isinstance(responses, list) and all(isinstance(r, str) for r in responses)):
+        raise _Rejected("not text")
+    ended = row.get("ended") or [True] * len(responses)
+    if not (isinstance(ended, list) and all(isinstance(e, bool) for e in ended)):
+        raise _Rejected("ended is neither true nor false")
+    listed = isinstance(tiers, list) and all(isinstance(tier, list) for tier in tiers)
+    ranks = [i for tier in tiers for i in tier] if listed else []
+    whole = all(isinstance(i, int) for i in ranks) and set(ranks) <= set(range(len(responses)))
+    if len(ranks) != len(set(ranks)) or not whole or len(ended) != len(responses) or not ranks:
+        raise _Rejected("ranking does not fit the responses")
+    if len(tiers) < 2:
+        raise _Rejected("all tied")
+    if isinstance(asked, str):
+        return Prompt(asked), responses, tiers, ended
+    return Prompt.from_messages(_messages(asked)), responses, tiers, ended
 
 
 def _pair(row: Any, source: str) -> Preference:

@@ -104,8 +104,16 @@ def save_plain_reward_model(model: ScalarHead, folder: Path, tokenizer: Any) -> 
             (aside / "README.md").write_text(CARD, encoding="utf-8")
 
 
+def saved_reading(folder: Path) -> Reading | None:
+    """Where a saved reward model reads; None for one of an older version: the last token of the whole model."""
+    file = folder / "reading.json"
+    return Reading(**read_json(file)) if file.exists() else None
+
+
 def _save_reading(model: ScalarHead, folder: Path) -> None:
-    write_json(folder / "reading.json", asdict(Reading(model.top.base.depth, model.pooling)))
+    write_json(
+        folder / "reading.json", asdict(Reading(model.top.base.depth, model.pooling, model.top.base.layers))
+    )
 
 
 def _save(model: Any, folder: Path, tokenizer: Any) -> None:
@@ -179,9 +187,8 @@ def load_reward_model(base: Base, folder: Path, *, trainable: bool = False) -> S
     """A saved reward model, on the part of the base that it reads; what lies below its cut, or under adapters, is the
     base's own. `trainable` for a whole model only."""
     state = _read_weights(folder)
-    file = folder / "reading.json"  # older versions read the last token of the whole model, and wrote none
-    reading = Reading(**read_json(file)) if file.exists() else Reading(base.depth, "last")
-    base = base.at(reading.depth)
+    reading = saved_reading(folder) or Reading(base.depth, "last", base.layers)
+    base = base.at(reading.depth, reading.layers)
     name = HEAD
     if is_adapter(folder):
         assert not trainable

@@ -21,10 +21,11 @@ Pooling = Literal["mean", "last"]
 @dataclass(frozen=True)
 class Reading:
     """Where a score is read: after how many layers, from the mean over the response's tokens (its EOS included) or from
-    the last of them."""
+    the last of them; and which of those layers are trained (those of the whole model for None)."""
 
     depth: int
     pooling: Pooling
+    layers: str | None = None
 
 
 class ScalarHead(nn.Module):

@@ -53,7 +53,7 @@ class Base:
         self.cut = self._cut(self.layers)
         self.cuts = {self.cut} - {0}  # where sampling keeps activations
         self.whole: Base = self  # of which this is a part
-        self._parts: dict[int, Base] = {}
+        self._parts: dict[tuple[int, str], Base] = {}
         self.bottom = self.body_of(slice(0, self.cut)) if self.cut else None
         lay_out(self.lm.base_model)
 
@@ -76,32 +76,38 @@ class Base:
         """How many layers there are."""
         return int(self.lm.config.get_text_config().num_hidden_layers)
 
-    @property
-    def depths(self) -> list[int]:
+    def depths_of(self, layers: str) -> list[int]:
         """How many of the lowest layers can stand for a model of their own (`at`): any more than are trained, or none
         but all."""
-        trained = self.depth - self.cut if self.cut else 0
+        trained = int(layers.split(":")[1]) if ":" in layers else 0
         return list(range(trained + 1, self.depth + 1)) if self._can_be_cut else [self.depth]
 
-    def at(self, depth: int) -> Base:
-        """The base without its layers above `depth`, the final norm kept: as many of its layers are trained, every
-        tensor is shared, and sampling from the whole keeps the activations that it needs."""
-        if depth == self.depth:
+    def _span(self, layers: str) -> str:
+        depths = self.depths_of(layers)
+        return f"one of {depths[0]} to {depths[-1]}" if depths else "fewer trained layers"
+
+    def at(self, depth: int, layers: str | None = None) -> Base:
+        """The base without its layers above `depth`, the final norm kept: `layers` of it are trained (by default as of
+        the whole), every tensor is shared, and sampling from the whole keeps the activations that it needs."""
+        layers = self.layers if layers in (None, "auto") else layers
+        assert layers is not None
+        if (depth, layers) == (self.depth, self.layers):
             return self
-        if depth not in self.depths:
+        if depth not in self.depths_of(layers):
             raise ModelError(
                 f"a depth of {depth} layers is none a {type(self.lm).__name__} of {self.depth} layers with "
-                f"model.layers={self.layers!r} can be read at; use one of {self.depths[0]} to {self.depths[-1]}"
+                f"layers={layers!r} trained can be read at; use {self._span(layers)}"
             )
-        if depth not in self._parts:
+        if (depth, layers) not in self._parts:
             lm: Any = copy.deepcopy(self.lm, self._shared())
-            _keep_layers(lm.base_model, slice(0, depth))
-            part = Base(lm, self.layers, self.lora, checkpointing=self.checkpointing, memory=self.memory)
+            if depth < self.depth:
+                _keep_layers(lm.base_model, slice(0, depth))
+            part = Base(lm, layers, self.lora, checkpointing=self.checkpointing, memory=self.memory)
             part.dtype, part.whole = self.dtype, self.whole
             part.__dict__["_fast"] = self._fast
             self.whole.cuts |= part.cuts
-            self._parts[depth] = part
-        return self._parts[depth]
+            self._parts[depth, layers] = part
+        return self._parts[depth, layers]
 
     def _shared(self) -> dict[int, Any]:
         """For a deep copy of modules that is none of their tensors."""

@@ -65,6 +65,31 @@ def gae(
     return advantages, advantages + values
 
 
+def group_advantages(
+    rewards: torch.Tensor, response_mask: torch.Tensor, *, answers: int, scaled: bool
+) -> torch.Tensor:
+    """Advantages (B, T) without a value function, the same on every token of a response: its summed reward less that of
+    the other answers to the same prompt, `answers` of which stand in a row.
+
+    RLOO: less the mean of the others (Ahmadian et al. 2024, Eq. 8). GRPO, `scaled`: less the mean of all of them, by
+    their standard deviation (Shao et al. 2024, 4.1.2); 0 where they are all alike. Raises ValueError for fewer than
+    two answers, or rows that are no multiple of them.
+    """
+    rows = len(rewards)
+    if answers < 2 or rows % answers:
+        raise ValueError(
+            f"{rows} responses are not groups of {answers}: it takes two answers a prompt, or more"
+        )
+    totals = rewards.masked_fill(~response_mask, 0.0).sum(1).view(-1, answers)
+    above = totals - totals.mean(1, keepdim=True)
+    if scaled:
+        sd = totals.std(1, keepdim=True, unbiased=False)
+        above = torch.where(sd > 1e-6, above / sd.clamp(min=1e-6), torch.zeros_like(above))
+    else:
+        above = above * (answers / (answers - 1))
+    return above.view(-1, 1).expand_as(rewards).masked_fill(~response_mask, 0.0)
+
+
 def whiten(x: torch.Tensor, mask: torch.Tensor, *, shift_mean: bool = True) -> torch.Tensor:
     """Scale the masked entries to variance 1; their mean becomes 0, or stays when not `shift_mean`.
 

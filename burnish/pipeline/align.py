@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from burnish.checkpoints import write_json
+from burnish.config.distill import DistillConfig
 from burnish.config.dpo import DPOConfig
 from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
@@ -22,6 +23,7 @@ from burnish.models.shared_base import Top
 from burnish.monitor.hacking import WatcherMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.pipeline.data import Data
+from burnish.pipeline.distilled import run_distill
 from burnish.pipeline.guarded import Guarded, run_guarded
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
@@ -46,15 +48,20 @@ def align(
     ppo: PPOConfig,
     guard: GuardConfig,
     dpo: DPOConfig,
+    distill: DistillConfig,
     monitor: MonitorConfig,
     seed: int,
 ) -> list[str]:
-    """PPO, then DPO when it is the fallback that was needed (or asked for). Writes align.json and the models."""
+    """PPO, then DPO when it is the fallback that was needed (or asked for), best-of-n distilled when asked for. Writes
+    align.json and the models."""
     found = journal.latest_checkpoint()
     state: dict[str, Any] = found.state if found else {"phase": "ppo"}
     outcome: dict[str, Any] = state.get("outcome", {})
     if state["phase"] == "ppo":
         outcome = {"ppo": run_ppo(models, data, journal, ppo, guard, monitor, seed)}
+        journal.checkpoint(state={"phase": "dpo", "outcome": outcome})
+    if distill.when == "always" and "distill" not in outcome:
+        outcome["distill"] = run_distill(models, data, journal, distill, ppo.batch_size, seed)
         journal.checkpoint(state={"phase": "dpo", "outcome": outcome})
     given_up = outcome["ppo"]["state"] == "given_up"
     outcome["fallback"] = {
@@ -64,7 +71,7 @@ def align(
     if dpo.when == "always" or (given_up and dpo.when == "fallback"):
         outcome["dpo"] = run_dpo(models, data.parts["members"], journal, dpo, outcome, seed)
     write_json(journal.path / "align.json", outcome)
-    return ["align.json", *(name for name in ("ppo", "dpo") if name in outcome)]
+    return ["align.json", *(name for name in ("ppo", "dpo", "distill") if name in outcome)]
 
 
 def run_ppo(
@@ -142,7 +149,7 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
     return PPO(
         policy=models.new_policy(),
         reference=models.reference(),
-        value=new_value(models, ensemble, rewards, config),
+        value=new_value(models, ensemble, rewards, config) if config.advantage == "gae" else None,
         codec=models.codec,
         score=score,
         prompts=prompts,

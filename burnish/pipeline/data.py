@@ -115,18 +115,22 @@ class Data:
         """Who learns from which labelled pairs: members, watcher, validation and examiner never share a prompt, and no
         member or watcher sees a prompt that the policies are examined on. To be asked when labels are complete."""
         pairs = self._usable_pairs()
+        held_out = {p.group for p in (*self.splits.selection, *self.splits.test)}
+        free = [p for p in pairs if p.prompt.group not in held_out]
+        # Labels of held-out prompts are of no use to anybody else; only what they lack of its share comes on top.
+        lacking = self.reward.examiner_share * len(pairs) - (len(pairs) - len(free))
         shares = {
             "watcher": self.reward.watcher_share,
             "validation": self.reward.validation_share,
-            "examiner": self.reward.examiner_share if self.examiner else 0.0,
+            "examiner": max(0.0, lacking / max(1, len(free))) if self.examiner else 0.0,
         }
         shares["members"] = 1.0 - sum(shares.values())
-        held_out = {p.group for p in (*self.splits.selection, *self.splits.test)}
-        parts = split_pairs([p for p in pairs if p.prompt.group not in held_out], shares)
+        parts = split_pairs(free, shares)
         if self.examiner:
             parts["examiner"] = parts["examiner"] + [p for p in pairs if p.prompt.group in held_out]
         for role, share in shares.items():
-            if share and len(parts[role]) < MIN_PAIRS:
+            needed = share or (role == "examiner" and self.examiner)
+            if needed and len(parts[role]) < MIN_PAIRS:
                 raise DataError(
                     f"only {len(parts[role])} of {len(pairs)} labelled pairs fall to the {role} "
                     f"(reward.{role}_share), at least {MIN_PAIRS} are needed: label more pairs"

@@ -28,10 +28,12 @@ from burnish.pipeline.models import Models
 from burnish.randomness import derive_seed
 from burnish.records import Decision, Interval, Prompt, Rollout
 from burnish.rehearse.annotators import panel
+from burnish.reward.ensemble import best_of
 from burnish.reward.saved import load_ensemble
 from burnish.stats import length_controlled_win_rate
 
 PANEL_SIZE = 5
+TRAINED = ("ppo", "dpo", "distill")
 EXAMPLES = 8
 
 
@@ -99,7 +101,7 @@ def sample_all(
     """Responses of SFT, of every trained policy and of best-of-n, with the KL of each policy to SFT."""
     reference = models.reference(config.temperature)
     answers = {"sft": Answers(sample(models, reference, prompts, config, seed, "sft"))}
-    for name in ("ppo", "dpo"):
+    for name in TRAINED:
         if is_saved(path / name):
             policy = models.saved_policy(path / name)
             policy.temperature = reference.temperature
@@ -108,7 +110,8 @@ def sample_all(
     n = config.best_of_n
     if n > 1:
         rounds = [sample(models, reference, prompts, config, seed, "best_of", turn) for turn in range(n)]
-        answers[f"best_of_{n}"] = Answers(best_of(models, path / "reward", rounds))
+        ensemble = load_ensemble(models.base, path / "reward")
+        answers[f"best_of_{n}"] = Answers(best_of(ensemble, rounds, models.codec.pad_id)[0])
     return answers
 
 
@@ -150,27 +153,6 @@ def measured_kl(policy: Policy, reference: Policy, rollout: Rollout, kl_prompts:
         "kl_n": n,
         "kl_kind": "exact over the vocabulary at every token of sampled responses",
     }
-
-
-def best_of(models: Models, rewards: Path, rounds: Sequence[Rollout]) -> Rollout:
-    """The ensemble's pick among several SFT responses to each prompt: what reward alone buys, without training. The
-    first round is the reference of those scores that need one."""
-    ensemble = load_ensemble(models.base, rewards)
-    sequences = [Sequences.of(ensemble.base, rollout, models.codec.pad_id) for rollout in rounds]
-    anchor = ensemble.normalised(sequences[0])
-    picks = torch.stack([ensemble.score(s, anchor).scores for s in sequences]).argmax(0).tolist()  # (N,)
-    rows = list(enumerate(picks))
-    return Rollout(
-        prompts=rounds[0].prompts,
-        prompt_ids=rounds[0].prompt_ids,
-        response_ids=[rounds[k].response_ids[i] for i, k in rows],
-        texts=[rounds[k].texts[i] for i, k in rows],
-        ended=[rounds[k].ended[i] for i, k in rows],
-        sample_logprobs=torch.zeros(0, device=models.base.device),
-        sample_entropy=torch.zeros(0, device=models.base.device),
-        response_mask=torch.zeros(0, dtype=torch.bool, device=models.base.device),
-        features={cut: [rounds[k].features[cut][i] for i, k in rows] for cut in rounds[0].features},
-    )
 
 
 def build_examiner(

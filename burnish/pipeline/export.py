@@ -10,7 +10,12 @@ from burnish.checkpoints import atomic_folder, read_json, write_json
 from burnish.data.preferences import write_preferences
 from burnish.data.store import LabelStore
 from burnish.errors import RunError
-from burnish.models.artefacts import is_adapter, load_reward_model, save_plain_reward_model
+from burnish.models.artefacts import (
+    is_adapter,
+    load_reward_model,
+    save_plain_reward_model,
+    saved_reading,
+)
 from burnish.models.load import resolve_path
 from burnish.pipeline.order import Workplace
 from burnish.runs import RunDirectory
@@ -125,7 +130,7 @@ def export_reward(run: Path, path: Path) -> dict[str, Any]:
             shutil.copy2(source / file, folder / file)
         card = CARD.format(
             name=place.config.name,
-            each=EACH[read_json(folder / "member-0" / "reading.json")["pooling"]],
+            each=EACH[reading.pooling if (reading := saved_reading(members[0])) else "last"],
             members=len(members),
             aggregate=ensemble["aggregate"],
             **examined["accuracy"],

@@ -143,10 +143,11 @@ STAGES = (
             w.config.ppo,
             w.config.guard,
             w.config.dpo,
+            w.config.distill,
             w.config.monitor,
             w.config.seed,
         ),
-        uses=("ppo", "guard", "dpo", "monitor"),
+        uses=("ppo", "guard", "dpo", "distill", "monitor"),
         files=("reward functions",),
         code=(
             "burnish.policy",
@@ -154,9 +155,12 @@ STAGES = (
             "burnish.monitor.hacking",
             "burnish.pipeline.align",
             "burnish.pipeline.guarded",
+            "burnish.pipeline.distilled",
         ),
-        writes=Writes(records=("ppo", "dpo"), folders=("ppo", "dpo"), files=("align.json",)),
-        lower="ppo.micro_batch or dpo.micro_batch",
+        writes=Writes(
+            records=("ppo", "dpo", "distill"), folders=("ppo", "dpo", "distill"), files=("align.json",)
+        ),
+        lower="ppo.micro_batch, dpo.micro_batch or distill.micro_batch",
     ),
     Stage(
         "evaluate",

@@ -27,7 +27,7 @@ from burnish.pipeline.models import Models
 from burnish.randomness import derive_seed
 from burnish.records import Decision, Preference, Prompt, Rollout
 from burnish.reward.ensemble import RewardEnsemble, normalisation, pair_spread
-from burnish.reward.examine import examine, watcher_verdict
+from burnish.reward.examine import error_correlation, errors, examine, watcher_verdict
 from burnish.reward.probe import Probed, choose, choose_other, probe, probed_depths
 from burnish.reward.saved import save_ensemble
 from burnish.reward.train import train_reward_model
@@ -48,12 +48,17 @@ def reward(
     reference samples (as many as `ppo` has prompts for), examine with the confidence of the `examination`."""
     folder = journal.path / "reward"
     parts = data.parts
-    readings = find_readings(models, journal, config, parts["members"], folder / "readings.json", seed)
     names = [f"member-{k}" for k in range(config.members)]
     groups = [[(name, "members") for name in names]]
     groups += [[(role, role)] for role in ("watcher", "examiner") if parts[role]]
     found = journal.latest_checkpoint()
-    for group in groups[found.step if found else 0 :]:
+    done = found.step if found else 0
+    if not done:
+        find_readings(models, journal, config, parts["members"], folder / "readings.json", seed)
+        journal.checkpoint()
+    saved = read_json(folder / "readings.json")
+    readings = {role: Reading(**saved[role]) for role in ROLES}
+    for group in groups[max(0, done - 1) :]:
         reading = readings[group[0][1]]
         train_group(models, journal, config, {name: parts[role] for name, role in group}, reading, seed)
         journal.checkpoint()
@@ -86,6 +91,10 @@ def reward(
         report[role] = examine(parts["validation"], scores.cpu(), sd.cpu(), first, examination.confidence)
         if role == "watcher":
             report[role] |= watcher_verdict(report[role], report["baselines"])
+        else:
+            # Who errs where the members err cannot see what they taught the policy.
+            both = torch.stack([errors(held_out / ensemble.sd), errors(scores)], 1)
+            report[role]["error_correlation_with_members"] = error_correlation(both.cpu())
     report.setdefault("watcher", None)
     report["pairs"] = {role: len(pairs) for role, pairs in parts.items()}
     save_ensemble(ensemble, folder, raw, more)
@@ -100,31 +109,29 @@ def find_readings(
     pairs: list[Preference],
     file: Path,
     seed: int,
-) -> dict[str, Reading]:
-    """Where members, watcher and examiner read: as configured, and where that is left open as linear probes on the
-    members' pairs say; the examiner elsewhere than the members, to err elsewhere. Kept in a file."""
-    if not file.exists():
-        base = models.base
-        fixed = config.depth != "auto" and config.pooling != "auto"
-        depths = probed_depths(base) if config.depth == "auto" else [config.depth]
-        poolings: list[Pooling] = ["mean", "last"] if config.pooling == "auto" else [config.pooling]
-        base.at(depths[0])  # says so, if there is no such depth
-        found: list[Probed] = []
-        if fixed:
-            readings = dict.fromkeys(ROLES, Reading(depths[0], poolings[0]))
-        else:
-            journal.view.note(f"reward: probing {len(depths)} depths of {base.depth}")
-            encoded = EncodedPairs(base, models.codec, pairs)
-            found = probe(base, encoded, depths, poolings, derive_seed(seed, "probe"))
-            best = choose(found)
-            other = choose_other(found, best.reading)
-            readings = {"members": best.reading, "watcher": best.reading, "examiner": other.reading}
-            text = f"scores are read after {best.reading.depth} of {base.depth} layers, {best.reading.pooling} token"
-            journal.decide(0, Decision("reading", text, {"accuracy": best.accuracy, "loss": best.loss}))
-        rows = {role: asdict(reading) for role, reading in readings.items()}
-        write_json(file, {**rows, "probes": [p.as_json() for p in found]})
-    saved = read_json(file)
-    return {role: Reading(**saved[role]) for role in ROLES}
+) -> None:
+    """Where members, watcher and examiner read, in a file: as configured, and where that is left open as linear probes
+    on the members' pairs say; the examiner elsewhere than the members, to err elsewhere."""
+    base = models.base
+    layers = config.layers or base.layers
+    depths = probed_depths(base, layers) if config.depth == "auto" else [config.depth]
+    poolings: list[Pooling] = ["mean", "last"] if config.pooling == "auto" else [config.pooling]
+    base.at(depths[0], layers)  # says so, if there is no such depth
+    found: list[Probed] = []
+    if len(depths) * len(poolings) == 1:
+        readings = dict.fromkeys(ROLES, Reading(depths[0], poolings[0]))
+    else:
+        journal.view.note(f"reward: probing {len(depths)} of {base.depth} layers")
+        encoded = EncodedPairs(base, models.codec, pairs)
+        found = probe(base, encoded, depths, poolings, derive_seed(seed, "probe"))
+        best = choose(found)
+        reading, other = best.reading, choose_other(found, best.reading).reading
+        readings = {"members": reading, "watcher": reading, "examiner": other}
+        where = "mean of the response's tokens" if reading.pooling == "mean" else "last token"
+        text = f"scores are read from the {where} after {reading.depth} of {base.depth} layers"
+        journal.decide(0, Decision("reading", text, {"accuracy": best.accuracy, "loss": best.loss}))
+    rows = {role: asdict(reading) for role, reading in readings.items()}
+    write_json(file, {**rows, "probes": [p.as_json() for p in found]})
 
 
 def train_group(
@@ -136,7 +143,7 @@ def train_group(
     seed: int,
 ) -> None:
     """Train and export reward models side by side; a model's name seeds its head, bootstrap, order and dropout."""
-    base = models.base.at(reading.depth)
+    base = models.base.at(reading.depth, config.layers)
     encoded: dict[int, EncodedPairs] = {}  # members learn from the same list
     heads: dict[str, ScalarHead] = {}
     loops = []

@@ -11,7 +11,7 @@ from burnish.models.shared_base import Top
 from burnish.pipeline.data import fits
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
-from burnish.policy.sft import fine_tune
+from burnish.policy.sft import demonstrated, fine_tune
 from burnish.randomness import derive_seed
 from burnish.records import Prompt
 
@@ -34,8 +34,7 @@ def sft(models: Models, journal: Journal, config: SftConfig, seed: int) -> list[
     policy = make_policy(Top(base), codec.pad_id)
     updates = fine_tune(
         policy,
-        codec,
-        short,
+        demonstrated(base, codec, short),
         config,
         learning_rate=models.rate("sft", config.learning_rate, base),
         seed=derive_seed(seed, "sft"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -24,7 +25,7 @@ from burnish.models.logprobs import Policy, token_logprobs
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.models.steps import set_rates, take_step
-from burnish.objectives.advantages import gae, shape_rewards, whiten
+from burnish.objectives.advantages import gae, group_advantages, shape_rewards, whiten
 from burnish.objectives.kl import kl_k1, kl_k3, sequence_sum
 from burnish.objectives.losses import (
     approx_kl,
@@ -38,6 +39,9 @@ from burnish.policy.optimizer_state import load_optimizer, save_optimizer
 from burnish.randomness import generator
 from burnish.records import Prompt, Rollout, Scores, StepStats
 
+RATE_BAND = 3.0  # how far a step may be from the one that is wanted
+RATE_RANGE = 1000.0
+STEP_ROWS = 16  # responses on which the step of an update is measured
 GAP_ROWS = 4  # responses of each batch whose log-probabilities are computed again
 
 ScoreFn = Callable[[Rollout], Scores]
@@ -49,14 +53,14 @@ class Experience:
 
     rollout: Rollout
     sequences: Sequences
-    value_sequences: Sequences  # the same, the frozen layers of the value function run
+    value_sequences: Sequences | None  # the same, the frozen layers of the value function run
     scores: Scores
     old_logprobs: torch.Tensor
     ref_logprobs: torch.Tensor
-    old_values: torch.Tensor
     entropy: torch.Tensor
     advantages: torch.Tensor
-    returns: torch.Tensor
+    old_values: torch.Tensor | None  # None without a value function
+    returns: torch.Tensor | None
     kl: torch.Tensor  # (B,) k1, nats per response
     sampling_gap: float
 
@@ -71,7 +75,7 @@ class PPO:
 
     policy: Policy
     reference: Policy
-    value: ScalarHead
+    value: ScalarHead | None  # None where advantages need none
     codec: Codec
     score: ScoreFn
     prompts: Sequence[Prompt]
@@ -90,11 +94,12 @@ class PPO:
 
     def __post_init__(self) -> None:
         self.policy_parameters = self.policy.top.trained_parameters()
-        self.value_parameters = self.value.trained()
+        self.value_parameters = self.value.trained() if self.value is not None else []
+        self.first_rate = self.learning_rate
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": self.policy_parameters, "base": self.learning_rate},
-                {"params": self.value_parameters, "base": self.value_learning_rate},
+                {"params": self.policy_parameters},
+                *([{"params": self.value_parameters}] if self.value is not None else []),
             ],
             lr=self.learning_rate,
             eps=self.config.adam_eps,
@@ -112,6 +117,7 @@ class PPO:
             values = self.improve(experience)
             # 6 adapt KL
             values |= self.adapt(experience)
+            values |= self.adapt_rate(experience)
             values = finite(self.describe(experience) | values)
             self.step += 1
             self.tick += 1
@@ -140,31 +146,35 @@ class PPO:
         self.timing["sampling_seconds"] = perf_counter() - began
         sequences = Sequences.of(self.policy.top.base, rollout, self.codec.pad_id)
         memory = self.policy.top.base.memory
-        values = Sequences.of(self.value.top.base, rollout, self.codec.pad_id)
-        value_sequences = memory.fit(
-            "activations of the value function",
-            self.config.micro_batch,
-            lambda size: values.lifted(self.value.top, size),
-        )
+        value_sequences = None
+        if self.value is not None:
+            top = self.value.top
+            whole = Sequences.of(top.base, rollout, self.codec.pad_id)
+            value_sequences = memory.fit(
+                "activations of the value function", self.config.micro_batch, partial(whole.lifted, top)
+            )
         scores = self.score(rollout)
         old_logprobs, ref_logprobs, old_values = memory.fit(
             "log-probabilities and values",
             self.config.micro_batch,
             lambda size: self.before_training(rollout, sequences, value_sequences, size),
         )
-        finite(
-            {
-                "value": float(old_values.abs().max()),
-                "reference log-probability": float(ref_logprobs.abs().max()),
-            }
+        read = {"reference log-probability": ref_logprobs} | (
+            {} if old_values is None else {"value": old_values}
         )
+        finite({name: float(x.abs().max()) for name, x in read.items()})
         mask = rollout.response_mask
         unended = torch.tensor([not e for e in rollout.ended], device=scores.scores.device)
         shaped = scores.scores - self.config.missing_eos_penalty * unended
         rewards = shape_rewards(
             shaped, old_logprobs, ref_logprobs, mask, kl_coef=self.controller.coef
         )  # (B, T)
-        advantages, returns = gae(rewards, old_values, mask, gamma=self.config.gamma, lam=self.config.lam)
+        returns = None
+        if old_values is not None:
+            advantages, returns = gae(rewards, old_values, mask, gamma=self.config.gamma, lam=self.config.lam)
+        else:
+            scaled = self.config.advantage == "grpo"
+            advantages = group_advantages(rewards, mask, answers=self.config.answers, scaled=scaled)
         if self.config.whiten_advantages:
             advantages = whiten(advantages, mask)
         return Experience(
@@ -174,9 +184,9 @@ class PPO:
             scores=scores,
             old_logprobs=old_logprobs,
             ref_logprobs=ref_logprobs,
-            old_values=old_values,
             entropy=rollout.sample_entropy,
             advantages=advantages,
+            old_values=old_values,
             returns=returns,
             kl=sequence_sum(kl_k1(old_logprobs, ref_logprobs), mask),
             sampling_gap=self.sampling_gap(rollout, sequences),
@@ -184,25 +194,28 @@ class PPO:
 
     @torch.no_grad()
     def before_training(
-        self, rollout: Rollout, sequences: Sequences, value_sequences: Sequences, micro_batch: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, rollout: Rollout, sequences: Sequences, value_sequences: Sequences | None, micro_batch: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """(B, T) log-probabilities of the policy and of the reference, and values, all before the first inner epoch."""
         base = self.policy.top.base
         # Rounded products differ between decoding and training: ratios must start at 1 all the same.
         rounded = base.dtype != torch.float32 and not base.fast
         old_logprobs = rollout.sample_logprobs.clone() if rounded else rollout.sample_logprobs
-        ref_logprobs, values = torch.zeros_like(old_logprobs), torch.zeros_like(old_logprobs)
+        ref_logprobs = torch.zeros_like(old_logprobs)
+        values = None if value_sequences is None else torch.zeros_like(old_logprobs)
         for rows, batch in sequences.batches(micro_batch):
             width = batch.response_mask.shape[1]
             if rounded:
                 old_logprobs[rows, :width] = token_logprobs(self.policy, batch)
             ref_logprobs[rows, :width] = token_logprobs(self.reference, batch)
-            values[rows, :width] = self.value.values(value_sequences.batch(rows))
+            if values is not None and self.value is not None and value_sequences is not None:
+                values[rows, :width] = self.value.values(value_sequences.batch(rows))
         return old_logprobs, ref_logprobs, values
 
     def batch_of_prompts(self, step: int) -> list[Prompt]:
-        """The prompts of a step: epochs of shuffled prompts, the order of an attempt its own."""
-        n, size = len(self.prompts), self.config.batch_size
+        """The prompts of a step, each as often as it is answered: epochs of shuffled prompts, the order of an attempt
+        its own."""
+        n, size = len(self.prompts), self.config.batch_size // self.config.answers
         first = (step - 1) * size
         picked = []
         orders: dict[int, list[int]] = {}
@@ -211,16 +224,17 @@ class PPO:
             if epoch not in orders:
                 rng = generator(self.seed, "prompts", self.attempt, epoch)
                 orders[epoch] = torch.randperm(n, generator=rng, device=CPU).tolist()
-            picked.append(self.prompts[orders[epoch][position % n]])
+            picked += [self.prompts[orders[epoch][position % n]]] * self.config.answers
         return picked
 
     def improve(self, experience: Experience) -> dict[str, float]:
         """The inner epochs: clipped policy and value losses, gradient norms clipped, non-finite steps skipped."""
         size = self.config.batch_size
         rate = min(1.0, (self.step + 1) / max(1, self.config.warmup_updates))
-        set_rates(self.optimizer, self.learning_rate * rate, self.value_learning_rate * rate)
+        rates = [self.learning_rate * rate, self.value_learning_rate * rate]
+        set_rates(self.optimizer, *rates[: len(self.optimizer.param_groups)])
         totals: dict[str, list[float]] = {}
-        skipped = 0
+        skipped, tokens = 0, float(experience.rollout.response_mask.sum(1).float().mean())
         for epoch in range(self.config.epochs):
             rng = generator(self.seed, "minibatch", self.attempt, self.step, epoch)
             order = torch.randperm(size, generator=rng, device=CPU)
@@ -231,6 +245,9 @@ class PPO:
                     continue
                 for name, value in values.items():
                     totals.setdefault(name, []).append(value)
+            apart = totals.get("approx_kl", [0.0])[-1] * tokens
+            if self.config.stop_kl is not None and apart > self.config.stop_kl:
+                break
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
         means = {name: sum(v) / len(v) for name, v in totals.items()}
         return means | {"skipped": float(skipped), "learning_rate": self.learning_rate * rate}
@@ -240,21 +257,22 @@ class PPO:
         sums = self.policy.top.base.memory.fit(
             "training ppo", self.config.micro_batch, lambda size: self.gradient(experience, rows, size)
         )
-        groups = [self.policy_parameters, self.value_parameters]
+        groups = [self.policy_parameters, *([self.value_parameters] if self.value is not None else [])]
         norms = take_step(self.optimizer, groups, self.config.max_grad_norm, list(sums.values()))
-        return None if norms is None else sums | {"grad_norm": norms[0], "value_grad_norm": norms[1]}
+        names = ("grad_norm", "value_grad_norm")
+        return None if norms is None else sums | dict(zip(names, norms, strict=False))
 
     def gradient(self, experience: Experience, rows: list[int], micro_batch: int) -> dict[str, float]:
         """The gradient of both losses over `rows`, from forward passes of at most `micro_batch` of them; the losses
         and their figures."""
         tokens = int(experience.rollout.response_mask[rows].sum())
-        sums = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl"), 0.0)
+        sums: dict[str, float] = {}
         self.optimizer.zero_grad(set_to_none=True)
         for part, batch in experience.sequences.batches(micro_batch, rows):
             loss, values = self.losses(experience, part, batch, tokens)
             loss.backward()
             for name, value in values.items():
-                sums[name] += value
+                sums[name] = sums.get(name, 0.0) + value
         return sums
 
     def losses(
@@ -276,18 +294,22 @@ class PPO:
             cliprange=self.config.cliprange,
             normalizer=tokens,
         )
-        value_loss = clipped_value_loss(
-            self.value.values(experience.value_sequences.batch(rows)),
-            part(experience.old_values),
-            part(experience.returns),
-            mask,
-            cliprange_value=self.config.cliprange_value,
-            normalizer=tokens,
-        )
+        loss, figures = policy_loss, {"policy_loss": policy_loss.item()}
+        if self.value is not None:
+            assert experience.value_sequences is not None
+            assert experience.old_values is not None
+            assert experience.returns is not None
+            value_loss = clipped_value_loss(
+                self.value.values(experience.value_sequences.batch(rows)),
+                part(experience.old_values),
+                part(experience.returns),
+                mask,
+                cliprange_value=self.config.cliprange_value,
+                normalizer=tokens,
+            )
+            loss, figures["value_loss"] = loss + self.config.vf_coef * value_loss, value_loss.item()
         share = float(mask.sum()) / tokens
-        return policy_loss + self.config.vf_coef * value_loss, {
-            "policy_loss": policy_loss.item(),
-            "value_loss": value_loss.item(),
+        return loss, figures | {
             "clip_fraction": float(clipped) * share,
             "approx_kl": float(approx_kl(logprobs.detach(), part(experience.old_logprobs), mask)) * share,
         }
@@ -300,12 +322,40 @@ class PPO:
         smoothed = self.controller.smoothed
         return {"kl_coef": used} | ({"kl_smoothed": smoothed} if smoothed is not None else {})
 
+    def adapt_rate(self, experience: Experience) -> dict[str, float]:
+        """Move the policy's learning rate by the KL between this policy and the one that was sampled, in nats a
+        response: down where a step is several times what would reach the target in a third of the updates, up where it
+        is a fraction of that and the target is far. Within a factor of `RATE_RANGE` of where it began."""
+        if not (self.config.adaptive_rate and self.learning_rate):
+            return {}
+        step, wanted = self.step_kl(experience), 3 * self.config.kl.target / self.config.updates
+        far = max(self.controller.smoothed or 0.0, float(experience.kl.mean())) < self.config.kl.target / 2
+        factor = 1.0
+        if step > RATE_BAND * wanted:
+            factor = 0.5
+        elif step < wanted / RATE_BAND and far and self.step >= self.config.warmup_updates:
+            factor = 2.0 if step < wanted / RATE_BAND**3 else 1.4
+        low, high = self.first_rate / RATE_RANGE, self.first_rate * RATE_RANGE
+        self.learning_rate = min(max(self.learning_rate * factor, low), high)
+        return {"step_kl": step}
+
+    @torch.no_grad()
+    def step_kl(self, experience: Experience) -> float:
+        """KL(sampled policy || policy now) over a few responses, in nats a response: k3 of sampled tokens."""
+        rows = list(range(min(STEP_ROWS, len(experience.rollout))))
+        batch = experience.sequences.batch(rows)
+        now = token_logprobs(self.policy, batch)
+        old = experience.old_logprobs[rows, : now.shape[1]]
+        return float(sequence_sum(kl_k3(old, now), batch.response_mask).mean())
+
     def describe(self, experience: Experience) -> dict[str, float]:
         """The figures of a batch of rollouts, before it was trained on."""
         rollout, scores = experience.rollout, experience.scores
         mask = rollout.response_mask
         k3 = sequence_sum(kl_k3(experience.old_logprobs, experience.ref_logprobs), mask)
-        explained = explained_variance(experience.old_values, experience.returns, mask)
+        explained = None
+        if experience.old_values is not None and experience.returns is not None:
+            explained = explained_variance(experience.old_values, experience.returns, mask)
         values = {
             "kl": float(experience.kl.mean()),
             "kl_k3": float(k3.mean()),
@@ -340,12 +390,14 @@ class PPO:
     def save(self, folder: Path) -> None:
         """Trained weights and optimiser state as safetensors; counters and controller are in `state_dict`."""
         save_file(self.policy.top.trained_state(), folder / "policy.safetensors")
-        save_file(self.value.state(), folder / "value.safetensors")
+        if self.value is not None:
+            save_file(self.value.state(), folder / "value.safetensors")
         save_optimizer(self.optimizer, folder / "optimizer.safetensors")
 
     def load(self, folder: Path) -> None:
         self.policy.top.load_trained_state(load_file(folder / "policy.safetensors"))
-        self.value.load(load_file(folder / "value.safetensors"))
+        if self.value is not None:
+            self.value.load(load_file(folder / "value.safetensors"))
         load_optimizer(self.optimizer, folder / "optimizer.safetensors")
 
     def state_dict(self) -> dict[str, Any]:

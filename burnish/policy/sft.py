@@ -4,36 +4,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 
-from burnish.config.sft import SftConfig
 from burnish.models.batches import CPU
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
 from burnish.models.sequences import Sequences
+from burnish.models.shared_base import Base
 from burnish.models.steps import set_rates, take_step, warm_up_then_down
 from burnish.objectives.losses import response_cross_entropy
 from burnish.randomness import generator
 from burnish.records import Prompt, StepStats
 
 
+class FineTuning(Protocol):
+    """What of a configuration says how to fine-tune."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def micro_batch(self) -> int: ...
+    @property
+    def max_grad_norm(self) -> float: ...
+
+
+def demonstrated(base: Base, codec: Codec, demonstrations: Sequence[tuple[Prompt, str]]) -> Sequences:
+    """Demonstrations as sequences of a base, each with its end."""
+    return Sequences(
+        base,
+        [codec.encode_prompt(p) for p, _ in demonstrations],
+        [codec.encode_response(t, to=p) for p, t in demonstrations],
+        codec.pad_id,
+    )
+
+
 def fine_tune(
     policy: Policy,
-    codec: Codec,
-    demonstrations: Sequence[tuple[Prompt, str]],
-    config: SftConfig,
+    sequences: Sequences,
+    config: FineTuning,
     *,
     learning_rate: float,
     seed: int,
 ) -> Iterator[StepStats]:
     """Train in place, yielding one StepStats an update; prompts carry no loss, the end-of-sequence token does."""
-    sequences = Sequences(
-        policy.top.base,
-        [codec.encode_prompt(p) for p, _ in demonstrations],
-        [codec.encode_response(t, to=p) for p, t in demonstrations],
-        codec.pad_id,
-    )
     parameters = policy.top.trained_parameters()
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     per_epoch = math.ceil(len(sequences) / config.batch_size)

@@ -131,3 +131,26 @@ def pair_spread(members: torch.Tensor) -> float:
     """Mean over pairs of Var_k(r_k(a) - r_k(b)), the yardstick of `uwo`, from scores (2N, K) of pairs stacked."""
     first, second = members.chunk(2)
     return float((first - second).var(1, unbiased=False).mean())
+
+
+def best_of(ensemble: RewardEnsemble, rounds: Sequence[Rollout], pad_id: int) -> tuple[Rollout, float]:
+    """The ensemble's pick among several responses to each prompt, one of each of the `rounds`, and how far it lies
+    above their mean, in reference standard deviations. The first round is the reference of scores that need one."""
+    sequences = [Sequences.of(ensemble.base, rollout, pad_id) for rollout in rounds]
+    anchor = ensemble.normalised(sequences[0])
+    scores = torch.stack([ensemble.score(s, anchor).scores for s in sequences])  # (rounds, N)
+    gain = float((scores.amax(0) - scores.mean(0)).mean())
+    rows = list(enumerate(scores.argmax(0).tolist()))
+    nothing = torch.zeros(0, device=ensemble.base.device)
+    picked = Rollout(
+        prompts=rounds[0].prompts,
+        prompt_ids=rounds[0].prompt_ids,
+        response_ids=[rounds[k].response_ids[i] for i, k in rows],
+        texts=[rounds[k].texts[i] for i, k in rows],
+        ended=[rounds[k].ended[i] for i, k in rows],
+        sample_logprobs=nothing,
+        sample_entropy=nothing,
+        response_mask=nothing.bool(),
+        features={cut: [rounds[k].features[cut][i] for i, k in rows] for cut in rounds[0].features},
+    )
+    return picked, gain

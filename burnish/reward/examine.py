@@ -66,6 +66,13 @@ def _rate(hits: Sequence[bool], ties: int = 0) -> float:
     return (sum(hits) + ties / 2) / len(hits)
 
 
+def errors(scores: torch.Tensor) -> torch.Tensor:
+    """(N,) whether the mean over models ranks a pair the wrong way, from scores (2N, K) on one scale, all chosen, then
+    all rejected."""
+    chosen, rejected = scores.mean(1).chunk(2)
+    return chosen <= rejected
+
+
 def error_correlation(errors: torch.Tensor) -> float | None:
     """Mean pairwise correlation of error indicators (N, K) bool; None for one member or a faultless one."""
     k = errors.shape[1]

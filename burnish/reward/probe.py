@@ -19,10 +19,10 @@ from burnish.models.shared_base import Base
 from burnish.randomness import generator
 
 FOLDS = 5
-PENALTIES = (0.3, 0.03, 0.003)  # of the squared weights of standardised features
+PENALTIES = (1.0, 0.1, 0.01)  # of the squared weights of standardised features
 SHALLOW = 8  # up to so many layers each is probed, in deeper models every second one
 PROMPTS_AT_ONCE = 8
-MOST_PROMPTS = 1000
+MOST_PROMPTS = 256
 STEPS = 40  # of L-BFGS; the next penalty starts where the last one ended
 
 
@@ -46,10 +46,10 @@ class Probed:
         }
 
 
-def probed_depths(base: Base) -> list[int]:
-    """The depths that are tried, the deepest first."""
-    step = 1 if base.depth <= SHALLOW else 2
-    return [d for d in range(base.depth, 0, -step) if d in base.depths]
+def probed_depths(base: Base, layers: str) -> list[int]:
+    """The depths that are tried when these layers are trained, the deepest first."""
+    step, there = (1 if base.depth <= SHALLOW else 2), base.depths_of(layers)
+    return [d for d in range(base.depth, 0, -step) if d in there]
 
 
 def probe(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -280,3 +281,71 @@ def test_every_row_of_the_real_pairs_is_accounted_for(tmp_path: Path) -> None:
     assert len(result.pairs) > 2200
     shorter = sum(len(p.chosen) < len(p.rejected) for p in result.pairs) / len(result.pairs)
     assert 0.53 < shorter < 0.59
+
+
+RANKED: dict[str, Any] = {
+    "prompt": "Say a colour.",
+    "responses": ["blue", "green", "seven", "red, and also"],
+    "ended": [True, True, True, False],
+    "ranking": [[1], [0, 3], [2]],
+}
+
+
+def test_a_ranking_is_a_pair_for_every_two_answers_of_different_tiers(tmp_path: Path) -> None:
+    file = tmp_path / "r.jsonl"
+    file.write_text(json.dumps(RANKED) + "\n")
+    result = read_preferences(file)
+    assert [(p.chosen, p.rejected) for p in result.pairs] == [
+        ("green", "blue"),
+        ("green", "red, and also"),
+        ("green", "seven"),
+        ("blue", "seven"),
+        ("red, and also", "seven"),
+    ]
+    assert [(p.chosen_ended, p.rejected_ended) for p in result.pairs][1] == (True, False)
+    assert result.pairs[4].chosen_ended is False
+    assert {p.prompt.text for p in result.pairs} == {"Say a colour."}
+    assert result.rows == 5
+
+
+def test_a_ranking_of_messages_and_pairs_of_it_that_do_not_fit(tmp_path: Path) -> None:
+    row = {**RANKED, "prompt": [{"role": "user", "content": "Say a colour."}]}
+    del row["ended"]
+    file = tmp_path / "r.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    result = read_preferences(file, fits=lambda p: "red" not in p.chosen + p.rejected)
+    assert len(result.pairs) == 3
+    assert all(p.prompt.messages and p.chosen_ended and p.rejected_ended for p in result.pairs)
+    assert result.rejected == {"too long": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"ranking": [[1], [0, 4], [2]]}, "ranking does not fit the responses"),
+        ({"ranking": [[1], [0, 1], [2]]}, "ranking does not fit the responses"),
+        ({"ranking": [1, 0, 2]}, "ranking does not fit the responses"),
+        ({"ranking": [["a"], ["b"]]}, "ranking does not fit the responses"),
+        ({"ranking": []}, "ranking does not fit the responses"),
+        ({"ended": [True]}, "ranking does not fit the responses"),
+        ({"ended": ["yes"] * 4}, "ended is neither true nor false"),
+        ({"ranking": [[0, 1, 2, 3]]}, "all tied"),
+        ({"responses": ["a", 1, "b", "c"]}, "not text"),
+        ({"prompt": None}, "empty prompt"),
+    ],
+)
+def test_a_ranking_that_cannot_be_used_says_why(tmp_path: Path, change: dict, reason: str) -> None:
+    file = tmp_path / "r.jsonl"
+    file.write_text(json.dumps(RANKED) + "\n" + json.dumps(RANKED | change) + "\n")
+    result = read_preferences(file, rejected_to=tmp_path / "no.jsonl")
+    assert result.rejected == {reason: 1}
+    assert json.loads((tmp_path / "no.jsonl").read_text())["line"] == 2
+
+
+def test_rankings_without_responses_name_what_is_there(tmp_path: Path) -> None:
+    file = tmp_path / "r.jsonl"
+    file.write_text(json.dumps({"prompt": "x", "response": [], "ranking": []}) + "\n")
+    with pytest.raises(
+        DataError, match=r"no column 'responses'.* did you mean to name 'response' 'responses'"
+    ):
+        read_preferences(file)

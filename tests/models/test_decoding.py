@@ -186,7 +186,7 @@ def test_activations_kept_while_sampling_are_the_base_s_own() -> None:
 def test_parts_of_a_base_read_what_the_whole_keeps(name: str) -> None:
     """Several parts of one base: what sampling kept for each is what each computes, in one pass or alone."""
     base = Base(model_of({**FAST, **PLAIN}[name]), "top:1")
-    assert base.depths == [2, 3]
+    assert base.depths_of("top:1") == [2, 3]
     part = base.at(2)
     assert part is base.at(2)
     assert base.at(3) is base
@@ -224,9 +224,13 @@ def test_depths_that_a_base_cannot_be_read_at_are_named() -> None:
     base = Base(model_of(FAST["llama"]), "top:1")
     with pytest.raises(ModelError, match=r"depth of 1 layers .* use one of 2 to 3"):
         base.at(1)
-    assert Base(model_of(FAST["llama"]), "all").depths == [1, 2, 3]
+    assert base.depths_of("all") == [1, 2, 3]
+    other = base.at(3, "top:2")
+    assert (other.depth, other.cut, other.layers) == (3, 1, "top:2")
+    assert base.cuts == {1, 2}
+    assert base.at(3, "auto") is base
     gpt2 = Base(model_of(PLAIN["gpt2"]), "all")
-    assert gpt2.depths == [gpt2.depth]
+    assert gpt2.depths_of("all") == [gpt2.depth]
 
 
 @pytest.mark.parametrize("name", [*FAST, "mistral-window"])

@@ -21,7 +21,7 @@ from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top
 from burnish.policy.dpo import DPO
-from burnish.policy.sft import fine_tune, rows_gradient
+from burnish.policy.sft import demonstrated, fine_tune, rows_gradient
 from burnish.records import Preference
 from burnish.reward.train import train_reward_model
 
@@ -148,7 +148,9 @@ def test_training_that_does_not_fit_goes_on_in_smaller_parts(
         )
         policies = [make_policy(Top(base), codec.pad_id) for _ in range(2)]
         reference = make_policy(Top(base, trainable=False), codec.pad_id)
-        sft = fine_tune(policies[0], codec, texts, SftConfig(epochs=2), learning_rate=1e-3, seed=0)
+        sft = fine_tune(
+            policies[0], demonstrated(base, codec, texts), SftConfig(epochs=2), learning_rate=1e-3, seed=0
+        )
         dpo = DPO(policies[1], reference, codec, pairs, DPOConfig(batch_size=8, epochs=2), 1e-3, 0)
         return [s["loss"] for updates in (rewards, sft, dpo.updates()) for s in updates]
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from burnish.objectives.advantages import gae, shape_rewards, whiten
+from burnish.objectives.advantages import gae, group_advantages, shape_rewards, whiten
 
 NAN = float("nan")
 
@@ -205,3 +205,20 @@ def test_the_epsilon_stands_inside_the_root() -> None:
     # variance 1e-8, so 1e-4 / sqrt(1e-8 + 1e-8) = 1 / sqrt(2)
     white = whiten(x, torch.ones(1, 2, dtype=torch.bool))
     assert white[0].tolist() == pytest.approx([-math.sqrt(0.5), math.sqrt(0.5)])
+
+
+def test_group_advantages_by_hand() -> None:
+    """Two prompts, two and two answers: totals 1, 3 and 5, 5."""
+    rewards = torch.tensor([[0.5, 0.5], [3.0, 9.0], [5.0, 0.0], [2.0, 3.0]])
+    mask = torch.tensor([[True, True], [True, False], [True, True], [True, True]])
+    rloo = group_advantages(rewards, mask, answers=2, scaled=False)
+    assert rloo.tolist() == [[-2.0, -2.0], [2.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    grpo = group_advantages(rewards, mask, answers=2, scaled=True)
+    assert grpo.tolist() == [[-1.0, -1.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    three = group_advantages(
+        torch.tensor([[0.0], [3.0], [6.0]]), torch.ones(3, 1).bool(), answers=3, scaled=False
+    )
+    assert three[:, 0].tolist() == [-4.5, 0.0, 4.5]
+    for answers in (1, 3):
+        with pytest.raises(ValueError, match="two answers a prompt"):
+            group_advantages(rewards, mask, answers=answers, scaled=False)

@@ -72,6 +72,29 @@ def test_pairs_that_begin_as_a_held_out_dialogue_are_held_out(codec: Codec) -> N
         assert not {p.prompt.group for p in parts[role]} & {p.group for p in held}
 
 
+@pytest.mark.parametrize(("held_pairs", "top_up"), [(60, False), (10, True)])
+def test_the_examiner_takes_labels_of_held_out_prompts_first(
+    codec: Codec, held_pairs: int, top_up: bool
+) -> None:
+    """A fifth of 200 pairs is 40: more than that from held-out prompts, and the members keep all the rest."""
+    held = [Prompt(f"held {i}") for i in range(held_pairs)]
+    pairs = [Preference(p, "a", "b") for p in held]
+    pairs += [Preference(Prompt(f"other {i}"), "a", "b") for i in range(200 - held_pairs)]
+    models: Any = SimpleNamespace(codec=codec, config=ModelConfig(max_prompt_tokens=200))
+    nobody: Any = None
+    config = RewardConfig(examiner_share=0.2, watcher_share=0.2, validation_share=0.2)
+    data = Data(DataConfig(), LabelConfig(), config, True, models, nobody, 0)
+    data.__dict__["splits"] = PromptSplits([], held[:5], held[5:])
+    data.__dict__["store"] = SimpleNamespace(preferences=lambda: pairs)
+    parts = data.parts
+    own = len(parts["examiner"]) - held_pairs
+    assert (own > 0) == top_up
+    if top_up:
+        assert 15 <= own <= 45, "30 are lacking"
+    else:
+        assert len(parts["members"]) + len(parts["watcher"]) + len(parts["validation"]) == 140
+
+
 @pytest.mark.parametrize(("held", "ok"), [("What is 17 plus 4?", False), ("What is a plus?", True)])
 def test_the_doctor_sees_near_copies_on_two_sides(held: str, ok: bool) -> None:
     train, other = [Prompt("What is 3 plus 5?"), Prompt("Who are you?")], Prompt("Where is Rome?")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import burnish
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from burnish.config.loading import load_config
 from burnish.config.model import ModelConfig
@@ -98,8 +98,10 @@ def test_adapters_and_top_layers(tmp_path: Path, mode: str) -> None:
     # Whoever wins, the champion and what is exported are whole models.
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "r" / "champion").config.num_hidden_layers == 4
     burnish("export", str(tmp_path / "r"), str(tmp_path / "reward"), "--as", "reward")
-    reward = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward" / "member-2")
-    assert reward.config.num_hidden_layers == 4
+    reading = json.loads((tmp_path / "r" / "reward" / "readings.json").read_text())["members"]
+    kind = AutoModel if reading["pooling"] == "mean" else AutoModelForSequenceClassification
+    reward = kind.from_pretrained(tmp_path / "reward" / "member-2")
+    assert reward.config.num_hidden_layers == reading["depth"]
     assert not list(tmp_path.glob("reward/*/adapter*"))
     evaluation = json.loads((tmp_path / "r" / "evaluation.json").read_text())
     told = burnish("export", str(tmp_path / "r"), str(tmp_path / "a"), "--as", "adapter", check=False)
@@ -244,7 +246,7 @@ def test_another_architecture_goes_all_the_way_to_a_decision(
     tmp_path: Path, architecture: str, dtype: str
 ) -> None:
     """Trained for seconds: what is shown is that every stage runs it, in either precision."""
-    made = build.train(hidden=32, layers=3, steps=30, size=16, rate=3e-3, seed=0, architecture=architecture)
+    made = build.train(hidden=48, layers=3, steps=150, size=32, rate=3e-3, seed=0, architecture=architecture)
     build.save(*made, tmp_path / "model")
     run(
         tmp_path,

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import ROOT, burnish
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from burnish.config.loading import load_config
 from burnish.data.preferences import read_preferences
@@ -81,11 +81,10 @@ def test_artefacts_are_plain_models(short_run: Path) -> None:
     inputs = tokenizer("One day, Zoe had a red ball.", return_tensors="pt")
     out = policy.generate(**inputs, max_new_tokens=12, do_sample=True)
     assert out.shape[1] > inputs["input_ids"].shape[1]
-    member = AutoModelForSequenceClassification.from_pretrained(short_run / "reward" / "member-0")
-    assert member.config.num_labels == 1
+    member = AutoModel.from_pretrained(short_run / "reward" / "member-0")
     assert member.config.pad_token_id not in (None, member.config.eos_token_id)
     with torch.no_grad():
-        assert torch.isfinite(member(**inputs).logits).all()
+        assert torch.isfinite(member(**inputs).last_hidden_state).all()
     assert not [p for p in short_run.rglob("*") if p.suffix in (".bin", ".pt", ".pkl", ".pickle")]
     assert (short_run / "champion" / "README.md").read_text().count("SFT") >= 1
     assert load_file(short_run / "champion" / "model.safetensors")
@@ -99,8 +98,7 @@ def test_artefacts_are_plain_models(short_run: Path) -> None:
 
 def test_members_differ(short_run: Path) -> None:
     heads = [
-        load_file(short_run / "reward" / f"member-{k}" / "model.safetensors")["score.weight"]
-        for k in range(3)
+        load_file(short_run / "reward" / f"member-{k}" / "head.safetensors")["score.weight"] for k in range(3)
     ]
     assert not torch.allclose(heads[0], heads[1])
     assert not torch.allclose(heads[1], heads[2])
@@ -321,15 +319,15 @@ def test_exported_reward_models_give_the_runs_score_by_their_card_alone(
     place = Workplace.of(RunDirectory.open(short_run), View("x", 1.0), Trackers({}, print))
     codec, prompt = place.models.codec, place.data.splits.train[0]
     ids = [codec.encode_prompt(prompt), codec.encode_response(" She was happy.")]
-    whole = torch.tensor([ids[0] + ids[1]])
     raws = []
     for member in sorted(folder.glob("member-*")):
-        with torch.no_grad():
-            raws.append(float(AutoModelForSequenceClassification.from_pretrained(member)(whole).logits))
+        names: dict[str, Any] = {"FOLDER": str(member)}
+        exec((member / "README.md").read_text().split("```python")[1].split("```")[0], names)
+        raws.append(float(names["score"](*ids)))
     (formula,) = re.findall(r"```python\nscore = (.*)\n```", (folder / "README.md").read_text())
     score = eval(formula, {"raws": raws, "ensemble": ensemble})
     own = load_ensemble(place.models.base, short_run / "reward")
-    expected = own.normalised(Sequences(place.models.base, ids[:1], ids[1:], codec.pad_id)).mean()
+    expected = own.normalised(Sequences(own.base, ids[:1], ids[1:], codec.pad_id)).mean()
     assert score == pytest.approx(float(expected), abs=1e-3)
 
 

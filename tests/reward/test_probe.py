@@ -86,7 +86,9 @@ def test_labels_planted_at_a_layer_are_found_there(
     if not engine:
         base.__dict__["_fast"] = False
     pairs = planted(base, codec, prompts, depth, "mean")
-    found = probe(base, EncodedPairs(base, codec, pairs), probed_depths(base), ["mean", "last"], 0)
+    found = probe(
+        base, EncodedPairs(base, codec, pairs), probed_depths(base, base.layers), ["mean", "last"], 0
+    )
     best = min(found, key=lambda p: p.loss)
     assert abs(best.reading.depth - depth) <= 2
     assert best.reading.pooling == "mean"
@@ -106,7 +108,9 @@ def test_shuffled_labels_are_no_better_than_chance_anywhere(codec: Codec, prompt
         p if rng.random() < 0.5 else Preference(p.prompt, p.rejected, p.chosen)
         for p in planted(base, codec, prompts, 6, "mean")
     ]
-    found = probe(base, EncodedPairs(base, codec, pairs), probed_depths(base), ["mean", "last"], 0)
+    found = probe(
+        base, EncodedPairs(base, codec, pairs), probed_depths(base, base.layers), ["mean", "last"], 0
+    )
     assert all(p.loss > 0.67 for p in found), "no fold was fitted to what it is held against"
     assert all(0.35 < p.accuracy < 0.65 for p in found)
 
@@ -161,7 +165,11 @@ def test_a_model_that_reads_below_the_top_comes_back_the_same(
     assert losses[-1] < losses[0]
     raw = raw_scores(model, pairs.sequences)
     save_reward_model(model, tmp_path, codec.tokenizer)
-    assert json.loads((tmp_path / "reading.json").read_text()) == {"depth": 5, "pooling": pooling}
+    assert json.loads((tmp_path / "reading.json").read_text()) == {
+        "depth": 5,
+        "pooling": pooling,
+        "layers": layers,
+    }
     again = load_reward_model(base, tmp_path)
     assert again.top.base is part
     assert torch.allclose(raw_scores(again, pairs.sequences), raw, atol=1e-5)

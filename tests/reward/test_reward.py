@@ -23,7 +23,7 @@ from burnish.parallel import side_by_side
 from burnish.policy.dpo import DPO
 from burnish.records import Preference, Prompt, StepStats
 from burnish.reward.ensemble import RewardEnsemble, aggregate, normalisation, pair_spread
-from burnish.reward.examine import error_correlation, examine, watcher_verdict
+from burnish.reward.examine import error_correlation, errors, examine, watcher_verdict
 from burnish.reward.saved import load_reference, save_ensemble
 from burnish.reward.train import pair_order, pairs_gradient, train_reward_model
 
@@ -280,3 +280,11 @@ def test_what_an_older_version_left_is_no_riddle(tmp_path: Path) -> None:
     (tmp_path / "new" / "reference.safetensors").unlink()
     with pytest.raises(RunError, match="--redo"):
         load_reference(ensemble, tmp_path / "new")
+
+
+def test_errors_of_the_mean_over_models() -> None:
+    scores = torch.tensor(
+        [[2.0, -1.0], [0.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
+    )  # chosen, chosen, rejected, rejected
+    assert errors(scores).tolist() == [True, True]
+    assert errors(scores[:, :1]).tolist() == [False, True]
