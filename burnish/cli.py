@@ -18,6 +18,8 @@ from burnish.errors import EXIT_CODES, BurnishError, ConfigError
 
 EXIT_CHAMPION_IS_SFT = 10
 """The run finished, but nothing beat SFT: a code of its own."""
+EXIT_NOTHING_ALIGNED = 11
+"""The gate stopped PPO, and nothing else was asked for."""
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
@@ -79,10 +81,13 @@ def run(
     sets: SetOption = [],  # noqa: B006
     directory: DirOption = None,
     redo: RedoOption = False,
+    force: Annotated[
+        bool, typer.Option(help="Try PPO though the gate says stop (ppo.gate: ignored).")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Carry out a run, or continue one that was stopped. A finished run is left as it is."""
-    _run(config, sets, directory, until, redo, as_json)
+    _run(config, [*sets, *(["ppo.gate=ignored"] if force else [])], directory, until, redo, as_json)
 
 
 def _run(
@@ -111,7 +116,9 @@ def _run(
     else:
         print(_summary_text(summary, done.path))
     if summary["champion"] == "sft":
-        raise typer.Exit(EXIT_CHAMPION_IS_SFT)
+        trained = {"ppo", "dpo", "distill"} & summary["evaluation"].keys()
+        nothing = summary["ppo"]["state"] == "stopped" and not trained
+        raise typer.Exit(EXIT_NOTHING_ALIGNED if nothing else EXIT_CHAMPION_IS_SFT)
 
 
 def _prepare_environment() -> None:

@@ -10,6 +10,7 @@ EXIT_CODES = {
     6: "model",
     7: "training",
     10: "finished, but nothing beat SFT",
+    11: "finished, but nothing was aligned: the gate stopped PPO",
     130: "interrupted (the run can be continued)",
 }
 """What the command line ends with: every code, said once."""

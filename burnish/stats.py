@@ -149,6 +149,16 @@ def mean_and_se(values: Sequence[float]) -> tuple[float, float]:
     return float(x.mean()), float(x.std(ddof=1) / math.sqrt(len(x)))
 
 
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean of independent values with Student's interval. Raises ValueError for fewer than two."""
+    mean, se = mean_and_se(values)
+    n = len(values)
+    from scipy.stats import t  # loads in half a second: not for those who only read a report
+
+    half = float(t.ppf(0.5 + confidence / 2, n - 1)) * se
+    return Interval(mean, mean - half, mean + half, n)
+
+
 def length_controlled_win_rate(
     outcomes: Sequence[float],
     length_deltas: Sequence[float],

@@ -15,6 +15,7 @@ from burnish.stats import (
     clustered_proportion,
     length_controlled_win_rate,
     mean_and_se,
+    mean_interval,
     paired_win_rate,
     pearson,
     sample_size,
@@ -363,3 +364,13 @@ def test_length_control_refuses_nonsense() -> None:
         length_controlled_win_rate([0, 1], [1, 2], clusters=[0], seed=0)
     with pytest.raises(ValueError, match=r"outcomes\[0\]=2.0"):
         length_controlled_win_rate([2, 1], [1, 2], clusters=[0, 1], seed=0)
+
+
+def test_mean_interval_is_students() -> None:
+    found = mean_interval([1.0, 2.0, 3.0, 4.0])
+    assert found.value == 2.5
+    # t(0.975, 3) = 3.182, se = 1.291 / 2
+    assert (found.ci_low, found.ci_high) == pytest.approx((2.5 - 2.054, 2.5 + 2.054), abs=1e-3)
+    assert found.n == 4
+    with pytest.raises(ValueError, match="1 value"):
+        mean_interval([1.0])

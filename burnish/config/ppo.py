@@ -35,6 +35,8 @@ class FunctionReward(Section):
 class PPOConfig(Section):
     """Proximal policy optimisation."""
 
+    # Whether PPO is tried when the reward is no better than a trivial rule: not, or all the same (`run --force`).
+    gate: Literal["obeyed", "ignored"] = "obeyed"
     updates: int = Field(36, ge=0)
     batch_size: int = Field(64, ge=2)
     epochs: int = Field(3, ge=1)

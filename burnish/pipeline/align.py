@@ -24,6 +24,7 @@ from burnish.monitor.hacking import WatcherMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.pipeline.data import Data
 from burnish.pipeline.distilled import run_distill
+from burnish.pipeline.gated import barely_moved, pass_gate
 from burnish.pipeline.guarded import Guarded, run_guarded
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
@@ -63,7 +64,7 @@ def align(
     if distill.when == "always" and "distill" not in outcome:
         outcome["distill"] = run_distill(models, data, journal, distill, ppo.batch_size, seed)
         journal.checkpoint(state={"phase": "dpo", "outcome": outcome})
-    given_up = outcome["ppo"]["state"] == "given_up"
+    given_up = outcome["ppo"]["state"] in ("given_up", "stopped")
     outcome["fallback"] = {
         "triggered": given_up and dpo.when != "never",
         "reason": outcome["ppo"]["reason"] if given_up else None,
@@ -86,12 +87,16 @@ def run_ppo(
     """PPO to its last update or until the guard gives it up; returns what align.json says of it."""
     if not config.updates:
         return {"state": "off", "reason": "ppo.updates is 0", "rollbacks": 0}
-    ppo = build_ppo(models, data, journal.path / "reward", config, seed)
     watch = load_watcher(models, journal.path / "reward")
+    found = journal.latest_checkpoint()
+    if not found and config.ensemble_weight:
+        stopped = pass_gate(models, data, journal, config, watch, seed)
+        if stopped:
+            return {"state": "stopped", "reason": stopped, "rollbacks": 0}
+    ppo = build_ppo(models, data, journal.path / "reward", config, seed)
     armed = watch is not None and watch.armed
     health, watcher = HealthMonitor(monitor, config.kl.target), WatcherMonitor(armed)
     guarded = Guarded(ppo, health, watcher, watch, guard, journal)
-    found = journal.latest_checkpoint()
     if found:
         guarded.restore(found.folder, found.state)
     else:
@@ -112,6 +117,9 @@ def run_ppo(
         save_policy(ppo.policy.top, journal.path / "ppo", models.codec.tokenizer)
         done = f"{ppo.step} updates kept, {guarded.guard.rollbacks} roll-backs"
         journal.decide(ppo.step, Decision("finish", f"PPO finished: {done}", {"tick": ppo.tick}))
+        told = barely_moved(journal.run.read_rows("metrics/ppo.jsonl"), ppo.attempt, config)
+        if told is not None:
+            journal.decide(ppo.step, told)
     return {
         "state": state,
         "reason": reason,

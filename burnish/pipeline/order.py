@@ -156,6 +156,7 @@ STAGES = (
             "burnish.pipeline.align",
             "burnish.pipeline.guarded",
             "burnish.pipeline.distilled",
+            "burnish.pipeline.gated",
         ),
         writes=Writes(
             records=("ppo", "dpo", "distill"), folders=("ppo", "dpo", "distill"), files=("align.json",)

@@ -24,7 +24,7 @@ from burnish.models.shared_base import Base, Top
 from burnish.pipeline.export import export_adapter
 from burnish.pipeline.order import Workplace
 from burnish.pipeline.report import export_champion
-from burnish.records import Preference, Prompt
+from burnish.records import Preference, Prompt, content_id
 from burnish.rehearse import build
 from burnish.rehearse.grammar import prompts
 from burnish.runs import RunDirectory
@@ -36,6 +36,7 @@ SMALL = [
     "ppo.batch_size=8",
     "ppo.epochs=1",
     "ppo.checkpoint_every=2",
+    "ppo.gate=ignored",  # with so few labels
     "dpo.when=never",
     "evaluate.n_selection=8",
     "evaluate.n_test=8",
@@ -280,3 +281,61 @@ def test_the_embedded_model_in_bfloat16_goes_all_the_way(tmp_path: Path) -> None
     assert rows[0]["kl"] == 0
     assert 0 < rows[0]["sampling_gap"] < 0.2, "decoding rounds otherwise than training, a little"
     assert all(row["skipped"] == 0 for row in rows)
+
+
+def test_a_reward_of_shuffled_labels_is_stopped_at_the_gate_and_forced_on_request(
+    tmp_path: Path, pairs: Path
+) -> None:
+    """Which of two answers is called the better is drawn: no PPO, and nothing else was asked for."""
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    for i, r in enumerate(rows):
+        if content_id("coin", str(i))[0] < "8":
+            r["chosen"], r["rejected"] = r["rejected"], r["chosen"]
+    pairs.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    more = [
+        "label.source=imported",
+        f"label.preferences={pairs}",
+        "data.prompts=preferences",
+        "evaluate.examiner=reward_model",
+        "ppo.gate=obeyed",
+    ]
+    stopped = run(tmp_path, *more, check=False)
+    assert stopped.returncode == 11, stopped.stderr
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert (summary["ppo"]["state"], summary["champion"]) == ("stopped", "sft")
+    assert not (tmp_path / "r" / "ppo").exists()
+    assert "knows nothing that a trivial rule does not" in stopped.stderr + stopped.stdout
+    assert "stopped" in (tmp_path / "r" / "report.html").read_text()
+    args = [a for s in (*SMALL, *more[:-1]) for a in ("--set", s)]
+    burnish("run", "--dir", str(tmp_path / "r"), *args, "--force", "--redo")
+    events = RunDirectory.open(tmp_path / "r").read_rows("events.jsonl")
+    assert [e["action"] for e in events if e["kind"] == "decision"].count("gate_stop") == 1
+    assert any("tried all the same" in e.get("reason", "") for e in events)
+    assert (tmp_path / "r" / "ppo").exists()
+
+
+def test_best_of_n_distilled_and_answers_compared_are_candidates_too(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        "collect.n_pairs=256",
+        "data.n_prompts=300",
+        "ppo.advantage=rloo",
+        "ppo.answers=4",
+        "distill.when=always",
+        "distill.prompts=32",
+        "distill.n=3",
+        "distill.learning_rate=1e-3",
+        "reward.layers=top:1",
+    )
+    evaluation = json.loads((tmp_path / "r" / "evaluation.json").read_text())
+    assert {"sft", "ppo", "distill"} <= evaluation["policies"].keys()
+    assert evaluation["policies"]["distill"]["kl"] > 0
+    outcome = json.loads((tmp_path / "r" / "align.json").read_text())["distill"]
+    assert outcome["prompts"] == 32
+    assert outcome["score_gain"] > 0.2
+    rows = RunDirectory.open(tmp_path / "r").read_rows("metrics/distill.jsonl")
+    assert len(rows) == outcome["updates"] == 4
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "r" / "distill").config.num_hidden_layers == 4
+    first = RunDirectory.open(tmp_path / "r").read_rows("metrics/ppo.jsonl")[0]
+    assert "explained_variance" not in first
+    assert "distill" in (tmp_path / "r" / "report.html").read_text()

@@ -1,0 +1,94 @@
+"""Before PPO the gate, after it a plain word where nothing came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from burnish.checkpoints import read_json
+from burnish.config.ppo import PPOConfig
+from burnish.models.sampling import sample_rollout
+from burnish.pipeline.data import Data
+from burnish.pipeline.journal import Journal
+from burnish.pipeline.models import Models
+from burnish.records import Decision, Interval
+from burnish.reward.ensemble import RewardEnsemble, best_of
+from burnish.reward.gate import gate
+from burnish.reward.saved import SavedWatcher, load_ensemble
+from burnish.stats import mean_interval
+
+GATE_PROMPTS = 64
+GATE_ANSWERS = 4
+
+
+def pass_gate(
+    models: Models, data: Data, journal: Journal, config: PPOConfig, watch: SavedWatcher | None, seed: int
+) -> str | None:
+    """Decide on record whether PPO is worth trying; why not, or None."""
+    examined = read_json(journal.path / "reward" / "examination.json")
+    lift = None
+    if watch is not None and watch.armed:
+        ensemble = load_ensemble(models.base, journal.path / "reward")
+        lift = watchers_lift(models, data, ensemble, watch, config.batch_size, seed)
+    pairs = sum(examined["pairs"].values())
+    outcome, decision = gate(examined["accuracy"], examined["baselines"], pairs, lift)
+    ignored = outcome == "stop" and config.gate == "ignored"
+    if ignored:
+        decision = replace(
+            decision, reason=f"{decision.reason}; PPO is tried all the same (ppo.gate: ignored)"
+        )
+    journal.decide(0, decision)
+    return decision.reason if outcome == "stop" and not ignored else None
+
+
+def watchers_lift(
+    models: Models, data: Data, ensemble: RewardEnsemble, watch: SavedWatcher, batch_size: int, seed: int
+) -> Interval:
+    """How far the watcher's score of the ensemble's pick among several SFT answers lies above their mean, by prompts
+    that the members did not learn from."""
+    learned = {p.prompt.group for role in ("members", "watcher") for p in data.parts[role]}
+    fresh = [p for p in data.splits.train if p.group not in learned][:GATE_PROMPTS]
+    prompts = fresh if len(fresh) >= GATE_PROMPTS // 4 else data.splits.train[:GATE_PROMPTS]
+    rounds = [
+        sample_rollout(
+            models.reference(),
+            models.codec,
+            prompts,
+            max_tokens=models.config.max_response_tokens,
+            batch_size=max(batch_size, GATE_PROMPTS),
+            seed=seed,
+            where=("gate", turn),
+        )
+        for turn in range(GATE_ANSWERS)
+    ]
+    picked, _ = best_of(ensemble, rounds, models.codec.pad_id)
+    usual = torch.stack([watch.scores(r, models.codec.pad_id) for r in rounds]).mean(0)
+    return mean_interval((watch.scores(picked, models.codec.pad_id) - usual).tolist())
+
+
+def barely_moved(rows: Sequence[Mapping[str, Any]], attempt: int, config: PPOConfig) -> Decision | None:
+    """What to tell of a PPO that ended a long way from its KL target, or whose score did not rise."""
+    rows = [row for row in rows if row["attempt"] == attempt]
+    few = max(1, min(5, len(rows) // 3))
+    first, last = ([row for row in part if "score" in row] for part in (rows[:few], rows[-few:]))
+    if not (first and last and len(rows) >= 3):
+        return None
+    kl = sum(row["kl"] for row in last) / len(last)
+    rise = sum(r["score"] for r in last) / len(last) - sum(r["score"] for r in first) / len(first)
+    evidence = {"kl": kl, "score_rise": rise, "kl_target": config.kl.target}
+    if kl < config.kl.target / 10:
+        text = (
+            f"PPO hardly moved: {kl:.2f} nats of a target of {config.kl.target:g}. Its steps are too small or too few: "
+            "raise ppo.learning_rate or ppo.updates, or leave ppo.adaptive_rate on"
+        )
+        return Decision("hardly_moved", text, evidence)
+    if rise <= 0:
+        text = (
+            f"PPO moved {kl:.2f} nats and its score did not rise ({rise:+.2f}): what it learned from is noise. Take "
+            "more answers an update (ppo.batch_size, ppo.answers), or a smaller ppo.kl.target"
+        )
+        return Decision("score_did_not_rise", text, evidence)
+    return None

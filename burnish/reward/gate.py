@@ -1,0 +1,65 @@
+"""The gate before PPO: is the reward worth optimising? Held-out accuracy against trivial rules, and whether the answers
+it likes best are better to a judge it has never met."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from burnish.records import Decision, Interval
+
+Outcome = Literal["go", "warn", "stop", "too few"]
+
+
+def gate(
+    accuracy: Mapping[str, Any],
+    baselines: Mapping[str, float],
+    pairs: int,
+    lift: Interval | None,
+) -> tuple[Outcome, Decision]:
+    """What held-out `accuracy` (value, ci_low, n by prompt) says against the best of the trivial rules and chance, and
+    `lift`: how far the watcher's score of best-of-n lies above that of SFT, in reference standard deviations (None
+    where the watcher knows too little to be asked). `pairs` were labelled in all.
+
+    stop: no better than a trivial rule, or the watcher surely likes the picks less. too few: better, not surely so, or
+    nobody there to ask; PPO goes on, marked. warn: the watcher does not surely like the picks. go otherwise.
+    """
+    name, best = max([*baselines.items(), ("chance", 0.5)], key=lambda item: item[1])
+    value, low, n = accuracy["value"], accuracy["ci_low"], accuracy["n"]
+    evidence: dict[str, Any] = {
+        "accuracy": value,
+        "ci_low": low,
+        "n": n,
+        "baseline": name,
+        "baseline_accuracy": best,
+        "lift": lift.value if lift else None,
+        "lift_low": lift.ci_low if lift else None,
+        "lift_high": lift.ci_high if lift else None,
+    }
+
+    def told(outcome: Outcome, why: str) -> tuple[Outcome, Decision]:
+        return outcome, Decision(f"gate_{outcome.replace(' ', '_')}", f"gate: {outcome}: {why}", evidence)
+
+    rule = f"'{name}'" if name == "chance" else f"'{name} wins'"
+    text = f"held-out accuracy {value:.3f} (lower bound {low:.3f}, {n} prompts) against {rule} at {best:.3f}"
+    if value <= best:
+        return told("stop", f"{text}: the reward knows nothing that a trivial rule does not")
+    if lift is not None and lift.ci_high < 0:
+        return told(
+            "stop", f"the answers that the reward likes best are worse to the watcher ({_span(lift)})"
+        )
+    if low <= best:
+        # The half width shrinks with the root of the number of prompts.
+        wanted = math.ceil(pairs * ((value - low) / (value - best)) ** 2)
+        evidence["pairs_wanted"] = wanted
+        return told("too few", f"{text}; if it stays there, about {wanted} labelled pairs would settle it")
+    if lift is None:
+        return told("too few", f"{text}; no watcher that knows enough to judge what the reward likes best")
+    if lift.ci_low <= 0:
+        return told("warn", f"{text}; to the watcher its favourites are not surely better ({_span(lift)})")
+    return told("go", f"{text}; its favourites are better to the watcher too ({_span(lift)})")
+
+
+def _span(lift: Interval) -> str:
+    return f"{lift.value:+.2f} [{lift.ci_low:+.2f}, {lift.ci_high:+.2f}] sd on {lift.n} prompts"
