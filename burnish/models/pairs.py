@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -37,6 +38,13 @@ class EncodedPairs:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def only(self, index: Sequence[int]) -> EncodedPairs:
+        """The pairs in `index` alone, on the same sequences."""
+        part = copy.copy(self)
+        for name in ("pairs", "groups", "chosen", "rejected"):
+            setattr(part, name, [getattr(self, name)[i] for i in index])
+        return part
 
     def sides(self, read: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What was read of every answer (M, ...), for the chosen and for the rejected (N, ...)."""

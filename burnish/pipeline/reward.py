@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from burnish.checkpoints import read_json, write_json
 from burnish.config.evaluate import EvaluateConfig
+from burnish.config.model import TINY_MODEL
 from burnish.config.ppo import PPOConfig
 from burnish.config.reward import RewardConfig
 from burnish.models.artefacts import load_reward_model, save_reward_model
@@ -30,8 +31,10 @@ from burnish.reward.ensemble import RewardEnsemble, normalisation, pair_spread
 from burnish.reward.examine import error_correlation, errors, examine, watcher_verdict
 from burnish.reward.probe import Probed, choose, choose_other, probe, probed_depths
 from burnish.reward.saved import save_ensemble
+from burnish.reward.sweep import find_rate
 from burnish.reward.train import train_reward_model
 
+RATE_FACTORS = (1, 4, 16, 64)  # of the rule of thumb
 ROLES = ("members", "watcher", "examiner")
 
 
@@ -54,13 +57,16 @@ def reward(
     found = journal.latest_checkpoint()
     done = found.step if found else 0
     if not done:
-        find_readings(models, journal, config, parts["members"], folder / "readings.json", seed)
+        found_readings = find_readings(models, journal, config, parts["members"], seed)
+        rates = find_rates(models, journal, config, parts["members"], found_readings["members"], seed)
+        write_json(folder / "readings.json", {**found_readings, **rates})
         journal.checkpoint()
     saved = read_json(folder / "readings.json")
     readings = {role: Reading(**saved[role]) for role in ROLES}
+    rate = saved["learning_rate"]
     for group in groups[max(0, done - 1) :]:
         reading = readings[group[0][1]]
-        train_group(models, journal, config, {name: parts[role] for name, role in group}, reading, seed)
+        train_group(models, journal, config, {name: parts[role] for name, role in group}, reading, rate, seed)
         journal.checkpoint()
     prompts = reference_prompts(data, config, ppo)
     rollout = sample_reference(models, prompts, examination.batch_size, seed, "reference")
@@ -107,10 +113,9 @@ def find_readings(
     journal: Journal,
     config: RewardConfig,
     pairs: list[Preference],
-    file: Path,
     seed: int,
-) -> None:
-    """Where members, watcher and examiner read, in a file: as configured, and where that is left open as linear probes
+) -> dict[str, Any]:
+    """Where members, watcher and examiner read: as configured, and where that is left open as linear probes
     on the members' pairs say; the examiner elsewhere than the members, to err elsewhere."""
     base = models.base
     layers = config.layers or base.layers
@@ -131,7 +136,33 @@ def find_readings(
         text = f"scores are read from the {where} after {reading.depth} of {base.depth} layers"
         journal.decide(0, Decision("reading", text, {"accuracy": best.accuracy, "loss": best.loss}))
     rows = {role: asdict(reading) for role, reading in readings.items()}
-    write_json(file, {**rows, "probes": [p.as_json() for p in found]})
+    return {**rows, "probes": [p.as_json() for p in found]}
+
+
+def find_rates(
+    models: Models,
+    journal: Journal,
+    config: RewardConfig,
+    pairs: list[Preference],
+    reading: dict[str, Any],
+    seed: int,
+) -> dict[str, Any]:
+    """The learning rate of all reward models: as configured, known for the embedded model, found by short trials for
+    any other."""
+    default = models.rate("reward", config.learning_rate)
+    if config.learning_rate is not None or models.config.path == TINY_MODEL:
+        return {"learning_rate": default, "rates": []}
+    place = Reading(**reading)
+    base = models.base.at(place.depth, config.layers)
+    rates = [default * factor for factor in RATE_FACTORS]
+    journal.view.note(f"reward: trying {len(rates)} learning rates")
+    encoded = EncodedPairs(base, models.codec, pairs)
+    trials = find_rate(base, encoded, config, place.pooling, rates, derive_seed(seed, "sweep"))
+    best = trials[0]
+    text = f"reward models learn at {best.rate:g}, the best of {len(trials)} in short trials"
+    rows = [{"rate": t.rate, "loss": t.loss if math.isfinite(t.loss) else None} for t in trials]
+    journal.decide(0, Decision("learning_rate", text, {"trials": rows}))
+    return {"learning_rate": best.rate, "rates": rows}
 
 
 def train_group(
@@ -140,6 +171,7 @@ def train_group(
     config: RewardConfig,
     jobs: dict[str, list[Preference]],
     reading: Reading,
+    learning_rate: float,
     seed: int,
 ) -> None:
     """Train and export reward models side by side; a model's name seeds its head, bootstrap, order and dropout."""
@@ -160,7 +192,7 @@ def train_group(
                 heads[name],
                 encoded[id(pairs)],
                 config,
-                learning_rate=models.rate("reward", config.learning_rate),
+                learning_rate=learning_rate,
                 seed=derive_seed(seed, "reward"),
                 member=name,
             )

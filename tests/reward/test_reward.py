@@ -25,6 +25,7 @@ from burnish.records import Preference, Prompt, StepStats
 from burnish.reward.ensemble import RewardEnsemble, aggregate, normalisation, pair_spread
 from burnish.reward.examine import error_correlation, errors, examine, watcher_verdict
 from burnish.reward.saved import load_reference, save_ensemble
+from burnish.reward.sweep import find_rate
 from burnish.reward.train import pair_order, pairs_gradient, train_reward_model
 
 MEMBERS = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 3.0]])
@@ -288,3 +289,28 @@ def test_errors_of_the_mean_over_models() -> None:
     )  # chosen, chosen, rejected, rejected
     assert errors(scores).tolist() == [True, True]
     assert errors(scores[:, :1]).tolist() == [False, True]
+
+
+def test_a_rate_is_found_by_what_it_comes_to_on_pairs_it_has_not_seen(
+    base: Base, codec: Codec, prompts: list[Prompt]
+) -> None:
+    """Far too small learns nothing in a trial, far too large breaks the model."""
+    glad, sad = [" She was happy and sang.", " They were glad."], [" He wept.", " It was sad and cold."]
+    pairs = [Preference(p, glad[i % 2], sad[(i + k) % 2]) for i, p in enumerate(prompts) for k in range(2)]
+    encoded = EncodedPairs(base.at(base.depth, "top:2"), codec, pairs)
+    found = find_rate(base.at(base.depth, "top:2"), encoded, RewardConfig(), "mean", [1e-7, 2e-3, 30.0], 0)
+    assert found[0].rate == 2e-3
+    assert found[0].loss < 0.5
+    losses = {t.rate: t.loss for t in found}
+    assert losses[1e-7] > 0.6
+    assert losses[30.0] > losses[2e-3] + 0.1
+
+
+def test_part_of_the_pairs_keeps_their_sequences(base: Base, codec: Codec, prompts: list[Prompt]) -> None:
+    pairs = EncodedPairs(base, codec, pairs_of(prompts, 4))
+    part = pairs.only([3, 1])
+    assert part.sequences is pairs.sequences
+    assert [p.prompt for p in part.pairs] == [prompts[3], prompts[1]]
+    assert len(pairs) == 4
+    scores = torch.arange(len(pairs.sequences)).float()
+    assert part.sides(scores)[0].tolist() == [pairs.chosen[3], pairs.chosen[1]]
