@@ -69,6 +69,26 @@ def rollback_marks(rows: Sequence[Row]) -> list[Figure]:
     ]
 
 
+def probe_chart(readings: Mapping[str, Any]) -> Figure:
+    """Accuracy of linear probes by depth, of the tokens' mean and of the last one; where members and examiner read."""
+    traces = []
+    for colour, pooling in enumerate(("mean", "last")):
+        rows = sorted((p["depth"], p["accuracy"]) for p in readings["probes"] if p["pooling"] == pooling)
+        if rows:
+            x, y = zip(*rows, strict=True)
+            traces.append(
+                {**line(x, y, f"{pooling} token" if pooling == "last" else "mean of tokens", colour)}
+            )
+    found = {(p["depth"], p["pooling"]): p["accuracy"] for p in readings["probes"]}
+    for colour, role in enumerate(("members", "examiner"), 2):
+        place = (readings[role]["depth"], readings[role]["pooling"])
+        if place in found:
+            mark = {"size": 12, "color": COLOURS[colour], "symbol": "diamond"}
+            point = {"type": "scatter", "mode": "markers", "x": [place[0]], "y": [found[place]]}
+            traces.append({**point, "name": f"{role} read here", "marker": mark})
+    return figure(traces, "held-out accuracy", "layers below")
+
+
 def ppo_charts(rows: Sequence[Row], kl_target: float) -> list[tuple[str, str, Figure]]:
     """(title, what it tells, figure) for every curve of a PPO run."""
     if not rows:
@@ -151,7 +171,7 @@ def ppo_charts(rows: Sequence[Row], kl_target: float) -> list[tuple[str, str, Fi
             figure([line(x, column(rows, "grad_norm"), "policy")], "norm", shapes=marks),
         ),
     ]
-    return found
+    return [chart for chart in found if any(v is not None for t in chart[2]["data"] for v in t["y"])]
 
 
 def dpo_charts(rows: Sequence[Row]) -> list[tuple[str, str, Figure]]:

@@ -17,6 +17,7 @@ from burnish.report.charts import (
     dpo_charts,
     interval_chart,
     ppo_charts,
+    probe_chart,
 )
 from burnish.report.summary import build_summary, read
 from burnish.runs import RunDirectory
@@ -43,7 +44,7 @@ def render_report(run_path: Path, *, completing: str | None = None) -> Path:
         evaluation=evaluation,
         win_rates=charts.add("Win rate against SFT", "", win_rate_chart(evaluation)) if evaluation else None,
         examination=examination,
-        reward_charts=charts.many(reward_charts(examination)),
+        reward_charts=charts.many(reward_charts(examination, read(run_path / "reward" / "readings.json"))),
         ppo_charts=charts.many(ppo_charts(run.read_rows("metrics/ppo.jsonl"), summary["ppo"]["kl_target"])),
         dpo_charts=charts.many(dpo_charts(run.read_rows("metrics/dpo.jsonl"))),
         decisions=[e for e in events if e["kind"] == "decision"],
@@ -97,10 +98,16 @@ def win_rate_chart(evaluation: dict[str, Any]) -> dict[str, Any]:
     return interval_chart(rows, 0.5, "win rate against SFT")
 
 
-def reward_charts(examination: dict[str, Any] | None) -> list[tuple[str, str, dict[str, Any]]]:
-    """Accuracy of the models beside the trivial baselines, and calibration."""
+def reward_charts(
+    examination: dict[str, Any] | None, readings: dict[str, Any] | None
+) -> list[tuple[str, str, dict[str, Any]]]:
+    """Accuracy of the models beside the trivial baselines, calibration, and what probes of the layers found."""
     if examination is None:
         return []
+    probes = []
+    if readings and readings["probes"]:
+        note = "Linear probes on frozen activations, before anything was trained."
+        probes = [("Where scores are read", note, probe_chart(readings))]
     models = [("ensemble", examination["accuracy"])]
     models += [(f"member {k}", m["accuracy"]) for k, m in enumerate(examination["members"])]
     models += [(r, examination[r]["accuracy"]) for r in ("watcher", "examiner") if examination.get(r)]
@@ -118,6 +125,7 @@ def reward_charts(examination: dict[str, Any] | None) -> list[tuple[str, str, di
             f"Expected calibration error {examination['calibration']['ece']:.3f}.",
             calibration_chart(examination["calibration"]["bins"]),
         ),
+        *probes,
     ]
 
 
