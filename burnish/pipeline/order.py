@@ -127,7 +127,7 @@ STAGES = (
         # PPO's prompts and temperature make the reference samples, the examiner's kind splits the pairs, its
         # confidence arms the watcher.
         uses=(
-            *("reward", "ppo.updates", "ppo.batch_size", "ppo.temperature"),
+            *("reward", "ppo.updates", "ppo.batch_size", "ppo.answers", "ppo.temperature"),
             *("evaluate.examiner", "evaluate.confidence", "evaluate.batch_size"),
         ),
         code=("burnish.reward", "burnish.stats", "burnish.pipeline.reward"),

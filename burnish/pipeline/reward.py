@@ -205,7 +205,7 @@ def train_group(
 
 def reference_prompts(data: Data, config: RewardConfig, ppo: PPOConfig) -> list[Prompt]:
     """The prompts PPO will see, one reference response each: enough to normalise on, no more than it can use."""
-    wanted = max(config.reference_samples, ppo.updates * ppo.batch_size)
+    wanted = max(config.reference_samples, ppo.updates * ppo.batch_size // ppo.answers)
     return list(data.splits.train[:wanted])
 
 
