@@ -26,7 +26,7 @@ def test_every_error_has_its_code_in_the_one_table_and_the_help_tells_it() -> No
         return [kind, *(k for sub in kind.__subclasses__() for k in family(sub))]
 
     codes = {kind.exit_code for kind in family(BurnishError)}
-    codes |= {0, cli.EXIT_USAGE, cli.EXIT_INTERRUPTED, cli.EXIT_CHAMPION_IS_SFT}
+    codes |= {0, cli.EXIT_USAGE, cli.EXIT_INTERRUPTED, cli.EXIT_CHAMPION_IS_SFT, cli.EXIT_NOTHING_ALIGNED}
     assert codes == EXIT_CODES.keys()
     told = " ".join(CliRunner().invoke(cli.app, ["--help"]).output.split())
     assert all(f"{code} {meaning}" in told for code, meaning in EXIT_CODES.items())

@@ -75,6 +75,7 @@ model = AutoModel.from_pretrained(FOLDER)
 weight = load_file(f"{FOLDER}/head.safetensors")["score.weight"][0]
 
 
+@torch.no_grad()
 def score(prompt_ids, response_ids):
     hidden = model(torch.tensor([[*prompt_ids, *response_ids]])).last_hidden_state[0]
     return hidden[len(prompt_ids) :].mean(0) @ weight

@@ -187,7 +187,9 @@ class Base:
     def _own_pass(self, body: Any, batch: Batch, *, hidden_states: bool) -> Any:
         where = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
         with self.precision():
-            return body(input_ids=batch.input_ids, **where, output_hidden_states=hidden_states)
+            return body(
+                input_ids=batch.input_ids, **where, output_hidden_states=hidden_states, use_cache=False
+            )
 
     @torch.no_grad()
     def row_features(
@@ -319,7 +321,8 @@ class Top(nn.Module):
         where = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
         what = {"inputs_embeds": self.inputs(batch)} if self.base.cut else {"input_ids": batch.input_ids}
         with self.base.precision(), self._recomputed():
-            hidden: torch.Tensor = self.body(**what, **where).last_hidden_state
+            # A cache would be filled twice by layers that are computed twice.
+            hidden: torch.Tensor = self.body(**what, **where, use_cache=False).last_hidden_state
         return hidden.float()
 
     @contextmanager
