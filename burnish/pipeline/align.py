@@ -36,7 +36,7 @@ from burnish.randomness import derive_seed
 from burnish.records import Decision, Preference, Prompt
 from burnish.reward.ensemble import EnsembleScorer, RewardEnsemble
 from burnish.reward.functions import SummedRewards, load_function
-from burnish.reward.saved import SavedWatcher, load_ensemble, load_reference
+from burnish.reward.saved import SavedWatcher, load_ensemble, load_reference, prepare
 
 CHECK_PROMPTS = 16
 SCALE_PROMPTS = 128
@@ -55,6 +55,7 @@ def align(
 ) -> list[str]:
     """PPO, then DPO when it is the fallback that was needed (or asked for), best-of-n distilled when asked for. Writes
     align.json and the models."""
+    prepare(models.base, journal.path / "reward")
     found = journal.latest_checkpoint()
     state: dict[str, Any] = found.state if found else {"phase": "ppo"}
     outcome: dict[str, Any] = state.get("outcome", {})

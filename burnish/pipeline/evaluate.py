@@ -29,7 +29,7 @@ from burnish.randomness import derive_seed
 from burnish.records import Decision, Interval, Prompt, Rollout
 from burnish.rehearse.annotators import panel
 from burnish.reward.ensemble import best_of
-from burnish.reward.saved import load_ensemble
+from burnish.reward.saved import load_ensemble, prepare
 from burnish.stats import length_controlled_win_rate
 
 PANEL_SIZE = 5
@@ -59,6 +59,7 @@ def evaluate(models: Models, data: Data, journal: Journal, config: EvaluateConfi
             f"{config.n_selection} and {config.n_test} were asked for"
         )
     prompts = [*selection, *test]
+    prepare(models.base, journal.path / "reward")
     answers = sample_all(models, journal.path, prompts, config, seed)
     describe, judge = build_examiner(models, data, journal.path, config, answers, seed)
     policies: dict[str, dict[str, Any]] = {

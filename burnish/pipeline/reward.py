@@ -30,7 +30,7 @@ from burnish.records import Decision, Preference, Prompt, Rollout
 from burnish.reward.ensemble import RewardEnsemble, normalisation, pair_spread
 from burnish.reward.examine import error_correlation, errors, examine, watcher_verdict
 from burnish.reward.probe import Probed, choose, choose_other, probe, probed_depths
-from burnish.reward.saved import save_ensemble
+from burnish.reward.saved import prepare, save_ensemble
 from burnish.reward.sweep import find_rate
 from burnish.reward.train import train_reward_model
 
@@ -68,6 +68,7 @@ def reward(
         reading = readings[group[0][1]]
         train_group(models, journal, config, {name: parts[role] for name, role in group}, reading, rate, seed)
         journal.checkpoint()
+    prepare(models.base, folder)
     prompts = reference_prompts(data, config, ppo)
     rollout = sample_reference(models, prompts, examination.batch_size, seed, "reference")
     pad_id = models.codec.pad_id

@@ -9,12 +9,21 @@ from safetensors.torch import load_file, save
 
 from burnish.checkpoints import atomic_write, read_json, write_json
 from burnish.errors import RunError
-from burnish.models.artefacts import load_reward_model
+from burnish.models.artefacts import load_reward_model, saved_reading
 from burnish.models.heads import raw_scores
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base
 from burnish.records import Rollout
 from burnish.reward.ensemble import RewardEnsemble
+
+
+def prepare(base: Base, folder: Path) -> None:
+    """Make the parts of a base that a run's reward models read, so that whatever is sampled from now on keeps their
+    activations: a run that goes on in another process reads the same numbers as one that was never stopped."""
+    for model in sorted(folder.iterdir()):
+        reading = saved_reading(model)
+        if reading is not None:
+            base.at(reading.depth, reading.layers)
 
 
 def save_ensemble(

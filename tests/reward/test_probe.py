@@ -20,11 +20,14 @@ from burnish.models.artefacts import load_reward_model, save_reward_model
 from burnish.models.batches import pad_batch
 from burnish.models.heads import Pooling, Reading, ScalarHead, new_reward_head, raw_scores
 from burnish.models.load import Codec
+from burnish.models.logprobs import make_policy
 from burnish.models.pairs import EncodedPairs
+from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top
 from burnish.records import Preference, Prompt
 from burnish.reward.probe import Probed, choose, choose_other, fit, held_out_margins, probe, probed_depths
+from burnish.reward.saved import prepare
 from burnish.reward.train import train_reward_model
 
 DEPTH = 8
@@ -241,3 +244,24 @@ def test_a_value_function_that_begins_as_a_mean_reward_ends_near_its_score(
         batch = rows.batch(range(4))
         last = model.values(batch)[torch.arange(4), batch.response_mask.sum(1) - 1]
         assert torch.allclose(last, model.score(batch), atol=0.2)
+
+
+def test_what_is_sampled_after_preparing_keeps_what_every_reward_model_reads(
+    codec: Codec, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    """As a run that goes on in another process begins: nothing is loaded yet."""
+    made = Base(model_of(), "top:2")
+    for name, depth in (("member-0", 5), ("examiner", 7)):
+        save_reward_model(
+            new_reward_head(made.at(depth), 0, name, layers="top:2", dropout=0.0),
+            tmp_path / name,
+            codec.tokenizer,
+        )
+    (tmp_path / "ensemble.json").write_text("{}")
+    base = Base(model_of(), "top:2")
+    assert base.cuts == {6}
+    prepare(base, tmp_path)
+    assert base.cuts == made.cuts == {3, 5, 6}
+    policy = make_policy(Top(base, trainable=False), codec.pad_id)
+    rollout = sample_rollout(policy, codec, prompts[:3], max_tokens=4, batch_size=3, seed=0, where=("x",))
+    assert rollout.features.keys() == {3, 5, 6}
