@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from burnish.models.logprobs import make_policy, token_logprobs
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top
+from burnish.policy import ppo as ppo_module
 from burnish.policy.kl_control import AdaptiveKLController
 from burnish.policy.ppo import PPO
 from burnish.policy.self_check import self_check
@@ -92,7 +94,17 @@ def test_training_starts_at_the_reference(codec, prompts, layers: str, engine: b
     assert found["sampled_gap"] < (1e-4 if base.fast else 0.1)
 
 
-def test_ratios_start_at_one_where_decoding_rounds_otherwise_than_training(codec, prompts) -> None:
+def test_ratios_start_at_one_where_decoding_rounds_otherwise_than_training(
+    codec, prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How far they differ is the processor's business: here decoding is 0.01 nats a token off."""
+
+    def off(*args: Any, **kwargs: Any) -> Rollout:
+        rollout = sample_rollout(*args, **kwargs)
+        rollout.sample_logprobs = (rollout.sample_logprobs + 0.01) * rollout.response_mask
+        return rollout
+
+    monkeypatch.setattr(ppo_module, "sample_rollout", off)
     base = halved(embedded(), "all")
     policy, reference = (make_policy(Top(base, trainable=t), codec.pad_id) for t in (True, False))
 
@@ -115,9 +127,9 @@ def test_ratios_start_at_one_where_decoding_rounds_otherwise_than_training(codec
         seed=0,
     )
     (stats,) = ppo.updates()
-    assert stats["sampling_gap"] > 1e-4
+    assert 0.005 < stats["sampling_gap"] < 0.2
     assert abs(stats["approx_kl"]) < 1e-6
-    assert stats["kl"] == 0
+    assert abs(stats["kl"]) < 1e-5
 
 
 def test_what_is_sampled_is_what_training_reads(codec, prompts) -> None:
