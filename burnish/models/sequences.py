@@ -43,7 +43,7 @@ class Sequences:
         where it could keep none those of all parts are computed once, and kept with the rollout from then on."""
         ids = (rollout.prompt_ids, rollout.response_ids)
         if base.cut and base.cut not in rollout.features:
-            missing = base.whole.cuts - rollout.features.keys()
+            missing = (base.whole.cuts | {base.cut}) - rollout.features.keys()
             rollout.features |= activations(base.whole, *ids, pad_id, missing)
         return cls(base, *ids, pad_id, features=rollout.features.get(base.cut))
 

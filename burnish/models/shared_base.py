@@ -51,7 +51,7 @@ class Base:
         self.layers = self._suited() if layers == "auto" else layers
         self.lora = lora or LoraConfig()
         self.cut = self._cut(self.layers)
-        self.cuts = {self.cut} - {0}  # where sampling keeps activations
+        self.cuts = {self.cut} - {0}  # where sampling keeps activations, all of frozen layers
         self.whole: Base = self  # of which this is a part
         self._parts: dict[tuple[int, str], Base] = {}
         self.bottom = self.body_of(slice(0, self.cut)) if self.cut else None
@@ -105,7 +105,8 @@ class Base:
             part = Base(lm, layers, self.lora, checkpointing=self.checkpointing, memory=self.memory)
             part.dtype, part.whole = self.dtype, self.whole
             part.__dict__["_fast"] = self._fast
-            self.whole.cuts |= part.cuts
+            # Above its own cut a policy runs layers of its own: what leaves them is not the base's.
+            self.whole.cuts |= {cut for cut in part.cuts if cut <= self.whole.cut}
             self._parts[depth, layers] = part
         return self._parts[depth, layers]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from burnish.config.evaluate import EvaluateConfig
 from burnish.config.model import TINY_MODEL
 from burnish.config.ppo import PPOConfig
 from burnish.config.reward import RewardConfig
+from burnish.errors import TrainingError
 from burnish.models.artefacts import load_reward_model, save_reward_model
 from burnish.models.heads import Pooling, Reading, ScalarHead, new_reward_head, raw_scores
 from burnish.models.pairs import EncodedPairs
@@ -52,21 +53,24 @@ def reward(
     folder = journal.path / "reward"
     parts = data.parts
     names = [f"member-{k}" for k in range(config.members)]
-    groups = [[(name, "members") for name in names]]
-    groups += [[(role, role)] for role in ("watcher", "examiner") if parts[role]]
+    groups = {"members": names} | {role: [role] for role in ("watcher", "examiner") if parts[role]}
     found = journal.latest_checkpoint()
     done = found.step if found else 0
     if not done:
-        found_readings = find_readings(models, journal, config, parts["members"], seed)
-        rates = find_rates(models, journal, config, parts["members"], found_readings["members"], seed)
-        write_json(folder / "readings.json", {**found_readings, **rates})
+        places = find_readings(models, journal, config, parts["members"], seed)
+        write_json(folder / "readings.json", places)
         journal.checkpoint()
     saved = read_json(folder / "readings.json")
-    readings = {role: Reading(**saved[role]) for role in ROLES}
-    rate = saved["learning_rate"]
-    for group in groups[max(0, done - 1) :]:
-        reading = readings[group[0][1]]
-        train_group(models, journal, config, {name: parts[role] for name, role in group}, reading, rate, seed)
+    for role in list(groups)[max(0, done - 1) :]:
+        reading = Reading(**saved[role])
+        place = models.base.at(reading.depth, config.layers)
+        pairs = EncodedPairs(place, models.codec, parts[role])
+        journal.view.note(f"reward: {', '.join(groups[role])} on {len(pairs)} pairs")
+        if role == "members":
+            saved |= find_rates(models, journal, config, pairs, reading.pooling, seed)
+            write_json(folder / "readings.json", saved)
+        rate = saved["learning_rate"]
+        train_group(models, journal, config, groups[role], pairs, reading.pooling, rate, seed)
         journal.checkpoint()
     prepare(models.base, folder)
     prompts = reference_prompts(data, config, ppo)
@@ -77,9 +81,13 @@ def reward(
     raw = torch.stack([raw_scores(m, samples) for m in members], 1)  # (N, K)
     ensemble = RewardEnsemble(members, *normalisation(raw), config.aggregate, config.uwo_lambda)
 
+    @cache
+    def validation(base: Base) -> EncodedPairs:
+        return EncodedPairs(base, models.codec, parts["validation"])
+
     def on_validation(read: Callable[[Sequences], torch.Tensor], base: Base) -> torch.Tensor:
         """What is read of the chosen, then of the rejected answers."""
-        encoded = EncodedPairs(base, models.codec, parts["validation"])
+        encoded = validation(base)
         return torch.cat(encoded.sides(read(encoded.sequences)))
 
     held_out = on_validation(ensemble.raw, ensemble.base)  # (2N, K)
@@ -144,8 +152,8 @@ def find_rates(
     models: Models,
     journal: Journal,
     config: RewardConfig,
-    pairs: list[Preference],
-    reading: dict[str, Any],
+    pairs: EncodedPairs,
+    pooling: Pooling,
     seed: int,
 ) -> dict[str, Any]:
     """The learning rate of all reward models: as configured, known for the embedded model, found by short trials for
@@ -153,13 +161,15 @@ def find_rates(
     default = models.rate("reward", config.learning_rate)
     if config.learning_rate is not None or models.config.path == TINY_MODEL:
         return {"learning_rate": default, "rates": []}
-    place = Reading(**reading)
-    base = models.base.at(place.depth, config.layers)
     rates = [default * factor for factor in RATE_FACTORS]
     journal.view.note(f"reward: trying {len(rates)} learning rates")
-    encoded = EncodedPairs(base, models.codec, pairs)
-    trials = find_rate(base, encoded, config, place.pooling, rates, derive_seed(seed, "sweep"))
+    trials = find_rate(pairs, config, pooling, rates, derive_seed(seed, "sweep"))
     best = trials[0]
+    if not math.isfinite(best.loss):
+        raise TrainingError(
+            f"reward models diverged at every learning rate that was tried ({', '.join(f'{r:g}' for r in rates)}); "
+            "set reward.learning_rate, smaller"
+        )
     text = f"reward models learn at {best.rate:g}, the best of {len(trials)} in short trials"
     rows = [{"rate": t.rate, "loss": t.loss if math.isfinite(t.loss) else None} for t in trials]
     journal.decide(0, Decision("learning_rate", text, {"trials": rows}))
@@ -170,36 +180,34 @@ def train_group(
     models: Models,
     journal: Journal,
     config: RewardConfig,
-    jobs: dict[str, list[Preference]],
-    reading: Reading,
+    names: Sequence[str],
+    pairs: EncodedPairs,
+    pooling: Pooling,
     learning_rate: float,
     seed: int,
 ) -> None:
-    """Train and export reward models side by side; a model's name seeds its head, bootstrap, order and dropout."""
-    base = models.base.at(reading.depth, config.layers)
-    encoded: dict[int, EncodedPairs] = {}  # members learn from the same list
+    """Train and export reward models of the same pairs side by side; a name seeds its head, bootstrap, order and
+    dropout."""
+    base = pairs.sequences.base
+    _ = pairs.sequences.features  # before threads share them
     heads: dict[str, ScalarHead] = {}
     loops = []
-    for name, pairs in jobs.items():
-        journal.view.note(f"reward: {name} on {len(pairs)} pairs")
-        if id(pairs) not in encoded:
-            encoded[id(pairs)] = EncodedPairs(base, models.codec, pairs)
-            _ = encoded[id(pairs)].sequences.features  # before threads share them
+    for name in names:
         heads[name] = new_reward_head(
-            base, seed, name, layers=base.layers, dropout=config.dropout, pooling=reading.pooling
+            base, seed, name, layers=base.layers, dropout=config.dropout, pooling=pooling
         )
         loops.append(
             train_reward_model(
                 heads[name],
-                encoded[id(pairs)],
+                pairs,
                 config,
                 learning_rate=learning_rate,
                 seed=derive_seed(seed, "reward"),
                 member=name,
             )
         )
-    for number, stats in side_by_side(loops, in_threads=models.base.device.type == "cpu"):
-        journal.log("reward", stats, {"member": list(jobs)[number]})
+    for number, stats in side_by_side(loops, in_threads=base.device.type == "cpu"):
+        journal.log("reward", stats, {"member": names[number]})
     for name, head in heads.items():
         save_reward_model(head, journal.path / "reward" / name, models.codec.tokenizer)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,6 @@ from burnish.config.reward import RewardConfig
 from burnish.models.batches import CPU
 from burnish.models.heads import Pooling, new_reward_head
 from burnish.models.pairs import EncodedPairs
-from burnish.models.shared_base import Base
 from burnish.objectives.losses import bradley_terry_loss
 from burnish.randomness import generator
 from burnish.reward.train import train_reward_model
@@ -22,14 +22,14 @@ HELD_OUT = 96  # prompts
 
 @dataclass(frozen=True)
 class Trial:
-    """A rate and the mean Bradley-Terry loss, in nats a pair, that it came to on prompts it had not seen."""
+    """A rate and the mean Bradley-Terry loss, in nats a pair, that it came to on prompts it had not seen; infinite
+    where it diverged."""
 
     rate: float
     loss: float
 
 
 def find_rate(
-    base: Base,
     pairs: EncodedPairs,
     config: RewardConfig,
     pooling: Pooling,
@@ -37,6 +37,7 @@ def find_rate(
     seed: int,
 ) -> list[Trial]:
     """Trials of every rate on part of the pairs, with their loss on others; the best first."""
+    base = pairs.sequences.base
     groups = list(dict.fromkeys(pairs.groups))
     order = torch.randperm(len(groups), generator=generator(seed, "sweep"), device=CPU).tolist()
     held = {groups[i] for i in order[: min(HELD_OUT, len(groups) // 4)]}
@@ -57,5 +58,5 @@ def find_rate(
                 for part in unseen.parted(range(len(unseen)), config.micro_batch)
             ]
         loss = float(torch.stack(parts).sum()) / len(unseen)
-        found.append(Trial(rate, loss if loss == loss else float("inf")))
+        found.append(Trial(rate, math.inf if math.isnan(loss) else loss))
     return sorted(found, key=lambda trial: trial.loss)

@@ -265,3 +265,24 @@ def test_what_is_sampled_after_preparing_keeps_what_every_reward_model_reads(
     policy = make_policy(Top(base, trainable=False), codec.pad_id)
     rollout = sample_rollout(policy, codec, prompts[:3], max_tokens=4, batch_size=3, seed=0, where=("x",))
     assert rollout.features.keys() == {3, 5, 6}
+
+
+@pytest.mark.parametrize("layers", ["top:3", "all"])
+def test_a_reward_that_reads_above_the_policys_cut_reads_the_base_not_the_policy(
+    codec: Codec, prompts: list[Prompt], layers: str
+) -> None:
+    """Layers that the policy trains are its own: what leaves them is computed by the base's."""
+    base = Base(model_of(), layers)
+    part = base.at(DEPTH, "top:1")
+    assert part.cut > base.cut
+    policy = make_policy(Top(base), codec.pad_id)
+    with torch.no_grad():
+        for parameter in policy.top.trained_parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    rollout = sample_rollout(policy, codec, prompts[:4], max_tokens=6, batch_size=4, seed=0, where=("x",))
+    found = Sequences.of(part, rollout, codec.pad_id).features
+    alone = Sequences(part, rollout.prompt_ids, rollout.response_ids, codec.pad_id).features
+    assert found is not None
+    assert alone is not None
+    for a, b in zip(found, alone, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

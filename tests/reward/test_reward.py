@@ -298,7 +298,7 @@ def test_a_rate_is_found_by_what_it_comes_to_on_pairs_it_has_not_seen(
     glad, sad = [" She was happy and sang.", " They were glad."], [" He wept.", " It was sad and cold."]
     pairs = [Preference(p, glad[i % 2], sad[(i + k) % 2]) for i, p in enumerate(prompts) for k in range(2)]
     encoded = EncodedPairs(base.at(base.depth, "top:2"), codec, pairs)
-    found = find_rate(base.at(base.depth, "top:2"), encoded, RewardConfig(), "mean", [1e-7, 2e-3, 30.0], 0)
+    found = find_rate(encoded, RewardConfig(), "mean", [1e-7, 2e-3, 30.0], 0)
     assert found[0].rate == 2e-3
     assert found[0].loss < 0.5
     losses = {t.rate: t.loss for t in found}
