@@ -110,7 +110,7 @@ def test_nothing_is_made_on_the_default_device(
             seed=0,
         )
         updates = list(ppo.updates())
-        dpo = DPO(fallback, reference, codec, pairs, DPOConfig(batch_size=3), 1e-3, 0)
+        dpo = DPO(fallback, reference, encoded, DPOConfig(batch_size=3), 1e-3, 0)
         steps = list(dpo.updates())
         batch = samples.batch(range(6))
         kl, entropy = response_kl(policy, reference, batch), token_entropy(policy, batch)

@@ -88,7 +88,8 @@ def main() -> None:
         figures = {"accuracy": float((chosen > rejected).float().mean())}
     else:
         policy = make_policy(Top(base), codec.pad_id)
-        dpo = DPO(policy, reference, codec, train, DPOConfig(batch_size=args.batch), args.rate, args.seed)
+        pairs = EncodedPairs(base, codec, train)
+        dpo = DPO(policy, reference, pairs, DPOConfig(batch_size=args.batch), args.rate, args.seed)
         list(dpo.updates())
         seconds = time.perf_counter() - began
         figures = {"gold_win_rate": win_rate(policy, reference, codec)}

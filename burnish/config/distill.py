@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from burnish.config.rate import Rate
 from burnish.config.strict import Section
 
 
@@ -16,5 +17,5 @@ class DistillConfig(Section):
     epochs: int = Field(2, ge=1)
     batch_size: int = Field(16, ge=1)
     micro_batch: int = Field(32, ge=1)  # rows per forward pass
-    learning_rate: float | None = Field(None, gt=0)  # None: as in SFT
+    learning_rate: Rate = "auto"  # auto: by short trials
     max_grad_norm: float = Field(1.0, gt=0)

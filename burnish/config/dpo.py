@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from burnish.config.rate import Rate
 from burnish.config.strict import Section
 
 
@@ -16,7 +17,7 @@ class DPOConfig(Section):
     epochs: int = Field(1, ge=1)
     batch_size: int = Field(32, ge=1)
     micro_batch: int = Field(32, ge=1)
-    learning_rate: float | None = Field(None, gt=0)
+    learning_rate: Rate = "auto"  # auto: by short trials
     warmup_share: float = Field(0.1, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
     checkpoint_every: int = Field(20, ge=1)

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from burnish.config.rate import PolicyRate, Rate
 from burnish.config.strict import Section
 
 
@@ -45,13 +46,14 @@ class PPOConfig(Section):
     # gae: by a value function; rloo, grpo: against the other answers to the same prompt, without one.
     advantage: Literal["gae", "rloo", "grpo"] = "gae"
     answers: int = Field(1, ge=1)  # to each prompt of a batch
-    learning_rate: float | None = Field(None, ge=0)  # None: by mode; 0 freezes the policy
+    # auto: that with which the first update moves the policy as far as it should; 0 freezes it.
+    learning_rate: PolicyRate = "auto"
     # Whether the policy's rate follows the KL of one update to the next, to reach the target in a third of them.
     adaptive_rate: bool = True
     stop_kl: float | None = Field(
         None, gt=0
     )  # nats a response from the sampled policy, at which inner epochs end
-    value_learning_rate: float | None = Field(None, gt=0)
+    value_learning_rate: Rate = "auto"  # auto: a third of the reward models'
     # Trained layers of the value function; None, and in models not built like Llama: as many as the policy's.
     value_layers: int | None = Field(1, ge=1)
     # auto: reward_model; zero for LoRA, and where the ensemble is left out of the reward.

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from burnish.config.model import Layers
+from burnish.config.rate import Rate
 from burnish.config.strict import Section
 
 
@@ -21,7 +22,7 @@ class RewardConfig(Section):
     epochs: int = Field(1, ge=1)
     batch_size: int = Field(16, ge=1)
     micro_batch: int = Field(32, ge=2)  # sequences per forward pass, two a pair
-    learning_rate: float | None = Field(None, gt=0)  # None: by mode
+    learning_rate: Rate = "auto"  # auto: by short trials
     weight_decay: float = Field(0.01, ge=0)
     dropout: float = Field(0.1, ge=0, lt=1)
     label_smoothing: float = Field(0.05, ge=0, lt=0.5)

@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from burnish.config.rate import Rate
 from burnish.config.strict import Section
 
 
@@ -12,5 +13,5 @@ class SftConfig(Section):
     epochs: int = Field(1, ge=1)
     batch_size: int = Field(32, ge=1)
     micro_batch: int = Field(32, ge=1)  # rows per forward pass
-    learning_rate: float | None = Field(None, gt=0)  # None: by mode (full, LoRA, tiny)
+    learning_rate: Rate = "auto"  # auto: by short trials
     max_grad_norm: float = Field(1.0, gt=0)

@@ -9,6 +9,11 @@ import torch
 from torch import nn
 
 
+def n_updates(rows: int, batch_size: int, epochs: int = 1) -> int:
+    """Updates that so many passes over so many rows take; the last batch of a pass may be smaller."""
+    return math.ceil(rows / batch_size) * epochs
+
+
 def warm_up_then_down(step: int, steps: int, warmup: int) -> float:
     """Share of the learning rate at `step` (from 0) of `steps`: up over `warmup` steps, then linearly to 0."""
     return min((step + 1) / max(1, warmup), (steps - step) / max(1, steps - warmup))

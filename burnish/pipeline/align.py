@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from burnish.checkpoints import write_json
+from burnish.checkpoints import read_json, write_json
 from burnish.config.distill import DistillConfig
 from burnish.config.dpo import DPOConfig
 from burnish.config.guard import GuardConfig
@@ -18,6 +18,8 @@ from burnish.config.ppo import PPOConfig
 from burnish.errors import TrainingError
 from burnish.models.artefacts import load_reward_model, save_policy
 from burnish.models.heads import Pooling, ScalarHead
+from burnish.models.pairs import EncodedPairs
+from burnish.models.rates import ladder
 from burnish.models.sampling import sample_rollout
 from burnish.models.shared_base import Top
 from burnish.monitor.hacking import WatcherMonitor
@@ -28,7 +30,9 @@ from burnish.pipeline.gated import barely_moved, pass_gate
 from burnish.pipeline.guarded import Guarded, run_guarded
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
+from burnish.pipeline.trials import found_rate
 from burnish.policy.dpo import DPO
+from burnish.policy.first_rate import first_rate
 from burnish.policy.kl_control import AdaptiveKLController, initial_coef
 from burnish.policy.ppo import PPO, ScoreFn
 from burnish.policy.self_check import self_check
@@ -40,6 +44,7 @@ from burnish.reward.saved import SavedWatcher, load_ensemble, load_reference, pr
 
 CHECK_PROMPTS = 16
 SCALE_PROMPTS = 128
+VALUE_SHARE = 1 / 3  # of the reward models' learning rate: the value function starts as one of them
 
 
 def align(
@@ -111,6 +116,8 @@ def run_ppo(
         )
         text = f"before the first update KL is {check['kl']:.2g} and log-probabilities agree"
         journal.decide(0, Decision("self_check", text, check))
+        if config.learning_rate == "auto":
+            find_first_rate(ppo, ladder(models.base)[-1], journal)
         guarded.checkpoint(healthy=True)
     reason = run_guarded(guarded, monitor.sample_every)
     state = "given_up" if reason else "finished"
@@ -132,6 +139,18 @@ def run_ppo(
         "kl_last": ppo.controller.smoothed,
         "kl_coef": ppo.controller.coef,
     }
+
+
+def find_first_rate(ppo: PPO, otherwise: float, journal: Journal) -> None:
+    """Begin PPO with the rate at which its first update moves as far as it should, or with `otherwise`."""
+    rate, kl = first_rate(ppo)
+    if rate is None:
+        text = f"ppo starts at {otherwise:.2g}: its first batch shows no direction to move in"
+    else:
+        text = f"ppo starts at {rate:.2g}, at which a first step moves it by {kl:.2g} nats"
+    ppo.begin_at(otherwise if rate is None else rate)
+    evidence = {"job": "ppo", "rate": ppo.learning_rate, "kl": kl}
+    journal.decide(0, Decision("learning_rate", text, evidence))
 
 
 def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed: int) -> PPO:
@@ -165,8 +184,10 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
         config=config,
         controller=controller,
         max_tokens=models.config.max_response_tokens,
-        learning_rate=models.rate("ppo", config.learning_rate),
-        value_learning_rate=models.rate("value", config.value_learning_rate),
+        learning_rate=0.0 if config.learning_rate == "auto" else config.learning_rate,
+        value_learning_rate=VALUE_SHARE * read_json(rewards / "readings.json")["learning_rate"]
+        if config.value_learning_rate == "auto"
+        else config.value_learning_rate,
         seed=derive_seed(seed, "ppo"),
     )
 
@@ -233,21 +254,37 @@ def run_dpo(
     dpo = DPO(
         policy=models.new_policy(),
         reference=models.reference(),
-        codec=models.codec,
-        pairs=pairs,
+        pairs=EncodedPairs(models.base, models.codec, pairs),
         config=config,
-        learning_rate=models.rate("dpo", config.learning_rate),
+        learning_rate=0.0 if config.learning_rate == "auto" else config.learning_rate,
         seed=derive_seed(seed, "dpo"),
     )
     dpo.policy.temperature = dpo.reference.temperature = 1.0
     found = journal.latest_checkpoint()
     if found and found.state.get("dpo_step"):
         dpo.load(found.folder, found.state["dpo_step"])
+        dpo.learning_rate = found.state["dpo_rate"]
+    elif config.learning_rate == "auto":
+        dpo.learning_rate = found_rate(
+            journal,
+            "dpo",
+            models.base,
+            dpo.pairs.groups,
+            batch_size=config.batch_size,
+            steps=dpo.steps,
+            trial=dpo.trial_loss,
+            seed=dpo.seed,
+        )
     for stats in dpo.updates():
         journal.log("dpo", stats)
         journal.view.progress(dpo.step, dpo.steps)
         if dpo.step % config.checkpoint_every == 0:
-            state = {"phase": "dpo", "outcome": outcome, "dpo_step": dpo.step}
+            state = {
+                "phase": "dpo",
+                "outcome": outcome,
+                "dpo_step": dpo.step,
+                "dpo_rate": dpo.learning_rate,
+            }
             journal.checkpoint(dpo.save, state)
     save_policy(dpo.policy.top, journal.path / "dpo", models.codec.tokenizer)
     return {"updates": dpo.step, "pairs": len(dpo.pairs)}

@@ -11,6 +11,7 @@ from burnish.models.sequences import Sequences
 from burnish.pipeline.data import Data
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
+from burnish.pipeline.trials import fine_tuning_rate
 from burnish.policy.sft import fine_tune
 from burnish.randomness import derive_seed
 from burnish.reward.ensemble import best_of
@@ -39,14 +40,12 @@ def run_distill(
             )
         )
     picked, gain = best_of(ensemble, rounds, models.codec.pad_id)
-    policy = models.new_policy()
-    updates = fine_tune(
-        policy,
-        Sequences.of(models.base, picked, models.codec.pad_id),
-        config,
-        learning_rate=models.rate("sft", config.learning_rate),
-        seed=derive_seed(seed, "distill"),
+    sequences, seed = Sequences.of(models.base, picked, models.codec.pad_id), derive_seed(seed, "distill")
+    rate = fine_tuning_rate(
+        journal, "distill", config.learning_rate, models.new_policy, sequences, prompts, config, seed
     )
+    policy = models.new_policy()
+    updates = fine_tune(policy, sequences, config, learning_rate=rate, seed=seed)
     stats = None
     for stats in updates:
         journal.log("distill", stats)

@@ -9,7 +9,6 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from burnish.config.model import ModelConfig
-from burnish.config.rates import Job, learning_rate
 from burnish.errors import ConfigError
 from burnish.models.artefacts import load_policy
 from burnish.models.load import Codec, find_dtype, load_model
@@ -78,7 +77,3 @@ class Models:
     def saved_policy(self, folder: Path) -> Policy:
         """A policy of this run, from its exported folder."""
         return make_policy(load_policy(self.base, folder), self.codec.pad_id, self.temperature)
-
-    def rate(self, job: Job, given: float | None, base: Base | None = None) -> float:
-        """The configured learning rate, or the default for this job and what is trained of the base."""
-        return learning_rate(job, self.config, (base or self.base).layers) if given is None else given

@@ -79,17 +79,13 @@ STAGES = (
         files=("model", "demonstrations"),
         code=(
             *("burnish.models", "burnish.objectives", "burnish.records", "burnish.randomness"),
-            *(
-                "burnish.parallel",
-                "burnish.config.rates",
-                "burnish.policy.sft",
-                "burnish.policy.optimizer_state",
-            ),
+            *("burnish.parallel", "burnish.policy.sft", "burnish.policy.optimizer_state"),
             *("burnish.data", "burnish.rehearse", "burnish.textstats"),
             *(
                 "burnish.pipeline.models",
                 "burnish.pipeline.data",
                 "burnish.pipeline.journal",
+                "burnish.pipeline.trials",
                 "burnish.pipeline.sft",
             ),
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache, partial
@@ -15,27 +14,28 @@ from burnish.config.evaluate import EvaluateConfig
 from burnish.config.model import TINY_MODEL
 from burnish.config.ppo import PPOConfig
 from burnish.config.reward import RewardConfig
-from burnish.errors import TrainingError
 from burnish.models.artefacts import load_reward_model, save_reward_model
 from burnish.models.heads import Pooling, Reading, ScalarHead, new_reward_head, raw_scores
 from burnish.models.pairs import EncodedPairs
+from burnish.models.rates import USUAL, ladder
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base
+from burnish.models.steps import n_updates
 from burnish.parallel import side_by_side
 from burnish.pipeline.data import Data
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
+from burnish.pipeline.trials import found_rate
 from burnish.randomness import derive_seed
 from burnish.records import Decision, Preference, Prompt, Rollout
 from burnish.reward.ensemble import RewardEnsemble, normalisation, pair_spread
 from burnish.reward.examine import error_correlation, errors, examine, watcher_verdict
 from burnish.reward.probe import Probed, choose, choose_other, probe, probed_depths
 from burnish.reward.saved import prepare, save_ensemble
-from burnish.reward.sweep import find_rate
+from burnish.reward.sweep import trial_loss
 from burnish.reward.train import train_reward_model
 
-RATE_FACTORS = (1, 4, 16, 64)  # of the rule of thumb
 ROLES = ("members", "watcher", "examiner")
 
 
@@ -67,7 +67,7 @@ def reward(
         pairs = EncodedPairs(place, models.codec, parts[role])
         journal.view.note(f"reward: {', '.join(groups[role])} on {len(pairs)} pairs")
         if role == "members":
-            saved |= find_rates(models, journal, config, pairs, reading.pooling, seed)
+            saved["learning_rate"] = find_rate(models, journal, config, pairs, reading.pooling, seed)
             write_json(folder / "readings.json", saved)
         rate = saved["learning_rate"]
         train_group(models, journal, config, groups[role], pairs, reading.pooling, rate, seed)
@@ -148,32 +148,34 @@ def find_readings(
     return {**rows, "probes": [p.as_json() for p in found]}
 
 
-def find_rates(
+def find_rate(
     models: Models,
     journal: Journal,
     config: RewardConfig,
     pairs: EncodedPairs,
     pooling: Pooling,
     seed: int,
-) -> dict[str, Any]:
+) -> float:
     """The learning rate of all reward models: as configured, known for the embedded model, found by short trials for
     any other."""
-    default = models.rate("reward", config.learning_rate)
-    if config.learning_rate is not None or models.config.path == TINY_MODEL:
-        return {"learning_rate": default, "rates": []}
-    rates = [default * factor for factor in RATE_FACTORS]
-    journal.view.note(f"reward: trying {len(rates)} learning rates")
-    trials = find_rate(pairs, config, pooling, rates, derive_seed(seed, "sweep"))
-    best = trials[0]
-    if not math.isfinite(best.loss):
-        raise TrainingError(
-            f"reward models diverged at every learning rate that was tried ({', '.join(f'{r:g}' for r in rates)}); "
-            "set reward.learning_rate, smaller"
-        )
-    text = f"reward models learn at {best.rate:g}, the best of {len(trials)} in short trials"
-    rows = [{"rate": t.rate, "loss": t.loss if math.isfinite(t.loss) else None} for t in trials]
-    journal.decide(0, Decision("learning_rate", text, {"trials": rows}))
-    return {"learning_rate": best.rate, "rates": rows}
+    if config.learning_rate != "auto":
+        return config.learning_rate
+    base = pairs.sequences.base
+    if models.config.path == TINY_MODEL:
+        return ladder(base)[USUAL]
+    seed = derive_seed(seed, "sweep")
+    prompts = len(set(pairs.groups))
+    # A batch counts prompts; as the members differ by their seeds alone, one rate serves all.
+    return found_rate(
+        journal,
+        "reward",
+        base,
+        pairs.groups,
+        batch_size=config.batch_size * len(pairs) / prompts,
+        steps=n_updates(prompts, config.batch_size, config.epochs),
+        trial=lambda learned, unseen, rate: trial_loss(pairs, learned, unseen, config, pooling, rate, seed),
+        seed=seed,
+    )
 
 
 def train_group(

@@ -6,11 +6,12 @@ from burnish.config.sft import SftConfig
 from burnish.data.preferences import read_demonstrations
 from burnish.errors import DataError
 from burnish.models.artefacts import save_plain_policy
-from burnish.models.logprobs import make_policy
+from burnish.models.logprobs import Policy, make_policy
 from burnish.models.shared_base import Top
 from burnish.pipeline.data import fits
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
+from burnish.pipeline.trials import fine_tuning_rate
 from burnish.policy.sft import demonstrated, fine_tune
 from burnish.randomness import derive_seed
 from burnish.records import Prompt
@@ -31,14 +32,17 @@ def sft(models: Models, journal: Journal, config: SftConfig, seed: int) -> list[
         journal.reject("sft", [{"prompt": p.text[:80], "reason": "too long"} for p, _ in long])
     if not short:
         raise DataError(f"no demonstration in {config.demonstrations} fits; raise model.max_response_tokens")
-    policy = make_policy(Top(base), codec.pad_id)
-    updates = fine_tune(
-        policy,
-        demonstrated(base, codec, short),
-        config,
-        learning_rate=models.rate("sft", config.learning_rate, base),
-        seed=derive_seed(seed, "sft"),
+
+    def new_policy() -> Policy:
+        return make_policy(Top(base), codec.pad_id)
+
+    sequences, seed = demonstrated(base, codec, short), derive_seed(seed, "sft")
+    prompts = [p for p, _ in short]
+    rate = fine_tuning_rate(
+        journal, "sft", config.learning_rate, new_policy, sequences, prompts, config, seed
     )
+    policy = new_policy()
+    updates = fine_tune(policy, sequences, config, learning_rate=rate, seed=seed)
     for stats in updates:
         journal.log("sft", stats)
     save_plain_policy(policy.top, journal.path / "sft", codec.tokenizer)

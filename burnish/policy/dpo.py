@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +11,14 @@ from safetensors.torch import load_file, save_file
 
 from burnish.config.dpo import DPOConfig
 from burnish.models.batches import CPU, Batch
-from burnish.models.load import Codec
-from burnish.models.logprobs import Policy, token_logprobs
+from burnish.models.logprobs import Policy, make_policy, token_logprobs
 from burnish.models.pairs import EncodedPairs
-from burnish.models.steps import set_rates, take_step, warm_up_then_down
+from burnish.models.shared_base import Top
+from burnish.models.steps import n_updates, set_rates, take_step, warm_up_then_down
 from burnish.objectives.losses import dpo_loss
 from burnish.policy.optimizer_state import load_optimizer, save_optimizer
 from burnish.randomness import generator
-from burnish.records import Preference, StepStats
+from burnish.records import StepStats
 
 
 @dataclass
@@ -28,28 +27,26 @@ class DPO:
 
     policy: Policy
     reference: Policy
-    codec: Codec
-    pairs: Sequence[Preference]
+    pairs: EncodedPairs
     config: DPOConfig
     learning_rate: float
     seed: int
     step: int = 0
+    reference_sums: torch.Tensor | None = None  # (M,) summed log-probabilities of every answer; computed once
 
     def __post_init__(self) -> None:
-        self.encoded = EncodedPairs(self.policy.top.base, self.codec, self.pairs)
         self.memory = self.policy.top.base.memory
         self.parameters = self.policy.top.trained_parameters()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self.learning_rate, weight_decay=0.0)
-        self.reference_sums: torch.Tensor | None = None  # (M,)
 
     @property
     def steps(self) -> int:
-        return math.ceil(len(self.pairs) / self.config.batch_size) * self.config.epochs
+        return n_updates(len(self.pairs), self.config.batch_size, self.config.epochs)
 
     @torch.no_grad()
     def cache_reference(self) -> torch.Tensor:
         """(M,) summed log-probabilities of every answer under the reference."""
-        sequences = self.encoded.sequences
+        sequences = self.pairs.sequences
         rows = range(len(sequences))
 
         def read(batch: Batch) -> torch.Tensor:
@@ -71,8 +68,7 @@ class DPO:
             yield StepStats(self.step, 0, values)
 
     def batch_of_pairs(self, step: int) -> list[int]:
-        a_epoch = math.ceil(len(self.pairs) / self.config.batch_size)
-        epoch, index = divmod(step, a_epoch)
+        epoch, index = divmod(step, n_updates(len(self.pairs), self.config.batch_size))
         order = torch.randperm(len(self.pairs), generator=generator(self.seed, "dpo", epoch), device=CPU)
         return order.split(self.config.batch_size)[index].tolist()
 
@@ -93,24 +89,57 @@ class DPO:
         at least); the loss and its figures."""
         self.optimizer.zero_grad(set_to_none=True)
         total = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0, "chosen_logratio": 0.0}
-        sides = self.encoded.sides(reference)
-        for part in self.encoded.parted(index, micro_batch):
-            chosen, rejected = self.encoded.each(self.logprob_sums, part)
-            ref_chosen, ref_rejected = (side[part] for side in sides)
-            losses, margins = dpo_loss(
-                chosen,
-                rejected,
-                ref_chosen,
-                ref_rejected,
-                beta=self.config.beta,
-                label_smoothing=self.config.label_smoothing,
-            )
+        sides = self.pairs.sides(reference)
+        for part in self.pairs.parted(index, micro_batch):
+            losses, margins, chosen_logratio = self.losses(part, sides)
             (losses.sum() / len(index)).backward()
             total["loss"] += float(losses.detach().sum()) / len(index)
             total["accuracy"] += float((margins > 0).float().sum()) / len(index)
             total["margin"] += float(margins.sum()) / len(index)
-            total["chosen_logratio"] += float((chosen.detach() - ref_chosen).sum()) / len(index)
+            total["chosen_logratio"] += float(chosen_logratio.sum()) / len(index)
         return total
+
+    def losses(
+        self, part: list[int], reference_sides: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(n,) loss, margin and log-ratio of the chosen answer of every pair in `part`."""
+        chosen, rejected = self.pairs.each(self.logprob_sums, part)
+        ref_chosen, ref_rejected = (side[part] for side in reference_sides)
+        losses, margins = dpo_loss(
+            chosen,
+            rejected,
+            ref_chosen,
+            ref_rejected,
+            beta=self.config.beta,
+            label_smoothing=self.config.label_smoothing,
+        )
+        return losses, margins, chosen.detach() - ref_chosen
+
+    def trial_loss(self, learned: list[int], unseen: list[int], rate: float) -> float:
+        """Mean loss, in nats a pair, on the `unseen` pairs after one pass of a fresh policy over the `learned`."""
+        if self.reference_sums is None:
+            self.reference_sums = self.cache_reference()
+        base = self.policy.top.base
+        fresh = make_policy(Top(base), self.policy.pad_id, self.policy.temperature)
+        trial = DPO(
+            policy=fresh,
+            reference=self.reference,
+            pairs=self.pairs.only(learned),
+            config=self.config.model_copy(update={"epochs": 1}),
+            learning_rate=rate,
+            seed=self.seed,
+            reference_sums=self.reference_sums,
+        )
+        for _ in trial.updates():
+            pass
+        trial.pairs = self.pairs
+        sides = self.pairs.sides(self.reference_sums)
+        with torch.no_grad():
+            parts = [
+                trial.losses(part, sides)[0].sum()
+                for part in self.pairs.parted(unseen, self.config.micro_batch)
+            ]
+        return float(torch.stack(parts).sum()) / len(unseen)
 
     def save(self, folder: Path) -> None:
         save_file(self.policy.top.trained_state(), folder / "policy.safetensors")

@@ -90,6 +90,7 @@ class PPO:
     attempt: int = 0
     skipped_in_a_row: int = 0
     experience: Experience | None = None
+    first_batch: Experience | None = None  # of the first update, where it was needed before
     timing: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -106,12 +107,27 @@ class PPO:
             weight_decay=0.0,
         )
 
+    @property
+    def wanted_kl(self) -> float:
+        """Nats a response that an update should move by: the target in a third of the updates."""
+        return 3 * self.config.kl.target / self.config.updates
+
+    @property
+    def warm(self) -> float:
+        """Share of the learning rates at this step."""
+        return min(1.0, (self.step + 1) / max(1, self.config.warmup_updates))
+
+    def begin_at(self, learning_rate: float) -> None:
+        """The policy's rate, before the first update."""
+        self.learning_rate = self.first_rate = learning_rate
+
     def updates(self) -> Iterator[StepStats]:
         """Run until `config.updates` are kept. State is complete between two yields."""
         while self.step < self.config.updates:
             began = perf_counter()
             # 1 roll out  2 score  3 shape rewards  4 advantages
-            experience = self.experience = self.collect(self.step + 1)
+            experience = self.experience = self.first_batch or self.collect(self.step + 1)
+            self.first_batch = None
             collected = perf_counter()
             # 5 update policy and value
             values = self.improve(experience)
@@ -230,8 +246,7 @@ class PPO:
     def improve(self, experience: Experience) -> dict[str, float]:
         """The inner epochs: clipped policy and value losses, gradient norms clipped, non-finite steps skipped."""
         size = self.config.batch_size
-        rate = min(1.0, (self.step + 1) / max(1, self.config.warmup_updates))
-        rates = [self.learning_rate * rate, self.value_learning_rate * rate]
+        rates = [self.learning_rate * self.warm, self.value_learning_rate * self.warm]
         set_rates(self.optimizer, *rates[: len(self.optimizer.param_groups)])
         totals: dict[str, list[float]] = {}
         skipped, tokens = 0, float(experience.rollout.response_mask.sum(1).float().mean())
@@ -250,7 +265,7 @@ class PPO:
                 break
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
         means = {name: sum(v) / len(v) for name, v in totals.items()}
-        return means | {"skipped": float(skipped), "learning_rate": self.learning_rate * rate}
+        return means | {"skipped": float(skipped), "learning_rate": rates[0]}
 
     def minibatch(self, experience: Experience, rows: list[int]) -> dict[str, float] | None:
         """One optimiser step over `rows`, accumulated over micro-batches; None when it was not finite."""
@@ -324,11 +339,11 @@ class PPO:
 
     def adapt_rate(self, experience: Experience) -> dict[str, float]:
         """Move the policy's learning rate by the KL between this policy and the one that was sampled, in nats a
-        response: down where a step is several times what would reach the target in a third of the updates, up where it
-        is a fraction of that and the target is far. Within a factor of `RATE_RANGE` of where it began."""
+        response: down where a step is several times the one that is wanted, up where it is a fraction of that and the
+        target is far. Within a factor of `RATE_RANGE` of where it began."""
         if not (self.config.adaptive_rate and self.learning_rate):
             return {}
-        step, wanted = self.step_kl(experience), 3 * self.config.kl.target / self.config.updates
+        step, wanted = self.step_kl(experience), self.wanted_kl
         far = max(self.controller.smoothed or 0.0, float(experience.kl.mean())) < self.config.kl.target / 2
         factor = 1.0
         if step > RATE_BAND * wanted:
@@ -406,6 +421,7 @@ class PPO:
             "tick": self.tick,
             "attempt": self.attempt,
             "learning_rate": self.learning_rate,
+            "first_rate": self.first_rate,
             "value_learning_rate": self.value_learning_rate,
             "skipped_in_a_row": self.skipped_in_a_row,
             "controller": self.controller.state_dict(),
@@ -415,6 +431,7 @@ class PPO:
         self.controller.load_state_dict(state["controller"])
         for name in ("step", "tick", "attempt", "skipped_in_a_row", "learning_rate", "value_learning_rate"):
             setattr(self, name, state[name])
+        self.first_rate = state.get("first_rate", self.first_rate)  # older checkpoints had a configured one
 
 
 def finite(figures: dict[str, float]) -> dict[str, float]:

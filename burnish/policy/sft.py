@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 
-from burnish.models.batches import CPU
+from burnish.models.batches import CPU, Batch
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base
-from burnish.models.steps import set_rates, take_step, warm_up_then_down
+from burnish.models.steps import n_updates, set_rates, take_step, warm_up_then_down
 from burnish.objectives.losses import response_cross_entropy
 from burnish.randomness import generator
 from burnish.records import Prompt, StepStats
@@ -49,16 +48,19 @@ def fine_tune(
     *,
     learning_rate: float,
     seed: int,
+    only: Sequence[int] | None = None,
 ) -> Iterator[StepStats]:
-    """Train in place, yielding one StepStats an update; prompts carry no loss, the end-of-sequence token does."""
+    """Train in place on the sequences, or on one pass over `only` some of them, yielding one StepStats an update;
+    prompts carry no loss, the end-of-sequence token does."""
     parameters = policy.top.trained_parameters()
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
-    per_epoch = math.ceil(len(sequences) / config.batch_size)
-    steps = per_epoch * config.epochs
+    taken = range(len(sequences)) if only is None else only
+    steps = n_updates(len(taken), config.batch_size, config.epochs if only is None else 1)
+    per_epoch = n_updates(len(taken), config.batch_size)
     for step in range(steps):
         epoch, index = divmod(step, per_epoch)
-        order = torch.randperm(len(sequences), generator=generator(seed, "sft", epoch), device=CPU)
-        rows = order.split(config.batch_size)[index].tolist()
+        order = torch.randperm(len(taken), generator=generator(seed, "sft", epoch), device=CPU)
+        rows = [taken[i] for i in order.split(config.batch_size)[index].tolist()]
         rate = learning_rate * warm_up_then_down(step, steps, warmup=0)
         set_rates(optimizer, rate)
 
@@ -70,6 +72,27 @@ def fine_tune(
         norms = take_step(optimizer, [parameters], config.max_grad_norm, [loss])
         values = {} if norms is None else {"loss": loss, "grad_norm": norms[0]}
         yield StepStats(step + 1, 0, {**values, "learning_rate": rate, "skipped": float(norms is None)})
+
+
+def trial_loss(
+    policy: Policy,
+    sequences: Sequences,
+    learned: Sequence[int],
+    unseen: Sequence[int],
+    config: FineTuning,
+    rate: float,
+    seed: int,
+) -> float:
+    """Mean cross-entropy, in nats a token, of the `unseen` rows after one pass of a fresh policy over the `learned`."""
+    for _ in fine_tune(policy, sequences, config, learning_rate=rate, seed=seed, only=learned):
+        pass
+
+    def read(batch: Batch) -> torch.Tensor:
+        return token_logprobs(policy, batch).sum(1)
+
+    with torch.no_grad():
+        sums = sequences.each(read, config.micro_batch, unseen)
+    return -float(sums.sum()) / sum(len(sequences.response_ids[row]) for row in unseen)
 
 
 def rows_gradient(policy: Policy, sequences: Sequences, rows: Sequence[int], micro_batch: int) -> float:

@@ -9,8 +9,6 @@ import yaml
 
 from burnish.config import RunConfig
 from burnish.config.loading import dump_yaml, json_schema, known_keys, load_config
-from burnish.config.model import ModelConfig
-from burnish.config.rates import learning_rate
 from burnish.config.template import template
 from burnish.errors import ConfigError
 
@@ -89,9 +87,11 @@ def test_schema_knows_the_sections() -> None:
     assert {"ppo", "reward", "guard", "evaluate"} <= json_schema()["properties"].keys()
 
 
-def test_rates_by_mode() -> None:
-    assert learning_rate("ppo", ModelConfig(path="x"), "all") == 1e-6
-    assert learning_rate("ppo", ModelConfig(path="x"), "lora_top:3") == 5e-5
-    assert 1e-5 <= learning_rate("ppo", ModelConfig(path="x"), "lora") <= 1e-4
-    assert learning_rate("ppo", ModelConfig(), "all") == 3e-4
-    assert learning_rate("ppo", ModelConfig(), "top:2") == 1e-3
+def test_a_rate_is_found_by_the_run_unless_it_is_given(tmp_path: Path) -> None:
+    assert load_config(None).dpo.learning_rate == "auto"
+    left_open = file(tmp_path, "sft:\n  learning_rate: null\nppo:\n  learning_rate: 0\n")
+    config = load_config(left_open)
+    assert (config.sft.learning_rate, config.ppo.learning_rate) == ("auto", 0.0)
+    for wrong in ("dpo.learning_rate=0", "ppo.learning_rate=-1e-6", "reward.learning_rate=fast"):
+        with pytest.raises(ConfigError, match=wrong.split("=")[0]):
+            load_config(None, [wrong])

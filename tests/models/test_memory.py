@@ -151,7 +151,14 @@ def test_training_that_does_not_fit_goes_on_in_smaller_parts(
         sft = fine_tune(
             policies[0], demonstrated(base, codec, texts), SftConfig(epochs=2), learning_rate=1e-3, seed=0
         )
-        dpo = DPO(policies[1], reference, codec, pairs, DPOConfig(batch_size=8, epochs=2), 1e-3, 0)
+        dpo = DPO(
+            policies[1],
+            reference,
+            EncodedPairs(base, codec, pairs),
+            DPOConfig(batch_size=8, epochs=2),
+            1e-3,
+            0,
+        )
         return [s["loss"] for updates in (rewards, sft, dpo.updates()) for s in updates]
 
     whole = figures()

@@ -71,7 +71,7 @@ def reached(module: str) -> set[str]:
     todo = [module]
     while todo:
         name = todo.pop()
-        apart = any(name == a or name.startswith(f"{a}.") for a in APART) and name != "burnish.config.rates"
+        apart = any(name == a or name.startswith(f"{a}.") for a in APART)
         if name not in seen and not apart:
             seen.add(name)
             todo += burnish_imports(name)

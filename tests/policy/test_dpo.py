@@ -10,6 +10,7 @@ import torch
 from burnish.config.dpo import DPOConfig
 from burnish.models.load import Codec
 from burnish.models.logprobs import make_policy
+from burnish.models.pairs import EncodedPairs
 from burnish.models.shared_base import Base, Top
 from burnish.policy.dpo import DPO
 from burnish.records import Preference, Prompt
@@ -21,8 +22,7 @@ def make_dpo(base: Base, codec: Codec, prompts: list[Prompt], **config: object) 
     return DPO(
         policy=make_policy(Top(base), codec.pad_id),
         reference=make_policy(Top(base, trainable=False), codec.pad_id),
-        codec=codec,
-        pairs=pairs,
+        pairs=EncodedPairs(base, codec, pairs),
         config=settings,
         learning_rate=1e-3,
         seed=0,

@@ -11,21 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from burnish.config.dpo import DPOConfig
 from burnish.config.reward import RewardConfig
 from burnish.errors import RunError, TrainingError
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.load import Codec
-from burnish.models.logprobs import make_policy
 from burnish.models.pairs import EncodedPairs
-from burnish.models.shared_base import Base, Top
+from burnish.models.rates import trial_rows, try_rates
+from burnish.models.shared_base import Base
 from burnish.parallel import side_by_side
-from burnish.policy.dpo import DPO
+from burnish.randomness import generator
 from burnish.records import Preference, Prompt, StepStats
 from burnish.reward.ensemble import RewardEnsemble, aggregate, normalisation, pair_spread
 from burnish.reward.examine import error_correlation, errors, examine, watcher_verdict
 from burnish.reward.saved import load_reference, save_ensemble
-from burnish.reward.sweep import find_rate
+from burnish.reward.sweep import trial_loss
 from burnish.reward.train import pair_order, pairs_gradient, train_reward_model
 
 MEMBERS = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 3.0]])
@@ -114,18 +113,9 @@ def test_a_cut_off_answer_is_read_without_an_end(base: Base, codec: Codec, promp
     """In reward training and in DPO, which would teach the end in mid-sentence."""
     cut = Preference(prompts[0], " She was", " He wept.", chosen_ended=False)
     whole = Preference(prompts[1], " She sang.", " He", rejected_ended=False)
-    dpo = DPO(
-        policy=make_policy(Top(base), codec.pad_id),
-        reference=make_policy(Top(base, trainable=False), codec.pad_id),
-        codec=codec,
-        pairs=[cut, whole],
-        config=DPOConfig(),
-        learning_rate=1e-3,
-        seed=0,
-    )
-    for encoded in (EncodedPairs(base, codec, [cut, whole]), dpo.encoded):
-        ends = [ids[-1] == codec.eos_id for ids in encoded.sequences.response_ids]
-        assert [ends[i] for i in (*encoded.chosen, *encoded.rejected)] == [False, True, True, False]
+    encoded = EncodedPairs(base, codec, [cut, whole])
+    ends = [ids[-1] == codec.eos_id for ids in encoded.sequences.response_ids]
+    assert [ends[i] for i in (*encoded.chosen, *encoded.rejected)] == [False, True, True, False]
 
 
 def test_an_answer_is_encoded_once_however_many_pairs_it_is_in(
@@ -298,7 +288,12 @@ def test_a_rate_is_found_by_what_it_comes_to_on_pairs_it_has_not_seen(
     glad, sad = [" She was happy and sang.", " They were glad."], [" He wept.", " It was sad and cold."]
     pairs = [Preference(p, glad[i % 2], sad[(i + k) % 2]) for i, p in enumerate(prompts) for k in range(2)]
     encoded = EncodedPairs(base.at(base.depth, "top:2"), codec, pairs)
-    found = find_rate(encoded, RewardConfig(), "mean", [1e-7, 2e-3, 30.0], 0)
+    learned, unseen = trial_rows(encoded.groups, 24 * 16, generator(0))
+    found = try_rates(
+        "reward",
+        [1e-7, 2e-3, 30.0],
+        lambda rate: trial_loss(encoded, learned, unseen, RewardConfig(), "mean", rate, 0),
+    )
     assert found[0].rate == 2e-3
     assert found[0].loss < 0.5
     losses = {t.rate: t.loss for t in found}

@@ -1,0 +1,51 @@
+"""The rate PPO begins with: the step it takes, what is left of the search, and a batch without direction."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from burnish.policy.first_rate import first_rate
+from burnish.records import Rollout, Scores
+from tests.policy.test_ppo import make_ppo, toy
+
+
+@pytest.mark.parametrize("scale", [1.0, 50.0])
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_the_first_update_moves_about_as_far_as_it_should(scale: float, epochs: int) -> None:
+    """Whatever the weights' size makes of a rate; without the search the same rate for both would be off."""
+    base, codec = toy()
+    with torch.no_grad():
+        base.lm.get_output_embeddings().weight.mul_(scale)
+    ppo = make_ppo(base, codec, coef=1e-3, rate=0.0, updates=30, epochs=epochs, adaptive_rate=True)
+    rate, kl = first_rate(ppo)
+    assert rate is not None
+    assert kl == pytest.approx(ppo.wanted_kl, rel=0.5)
+    ppo.begin_at(rate)
+    moved = next(ppo.updates())["step_kl"]
+    assert ppo.wanted_kl / 4 < moved < ppo.wanted_kl * 4
+    assert ppo.first_rate == rate
+
+
+def test_the_search_leaves_policy_and_batch_as_they_would_have_been() -> None:
+    base, codec = toy()
+    plain, searched = (make_ppo(base, codec, rate=0.01, updates=3) for _ in range(2))
+    first_rate(searched)
+    assert searched.first_batch is not None
+    assert [s.as_row() for s in searched.updates()] == [s.as_row() for s in plain.updates()]
+    assert searched.first_batch is None
+
+
+def test_a_batch_without_direction_gives_no_rate() -> None:
+    base, codec = toy()
+    ppo = make_ppo(base, codec, rate=0.0, advantage="rloo", answers=4, coef=1e-3)
+
+    def same(rollout: Rollout) -> Scores:
+        one = torch.ones(len(rollout))
+        return Scores(one, one[:, None], torch.zeros_like(one))
+
+    ppo.score = same
+    assert first_rate(ppo) == (None, 0.0)
+    assert math.isfinite(next(ppo.updates())["score"])
