@@ -16,6 +16,7 @@ class KLConfig(Section):
     init_coef: float | None = Field(None, gt=0)  # None: Gaussian tilt, sd(score) / sqrt(2 target)
     horizon: int | None = Field(None, gt=0)  # episodes; None: a tenth of the run's episodes
     smoothing: float = Field(0.5, ge=0, lt=1)  # exponential moving average of the measured KL
+    lead: float = Field(3.0, ge=0)  # updates ahead that the controller looks, by the last one's change
     min_coef: float = Field(1e-4, gt=0)  # both clamps are multiplied by the score's sd
     max_coef: float = Field(10.0, gt=0)
 
@@ -43,8 +44,9 @@ class PPOConfig(Section):
     epochs: int = Field(3, ge=1)
     minibatches: int = Field(1, ge=1)
     micro_batch: int = Field(32, ge=1)  # rows per forward pass; frozen in run.yaml
-    # gae: by a value function; rloo, grpo: against the other answers to the same prompt, without one.
-    advantage: Literal["gae", "rloo", "grpo"] = "gae"
+    # gae: by a value function; rloo, grpo: against the other answers to the same prompt, without one; auto: gae, and
+    # rloo once the value function has explained nothing for three updates.
+    advantage: Literal["auto", "gae", "rloo", "grpo"] = "auto"
     answers: int = Field(1, ge=1)  # to each prompt of a batch
     # auto: that with which the first update moves the policy as far as it should; 0 freezes it.
     learning_rate: PolicyRate = "auto"
@@ -88,7 +90,7 @@ class PPOConfig(Section):
             raise ValueError(
                 "ppo.ensemble_weight=0 leaves nothing to optimise; raise it, or name ppo.rewards"
             )
-        if self.advantage != "gae" and self.answers < 2:
+        if self.advantage in ("rloo", "grpo") and self.answers < 2:
             raise ValueError(
                 f"ppo.advantage={self.advantage} compares answers to the same prompt, but ppo.answers={self.answers}; "
                 "set it to 4"

@@ -18,26 +18,25 @@ from burnish.config.ppo import PPOConfig
 from burnish.errors import TrainingError
 from burnish.models.artefacts import load_reward_model, save_policy
 from burnish.models.heads import Pooling, ScalarHead
-from burnish.models.pairs import EncodedPairs
 from burnish.models.rates import ladder
 from burnish.models.sampling import sample_rollout
 from burnish.models.shared_base import Top
 from burnish.monitor.hacking import WatcherMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.pipeline.data import Data
+from burnish.pipeline.direct import run_dpo
 from burnish.pipeline.distilled import run_distill
 from burnish.pipeline.gated import barely_moved, pass_gate
 from burnish.pipeline.guarded import Guarded, run_guarded
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
-from burnish.pipeline.trials import found_rate
-from burnish.policy.dpo import DPO
+from burnish.pipeline.own_answers import OwnAnswers
 from burnish.policy.first_rate import first_rate
 from burnish.policy.kl_control import AdaptiveKLController, initial_coef
 from burnish.policy.ppo import PPO, ScoreFn
 from burnish.policy.self_check import self_check
 from burnish.randomness import derive_seed
-from burnish.records import Decision, Preference, Prompt
+from burnish.records import Decision, Prompt
 from burnish.reward.ensemble import EnsembleScorer, RewardEnsemble
 from burnish.reward.functions import SummedRewards, load_function
 from burnish.reward.saved import SavedWatcher, load_ensemble, load_reference, prepare
@@ -64,11 +63,12 @@ def align(
     found = journal.latest_checkpoint()
     state: dict[str, Any] = found.state if found else {"phase": "ppo"}
     outcome: dict[str, Any] = state.get("outcome", {})
+    own = OwnAnswers(models, data, journal, ppo.batch_size, seed)
     if state["phase"] == "ppo":
         outcome = {"ppo": run_ppo(models, data, journal, ppo, guard, monitor, seed)}
         journal.checkpoint(state={"phase": "dpo", "outcome": outcome})
     if distill.when == "always" and "distill" not in outcome:
-        outcome["distill"] = run_distill(models, data, journal, distill, ppo.batch_size, seed)
+        outcome["distill"] = run_distill(models, own, journal, distill, seed)
         journal.checkpoint(state={"phase": "dpo", "outcome": outcome})
     given_up = outcome["ppo"]["state"] in ("given_up", "stopped")
     outcome["fallback"] = {
@@ -76,7 +76,7 @@ def align(
         "reason": outcome["ppo"]["reason"] if given_up else None,
     }
     if dpo.when == "always" or (given_up and dpo.when == "fallback"):
-        outcome["dpo"] = run_dpo(models, data.parts["members"], journal, dpo, outcome, seed)
+        outcome["dpo"] = run_dpo(models, data.parts["members"], own, journal, dpo, outcome, seed)
     write_json(journal.path / "align.json", outcome)
     return ["align.json", *(name for name in ("ppo", "dpo", "distill") if name in outcome)]
 
@@ -171,13 +171,14 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
         target=kl.target,
         horizon=max(config.batch_size, episodes // 10) if kl.horizon is None else kl.horizon,
         smoothing=kl.smoothing,
+        lead=kl.lead,
         min_coef=kl.min_coef * score_sd,
         max_coef=kl.max_coef * score_sd,
     )
     return PPO(
         policy=models.new_policy(),
         reference=models.reference(),
-        value=new_value(models, ensemble, rewards, config) if config.advantage == "gae" else None,
+        value=new_value(models, ensemble, rewards, config) if config.advantage in ("auto", "gae") else None,
         codec=models.codec,
         score=score,
         prompts=prompts,
@@ -240,51 +241,3 @@ def new_value(models: Models, ensemble: RewardEnsemble, rewards: Path, config: P
 def load_watcher(models: Models, rewards: Path) -> SavedWatcher | None:
     """The watcher, when the run has one."""
     return SavedWatcher(models.base, rewards) if (rewards / "watcher").exists() else None
-
-
-def run_dpo(
-    models: Models,
-    pairs: list[Preference],
-    journal: Journal,
-    config: DPOConfig,
-    outcome: dict[str, Any],
-    seed: int,
-) -> dict[str, Any]:
-    """DPO from SFT on the pairs the reward ensemble learned from."""
-    dpo = DPO(
-        policy=models.new_policy(),
-        reference=models.reference(),
-        pairs=EncodedPairs(models.base, models.codec, pairs),
-        config=config,
-        learning_rate=0.0 if config.learning_rate == "auto" else config.learning_rate,
-        seed=derive_seed(seed, "dpo"),
-    )
-    dpo.policy.temperature = dpo.reference.temperature = 1.0
-    found = journal.latest_checkpoint()
-    if found and found.state.get("dpo_step"):
-        dpo.load(found.folder, found.state["dpo_step"])
-        dpo.learning_rate = found.state["dpo_rate"]
-    elif config.learning_rate == "auto":
-        dpo.learning_rate = found_rate(
-            journal,
-            "dpo",
-            models.base,
-            dpo.pairs.groups,
-            batch_size=config.batch_size,
-            steps=dpo.steps,
-            trial=dpo.trial_loss,
-            seed=dpo.seed,
-        )
-    for stats in dpo.updates():
-        journal.log("dpo", stats)
-        journal.view.progress(dpo.step, dpo.steps)
-        if dpo.step % config.checkpoint_every == 0:
-            state = {
-                "phase": "dpo",
-                "outcome": outcome,
-                "dpo_step": dpo.step,
-                "dpo_rate": dpo.learning_rate,
-            }
-            journal.checkpoint(dpo.save, state)
-    save_policy(dpo.policy.top, journal.path / "dpo", models.codec.tokenizer)
-    return {"updates": dpo.step, "pairs": len(dpo.pairs)}

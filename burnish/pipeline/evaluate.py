@@ -112,7 +112,7 @@ def sample_all(
     if n > 1:
         rounds = [sample(models, reference, prompts, config, seed, "best_of", turn) for turn in range(n)]
         ensemble = load_ensemble(models.base, path / "reward")
-        answers[f"best_of_{n}"] = Answers(best_of(ensemble, rounds, models.codec.pad_id)[0])
+        answers[f"best_of_{n}"] = Answers(best_of(ensemble, rounds, models.codec.pad_id))
     return answers
 
 

@@ -64,7 +64,7 @@ def watchers_lift(
         )
         for turn in range(GATE_ANSWERS)
     ]
-    picked, _ = best_of(ensemble, rounds, models.codec.pad_id)
+    picked = best_of(ensemble, rounds, models.codec.pad_id)
     usual = torch.stack([watch.scores(r, models.codec.pad_id) for r in rounds]).mean(0)
     return mean_interval((watch.scores(picked, models.codec.pad_id) - usual).tolist())
 

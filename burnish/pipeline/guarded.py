@@ -79,6 +79,8 @@ def run_attempt(guarded: Guarded, sample_every: int) -> str | None:
     for raw in ppo.updates():
         stats = watched(ppo, raw, guarded.watch)
         journal.log("ppo", stats)
+        while ppo.notes:
+            journal.decide(stats.step, ppo.notes.pop(0))
         timing = {"step": stats.step, "attempt": stats.attempt, "tick": ppo.tick, **ppo.timing}
         journal.run.append("timing/ppo.jsonl", timing)
         journal.view.progress(ppo.step, ppo.config.updates)

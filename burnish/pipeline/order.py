@@ -151,11 +151,15 @@ STAGES = (
             "burnish.monitor.hacking",
             "burnish.pipeline.align",
             "burnish.pipeline.guarded",
+            "burnish.pipeline.direct",
             "burnish.pipeline.distilled",
+            "burnish.pipeline.own_answers",
             "burnish.pipeline.gated",
         ),
         writes=Writes(
-            records=("ppo", "dpo", "distill"), folders=("ppo", "dpo", "distill"), files=("align.json",)
+            records=("ppo", "dpo", "distill"),
+            folders=("ppo", "dpo", "distill"),
+            files=("align.json", "on_policy_pairs.jsonl"),
         ),
         lower="ppo.micro_batch, dpo.micro_batch or distill.micro_batch",
     ),

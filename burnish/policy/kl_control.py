@@ -34,7 +34,10 @@ class AdaptiveKLController:
     what lies beyond it is forgotten, so the coefficient turns with the error. The coefficient does not fall
     before the smoothed KL has once reached half its target: a policy that has only begun to move is no sign
     of too strong a penalty. A batch of more than a horizon counts as one horizon, so that no update moves it
-    by over a fifth (the plain formula would turn the coefficient negative at five horizons).
+    by over a fifth (the plain formula would turn the coefficient negative at five horizons). With a `lead`,
+    the error is that of the KL so many updates ahead if it went on as from the last update to this one: an
+    integral controller alone goes on lowering a coefficient until the target is passed (the derivative term of
+    Stooke et al. 2020, section 5).
 
     `coef`, `average`, `weight` and `reached` are state, the rest settings; `state_dict` holds both.
     """
@@ -48,6 +51,7 @@ class AdaptiveKLController:
     average: float = 0.0
     weight: float = 0.0
     reached: bool = False
+    lead: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("coef", "target", "horizon", "min_coef", "max_coef"):
@@ -56,6 +60,8 @@ class AdaptiveKLController:
             raise ValueError(f"min_coef={self.min_coef} must not exceed max_coef={self.max_coef}; swap them")
         if not 0.0 <= self.smoothing < 1.0:
             raise ValueError(f"smoothing={self.smoothing!r} must lie in [0, 1); 0 turns it off")
+        if not (math.isfinite(self.lead) and self.lead >= 0):
+            raise ValueError(f"lead={self.lead!r} must be finite and at least 0; 0 turns it off")
         self.coef = self._clamp(self.coef)
 
     @property
@@ -72,11 +78,13 @@ class AdaptiveKLController:
         if not math.isfinite(kl_seq_sum_nats):
             raise ValueError(f"kl_seq_sum_nats={kl_seq_sum_nats!r} must be finite; skip this update")
         _positive("n_episodes", n_episodes)
+        before = self.smoothed
         self.average = self.smoothing * self.average + (1 - self.smoothing) * kl_seq_sum_nats
         self.weight = self.smoothing * self.weight + (1 - self.smoothing)
         kl = self.average / self.weight
         self.reached = self.reached or kl >= self.target / 2
-        error = min(max(kl / self.target - 1.0, -ERROR_CLIP), ERROR_CLIP)
+        ahead = kl + self.lead * (kl - (kl if before is None else before))
+        error = min(max(ahead / self.target - 1.0, -ERROR_CLIP), ERROR_CLIP)
         if self.reached:  # a KL above its target reaches half of it
             share = min(n_episodes / self.horizon, 1.0)
             self.coef = self._clamp(self.coef * (1.0 + error * share))
@@ -96,6 +104,7 @@ class AdaptiveKLController:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; anything else raises ValueError and changes nothing."""
+        state = {"lead": 0.0} | state  # which older checkpoints do not know
         names = {f.name for f in fields(self)}
         if set(state) != names:
             raise ValueError(

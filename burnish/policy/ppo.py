@@ -37,11 +37,13 @@ from burnish.objectives.losses import (
 from burnish.policy.kl_control import AdaptiveKLController
 from burnish.policy.optimizer_state import load_optimizer, save_optimizer
 from burnish.randomness import generator
-from burnish.records import Prompt, Rollout, Scores, StepStats
+from burnish.records import Decision, Prompt, Rollout, Scores, StepStats
 
 RATE_BAND = 3.0  # how far a step may be from the one that is wanted
 RATE_RANGE = 1000.0
 STEP_ROWS = 16  # responses on which the step of an update is measured
+PATIENCE = 3  # updates of a value function that explains nothing
+GROUPS = (4, 5, 3, 2)  # answers to compare without one, the first that divides the batch
 GAP_ROWS = 4  # responses of each batch whose log-probabilities are computed again
 
 ScoreFn = Callable[[Rollout], Scores]
@@ -92,11 +94,15 @@ class PPO:
     experience: Experience | None = None
     first_batch: Experience | None = None  # of the first update, where it was needed before
     timing: dict[str, float] = field(default_factory=dict)
+    unexplained: int = 0  # updates in a row whose returns the value function did not explain
+    notes: list[Decision] = field(default_factory=list)  # decisions of its own, for whoever keeps the record
 
     def __post_init__(self) -> None:
         self.policy_parameters = self.policy.top.trained_parameters()
         self.value_parameters = self.value.trained() if self.value is not None else []
         self.first_rate = self.learning_rate
+        self.advantage = "gae" if self.config.advantage == "auto" else self.config.advantage
+        self.answers = self.config.answers
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": self.policy_parameters},
@@ -106,6 +112,11 @@ class PPO:
             eps=self.config.adam_eps,
             weight_decay=0.0,
         )
+
+    @property
+    def critic(self) -> ScalarHead | None:
+        """The value function, as long as advantages are taken against it."""
+        return self.value if self.advantage == "gae" else None
 
     @property
     def wanted_kl(self) -> float:
@@ -135,6 +146,7 @@ class PPO:
             values |= self.adapt(experience)
             values |= self.adapt_rate(experience)
             values = finite(self.describe(experience) | values)
+            self.judge_critic(values.get("explained_variance"))
             self.step += 1
             self.tick += 1
             seconds = perf_counter() - began
@@ -163,8 +175,8 @@ class PPO:
         sequences = Sequences.of(self.policy.top.base, rollout, self.codec.pad_id)
         memory = self.policy.top.base.memory
         value_sequences = None
-        if self.value is not None:
-            top = self.value.top
+        if self.critic is not None:
+            top = self.critic.top
             whole = Sequences.of(top.base, rollout, self.codec.pad_id)
             value_sequences = memory.fit(
                 "activations of the value function", self.config.micro_batch, partial(whole.lifted, top)
@@ -189,8 +201,8 @@ class PPO:
         if old_values is not None:
             advantages, returns = gae(rewards, old_values, mask, gamma=self.config.gamma, lam=self.config.lam)
         else:
-            scaled = self.config.advantage == "grpo"
-            advantages = group_advantages(rewards, mask, answers=self.config.answers, scaled=scaled)
+            scaled = self.advantage == "grpo"
+            advantages = group_advantages(rewards, mask, answers=self.answers, scaled=scaled)
         if self.config.whiten_advantages:
             advantages = whiten(advantages, mask)
         return Experience(
@@ -224,14 +236,14 @@ class PPO:
             if rounded:
                 old_logprobs[rows, :width] = token_logprobs(self.policy, batch)
             ref_logprobs[rows, :width] = token_logprobs(self.reference, batch)
-            if values is not None and self.value is not None and value_sequences is not None:
-                values[rows, :width] = self.value.values(value_sequences.batch(rows))
+            if values is not None and self.critic is not None and value_sequences is not None:
+                values[rows, :width] = self.critic.values(value_sequences.batch(rows))
         return old_logprobs, ref_logprobs, values
 
     def batch_of_prompts(self, step: int) -> list[Prompt]:
         """The prompts of a step, each as often as it is answered: epochs of shuffled prompts, the order of an attempt
         its own."""
-        n, size = len(self.prompts), self.config.batch_size // self.config.answers
+        n, size = len(self.prompts), self.config.batch_size // self.answers
         first = (step - 1) * size
         picked = []
         orders: dict[int, list[int]] = {}
@@ -240,7 +252,7 @@ class PPO:
             if epoch not in orders:
                 rng = generator(self.seed, "prompts", self.attempt, epoch)
                 orders[epoch] = torch.randperm(n, generator=rng, device=CPU).tolist()
-            picked += [self.prompts[orders[epoch][position % n]]] * self.config.answers
+            picked += [self.prompts[orders[epoch][position % n]]] * self.answers
         return picked
 
     def improve(self, experience: Experience) -> dict[str, float]:
@@ -272,7 +284,7 @@ class PPO:
         sums = self.policy.top.base.memory.fit(
             "training ppo", self.config.micro_batch, lambda size: self.gradient(experience, rows, size)
         )
-        groups = [self.policy_parameters, *([self.value_parameters] if self.value is not None else [])]
+        groups = [self.policy_parameters, *([self.value_parameters] if self.critic is not None else [])]
         norms = take_step(self.optimizer, groups, self.config.max_grad_norm, list(sums.values()))
         names = ("grad_norm", "value_grad_norm")
         return None if norms is None else sums | dict(zip(names, norms, strict=False))
@@ -310,12 +322,12 @@ class PPO:
             normalizer=tokens,
         )
         loss, figures = policy_loss, {"policy_loss": policy_loss.item()}
-        if self.value is not None:
+        if self.critic is not None:
             assert experience.value_sequences is not None
             assert experience.old_values is not None
             assert experience.returns is not None
             value_loss = clipped_value_loss(
-                self.value.values(experience.value_sequences.batch(rows)),
+                self.critic.values(experience.value_sequences.batch(rows)),
                 part(experience.old_values),
                 part(experience.returns),
                 mask,
@@ -353,6 +365,24 @@ class PPO:
         low, high = self.first_rate / RATE_RANGE, self.first_rate * RATE_RANGE
         self.learning_rate = min(max(self.learning_rate * factor, low), high)
         return {"step_kl": step}
+
+    def judge_critic(self, explained: float | None) -> None:
+        """Where it is left to PPO, take advantages against the other answers to a prompt (leave one out) from the next
+        update on, once the value function has explained none of the returns' variance for `PATIENCE` updates: what it
+        subtracts is noise."""
+        if explained is None or self.config.advantage != "auto":
+            return
+        self.unexplained = self.unexplained + 1 if explained <= 0 else 0
+        together = next((k for k in GROUPS if self.config.batch_size % k == 0), None)
+        if self.unexplained < PATIENCE or together is None:
+            return
+        self.advantage, self.answers = "rloo", max(self.answers, together)
+        reason = (
+            f"the value function explained nothing for {PATIENCE} updates (explained variance {explained:.2f}): from "
+            f"here on {self.answers} answers to each prompt are compared with one another"
+        )
+        evidence = {"explained_variance": explained, "answers": self.answers}
+        self.notes.append(Decision("critic_dropped", reason, evidence))
 
     @torch.no_grad()
     def step_kl(self, experience: Experience) -> float:
@@ -400,7 +430,7 @@ class PPO:
         self.attempt = attempt
         self.learning_rate *= learning_rate_factor
         self.value_learning_rate *= learning_rate_factor
-        self.skipped_in_a_row = 0
+        self.skipped_in_a_row = self.unexplained = 0
 
     def save(self, folder: Path) -> None:
         """Trained weights and optimiser state as safetensors; counters and controller are in `state_dict`."""
@@ -424,6 +454,9 @@ class PPO:
             "first_rate": self.first_rate,
             "value_learning_rate": self.value_learning_rate,
             "skipped_in_a_row": self.skipped_in_a_row,
+            "advantage": self.advantage,
+            "answers": self.answers,
+            "unexplained": self.unexplained,
             "controller": self.controller.state_dict(),
         }
 
@@ -431,7 +464,8 @@ class PPO:
         self.controller.load_state_dict(state["controller"])
         for name in ("step", "tick", "attempt", "skipped_in_a_row", "learning_rate", "value_learning_rate"):
             setattr(self, name, state[name])
-        self.first_rate = state.get("first_rate", self.first_rate)  # older checkpoints had a configured one
+        for name in ("first_rate", "advantage", "answers", "unexplained"):  # not in older checkpoints
+            setattr(self, name, state.get(name, getattr(self, name)))
 
 
 def finite(figures: dict[str, float]) -> dict[str, float]:

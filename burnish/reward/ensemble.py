@@ -133,16 +133,19 @@ def pair_spread(members: torch.Tensor) -> float:
     return float((first - second).var(1, unbiased=False).mean())
 
 
-def best_of(ensemble: RewardEnsemble, rounds: Sequence[Rollout], pad_id: int) -> tuple[Rollout, float]:
-    """The ensemble's pick among several responses to each prompt, one of each of the `rounds`, and how far it lies
-    above their mean, in reference standard deviations. The first round is the reference of scores that need one."""
+def round_scores(ensemble: RewardEnsemble, rounds: Sequence[Rollout], pad_id: int) -> torch.Tensor:
+    """(rounds, N) the ensemble's scores of several responses to each of N prompts, one of each in every round. The
+    first round is the reference of scores that need one."""
     sequences = [Sequences.of(ensemble.base, rollout, pad_id) for rollout in rounds]
     anchor = ensemble.normalised(sequences[0])
-    scores = torch.stack([ensemble.score(s, anchor).scores for s in sequences])  # (rounds, N)
-    gain = float((scores.amax(0) - scores.mean(0)).mean())
-    rows = list(enumerate(scores.argmax(0).tolist()))
-    nothing = torch.zeros(0, device=ensemble.base.device)
-    picked = Rollout(
+    return torch.stack([ensemble.score(s, anchor).scores for s in sequences])
+
+
+def pick(rounds: Sequence[Rollout], which: torch.Tensor) -> Rollout:
+    """Of each prompt's responses the one of the round that `which` (N,) names; log-probabilities are left out."""
+    rows = list(enumerate(which.tolist()))
+    nothing = torch.zeros(0, device=which.device)
+    return Rollout(
         prompts=rounds[0].prompts,
         prompt_ids=rounds[0].prompt_ids,
         response_ids=[rounds[k].response_ids[i] for i, k in rows],
@@ -153,4 +156,8 @@ def best_of(ensemble: RewardEnsemble, rounds: Sequence[Rollout], pad_id: int) ->
         response_mask=nothing.bool(),
         features={cut: [rounds[k].features[cut][i] for i, k in rows] for cut in rounds[0].features},
     )
-    return picked, gain
+
+
+def best_of(ensemble: RewardEnsemble, rounds: Sequence[Rollout], pad_id: int) -> Rollout:
+    """The ensemble's pick among several responses to each prompt, one of each in every round."""
+    return pick(rounds, round_scores(ensemble, rounds, pad_id).argmax(0))

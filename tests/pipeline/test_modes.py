@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 from burnish.config.loading import load_config
 from burnish.config.model import ModelConfig
-from burnish.data.preferences import write_preferences
+from burnish.data.preferences import read_preferences, write_preferences
 from burnish.models.artefacts import save_policy
 from burnish.models.batches import pad_batch
 from burnish.models.load import Codec, load_model
@@ -326,13 +326,24 @@ def test_best_of_n_distilled_and_answers_compared_are_candidates_too(tmp_path: P
         "distill.when=always",
         "distill.prompts=32",
         "distill.n=3",
-        "distill.learning_rate=1e-3",
+        "dpo.when=always",
+        "dpo.pairs=on_policy",
+        "dpo.prompts=32",
+        "dpo.n=3",
         "reward.layers=top:1",
     )
     evaluation = json.loads((tmp_path / "r" / "evaluation.json").read_text())
     assert {"sft", "ppo", "distill"} <= evaluation["policies"].keys()
     assert evaluation["policies"]["distill"]["kl"] > 0
-    outcome = json.loads((tmp_path / "r" / "align.json").read_text())["distill"]
+    aligned = json.loads((tmp_path / "r" / "align.json").read_text())
+    pairs = read_preferences(tmp_path / "r" / "on_policy_pairs.jsonl").pairs
+    assert aligned["dpo"]["pairs_from"] == "on_policy"
+    assert 16 < aligned["dpo"]["pairs"] == len(pairs) <= 32, "best and worst of three are seldom the same"
+    assert len({p.prompt.id for p in pairs}) == len(pairs)
+    events = RunDirectory.open(tmp_path / "r").read_rows("events.jsonl")
+    found = {e["evidence"]["job"]: e["evidence"] for e in events if e.get("action") == "learning_rate"}
+    assert [len(found[job]["trials"]) for job in ("distill", "dpo")] == [4, 4]
+    outcome = aligned["distill"]
     assert outcome["prompts"] == 32
     assert outcome["score_gain"] > 0.2
     rows = RunDirectory.open(tmp_path / "r").read_rows("metrics/distill.jsonl")

@@ -115,6 +115,33 @@ def test_in_a_closed_loop_it_settles_at_the_target() -> None:
     assert held.coef == pytest.approx(initial_coef(1.0, 6.0), rel=0.02)
 
 
+def overshoot(lead: float) -> float:
+    """Of a slow policy and a fast controller, in nats past a target of 4."""
+    coef = 2.5 * initial_coef(1.0, 4.0)
+    held = AdaptiveKLController(coef=coef, target=4.0, horizon=230, smoothing=0.5, reached=True, lead=lead)
+    kl, highest = 0.0, 0.0
+    for _ in range(120):
+        kl += 0.07 * (1.0 / (2 * held.coef**2) - kl)
+        held.update(kl, 64)
+        highest = max(highest, kl)
+    assert kl == pytest.approx(4.0, abs=0.6)
+    return highest - 4.0
+
+
+def test_looking_ahead_it_passes_the_target_by_less() -> None:
+    assert overshoot(0.0) > 1.0
+    assert overshoot(3.0) < 0.7 * overshoot(0.0)
+
+
+def test_looking_ahead_a_rising_kl_counts_for_more() -> None:
+    held = controller(lead=3.0)
+    held.update(5.0, 100)
+    assert held.coef == pytest.approx(1 - 0.1 / 6)
+    before = held.coef
+    held.update(5.4, 100)  # 5.4 + 3 * 0.4 = 6.6
+    assert held.coef == pytest.approx(before * 1.01)
+
+
 @given(st.lists(st.floats(-5, 200), min_size=1, max_size=30), st.integers(1, 4096), st.floats(0, 0.95))
 def test_the_coefficient_stays_in_its_clamps_and_moves_by_a_fifth_at_most(
     kls: list[float], episodes: int, smoothing: float

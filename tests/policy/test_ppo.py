@@ -94,7 +94,7 @@ def make_ppo(
         seed=1,
     )
 
-    if full.advantage != "gae":
+    if full.advantage in ("rloo", "grpo"):
         ppo.value, ppo.value_parameters = None, []
         ppo.__post_init__()
     return ppo
@@ -336,3 +336,49 @@ def test_inner_epochs_end_where_the_policy_has_moved_far_enough() -> None:
         calls.append(len(count))
     assert calls[0] == 6
     assert 1 <= calls[1] < 6
+
+
+def blind(ppo: PPO) -> PPO:
+    """With a value function that explains nothing and learns nothing."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        ppo.value.head.weight.normal_(std=500.0)
+    ppo.value_learning_rate = 0.0
+    return ppo
+
+
+def test_a_value_function_that_explains_nothing_is_dropped_on_record(tmp_path: Path) -> None:
+    base, codec = toy()
+    ppo = blind(make_ppo(base, codec, updates=8, advantage="auto"))
+    updates = ppo.updates()
+    first = [next(updates) for _ in range(3)]
+    assert all(s["explained_variance"] <= 0 for s in first)
+    assert [n.action for n in ppo.notes] == ["critic_dropped"]
+    assert "4 answers to each prompt" in ppo.notes[0].reason
+    ppo.save(tmp_path)
+    again = blind(make_ppo(base, codec, updates=8, advantage="auto"))
+    again.load(tmp_path)
+    again.load_state_dict(ppo.state_dict())
+    rest = list(updates)
+    assert not any({"explained_variance", "value_loss", "value_grad_norm"} & s.values.keys() for s in rest)
+    assert ppo.batch_of_prompts(5)[:4] == [ppo.batch_of_prompts(5)[0]] * 4
+    assert [s.as_row() for s in again.updates()] == [s.as_row() for s in rest]
+    assert again.notes == []
+
+
+@pytest.mark.parametrize(("asked", "size"), [("gae", 64), ("auto", 49)])
+def test_it_is_kept_on_request_and_where_no_answers_can_stand_together(asked: str, size: int) -> None:
+    base, codec = toy()
+    ppo = blind(make_ppo(base, codec, updates=5, advantage=asked, batch_size=size))
+    assert all("explained_variance" in s.values for s in ppo.updates())
+    assert (ppo.notes, ppo.answers) == ([], 1)
+
+
+def test_a_state_from_before_critics_could_be_dropped_is_taken_up() -> None:
+    base, codec = toy()
+    ppo = make_ppo(base, codec)
+    state = ppo.state_dict()
+    for name in ("first_rate", "advantage", "answers", "unexplained"):
+        del state[name]
+    ppo.load_state_dict(state)
+    assert (ppo.advantage, ppo.answers, ppo.first_rate) == ("gae", 1, 0.01)
