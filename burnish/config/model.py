@@ -52,7 +52,7 @@ class ModelConfig(Section):
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = (
         None  # None: the model's own choice
     )
-    # What is trained: top:N, all, lora, lora_top:N; auto: top:2 of three layers or more that can be cut, else all.
+    # What is trained: top:N, all, lora, lora_top:N; auto: the top fifth where that can be cut, else all.
     layers: Layers = "auto"
     lora: LoraConfig = LoraConfig()
     cache_gib: float = Field(

@@ -21,7 +21,7 @@ name: rehearsal
 name: align
 model:
   path: embedded        # a folder or hub name with a causal language model
-  layers: auto          # trained: the top two layers over a shared frozen rest; or top:N, lora, lora_top:N, all
+  layers: auto          # trained: the top fifth over a shared frozen rest; or top:N, lora, lora_top:N, all
 data:
   prompts: preferences  # the prompts of the pairs
 label:

@@ -26,6 +26,7 @@ from burnish.models.batches import Batch, Positions, pad_batch, read
 from burnish.models.engine import inner, lay_out
 from burnish.models.memory import Memory
 
+TOP_SHARE = 5  # one layer in so many is trained by default
 FAST_TOLERANCE = 1e-3  # of the largest hidden state
 
 
@@ -115,8 +116,9 @@ class Base:
         return {id(t): t for t in (*self.lm.parameters(), *self.lm.buffers())}
 
     def _suited(self) -> str:
-        """What `auto` stands for in this model."""
-        return "top:2" if self._can_be_cut and len(self.lm.base_model.layers) > 2 else "all"
+        """What `auto` stands for in this model: the top fifth of its layers, two at least."""
+        depth = len(self.lm.base_model.layers) if self._can_be_cut else 0
+        return f"top:{max(2, depth // TOP_SHARE)}" if depth > 2 else "all"
 
     @property
     def _can_be_cut(self) -> bool:

@@ -365,9 +365,10 @@ def test_dialogues_go_through_the_template_unless_it_is_switched_off() -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "layers", "cut"), [(1, "all", 0), (2, "all", 0), (3, "top:2", 1), (5, "top:2", 3)]
+    ("depth", "layers", "cut"),
+    [(1, "all", 0), (2, "all", 0), (3, "top:2", 1), (5, "top:2", 3), (30, "top:6", 24)],
 )
-def test_auto_trains_the_top_two_layers_of_a_model_that_has_more(depth: int, layers: str, cut: int) -> None:
+def test_auto_trains_the_top_fifth_of_the_layers_and_two_at_least(depth: int, layers: str, cut: int) -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 50}
     base = Base(AutoModelForCausalLM.from_config(LlamaConfig(**sizes, num_hidden_layers=depth)), "auto")
     assert (base.layers, base.cut) == (layers, cut)
