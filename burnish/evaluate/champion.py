@@ -9,6 +9,8 @@ from typing import Any
 
 from burnish.records import Interval
 
+BEST_OF = "best_of_"  # followed by n: no model of its own
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -8,17 +8,21 @@ from pathlib import Path
 
 from burnish.checkpoints import read_json
 from burnish.errors import DataError, RunError
+from burnish.evaluate.champion import BEST_OF
 from burnish.models.artefacts import is_saved
+from burnish.models.logprobs import Policy
 from burnish.models.sampling import sample_rollout
 from burnish.pipeline.order import Workplace, set_determinism
-from burnish.records import Message, Prompt
+from burnish.records import Message, Prompt, Rollout
+from burnish.reward.ensemble import best_of
+from burnish.reward.saved import load_ensemble
 from burnish.runs import RunDirectory
 
 
 def answers(path: Path, lines: Iterable[str], temperature: float | None) -> Iterator[dict[str, str]]:
     """For every line (a prompt, or messages as a JSON list) what each policy says: {"sft": ..., "ppo": ...}, SFT alone
-    when it is the champion. Line and seed decide the draws: the same line again gets another answer, the same session
-    the same ones."""
+    when it is the champion; best of n as it was examined. Line and seed decide the draws: the same line again gets
+    another answer, the same session the same ones."""
     run = RunDirectory.open(path)
     if not (path / "evaluation.json").exists():
         raise RunError(f"{path} has no champion yet; carry it out to its end with `burnish run`")
@@ -26,7 +30,11 @@ def answers(path: Path, lines: Iterable[str], temperature: float | None) -> Iter
     place = Workplace.alone(run)
     champion = read_json(path / "evaluation.json")["champion"]
     policies = {"sft": place.models.reference(temperature)}
-    if is_saved(path / champion) and champion != "sft":
+    ensemble = None
+    if champion.startswith(BEST_OF):
+        policies[champion] = policies["sft"]
+        ensemble = load_ensemble(place.models.base, path / "reward")
+    elif is_saved(path / champion) and champion != "sft":
         policies[champion] = place.models.saved_policy(path / champion)
         policies[champion].temperature = policies["sft"].temperature
     for number, line in enumerate(lines):
@@ -36,18 +44,26 @@ def answers(path: Path, lines: Iterable[str], temperature: float | None) -> Iter
             raise DataError(
                 f"the prompt has more than model.max_prompt_tokens={limit} tokens; ask a shorter one"
             )
-        yield {
-            name: sample_rollout(
+
+        def answer(policy: Policy, *where: str | int, prompt: Prompt = prompt) -> Rollout:
+            return sample_rollout(
                 policy,
                 place.models.codec,
                 [prompt],
                 max_tokens=place.models.config.max_response_tokens,
                 batch_size=1,
                 seed=run.config.seed,
-                where=("chat", name, number),
-            ).texts[0]
-            for name, policy in policies.items()
-        }
+                where=("chat", *where),
+            )
+
+        said = {}
+        for name, policy in policies.items():
+            if ensemble is not None and name == champion:
+                rounds = [answer(policy, name, number, k) for k in range(int(name.removeprefix(BEST_OF)))]
+                said[name] = best_of(ensemble, rounds, place.models.codec.pad_id).texts[0]
+            else:
+                said[name] = answer(policy, name, number).texts[0]
+        yield said
 
 
 def parse(line: str) -> Prompt:

@@ -13,7 +13,7 @@ import torch
 
 from burnish.checkpoints import write_json
 from burnish.config.evaluate import EvaluateConfig
-from burnish.evaluate.champion import Candidate, choose_champion
+from burnish.evaluate.champion import BEST_OF, Candidate, choose_champion
 from burnish.evaluate.winrate import Examiner, head_to_head, win_rate
 from burnish.models.artefacts import is_saved, load_reward_model
 from burnish.models.batches import Batch
@@ -74,7 +74,7 @@ def evaluate(models: Models, data: Data, journal: Journal, config: EvaluateConfi
             name, prompts, len(selection), answer, answers["sft"], outcomes, config, seed
         )
         policies[name] = figures
-        if not name.startswith("best_of") or config.best_of_n_candidate:
+        if not name.startswith(BEST_OF) or config.best_of_n_candidate:
             candidates.append(candidate)
     decision = choose_champion(candidates)
     journal.decide(0, Decision("champion", decision.reason, decision.evidence))
@@ -112,7 +112,7 @@ def sample_all(
     if n > 1:
         rounds = [sample(models, reference, prompts, config, seed, "best_of", turn) for turn in range(n)]
         ensemble = load_ensemble(models.base, path / "reward")
-        answers[f"best_of_{n}"] = Answers(best_of(ensemble, rounds, models.codec.pad_id))
+        answers[f"{BEST_OF}{n}"] = Answers(best_of(ensemble, rounds, models.codec.pad_id))
     return answers
 
 

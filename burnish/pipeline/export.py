@@ -10,14 +10,10 @@ from burnish.checkpoints import atomic_folder, read_json, write_json
 from burnish.data.preferences import write_preferences
 from burnish.data.store import LabelStore
 from burnish.errors import RunError
-from burnish.models.artefacts import (
-    is_adapter,
-    load_reward_model,
-    save_plain_reward_model,
-    saved_reading,
-)
+from burnish.models.artefacts import is_adapter, saved_reading
 from burnish.models.load import resolve_path
 from burnish.pipeline.order import Workplace
+from burnish.pipeline.report import copy_whole_reward_model
 from burnish.runs import RunDirectory
 
 
@@ -121,11 +117,7 @@ def export_reward(run: Path, path: Path) -> dict[str, Any]:
     members = sorted(source.glob("member-*"))
     with atomic_folder(path) as folder:
         for member in members:
-            if is_adapter(member):
-                model = load_reward_model(place.models.base, member)
-                save_plain_reward_model(model, folder / member.name, place.models.codec.tokenizer)
-            else:
-                shutil.copytree(member, folder / member.name)
+            copy_whole_reward_model(place.models, member, folder / member.name)
         for file in ("ensemble.json", "examination.json"):
             shutil.copy2(source / file, folder / file)
         card = CARD.format(

@@ -172,7 +172,7 @@ STAGES = (
     ),
     Stage(
         "report",
-        lambda w: report(w.models, w.journal.path, w.config.name, w.config.seed),
+        lambda w: report(w.models, w.journal.path, w.config.name, w.config.evaluate, w.config.seed),
         uses=("name",),
         code=("burnish.report", "burnish.pipeline.report"),
         writes=Writes(folders=("champion",), timed=("summary.json", "report.html")),

@@ -7,25 +7,37 @@ from pathlib import Path
 from typing import Any
 
 from burnish.checkpoints import atomic_folder, read_json, write_json
-from burnish.models.artefacts import is_adapter, is_saved, save_plain_policy
+from burnish.config.evaluate import EvaluateConfig
+from burnish.evaluate.champion import BEST_OF
+from burnish.models import standalone
+from burnish.models.artefacts import (
+    is_adapter,
+    is_saved,
+    load_reward_model,
+    save_plain_policy,
+    save_plain_reward_model,
+)
 from burnish.models.load import load_model
 from burnish.pipeline.models import Models
 from burnish.report.page import render_report
 from burnish.report.summary import build_summary
 
 
-def report(models: Models, path: Path, name: str, seed: int) -> list[str]:
-    """Publish what the run in `path` found."""
+def report(models: Models, path: Path, name: str, config: EvaluateConfig, seed: int) -> list[str]:
+    """Publish what the run in `path` found; the `config` is what its policies were sampled with."""
     evaluation = read_json(path / "evaluation.json")
-    export_champion(models, path, evaluation, model_card(models, name, seed, evaluation))
+    card = model_card(models, name, seed, evaluation)
+    export_champion(models, path, evaluation, card, config.temperature)
     render_report(path, completing="report")
     write_json(path / "summary.json", build_summary(path, completing="report"))
     return ["champion", "summary.json", "report.html"]
 
 
-def export_champion(models: Models, path: Path, evaluation: dict[str, Any], card: str) -> None:
-    """The champion in champion/, a whole model, with its card; best-of-n ships the SFT model, the card says how to use
-    it."""
+def export_champion(
+    models: Models, path: Path, evaluation: dict[str, Any], card: str, temperature: float | None = None
+) -> None:
+    """The champion in champion/, a whole model, with its card; best-of-n is the SFT model with the reward ensemble and
+    a program that uses both."""
     folders = (path / name for name in (evaluation["champion"], "sft"))
     source = next((f for f in folders if is_saved(f)), None)
     with atomic_folder(path / "champion") as folder:
@@ -40,6 +52,35 @@ def export_champion(models: Models, path: Path, evaluation: dict[str, Any], card
             lm.save_pretrained(folder)
             codec.tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
+        if evaluation["champion"].startswith(BEST_OF):
+            n = int(evaluation["champion"].removeprefix(BEST_OF))
+            add_reranker(models, path / "reward", folder, n, temperature or models.temperature)
+
+
+def add_reranker(models: Models, rewards: Path, folder: Path, n: int, temperature: float) -> None:
+    """Beside a policy in `folder`: the reward ensemble, and `generate.py`, which needs nothing of ours, with its
+    settings."""
+    for member in sorted(rewards.glob("member-*")):
+        copy_whole_reward_model(models, member, folder / "reward" / member.name)
+    shutil.copy2(rewards / "ensemble.json", folder / "reward" / "ensemble.json")
+    settings = {
+        "n": n,
+        "temperature": temperature,
+        "max_new_tokens": models.config.max_response_tokens,
+        "use_chat_template": models.config.use_chat_template,
+        "eos_ids": sorted(models.codec.eos_ids),
+    }
+    write_json(folder / "best_of.json", settings)
+    shutil.copy2(standalone.__file__, folder / "generate.py")
+
+
+def copy_whole_reward_model(models: Models, source: Path, to: Path) -> None:
+    """A saved reward model as a whole one, adapters merged."""
+    if is_adapter(source):
+        model = load_reward_model(models.base, source)
+        save_plain_reward_model(model, to, models.codec.tokenizer)
+    else:
+        shutil.copytree(source, to)
 
 
 def model_card(models: Models, name: str, seed: int, evaluation: dict[str, Any]) -> str:
@@ -67,7 +108,10 @@ def model_card(models: Models, name: str, seed: int, evaluation: dict[str, Any])
         )
     if "kl" in figures:
         lines.append(f"- KL to SFT: {figures['kl']:.2f} ± {figures['kl_se']:.2f} nats per response")
-    if champion.startswith("best_of"):
-        n = champion.rsplit("_", 1)[1]
-        lines.append(f"- Use: sample {n} responses, keep the one the reward ensemble scores highest.")
+    if champion.startswith(BEST_OF):
+        n = champion.removeprefix(BEST_OF)
+        lines += [
+            f"- Use: sample {n} responses, keep the one that the reward ensemble in `reward/` scores highest. That is",
+            '  what `python generate.py "a prompt"` does (torch, transformers and safetensors are all it needs).',
+        ]
     return "\n".join([*lines, ""])

@@ -3,30 +3,97 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import burnish
 
+from burnish.checkpoints import read_json, write_json
 from burnish.config.model import ModelConfig
 from burnish.models.load import load_model
-from burnish.pipeline.report import export_champion
+from burnish.models.sampling import sample_rollout
+from burnish.models.sequences import Sequences
+from burnish.pipeline.order import Workplace
+from burnish.pipeline.report import export_champion, report
+from burnish.reward.saved import load_ensemble
+from burnish.runs import RunDirectory
 
 
-@pytest.mark.parametrize(
-    ("fine_tuned", "champion"), [(True, "best_of_4"), (True, "sft"), (False, "best_of_4")]
-)
-def test_best_of_n_ships_the_sft_model_that_was_sampled(
-    tmp_path: Path, fine_tuned: bool, champion: str
-) -> None:
+@pytest.mark.parametrize("fine_tuned", [True, False])
+def test_sft_ships_the_model_that_was_sampled(tmp_path: Path, fine_tuned: bool) -> None:
     if fine_tuned:
         (tmp_path / "sft").mkdir()
         (tmp_path / "sft" / "config.json").write_text('{"mark": "fine-tuned"}')
     models: Any = SimpleNamespace(config=ModelConfig())
-    export_champion(models, tmp_path, {"champion": champion}, "card")
+    export_champion(models, tmp_path, {"champion": "sft"}, "card")
     shipped = json.loads((tmp_path / "champion" / "config.json").read_text())
     assert ("mark" in shipped) == fine_tuned
     if not fine_tuned:
         assert shipped["num_hidden_layers"] == load_model(ModelConfig())[0].config.num_hidden_layers
     assert (tmp_path / "champion" / "README.md").read_text() == "card"
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("aggregate", ["mean", "min", "uwo"])
+def test_best_of_n_ships_policy_ensemble_and_a_program_that_needs_nothing_of_ours(
+    short_run: Path, tmp_path: Path, aggregate: str
+) -> None:
+    """Where burnish cannot be imported it scores as the run did, and answers with the best it sampled."""
+    copy = tmp_path / "run"
+    shutil.copytree(short_run, copy)
+    for file, change in (
+        ("evaluation", {"champion": "best_of_2"}),
+        ("reward/ensemble", {"aggregate": aggregate}),
+    ):
+        write_json(copy / f"{file}.json", read_json(copy / f"{file}.json") | change)
+    place = Workplace.alone(RunDirectory.open(copy))
+    report(place.models, copy, "short", place.config.evaluate, 0)
+    prompts = list(place.data.splits.test[:1]) * 3
+    rollout = sample_rollout(
+        place.models.reference(),
+        place.models.codec,
+        prompts,
+        max_tokens=56,
+        batch_size=3,
+        seed=0,
+        where=("t",),
+    )
+    ensemble = load_ensemble(place.models.base, copy / "reward")
+    sequences = Sequences.of(ensemble.base, rollout, place.models.codec.pad_id)
+    anchor = ensemble.normalised(sequences)[:1].expand(3, -1)
+    expected = ensemble.score(sequences, anchor).scores.tolist()
+    away = tmp_path / "away" / "burnish"
+    away.mkdir(parents=True)
+    (away / "__init__.py").write_text("raise ImportError('there is no burnish here')\n")
+    code = (
+        "import json, sys, torch\n"
+        "try:\n    import burnish\n    raise SystemExit('burnish is there')\nexcept ImportError:\n    pass\n"
+        "from generate import BestOf\n"
+        f"best = BestOf(); ids = {rollout.response_ids!r}; text = {prompts[0].text!r}\n"
+        "torch.manual_seed(0)\n"
+        "with torch.no_grad():\n    scores = best.scores(best.encode(text), ids)\n"
+        "print(json.dumps([best.encode(text), scores, best.answers(text)]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(away.parent)},
+        cwd=copy / "champion",
+        check=True,
+    )
+    ids, scores, answers = json.loads(done.stdout.strip().splitlines()[-1])
+    assert ids == rollout.prompt_ids[0]
+    assert scores == pytest.approx(expected, abs=1e-4)
+    assert len(answers) == 2
+    assert answers[0][0] >= answers[1][0]
+    assert all(text.strip() for _, text in answers)
+    assert "generate.py" in (copy / "champion" / "README.md").read_text()
+    said = json.loads(burnish("chat", str(copy), "--json", stdin=f"{prompts[0].text}\n").stdout)
+    assert said.keys() == {"sft", "best_of_2"}

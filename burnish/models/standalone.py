@@ -1,0 +1,108 @@
+"""Best of n with the folder this file lies in: several answers of the model, and of these the one that the reward
+models next to it score highest. Needs torch, transformers and safetensors alone.
+
+    python generate.py "Once upon a time"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+HERE = Path(__file__).parent
+
+
+class Member:
+    """A reward model: raw scores from the last token, or from the mean over the response's tokens."""
+
+    def __init__(self, folder: Path) -> None:
+        head = folder / "head.safetensors"
+        self.weight = load_file(head)["score.weight"][0] if head.exists() else None
+        kind = AutoModelForSequenceClassification if self.weight is None else AutoModel
+        self.model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def score(self, prompt_ids: list[int], response_ids: list[int]) -> float:
+        output = self.model(input_ids=torch.tensor([[*prompt_ids, *response_ids]]))
+        if self.weight is None:
+            return float(output.logits[0, 0])
+        return float(output.last_hidden_state[0, len(prompt_ids) :].mean(0) @ self.weight)
+
+
+class BestOf:
+    """The policy and its reward ensemble, as they were judged together."""
+
+    def __init__(self, folder: Path = HERE) -> None:
+        self.settings = json.loads((folder / "best_of.json").read_text(encoding="utf-8"))
+        self.ensemble = json.loads((folder / "reward" / "ensemble.json").read_text(encoding="utf-8"))
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.policy: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.members = [Member(path) for path in sorted((folder / "reward").glob("member-*"))]
+
+    def encode(self, prompt: str | list[dict[str, str]]) -> list[int]:
+        """Token ids of a text, or of a dialogue as a list of messages."""
+        templated = self.settings["use_chat_template"]
+        turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+        if templated or (templated is None and isinstance(prompt, list)):
+            text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if isinstance(prompt, list):
+            said = [f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns]
+            prompt = "\n\n".join([*said, "Assistant:"])
+        ids = list(self.tokenizer(prompt)["input_ids"])
+        while ids and ids[-1] in self.settings["eos_ids"]:
+            ids.pop()
+        return ids
+
+    @torch.no_grad()
+    def answers(self, prompt: str | list[dict[str, str]]) -> list[tuple[float, str]]:
+        """All `n` answers with their scores, the best first."""
+        ids = self.encode(prompt)
+        sampled = self.policy.generate(
+            torch.tensor([ids] * self.settings["n"]),
+            attention_mask=torch.ones(self.settings["n"], len(ids), dtype=torch.long),
+            do_sample=True,
+            temperature=self.settings["temperature"],
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=self.settings["max_new_tokens"],
+        )
+        responses = [self.until_end(row[len(ids) :].tolist()) for row in sampled]
+        texts = [str(self.tokenizer.decode(r, skip_special_tokens=True)) for r in responses]
+        return sorted(zip(self.scores(ids, responses), texts, strict=True), reverse=True)
+
+    def until_end(self, ids: list[int]) -> list[int]:
+        """A response without its padding, its end-of-sequence token included."""
+        ends = [i for i, token in enumerate(ids) if token in self.settings["eos_ids"]]
+        return ids[: ends[0] + 1] if ends else ids
+
+    def scores(self, prompt_ids: list[int], responses: list[list[int]]) -> list[float]:
+        """One score of every response, as in the run that made this: members in standard deviations of the policy's
+        answers; where they are compared after subtracting that of a reference answer, it is the first."""
+        raw = torch.tensor([[m.score(prompt_ids, r) for m in self.members] for r in responses])
+        members = (raw - torch.tensor(self.ensemble["mean"])) / torch.tensor(self.ensemble["sd"])
+        difference = members - members[0]
+        if self.ensemble["aggregate"] == "mean":
+            return members.mean(1).tolist()
+        if self.ensemble["aggregate"] == "min":
+            return (difference.min(1).values + members[0].mean()).tolist()
+        spread = difference.var(1, unbiased=False) / self.ensemble["reference_variance"]
+        return (members.mean(1) - self.ensemble["uwo_lambda"] * spread).tolist()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("prompt")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    print(BestOf().answers(arguments.prompt)[0][1])
+
+
+if __name__ == "__main__":
+    main()
