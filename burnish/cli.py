@@ -171,16 +171,30 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("align.yaml"),
     kind: Annotated[str, typer.Option(help="rehearsal or real.")] = "rehearsal",
+    model: Annotated[str | None, typer.Option(help="Folder or hub name of a model, for --kind real.")] = None,
+    gguf_file: Annotated[str | None, typer.Option(help="A GGUF file in that folder.")] = None,
+    preferences: Annotated[
+        str | None, typer.Option(help="File or `datasets` name of preference pairs, for --kind real.")
+    ] = None,
 ) -> None:
-    """Write a commented configuration that runs as it stands."""
+    """Write a commented configuration that runs as it stands; with a model and preferences, limits are taken from
+    them."""
     from burnish.config.template import template
 
     if path.exists():
         raise ConfigError(f"{path} exists already; choose another name or remove it")
     if kind not in ("rehearsal", "real"):
         raise ConfigError(f"--kind {kind!r} is not known; use rehearsal or real")
-    path.write_text(template("real" if kind == "real" else "rehearsal"), encoding="utf-8")
-    print(f"Wrote {path}. Next: burnish run {path}")
+    known = None
+    if model is not None or preferences is not None:
+        if kind != "real" or model is None or preferences is None:
+            raise ConfigError("--model and --preferences belong together, and to --kind real")
+        _prepare_environment()
+        from burnish.pipeline.starting import head, suited_settings
+
+        known = head(*suited_settings(model, gguf_file, preferences))
+    path.write_text(template("real" if kind == "real" else "rehearsal", known), encoding="utf-8")
+    print(f"Wrote {path}. Next: burnish {'doctor' if kind == 'real' else 'run'} {path}")
 
 
 @app.command()

@@ -33,9 +33,14 @@ evaluate:
 }
 
 
-def template(kind: Literal["rehearsal", "real"]) -> str:
-    """A configuration file: a few set keys, then every key with its default, commented out."""
-    lines = [HEAD[kind], "# Every key with its default (null: chosen for you, see the section's notes).", "#"]
+def template(kind: Literal["rehearsal", "real"], head: str | None = None) -> str:
+    """A configuration file: a few set keys (of this kind, or those in `head`), then every key with its default,
+    commented out."""
+    lines = [
+        head or HEAD[kind],
+        "# Every key with its default (null: chosen for you, see the section's notes).",
+        "#",
+    ]
     lines += [f"# {line}".rstrip() for line in _section(RunConfig, "")]
     return "\n".join(lines) + "\n"
 

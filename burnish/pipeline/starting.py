@@ -1,0 +1,80 @@
+"""A first configuration for a model and a file of preferences, with limits taken from both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import yaml
+
+from burnish.config.data import DataConfig
+from burnish.config.evaluate import EvaluateConfig
+from burnish.config.model import ModelConfig
+from burnish.data.preferences import read_preferences
+from burnish.errors import DataError
+from burnish.models.load import load_model
+
+SHARE = 0.95  # of prompts, and of answers, that the limits let in
+STEP = 16  # tokens, to which limits are rounded up
+
+
+def suited_settings(path: str, gguf_file: str | None, preferences: str) -> tuple[dict[str, Any], str]:
+    """What to set, by section, for this model and these preferences, and in a line what it was taken from. Raises
+    ModelError or DataError for what cannot be read, and DataError when no pair would fit the model's context."""
+    config = ModelConfig(path=path, gguf_file=gguf_file)
+    lm, codec = load_model(config)
+    pairs = read_preferences(preferences).pairs
+    templated = bool(codec.tokenizer.chat_template)
+    codec = replace(codec, use_chat_template=templated)
+    prompts = {p.prompt.id: p.prompt for p in pairs}
+    answers = {(p.prompt.id, text): p.prompt for p in pairs for text in (p.chosen, p.rejected)}
+    asked = limit([len(codec.encode_prompt(p)) for p in prompts.values()])
+    said = limit([len(codec.encode_response(text, to=p)) for (_, text), p in answers.items()])
+    context = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and asked + said > context:
+        said = min(said, context // 2)
+        asked = context - said
+    groups = len({p.group for p in prompts.values()})
+    shares, wanted = DataConfig(), EvaluateConfig()
+    n_selection, n_test = (
+        min(most, int(share * groups))
+        for share, most in (
+            (shares.selection_share, wanted.n_selection),
+            (shares.test_share, wanted.n_test),
+        )
+    )
+    if min(n_selection, n_test) < 8:
+        raise DataError(
+            f"{preferences} has {groups} different prompts; too few to hold some back for an examination: give 60 at "
+            "least"
+        )
+    settings = {
+        "model": {
+            "path": path,
+            **({"gguf_file": gguf_file} if gguf_file else {}),
+            "max_prompt_tokens": asked,
+            "max_response_tokens": said,
+            "use_chat_template": templated,
+        },
+        "data": {"prompts": "preferences"},
+        "label": {"source": "imported", "preferences": preferences},
+        "evaluate": {"examiner": "reward_model", "n_selection": n_selection, "n_test": n_test},
+    }
+    return settings, (
+        f"{len(pairs)} pairs on {groups} prompts; {SHARE:.0%} of prompts and of answers are within the limits, "
+        f"the model takes {context or 'any number of'} tokens"
+    )
+
+
+def limit(lengths: Sequence[int]) -> int:
+    """The number of tokens within which `SHARE` of the lengths lie, rounded up."""
+    longest = sorted(lengths)[math.ceil(SHARE * len(lengths)) - 1]
+    return math.ceil(longest / STEP) * STEP
+
+
+def head(settings: dict[str, Any], source: str) -> str:
+    """The set part of the file."""
+    body = yaml.safe_dump({"name": "align", **settings}, sort_keys=False, allow_unicode=True)
+    return f"# {source}.\n{body}"
