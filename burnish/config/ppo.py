@@ -41,6 +41,9 @@ class PPOConfig(Section):
     gate: Literal["obeyed", "ignored"] = "obeyed"
     updates: int = Field(36, ge=0)
     batch_size: int = Field(64, ge=2)
+    # As many responses an update as take about so long (and fit model.cache_gib) in place of batch_size, found when the
+    # run is created and frozen in run.yaml; None: batch_size.
+    update_seconds: float | None = Field(None, gt=0)
     epochs: int = Field(3, ge=1)
     minibatches: int = Field(1, ge=1)
     micro_batch: int = Field(32, ge=1)  # rows per forward pass; frozen in run.yaml

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 
 import psutil
 import torch
 
 from burnish.config import RunConfig
 from burnish.config.evaluate import EvaluateConfig
-from burnish.models.logprobs import token_logprobs
-from burnish.models.sampling import sample_rollout
-from burnish.models.sequences import Sequences
 from burnish.pipeline.data import Data
 from burnish.pipeline.models import Models
 from burnish.pipeline.order import Workplace, check_config
+from burnish.pipeline.pace import BYTES, measure, memory_estimate, settle_batch, time_estimate
 from burnish.records import Prompt
 from burnish.runs import RunDirectory
 from burnish.stats import clustered_proportion
-
-BYTES = 4  # float32
-PROBE = 16  # prompts that rates are measured on
 
 
 @dataclass(frozen=True)
@@ -44,6 +38,7 @@ def examine_setup(config: RunConfig) -> list[Finding]:
         place = Workplace.alone(run)
         assert run.config.threads is not None
         torch.set_num_threads(run.config.threads)
+        place = replace(place, config=settle_batch(run, place.models, place.data))
         return [*_model(place.models), *_data(place.data, run.config.evaluate), *_machine(place)]
 
 
@@ -109,10 +104,11 @@ def _words(prompt: Prompt) -> frozenset[str]:
 
 
 def _machine(place: Workplace) -> list[Finding]:
-    need, have = memory_estimate(place), psutil.virtual_memory().available
+    need, have = memory_estimate(place.models, place.config), psutil.virtual_memory().available
     free = shutil.disk_usage(Path.cwd()).free
-    disk = 6 * _parameters(place) * BYTES
-    seconds = time_estimate(place)
+    disk = 6 * sum(p.numel() for p in place.models.base.lm.parameters()) * BYTES
+    pace = measure(place.models, place.data, place.config)
+    seconds = time_estimate(pace, place.data, place.config)
     return [
         Finding(
             "memory", need < 0.9 * have, f"about {need / 2**30:.1f} GiB needed, {have / 2**30:.1f} GiB free"
@@ -124,53 +120,3 @@ def _machine(place: Workplace) -> list[Finding]:
             f"about {seconds / 60:.0f} minutes on {place.config.threads} threads, measured roughly",
         ),
     ]
-
-
-def _parameters(place: Workplace) -> int:
-    return sum(p.numel() for p in place.models.base.lm.parameters())
-
-
-def memory_estimate(place: Workplace) -> int:
-    """Bytes at the peak, roughly: the base, a policy and a value function with gradients and two moments, the
-    frozen heads, and one micro-batch of logits and activations. A figure to plan by, not a bound."""
-    total = _parameters(place)
-    trained = sum(p.numel() for p in place.models.new_policy().top.trained_parameters())
-    heads = (place.config.reward.members + 2) * trained
-    config = place.models.base.lm.config.get_text_config()
-    tokens = place.config.ppo.micro_batch * (
-        place.config.model.max_prompt_tokens + place.config.model.max_response_tokens
-    )
-    activations = tokens * (config.vocab_size * 4 + config.hidden_size * 34 * config.num_hidden_layers)
-    return BYTES * (total + 2 * 4 * trained + heads + activations) + (600 << 20)
-
-
-def time_estimate(place: Workplace) -> float:
-    """Seconds for the whole run, from the rate of one small batch of sampling and one of training."""
-    config = place.config
-    prompts = place.data.splits.train[:PROBE]
-    policy = place.models.new_policy()
-    began = perf_counter()
-    rollout = sample_rollout(
-        policy,
-        place.models.codec,
-        prompts,
-        max_tokens=config.model.max_response_tokens,
-        batch_size=len(prompts),
-        seed=0,
-        where=("doctor",),
-    )
-    sampling = (perf_counter() - began) / len(prompts)
-    began = perf_counter()
-    sequences = Sequences.of(place.models.base, rollout, place.models.codec.pad_id)
-    features = (perf_counter() - began) / len(prompts)
-    began = perf_counter()
-    token_logprobs(policy, sequences.batch(range(len(prompts)))).sum().backward()
-    training = (perf_counter() - began) / len(prompts)
-    pairs = config.collect.n_pairs if config.label.source == "simulated" else len(place.data.imported.pairs)
-    collected = 2 * config.collect.n_pairs * sampling if config.label.source == "simulated" else 0.0
-    rewards = 2 * pairs * (features + config.reward.epochs * (config.reward.members + 1) * 0.7 * training)
-    episodes = config.ppo.updates * config.ppo.batch_size
-    ppo = episodes * (2 * sampling + features + training * (2 * config.ppo.epochs + config.reward.members))
-    examined = config.evaluate.n_selection + config.evaluate.n_test
-    evaluation = examined * (sampling + features) * (2 + config.evaluate.best_of_n + 2)
-    return collected + rewards + ppo + evaluation

@@ -25,6 +25,7 @@ from burnish.pipeline.evaluate import evaluate
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.label import label
 from burnish.pipeline.models import Models
+from burnish.pipeline.pace import settle_batch
 from burnish.pipeline.report import report
 from burnish.pipeline.reward import reward
 from burnish.pipeline.sft import sft
@@ -236,9 +237,10 @@ def run_pipeline(
     stands."""
     check_config(config)
     run = RunDirectory.create_or_open(path, config)
-    config = run.config
     with run.lock(), open_view(config.name, config.ppo.kl.target) as view:
-        set_determinism(config)
+        set_determinism(run.config)
+        place = Workplace.alone(run)
+        config = run.config = settle_batch(run, place.models, place.data)
         inputs = stage_inputs(config)
         discard_stale(run, inputs, view, redo=redo)
         run.freeze()
