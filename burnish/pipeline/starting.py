@@ -17,6 +17,7 @@ from burnish.errors import DataError
 from burnish.models.load import load_model
 
 SHARE = 0.95  # of prompts, and of answers, that the limits let in
+UPDATE_SECONDS = 60  # of PPO: with its 36 updates, half an hour
 STEP = 16  # tokens, to which limits are rounded up
 
 
@@ -60,6 +61,7 @@ def suited_settings(path: str, gguf_file: str | None, preferences: str) -> tuple
         },
         "data": {"prompts": "preferences"},
         "label": {"source": "imported", "preferences": preferences},
+        "ppo": {"update_seconds": UPDATE_SECONDS},
         "evaluate": {"examiner": "reward_model", "n_selection": n_selection, "n_test": n_test},
     }
     return settings, (
