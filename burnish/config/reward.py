@@ -33,6 +33,10 @@ class RewardConfig(Section):
     validation_share: float = Field(0.15, gt=0, lt=0.5)
     watcher_share: float = Field(0.2, ge=0, lt=0.5)
     examiner_share: float = Field(0.2, gt=0, lt=0.5)  # used only when evaluate.examiner is reward_model
+    # What length may not buy: none, sqrt (R / sqrt(length), made safe), regress (what length alone predicts is taken
+    # away), penalty (length_penalty standard deviations of the score for one of the length).
+    length: Literal["none", "sqrt", "regress", "penalty"] = "none"
+    length_penalty: float = Field(0.3, ge=0)
     reference_samples: int = Field(256, ge=32)
 
     @model_validator(mode="after")

@@ -72,6 +72,11 @@ class Sequences:
         lifted.layers_done = top.frozen_layers
         return lifted
 
+    @property
+    def response_lengths(self) -> list[int]:
+        """Tokens of every response, its end included."""
+        return [len(ids) for ids in self.response_ids]
+
     def __len__(self) -> int:
         return len(self.prompt_ids)
 

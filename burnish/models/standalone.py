@@ -1,5 +1,5 @@
 """Best of n with the folder this file lies in: several answers of the model, and of these the one that the reward
-models next to it score highest. Needs torch, transformers and safetensors alone.
+models next to it score highest. Needs numpy, torch, transformers and safetensors alone.
 
     python generate.py "Once upon a time"
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -87,12 +89,29 @@ class BestOf:
         raw = torch.tensor([[m.score(prompt_ids, r) for m in self.members] for r in responses])
         members = (raw - torch.tensor(self.ensemble["mean"])) / torch.tensor(self.ensemble["sd"])
         difference = members - members[0]
-        if self.ensemble["aggregate"] == "mean":
-            return members.mean(1).tolist()
+        scores = members.mean(1)
         if self.ensemble["aggregate"] == "min":
-            return (difference.min(1).values + members[0].mean()).tolist()
-        spread = difference.var(1, unbiased=False) / self.ensemble["reference_variance"]
-        return (members.mean(1) - self.ensemble["uwo_lambda"] * spread).tolist()
+            scores = difference.min(1).values + members[0].mean()
+        elif self.ensemble["aggregate"] == "uwo":
+            spread = difference.var(1, unbiased=False) / self.ensemble["reference_variance"]
+            scores = scores - self.ensemble["uwo_lambda"] * spread
+        lengths = [len(ids) for ids in responses]
+        return [self.at_length(s, n) for s, n in zip(scores.tolist(), lengths, strict=True)]
+
+    def at_length(self, score: float, length: int) -> float:
+        """The score without what the response's length bought it, where the run took that away."""
+        fit = self.ensemble.get("length")
+        if fit is None:
+            return score
+        if fit["how"] == "sqrt":
+            weight = math.sqrt(max(length, fit["shortest"]) / fit["typical"])
+            above = score - fit["zero"]
+            score = above / weight if above > 0 else above * weight
+        elif fit["how"] == "penalty":
+            score -= fit["slope"] * (length - fit["typical"])
+        else:
+            score -= float(np.interp(length, fit["lengths"], fit["fitted"]))
+        return float((score - fit["center"]) * fit["gain"] + fit["mean"])
 
 
 def main() -> None:

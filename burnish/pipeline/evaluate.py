@@ -30,7 +30,7 @@ from burnish.records import Decision, Interval, Prompt, Rollout
 from burnish.rehearse.annotators import panel
 from burnish.reward.ensemble import best_of
 from burnish.reward.saved import load_ensemble, prepare
-from burnish.stats import length_controlled_win_rate
+from burnish.stats import clustered_proportion, length_controlled_win_rate
 
 PANEL_SIZE = 5
 TRAINED = ("ppo", "dpo", "distill")
@@ -225,8 +225,20 @@ def account(
         "selection": as_win_rate(selection),
         "test": {**as_win_rate(test), "ties": ties},
         "length_controlled": as_win_rate(controlled),
+        "longer": longer_than(deltas[n_selection:], [p.group for p in prompts[n_selection:]], config),
     }
     return figures, Candidate(name, selection, test)
+
+
+def longer_than(
+    deltas: Sequence[float], groups: Sequence[str], config: EvaluateConfig
+) -> dict[str, Any] | None:
+    """How often a policy's answer is the longer one, by its difference in tokens to SFT's; equal lengths left out."""
+    told = [(float(d > 0), g) for d, g in zip(deltas, groups, strict=True) if d]
+    if not told:
+        return None
+    longer, clusters = zip(*told, strict=True)
+    return asdict(clustered_proportion(list(longer), list(clusters), confidence=config.confidence))
 
 
 def as_win_rate(interval: Interval) -> dict[str, float]:

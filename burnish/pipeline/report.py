@@ -112,6 +112,6 @@ def model_card(models: Models, name: str, seed: int, evaluation: dict[str, Any])
         n = champion.removeprefix(BEST_OF)
         lines += [
             f"- Use: sample {n} responses, keep the one that the reward ensemble in `reward/` scores highest. That is",
-            '  what `python generate.py "a prompt"` does (torch, transformers and safetensors are all it needs).',
+            '  what `python generate.py "a prompt"` does; it needs numpy, torch, transformers and safetensors alone.',
         ]
     return "\n".join([*lines, ""])

@@ -30,7 +30,8 @@ from burnish.pipeline.trials import found_rate
 from burnish.randomness import derive_seed
 from burnish.records import Decision, Preference, Prompt, Rollout
 from burnish.reward.ensemble import RewardEnsemble, normalisation, pair_spread
-from burnish.reward.examine import error_correlation, errors, examine, watcher_verdict
+from burnish.reward.examine import error_correlation, errors, examine, length_bias, watcher_verdict
+from burnish.reward.length import fit_correction
 from burnish.reward.probe import Probed, choose, choose_other, probe, probed_depths
 from burnish.reward.saved import prepare, save_ensemble
 from burnish.reward.sweep import trial_loss
@@ -80,6 +81,11 @@ def reward(
     samples = Sequences.of(members[0].top.base, rollout, pad_id)
     raw = torch.stack([raw_scores(m, samples) for m in members], 1)  # (N, K)
     ensemble = RewardEnsemble(members, *normalisation(raw), config.aggregate, config.uwo_lambda)
+    if config.length != "none":
+        usual = ensemble.mean_normalised(raw)
+        ensemble.length = fit_correction(
+            config.length, usual, samples.response_lengths, penalty=config.length_penalty
+        )
 
     @cache
     def validation(base: Base) -> EncodedPairs:
@@ -111,6 +117,9 @@ def reward(
             both = torch.stack([errors(held_out / ensemble.sd), errors(scores)], 1)
             report[role]["error_correlation_with_members"] = error_correlation(both.cpu())
     report.setdefault("watcher", None)
+    report["length"] = length_bias(
+        ensemble, raw, samples, held_out, validation(ensemble.base), config.length, examination.confidence
+    )
     report["pairs"] = {role: len(pairs) for role, pairs in parts.items()}
     save_ensemble(ensemble, folder, raw, more)
     write_json(folder / "examination.json", report)
@@ -249,6 +258,7 @@ def score_sd(
     second response to the same prompts: each member has an offset of its own for every prompt."""
     normalised = (raw - ensemble.mean) / ensemble.sd
     if ensemble.how == "mean":
+        # Already on this scale, whatever the correction: it is put back on it.
         return float(normalised.mean(1).std(unbiased=False))
     some = prompts[: config.reference_samples]
     again = sample_reference(models, some, examination.batch_size, seed, "reference-2")

@@ -44,7 +44,12 @@ def render_report(run_path: Path, *, completing: str | None = None) -> Path:
         evaluation=evaluation,
         win_rates=charts.add("Win rate against SFT", "", win_rate_chart(evaluation)) if evaluation else None,
         examination=examination,
-        reward_charts=charts.many(reward_charts(examination, read(run_path / "reward" / "readings.json"))),
+        reward_charts=charts.many(
+            [
+                *reward_charts(examination, read(run_path / "reward" / "readings.json")),
+                *length_charts(examination, evaluation),
+            ]
+        ),
         ppo_charts=charts.many(ppo_charts(run.read_rows("metrics/ppo.jsonl"), summary["ppo"]["kl_target"])),
         dpo_charts=charts.many(dpo_charts(run.read_rows("metrics/dpo.jsonl"))),
         decisions=[e for e in events if e["kind"] == "decision"],
@@ -127,6 +132,25 @@ def reward_charts(
         ),
         *probes,
     ]
+
+
+def length_charts(
+    examination: dict[str, Any] | None, evaluation: dict[str, Any] | None
+) -> list[tuple[str, str, dict[str, Any]]]:
+    """What length is worth, from labels to policies: how often the longer answer is the preferred one."""
+    bias = (examination or {}).get("length")
+    if not bias:
+        return []
+    named = (
+        ("labels prefer the longer", bias["labels"]),
+        ("reward prefers the longer", bias["reward"]),
+        (f"the same, corrected ({bias['how']})", bias.get("corrected")),
+    )
+    policies = (evaluation or {}).get("policies", {})
+    longer = [(f"{name} is longer than SFT", figures.get("longer")) for name, figures in policies.items()]
+    rows = [(name, f["value"], f["ci_low"], f["ci_high"]) for name, f in (*named, *longer) if f]
+    note = "Share of pairs, or of test prompts, of unequal length, with intervals; at one half length is worth nothing."
+    return [("Length bias, from labels to policies", note, interval_chart(rows, 0.5, "share"))]
 
 
 def rejected(run: RunDirectory, run_path: Path) -> list[tuple[str, str, int]]:

@@ -13,6 +13,7 @@ from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base
 from burnish.records import Prompt, Rollout, Scores
+from burnish.reward.length import LengthCorrection
 
 Aggregate = Literal["mean", "min", "uwo"]
 
@@ -55,6 +56,7 @@ class RewardEnsemble:
     how: Aggregate = "mean"
     uwo_lambda: float = 0.1
     reference_variance: float = 1.0
+    length: LengthCorrection | None = None  # of the scores; members' own stay as they are
 
     @property
     def base(self) -> Base:
@@ -72,6 +74,10 @@ class RewardEnsemble:
         """(N, K) scores with mean 0 and sd 1 on the reference samples."""
         return (self.raw(sequences) - self.mean) / self.sd
 
+    def mean_normalised(self, raw: torch.Tensor) -> torch.Tensor:
+        """(N,) mean over members of raw scores (N, K), each on its own scale."""
+        return ((raw - self.mean) / self.sd).mean(1)
+
     def score(self, sequences: Sequences, reference: torch.Tensor) -> Scores:
         """Scores of N sequences given the normalised scores (N, K) of a reference response per prompt."""
         members = self.normalised(sequences)
@@ -82,7 +88,11 @@ class RewardEnsemble:
             uwo_lambda=self.uwo_lambda,
             reference_variance=self.reference_variance,
         )
-        return Scores(scores, members, spread)
+        return Scores(self.corrected(scores, sequences), members, spread)
+
+    def corrected(self, scores: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+        """(N,) scores without what the length of their responses bought them, as configured."""
+        return scores if self.length is None else self.length.apply(scores, sequences.response_lengths)
 
     def as_json(self, n_reference: int) -> dict[str, Any]:
         return {
@@ -92,6 +102,7 @@ class RewardEnsemble:
             "sd": self.sd.tolist(),
             "reference_variance": self.reference_variance,
             "n_reference": n_reference,
+            "length": None if self.length is None else self.length.as_json(),
         }
 
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
+from burnish.models.pairs import EncodedPairs
+from burnish.models.sequences import Sequences
 from burnish.records import Preference
+from burnish.reward.ensemble import RewardEnsemble
 from burnish.stats import calibration, clustered_proportion, pearson
 
 
@@ -53,6 +56,57 @@ def examine(
         "error_correlation": error_correlation(~right),
         "length_correlation": pearson((raw / sd).mean(1).tolist(), [float(w) for w in words]),
     }
+
+
+def length_bias(
+    ensemble: RewardEnsemble,
+    raw: torch.Tensor,
+    samples: Sequences,
+    held_out: torch.Tensor,
+    pairs: EncodedPairs,
+    how: str,
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """What length is worth to whoever labelled and to the ensemble, before and after its correction: how often the
+    longer answer of N held-out pairs is the preferred one (0.5: length is worth nothing; pairs of equal length are left
+    out), and the correlation of the score with length on the reference samples. `raw` (M, K) are the members' scores
+    of the samples, `held_out` (2N, K) those of the pairs, all chosen, then all rejected."""
+    chosen, rejected = (
+        [pairs.sequences.response_lengths[row] for row in side] for side in (pairs.chosen, pairs.rejected)
+    )
+    groups = [p.prompt.group for p in pairs.pairs]
+    lengths = [float(n) for n in samples.response_lengths]
+
+    def judged(scores: torch.Tensor) -> dict[str, Any] | None:
+        """How often the longer answer has the higher score, from scores (2N,)."""
+        ahead = (scores[: len(chosen)] > scores[len(chosen) :]).tolist()
+        hits = [
+            (float(won == (a > b)), group)
+            for won, a, b, group in zip(ahead, chosen, rejected, groups, strict=True)
+            if a != b
+        ]
+        if not hits:
+            return None
+        outcomes, clusters = zip(*hits, strict=True)
+        interval = clustered_proportion(list(outcomes), list(clusters), confidence=confidence)
+        return {**asdict(interval), "pairs": len(hits)}
+
+    before = ensemble.mean_normalised(held_out)
+    labelled = torch.cat([torch.ones(len(chosen)), torch.zeros(len(rejected))])
+    usual = ensemble.mean_normalised(raw)
+    report: dict[str, Any] = {
+        "how": how,
+        "labels": judged(labelled),
+        "reward": judged(before),
+        "reward_correlation": pearson(usual.tolist(), lengths),
+    }
+    if ensemble.length is not None:
+        after = ensemble.length.apply(before, [*chosen, *rejected])
+        report["corrected"] = judged(after)
+        report["corrected_correlation"] = pearson(ensemble.corrected(usual, samples).tolist(), lengths)
+        right = (after[: len(chosen)] > after[len(chosen) :]).double().tolist()
+        report["corrected_accuracy"] = asdict(clustered_proportion(right, groups, confidence=confidence))
+    return report
 
 
 def _accuracy(right: torch.Tensor, groups: Sequence[str], confidence: float) -> dict[str, Any]:

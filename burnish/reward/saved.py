@@ -15,6 +15,7 @@ from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base
 from burnish.records import Rollout
 from burnish.reward.ensemble import RewardEnsemble
+from burnish.reward.length import LengthCorrection
 
 
 def prepare(base: Base, folder: Path) -> None:
@@ -45,6 +46,7 @@ def load_ensemble(base: Base, folder: Path) -> RewardEnsemble:
         saved["aggregate"],
         saved["uwo_lambda"],
         saved["reference_variance"],
+        LengthCorrection.from_json(saved["length"]) if saved.get("length") else None,
     )
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import burnish
 
 from burnish.checkpoints import read_json, write_json
@@ -21,6 +22,7 @@ from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.pipeline.order import Workplace
 from burnish.pipeline.report import export_champion, report
+from burnish.reward.length import How, fit_correction
 from burnish.reward.saved import load_ensemble
 from burnish.runs import RunDirectory
 
@@ -40,17 +42,24 @@ def test_sft_ships_the_model_that_was_sampled(tmp_path: Path, fine_tuned: bool) 
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("aggregate", ["mean", "min", "uwo"])
+@pytest.mark.parametrize(("aggregate", "length"), [("mean", None), ("min", "regress"), ("uwo", "sqrt")])
 def test_best_of_n_ships_policy_ensemble_and_a_program_that_needs_nothing_of_ours(
-    short_run: Path, tmp_path: Path, aggregate: str
+    short_run: Path, tmp_path: Path, aggregate: str, length: How | None
 ) -> None:
     """Where burnish cannot be imported it scores as the run did, and answers with the best it sampled."""
     copy = tmp_path / "run"
     shutil.copytree(short_run, copy)
-    for file, change in (
-        ("evaluation", {"champion": "best_of_2"}),
-        ("reward/ensemble", {"aggregate": aggregate}),
-    ):
+    fit = (
+        length
+        and fit_correction(
+            length, torch.linspace(-2, 2, 40) ** 3 + torch.linspace(0, 40, 40).sin(), list(range(5, 45))
+        ).as_json()
+    )
+    changes = {
+        "evaluation": {"champion": "best_of_2"},
+        "reward/ensemble": {"aggregate": aggregate, "length": fit},
+    }
+    for file, change in changes.items():
         write_json(copy / f"{file}.json", read_json(copy / f"{file}.json") | change)
     place = Workplace.alone(RunDirectory.open(copy))
     report(place.models, copy, "short", place.config.evaluate, 0)

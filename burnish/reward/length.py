@@ -1,0 +1,107 @@
+"""Scores that length cannot buy. Length is tokens of the response, its end-of-sequence token included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from burnish.errors import TrainingError
+
+How = Literal["sqrt", "regress", "penalty"]
+
+ZERO_QUANTILE = 0.05  # of reference scores: what counts as worth nothing
+SHORT_QUANTILE = 0.1  # of reference lengths: being shorter than that is paid no more
+LEAST = 1e-3  # of the scores' standard deviation, that a correction must leave
+KNOTS = 32  # of the curve that regression keeps
+
+
+@dataclass(frozen=True)
+class LengthCorrection:
+    """What a score s of a response of L tokens becomes, fitted on scores and lengths of reference samples.
+
+    `sqrt`, R / sqrt(length) made safe. Taken literally it turns over where scores are negative (a worse answer gains
+    by length) and, shifted to be positive, pays for ending at once. So: x = s - `zero`, a fixed low quantile of the
+    reference scores, which leaves few of them negative; w = sqrt(max(L, `shortest`) / `typical`), so that below a
+    length that the reference has anyway nothing more is gained; x / w where x > 0 and x * w where it is not, so that
+    longer is worse on both sides of zero and nothing jumps there.
+    `regress`: s minus its smooth fit on length (LOWESS, Cleveland 1979) over the reference samples, at its ends beyond
+    them. `penalty`: s - `slope` * (L - `typical`).
+    Each is put back on the reference scores' own mean and standard deviation (`center`, `gain`, `mean`): the KL
+    coefficient starts from that scale.
+    """
+
+    how: How
+    zero: float = 0.0
+    shortest: float = 1.0
+    typical: float = 1.0
+    slope: float = 0.0
+    lengths: tuple[float, ...] = ()
+    fitted: tuple[float, ...] = ()
+    center: float = 0.0
+    gain: float = 1.0
+    mean: float = 0.0
+
+    def apply(self, scores: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Corrected scores (N,) of responses with these lengths."""
+        return (self._corrected(scores, lengths) - self.center) * self.gain + self.mean
+
+    def _corrected(self, scores: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        assert scores.shape == (len(lengths),)
+        length = torch.tensor(lengths, dtype=scores.dtype, device=scores.device)
+        if self.how == "sqrt":
+            weight = (length.clamp(min=self.shortest) / self.typical).sqrt()
+            above = scores - self.zero
+            return torch.where(above > 0, above / weight, above * weight)
+        if self.how == "penalty":
+            return scores - self.slope * (length - self.typical)
+        expected = np.interp(lengths, self.lengths, self.fitted)
+        return scores - torch.tensor(expected, dtype=scores.dtype, device=scores.device)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> LengthCorrection:
+        lists: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+        return cls(**lists)
+
+
+def fit_correction(
+    how: How, scores: torch.Tensor, lengths: Sequence[int], *, penalty: float = 0.3
+) -> LengthCorrection:
+    """A correction from reference scores (N,) and the lengths of their responses. `penalty` is in standard deviations
+    of the score per standard deviation of the length. Raises TrainingError where length explains the score."""
+    assert scores.shape == (len(lengths),)
+    values, tokens = scores.double().cpu().numpy(), np.asarray(lengths, float)
+    settings: dict[str, Any] = {"how": how, "typical": float(tokens.mean())}
+    if how == "sqrt":
+        settings["zero"] = float(np.quantile(values, ZERO_QUANTILE))
+        settings["shortest"] = float(np.quantile(tokens, SHORT_QUANTILE))
+    elif how == "penalty":
+        settings["slope"] = penalty * float(values.std()) / max(float(tokens.std()), 1.0)
+    else:
+        settings["lengths"], settings["fitted"] = _smooth(tokens, values)
+    fit = LengthCorrection(**settings)
+    raw = fit._corrected(scores, lengths)
+    sd, own = float(scores.std(unbiased=False)), float(raw.std(unbiased=False))
+    if own < LEAST * sd:
+        raise TrainingError(
+            f"reward.length={how} leaves nothing of the score: length alone explains it. Look at the labels (does the "
+            "longer answer always win?), or take reward.length: penalty"
+        )
+    return replace(fit, center=float(raw.mean()), gain=sd / own, mean=float(scores.mean()))
+
+
+def _smooth(x: np.ndarray, y: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """A LOWESS curve of y on x, at quantiles of x."""
+    from statsmodels.nonparametric.smoothers_lowess import lowess
+
+    knots = np.unique(np.quantile(x, np.linspace(0, 1, KNOTS)))
+    if len(knots) == 1:
+        return (float(knots[0]),), (float(y.mean()),)
+    fitted = lowess(y, x, frac=2 / 3, xvals=knots)
+    return tuple(knots.tolist()), tuple(np.asarray(fitted).tolist())
