@@ -64,6 +64,9 @@ class PPOConfig(Section):
     # auto: reward_model; zero for LoRA, and where the ensemble is left out of the reward.
     value_init: Literal["auto", "reward_model", "zero"] = "auto"
     warmup_updates: int = Field(2, ge=0)
+    # An instruction that is sampled under ("Answer concisely."), by policy, reference and value function alike; reward,
+    # watcher and examiner read the prompt without it, and so is the champion decided.
+    concise: str | None = Field(None, min_length=1)
     gamma: float = Field(1.0, gt=0, le=1)
     lam: float = Field(0.95, ge=0, le=1)
     cliprange: float = Field(0.2, gt=0)

@@ -23,6 +23,7 @@ from burnish.models.sampling import sample_rollout
 from burnish.models.shared_base import Top
 from burnish.monitor.hacking import WatcherMonitor
 from burnish.monitor.health import HealthMonitor
+from burnish.pipeline.concise import Instructed
 from burnish.pipeline.data import Data
 from burnish.pipeline.direct import run_dpo
 from burnish.pipeline.distilled import run_distill
@@ -164,6 +165,9 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
         functions = [(term, load_function(term.function)) for term in config.rewards]
         score = summed = SummedRewards(score, config.ensemble_weight, functions)
         score_sd = measured_sd(models, summed, prompts[:SCALE_PROMPTS], seed)
+    told = None
+    if config.concise is not None:
+        told = Instructed.of(prompts, config.concise, models.codec, models.prompt_room)
     kl = config.kl
     episodes = config.updates * config.batch_size
     controller = AdaptiveKLController(
@@ -181,7 +185,8 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
         value=new_value(models, ensemble, rewards, config) if config.advantage in ("auto", "gae") else None,
         codec=models.codec,
         score=score,
-        prompts=prompts,
+        prompts=prompts if told is None else told.prompts,
+        plain=None if told is None else told.plain,
         config=config,
         controller=controller,
         max_tokens=models.config.max_response_tokens,

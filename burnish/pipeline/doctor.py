@@ -13,7 +13,7 @@ import torch
 from burnish.config import RunConfig
 from burnish.config.evaluate import EvaluateConfig
 from burnish.pipeline.data import Data
-from burnish.pipeline.models import Models
+from burnish.pipeline.models import Models, context_of
 from burnish.pipeline.order import Workplace, check_config
 from burnish.pipeline.pace import BYTES, measure, memory_estimate, settle_batch, time_estimate
 from burnish.records import Prompt
@@ -44,7 +44,7 @@ def examine_setup(config: RunConfig) -> list[Finding]:
 
 def _model(models: Models) -> list[Finding]:
     codec, limits = models.codec, models.config
-    context = getattr(models.base.lm.config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(models.base.lm)
     wanted = limits.max_prompt_tokens + limits.max_response_tokens
     ends = ", ".join(str(i) for i in sorted(codec.eos_ids))
     return [

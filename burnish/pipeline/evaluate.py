@@ -22,6 +22,7 @@ from burnish.models.logprobs import Policy, response_kl
 from burnish.models.memory import at_once
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
+from burnish.pipeline.concise import Instructed
 from burnish.pipeline.data import Data
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
@@ -34,6 +35,7 @@ from burnish.stats import clustered_proportion, length_controlled_win_rate
 
 PANEL_SIZE = 5
 TRAINED = ("ppo", "dpo", "distill")
+CONCISE = "_concise"  # ends the name of a policy that is sampled under ppo.concise
 EXAMPLES = 8
 
 
@@ -49,8 +51,11 @@ class Answers:
         return self.rollout.texts
 
 
-def evaluate(models: Models, data: Data, journal: Journal, config: EvaluateConfig, seed: int) -> list[str]:
-    """Sample every policy on the same held-out prompts, judge against SFT, decide, and only then look at gold."""
+def evaluate(
+    models: Models, data: Data, journal: Journal, config: EvaluateConfig, concise: str | None, seed: int
+) -> list[str]:
+    """Sample every policy on the same held-out prompts, judge against SFT, decide, and only then look at gold. Under
+    the instruction `concise` SFT and PPO are sampled once more, to be shown, not chosen."""
     selection = list(data.splits.selection[: config.n_selection])
     test = list(data.splits.test[: config.n_test])
     if len(selection) < config.n_selection or len(test) < config.n_test:
@@ -61,6 +66,8 @@ def evaluate(models: Models, data: Data, journal: Journal, config: EvaluateConfi
     prompts = [*selection, *test]
     prepare(models.base, journal.path / "reward")
     answers = sample_all(models, journal.path, prompts, config, seed)
+    if concise is not None:
+        answers |= sample_instructed(models, journal.path, prompts, config, concise, seed)
     describe, judge = build_examiner(models, data, journal.path, config, answers, seed)
     policies: dict[str, dict[str, Any]] = {
         "sft": {"mean_length": mean_length(answers["sft"], len(selection))}
@@ -74,7 +81,8 @@ def evaluate(models: Models, data: Data, journal: Journal, config: EvaluateConfi
             name, prompts, len(selection), answer, answers["sft"], outcomes, config, seed
         )
         policies[name] = figures
-        if not name.startswith(BEST_OF) or config.best_of_n_candidate:
+        shown = name.endswith(CONCISE) or (name.startswith(BEST_OF) and not config.best_of_n_candidate)
+        if not shown:
             candidates.append(candidate)
     decision = choose_champion(candidates)
     journal.decide(0, Decision("champion", decision.reason, decision.evidence))
@@ -113,6 +121,26 @@ def sample_all(
         rounds = [sample(models, reference, prompts, config, seed, "best_of", turn) for turn in range(n)]
         ensemble = load_ensemble(models.base, path / "reward")
         answers[f"{BEST_OF}{n}"] = Answers(best_of(ensemble, rounds, models.codec.pad_id))
+    return answers
+
+
+def sample_instructed(
+    models: Models, path: Path, prompts: Sequence[Prompt], config: EvaluateConfig, concise: str, seed: int
+) -> dict[str, Answers]:
+    """Responses of SFT and of PPO under the instruction, as judges read them: to the prompts without it."""
+    told = Instructed.of(prompts, concise, models.codec, models.prompt_room)
+    reference = models.reference(config.temperature)
+    answers = {}
+    for name in ("sft", "ppo"):
+        policy = reference
+        if name != "sft":
+            if not is_saved(path / name):
+                continue
+            policy = models.saved_policy(path / name)
+            policy.temperature = reference.temperature
+        rollout = sample(models, policy, told.prompts, config, seed, name + CONCISE)
+        kl = None if name == "sft" else measured_kl(policy, reference, rollout, config.kl_prompts)
+        answers[name + CONCISE] = Answers(told.plain(rollout), kl)
     return answers
 
 

@@ -150,7 +150,7 @@ def watched(ppo: PPO, stats: StepStats, watch: SavedWatcher | None) -> StepStats
     if watch is None or (stats.step > 1 and stats.step % ppo.config.watch_every):
         return stats
     assert ppo.experience is not None
-    scores = watch.scores(ppo.experience.rollout, ppo.codec.pad_id)
+    scores = watch.scores(ppo.experience.judged, ppo.codec.pad_id)
     extra = {
         "watcher": float(scores.mean()),
         "watcher_se": float(scores.std(unbiased=True)) / math.sqrt(len(scores)),
@@ -167,7 +167,7 @@ def keep_samples(journal: Journal, ppo: PPO) -> None:
         journal.run.append(
             f"samples/ppo-{ppo.tick:06d}.jsonl",
             {
-                "prompt": rollout.prompts[i].text,
+                "prompt": experience.judged.prompts[i].text,
                 "response": rollout.texts[i],
                 "score": float(experience.scores.scores[i]),
                 "kl": float(experience.kl[i]),

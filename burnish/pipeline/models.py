@@ -33,13 +33,19 @@ class Models:
         lm, codec = load_model(self.config, path=self.fine_tuned)
         limits = self.config
         wanted = limits.max_prompt_tokens + limits.max_response_tokens
-        context = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+        context = context_of(lm)
         if context is not None and wanted > context:
             raise ConfigError(
                 f"model.max_prompt_tokens={limits.max_prompt_tokens} and model.max_response_tokens="
                 f"{limits.max_response_tokens} make {wanted}, but {limits.path!r} takes {context} tokens; lower one"
             )
         return lm, codec
+
+    @property
+    def prompt_room(self) -> int | None:
+        """Tokens that a prompt may have before a response; None for a model without a limit."""
+        context = context_of(self._loaded[0])
+        return None if context is None else context - self.config.max_response_tokens
 
     @property
     def codec(self) -> Codec:
@@ -77,3 +83,9 @@ class Models:
     def saved_policy(self, folder: Path) -> Policy:
         """A policy of this run, from its exported folder."""
         return make_policy(load_policy(self.base, folder), self.codec.pad_id, self.temperature)
+
+
+def context_of(lm: PreTrainedModel) -> int | None:
+    """Tokens that a model takes; None where it names no limit."""
+    context = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    return None if context is None else int(context)

@@ -151,6 +151,7 @@ STAGES = (
             "burnish.monitor.health",
             "burnish.monitor.hacking",
             "burnish.pipeline.align",
+            "burnish.pipeline.concise",
             "burnish.pipeline.guarded",
             "burnish.pipeline.direct",
             "burnish.pipeline.distilled",
@@ -166,7 +167,14 @@ STAGES = (
     ),
     Stage(
         "evaluate",
-        lambda w: evaluate(w.models, w.data, w.journal.of("evaluate"), w.config.evaluate, w.config.seed),
+        lambda w: evaluate(
+            w.models,
+            w.data,
+            w.journal.of("evaluate"),
+            w.config.evaluate,
+            w.config.ppo.concise,
+            w.config.seed,
+        ),
         uses=("evaluate",),
         code=("burnish.evaluate", "burnish.pipeline.evaluate"),
         writes=Writes(files=("evaluation.json",)),

@@ -15,6 +15,7 @@ from burnish.config.model import ModelConfig
 from burnish.data.preferences import read_preferences
 from burnish.errors import DataError
 from burnish.models.load import load_model
+from burnish.pipeline.models import context_of
 
 SHARE = 0.95  # of prompts, and of answers, that the limits let in
 UPDATE_SECONDS = 60  # of PPO: with its 36 updates, half an hour
@@ -33,7 +34,7 @@ def suited_settings(path: str, gguf_file: str | None, preferences: str) -> tuple
     answers = {(p.prompt.id, text): p.prompt for p in pairs for text in (p.chosen, p.rejected)}
     asked = limit([len(codec.encode_prompt(p)) for p in prompts.values()])
     said = limit([len(codec.encode_response(text, to=p)) for (_, text), p in answers.items()])
-    context = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(lm)
     if context is not None and asked + said > context:
         said = min(said, context // 2)
         asked = context - said

@@ -54,6 +54,7 @@ class Experience:
     """One batch of rollouts with everything that stays fixed during its inner epochs; all (B, T)."""
 
     rollout: Rollout
+    judged: Rollout  # the same responses, as the reward reads them
     sequences: Sequences
     value_sequences: Sequences | None  # the same, the frozen layers of the value function run
     scores: Scores
@@ -87,6 +88,9 @@ class PPO:
     learning_rate: float
     value_learning_rate: float
     seed: int
+    plain: Callable[[Rollout], Rollout] | None = (
+        None  # what of a rollout is judged, where prompts are instructed
+    )
     step: int = 0
     tick: int = 0
     attempt: int = 0
@@ -181,7 +185,8 @@ class PPO:
             value_sequences = memory.fit(
                 "activations of the value function", self.config.micro_batch, partial(whole.lifted, top)
             )
-        scores = self.score(rollout)
+        judged = rollout if self.plain is None else self.plain(rollout)
+        scores = self.score(judged)
         old_logprobs, ref_logprobs, old_values = memory.fit(
             "log-probabilities and values",
             self.config.micro_batch,
@@ -207,6 +212,7 @@ class PPO:
             advantages = whiten(advantages, mask)
         return Experience(
             rollout=rollout,
+            judged=judged,
             sequences=sequences,
             value_sequences=value_sequences,
             scores=scores,

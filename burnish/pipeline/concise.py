@@ -1,0 +1,64 @@
+"""An instruction that PPO samples under and nobody who judges sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from jinja2.exceptions import TemplateError
+
+from burnish.errors import ConfigError
+from burnish.models.load import Codec
+from burnish.records import Message, Prompt, Rollout
+
+
+def instructed(prompt: Prompt, instruction: str, codec: Codec) -> Prompt:
+    """A prompt with the instruction: in the system turn where it goes through the chat template (before the user's
+    first words where the template knows no system), else before the text."""
+    if not codec.templated(prompt):
+        return Prompt(f"{instruction}\n\n{prompt.text}", prompt.messages)
+    turns = prompt.messages or (Message("user", prompt.text),)
+    if turns[0].role == "system":
+        system, rest = f"{turns[0].content}\n\n{instruction}", turns[1:]
+    else:
+        system, rest = instruction, turns
+    told = Prompt.from_messages([Message("system", system), *rest])
+    try:
+        codec.encode_prompt(told)
+    except TemplateError:
+        first = next(i for i, turn in enumerate(rest) if turn.role == "user")
+        told = Prompt.from_messages(
+            [
+                *rest[:first],
+                Message("user", f"{system}\n\n{rest[first].content}"),
+                *rest[first + 1 :],
+            ]
+        )
+    return told
+
+
+@dataclass(frozen=True)
+class Instructed:
+    """Prompts with an instruction, and back: `plain(rollout)` is what reward, watcher and examiner read."""
+
+    codec: Codec
+    prompts: list[Prompt]
+    known: dict[str, Prompt]  # the prompt without the instruction, by the id of the one that has it
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], instruction: str, codec: Codec, room: int | None) -> Instructed:
+        """Raises ConfigError when one of them has more than `room` tokens."""
+        told = [instructed(p, instruction, codec) for p in prompts]
+        longest = max(len(codec.encode_prompt(p)) for p in told)
+        if room is not None and longest > room:
+            raise ConfigError(
+                f"ppo.concise makes a prompt of {longest} tokens, but the model has room for {room} before a response; "
+                "shorten it, or lower model.max_prompt_tokens"
+            )
+        return cls(codec, told, {t.id: p for t, p in zip(told, prompts, strict=True)})
+
+    def plain(self, rollout: Rollout) -> Rollout:
+        """The same responses, to the prompts without the instruction."""
+        prompts = [self.known[p.id] for p in rollout.prompts]
+        ids = [self.codec.encode_prompt(p) for p in prompts]
+        return replace(rollout, prompts=prompts, prompt_ids=ids, features={})
