@@ -90,7 +90,8 @@ class Comparison:
 @dataclass(frozen=True, slots=True)
 class Label:
     """One annotator's answer. `preference` is the probability that the comparison's *first* response is
-    the better one: 1 first, 0 second, 0.5 tie. `strength` is free for graded answers; `cost` in dollars."""
+    the better one: 1 first, 0 second, 0.5 tie. `strength` is free for graded answers; `cost` in dollars; `guidelines`
+    names the wording it was given under, None where that is not known."""
 
     comparison_id: str
     annotator: str
@@ -99,6 +100,7 @@ class Label:
     strength: float | None = None
     seconds: float | None = None
     cost: float = 0.0
+    guidelines: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,5 +24,8 @@ class LabelConfig(Section):
     preferences: str | None = None  # file, or `datasets` name, of Hugging Face preference pairs to import
     split: str = "train"  # the split, when `preferences` is a `datasets` name
     max_pairs: int | None = Field(None, ge=1)
+    guidelines: str | None = (
+        None  # a file of what labelers go by; None: the package's own (imported labels: unknown)
+    )
     labels_per_pair: int = Field(1, ge=1)
     simulated: SimulatedConfig = SimulatedConfig()

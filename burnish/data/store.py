@@ -20,6 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
 
+from burnish.data.guidelines import Guidelines
 from burnish.data.migrate import migrate
 from burnish.errors import DataError
 from burnish.records import Comparison, Label, Message, Preference, Prompt, Response, Source, content_id
@@ -80,6 +81,15 @@ class LabelRow(Table):
     cost: Mapped[float]
     round: Mapped[int]
     created: Mapped[str]
+    guidelines: Mapped[str | None]
+
+
+class GuidelinesRow(Table):
+    """A wording that labels were given under."""
+
+    __tablename__ = "guidelines"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    text: Mapped[str]
 
 
 class LabelStore:
@@ -132,6 +142,18 @@ class LabelStore:
             after = session.scalar(select(func.count()).select_from(LabelRow)) or 0
         return after - before
 
+    def add_guidelines(self, guidelines: Guidelines) -> str:
+        """Keep a wording; its id, to be given with labels."""
+        with Session(self.engine) as session, session.begin():
+            row = {"id": guidelines.id, "text": guidelines.text}
+            self._insert(session, GuidelinesRow, {guidelines.id: row})
+        return guidelines.id
+
+    def guidelines(self) -> dict[str, str]:
+        """Every wording by its id."""
+        with Session(self.engine) as session:
+            return {row.id: row.text for row in session.scalars(select(GuidelinesRow))}
+
     def _insert(self, session: Session, table: type[Table], rows: dict[str, dict[str, Any]]) -> None:
         """Insert rows whose id is not there yet, on SQLite and PostgreSQL alike."""
         if not rows:
@@ -183,6 +205,7 @@ class LabelStore:
                     r.strength,
                     r.seconds,
                     r.cost,
+                    r.guidelines,
                 )
 
     def _consensus(self) -> dict[str, float]:
@@ -303,4 +326,5 @@ def _label_row(label: Label, round: int, now: str) -> dict[str, Any]:
         "cost": label.cost,
         "round": round,
         "created": now,
+        "guidelines": label.guidelines,
     }

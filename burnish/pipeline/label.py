@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from burnish.config.label import LabelConfig
+from burnish.data.guidelines import load_guidelines
 from burnish.errors import DataError
 from burnish.pipeline.data import Data
 from burnish.pipeline.journal import Journal
@@ -16,16 +17,19 @@ from burnish.rehearse.annotators import SimulatedAnnotators
 def label(data: Data, journal: Journal, config: LabelConfig, seed: int) -> list[str]:
     """Fill the label store with answers."""
     if config.source == "imported":
-        import_labels(data)
+        import_labels(data, config)
     else:
         simulate_labels(data, config, seed)
     journal.run.append("metrics/label.jsonl", {"step": 1, **data.store.consensus_report()})
     return ["labels.sqlite"]
 
 
-def import_labels(data: Data) -> None:
+def import_labels(data: Data, config: LabelConfig) -> None:
     """Every imported pair as a comparison with one label."""
     comparisons, labels = [], []
+    told = None
+    if config.guidelines is not None:
+        told = data.store.add_guidelines(load_guidelines(config.guidelines))
     times = Counter[str]()
     for pair in data.imported.pairs:
         drawn, preference = drawn_sides(pair)
@@ -33,7 +37,7 @@ def import_labels(data: Data) -> None:
         # Two rows that say opposite things of one question are two voices, not one.
         times[drawn.id] += 1
         voice = "import" if times[drawn.id] == 1 else f"import-{times[drawn.id]}"
-        labels.append(Label(drawn.id, voice, preference, "imported"))
+        labels.append(Label(drawn.id, voice, preference, "imported", guidelines=told))
     data.store.add_comparisons(comparisons)
     data.store.add_labels(labels)
 
@@ -53,7 +57,8 @@ def drawn_sides(pair: Preference) -> tuple[Comparison, float]:
 def simulate_labels(data: Data, config: LabelConfig, seed: int) -> None:
     """A rehearsal's annotators answer, `labels_per_pair` of them each comparison."""
     assert data.gold is not None
-    crowd = SimulatedAnnotators(data.gold, config.simulated, derive_seed(seed, "annotators"))
+    told = data.store.add_guidelines(load_guidelines(config.guidelines))
+    crowd = SimulatedAnnotators(data.gold, config.simulated, derive_seed(seed, "annotators"), told)
     labels = []
     for comparison in data.store.comparisons():
         first = int(comparison.id, 16)

@@ -106,7 +106,7 @@ STAGES = (
         "label",
         lambda w: label(w.data, w.journal.of("label"), w.config.label, w.config.seed),
         uses=("label",),
-        files=("preferences",),
+        files=("preferences", "guidelines"),
         code=("burnish.pipeline.label",),
         writes=Writes(records=("label", "import")),
     ),
@@ -200,6 +200,7 @@ def stage_inputs(config: RunConfig) -> dict[str, Inputs]:
         "prompts": config.data.prompts,
         "demonstrations": config.sft.demonstrations,
         "preferences": config.label.preferences,
+        "guidelines": config.label.guidelines,
     }
     hashes = {k: content_hash(Path(v)) for k, v in named.items() if v is not None and Path(v).exists()}
     sources = [source_of(reward.function) for reward in config.ppo.rewards]

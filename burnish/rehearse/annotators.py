@@ -31,6 +31,7 @@ class SimulatedAnnotators:
     gold: Gold
     config: SimulatedConfig
     seed: int
+    guidelines: str | None = None  # that its labels say they were given under
 
     def is_spammer(self, annotator: int) -> bool:
         return random.Random(f"spam-{self.seed}-{annotator}").random() < self.config.spam_share
@@ -47,7 +48,9 @@ class SimulatedAnnotators:
         picked = self.choose(
             comparison.prompt, comparison.first.text, comparison.second.text, annotator, comparison.id
         )
-        return Label(comparison.id, f"simulated-{annotator}", float(picked), "simulated")
+        return Label(
+            comparison.id, f"simulated-{annotator}", float(picked), "simulated", guidelines=self.guidelines
+        )
 
 
 def panel(gold: Gold, config: SimulatedConfig, seed: int, size: int) -> Callable[[Prompt, str, str], float]:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
+from burnish.data import migrate as migrate_module
+from burnish.data.guidelines import load_guidelines
 from burnish.data.store import LabelStore
+from burnish.errors import DataError
 from burnish.records import Comparison, Label, Message, Prompt, Response
 
 
@@ -114,3 +121,51 @@ def test_sqlite_runs_in_wal_mode(tmp_path: Path) -> None:
     with store.engine.connect() as connection:
         assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
         assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1
+
+
+def test_an_older_store_keeps_its_labels_and_learns_of_guidelines(tmp_path: Path) -> None:
+    """From the first schema, as an older version left it."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'old.sqlite'}")
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrate_module.__file__).parent / "migrations"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(text("INSERT INTO prompts VALUES ('p', 'prompt', '[]')"))
+        for side in ("a", "b"):
+            connection.execute(text(f"INSERT INTO responses VALUES ('{side}', 'p', '{side}', 'policy', 1)"))
+        connection.execute(text("INSERT INTO comparisons VALUES (1, 'c', 'p', 'a', 'b', 0)"))
+        connection.execute(
+            text("INSERT INTO labels VALUES (1, 'l', 'c', 'ann', 'human', 1.0, NULL, NULL, 0.1, 0, 'then')")
+        )
+    with LabelStore(tmp_path / "old.sqlite") as store:
+        assert [(label.annotator, label.guidelines) for label in store.labels()] == [("ann", None)]
+        told = store.add_guidelines(load_guidelines())
+        store.add_labels([Label("c", "new", 0.0, "human", guidelines=told)])
+        assert [label.guidelines for label in store.labels()] == [None, told]
+        with pytest.raises(IntegrityError, match="append-only"), Session(store.engine) as session:
+            session.execute(text("DELETE FROM labels"))
+
+
+def test_the_newest_schema_is_the_one_that_is_asked_for() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrate_module.__file__).parent / "migrations"))
+    assert ScriptDirectory.from_config(config).get_current_head() == migrate_module.HEAD
+
+
+def test_guidelines_are_known_by_their_words(tmp_path: Path) -> None:
+    ours = load_guidelines()
+    assert "prefer the shorter" in ours.text
+    file = tmp_path / "mine.md"
+    file.write_text("Prefer what is true.\n")
+    mine = load_guidelines(str(file))
+    file.write_text("Prefer what is true!\n")
+    assert len({ours.id, mine.id, load_guidelines(str(file)).id}) == 3
+    with LabelStore(tmp_path / "l.sqlite") as store:
+        assert store.add_guidelines(mine) == store.add_guidelines(mine) == mine.id
+        assert store.guidelines() == {mine.id: "Prefer what is true.\n"}
+    file.write_text(" \n")
+    with pytest.raises(DataError, match="is empty; write what labelers"):
+        load_guidelines(str(file))
+    with pytest.raises(DataError, match=r"did you mean mine.md"):
+        load_guidelines(str(tmp_path / "mime.md"))

@@ -1,0 +1,33 @@
+"""What labelers are told, people and models alike; which wording it was stands with every label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from burnish.data.lines import must_exist
+from burnish.errors import DataError
+from burnish.records import content_id
+
+
+@dataclass(frozen=True)
+class Guidelines:
+    """A wording; `id` changes with every letter of it."""
+
+    text: str
+
+    @property
+    def id(self) -> str:
+        return content_id("guidelines", self.text)
+
+
+def load_guidelines(path: str | None = None) -> Guidelines:
+    """Those in the file, or the package's own. Raises DataError for a file that is missing or empty."""
+    if path is None:
+        return Guidelines((files("burnish.data") / "guidelines.md").read_text(encoding="utf-8"))
+    must_exist(Path(path))
+    text = Path(path).read_text(encoding="utf-8")
+    if not text.strip():
+        raise DataError(f"{path} is empty; write what labelers are to go by, or leave label.guidelines out")
+    return Guidelines(text)

@@ -1,0 +1,17 @@
+"""Which guidelines a label was given under."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    """A table of wordings, and with every label the id of its own; labels of before have none."""
+    op.create_table(
+        "guidelines",
+        sa.Column("id", sa.String, primary_key=True),
+        sa.Column("text", sa.Text, nullable=False),
+    )
+    op.add_column("labels", sa.Column("guidelines", sa.String))
