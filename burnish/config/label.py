@@ -13,6 +13,8 @@ class SimulatedConfig(Section):
     annotators: int = Field(8, ge=1)
     noise: float = Field(0.4, ge=0)  # scale of the logistic noise on the difference in gold
     length_bias: float = 0.0  # added to the difference in gold, per word the first response is longer
+    foreign_bias: float = 0.0  # added for a response that is surely not in English
+    cheer_bias: float = 0.0  # added for every glad word in it
     position_bias: float = 0.0  # added to the difference in gold for whatever stands first
     spam_share: float = Field(0.0, ge=0, le=1)  # share of annotators who answer at random
 

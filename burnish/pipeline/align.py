@@ -21,7 +21,7 @@ from burnish.models.heads import Pooling, ScalarHead
 from burnish.models.rates import ladder
 from burnish.models.sampling import sample_rollout
 from burnish.models.shared_base import Top
-from burnish.monitor.hacking import WatcherMonitor
+from burnish.monitor.hacking import HackMonitor, WatcherMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.pipeline.concise import Instructed
 from burnish.pipeline.data import Data
@@ -103,7 +103,8 @@ def run_ppo(
     ppo = build_ppo(models, data, journal.path / "reward", config, seed)
     armed = watch is not None and watch.armed
     health, watcher = HealthMonitor(monitor, config.kl.target), WatcherMonitor(armed)
-    guarded = Guarded(ppo, health, watcher, watch, guard, journal)
+    hacks = HackMonitor(config.batch_size)
+    guarded = Guarded(ppo, health, watcher, hacks, watch, guard, journal)
     if found:
         guarded.restore(found.folder, found.state)
     else:

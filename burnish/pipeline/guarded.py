@@ -9,8 +9,9 @@ from typing import Any
 
 from burnish.config.guard import GuardConfig
 from burnish.errors import Diverged
-from burnish.monitor.hacking import WatcherMonitor
+from burnish.monitor.hacking import HackMonitor, WatcherMonitor
 from burnish.monitor.health import HealthMonitor
+from burnish.monitor.texts import text_figures
 from burnish.pipeline.journal import Journal
 from burnish.policy.guard import GuardState, guard_step
 from burnish.policy.ppo import PPO
@@ -27,6 +28,7 @@ class Guarded:
     ppo: PPO
     health: HealthMonitor
     watcher: WatcherMonitor
+    hacks: HackMonitor
     watch: SavedWatcher | None
     config: GuardConfig
     journal: Journal
@@ -40,6 +42,7 @@ class Guarded:
             "ppo": self.ppo.state_dict(),
             "health": self.health.state_dict(),
             "watcher": self.watcher.state_dict(),
+            "hacks": self.hacks.state_dict(),
             "guard": self.guard.state_dict(),
             "healthy": self.healthy,
             "raises": self.raises,
@@ -50,6 +53,9 @@ class Guarded:
         self.ppo.load_state_dict(state["ppo"])
         self.health.load_state_dict(state["health"])
         self.watcher.load_state_dict(state["watcher"])
+        self.hacks.load_state_dict(
+            state.get("hacks", {"start": [], "recent": []})
+        )  # not in older checkpoints
         self.guard = GuardState(**state["guard"])
         self.healthy = state["healthy"]
         self.raises = state["raises"]
@@ -87,7 +93,8 @@ def run_attempt(guarded: Guarded, sample_every: int) -> str | None:
         journal.view.update(stats.values)
         if (ppo.tick - 1) % sample_every == 0:
             keep_samples(journal, ppo)
-        alerts = [*guarded.health.observe(stats), *guarded.watcher.observe(stats)]
+        observers = (guarded.health, guarded.watcher, guarded.hacks)
+        alerts = [alert for observer in observers for alert in observer.observe(stats)]
         for alert in alerts:
             journal.alert(alert)
         verdict = guard_step(guarded.guard, stats, alerts, ppo.tick, guarded.config)
@@ -142,15 +149,20 @@ def roll_back(guarded: Guarded) -> None:
     factor = guarded.config.learning_rate_factor ** (attempt - ppo.attempt)
     ppo.restart(factor, attempt)
     guarded.health.restart()
+    guarded.hacks.restart()
     guarded.checkpoint(healthy=True)
 
 
 def watched(ppo: PPO, stats: StepStats, watch: SavedWatcher | None) -> StepStats:
-    """The figures with the watcher's mean score and its standard error added, on the updates it looks at."""
+    """The figures with those of the texts added and, on the updates it looks at, the watcher's mean score with its
+    standard error."""
+    assert ppo.experience is not None
+    judged = ppo.experience.judged
+    figures = text_figures([p.text for p in judged.prompts], judged.texts)
+    stats = replace(stats, values={**stats.values, **figures})
     if watch is None or (stats.step > 1 and stats.step % ppo.config.watch_every):
         return stats
-    assert ppo.experience is not None
-    scores = watch.scores(ppo.experience.judged, ppo.codec.pad_id)
+    scores = watch.scores(judged, ppo.codec.pad_id)
     extra = {
         "watcher": float(scores.mean()),
         "watcher_se": float(scores.std(unbiased=True)) / math.sqrt(len(scores)),

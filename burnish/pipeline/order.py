@@ -150,6 +150,8 @@ STAGES = (
             "burnish.policy",
             "burnish.monitor.health",
             "burnish.monitor.hacking",
+            "burnish.monitor.texts",
+            "burnish.monitor.thresholds",
             "burnish.pipeline.align",
             "burnish.pipeline.concise",
             "burnish.pipeline.guarded",

@@ -14,8 +14,13 @@ from burnish.config.guard import GuardConfig
 from burnish.records import Alert, Decision, StepStats
 
 Action = Literal["none", "raise_kl", "roll_back", "give_up"]
-EVIDENCE = ("kl", "kl_smoothed", "kl_coef", "score", "watcher", "entropy", "length", "truncated", "grad_norm")
-RAISABLE = frozenset({"kl_spike", "watcher_gap"})  # what a larger KL coefficient can mend
+EVIDENCE = (
+    *("kl", "kl_smoothed", "kl_coef", "score", "watcher", "entropy", "length", "truncated"),
+    *("repetition", "foreign", "ref_nll", "grad_norm"),
+)
+RAISABLE = frozenset(  # what a larger KL coefficient can mend
+    {"kl_spike", "watcher_gap", "length_drift", "truncation", "repetition", "language_switch", "nonsense"}
+)
 
 
 @dataclass(frozen=True)

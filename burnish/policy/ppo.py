@@ -416,6 +416,7 @@ class PPO:
             "length": float(mask.sum(1).float().mean()),
             "truncated": 1.0 - sum(rollout.ended) / len(rollout),
             "entropy": float(masked_mean(experience.entropy, mask)),
+            "ref_nll": -float(masked_mean(experience.ref_logprobs, mask)),
             "sampling_gap": experience.sampling_gap,
         }
         if explained is not None:

@@ -9,19 +9,34 @@ from dataclasses import dataclass
 
 from burnish.config.label import SimulatedConfig
 from burnish.records import Comparison, Label, Prompt
-from burnish.textstats import n_words
+from burnish.rehearse.words import GLAD_ADJECTIVES, GLAD_ADVERBS, GLAD_NOUNS, GLAD_VERBS, MORE_GLAD
+from burnish.rehearse.world import not_english
+from burnish.textstats import n_words, words
 
+GLAD = frozenset(
+    w.casefold() for w in (*GLAD_ADJECTIVES, *GLAD_ADVERBS, *GLAD_NOUNS, *GLAD_VERBS, *MORE_GLAD)
+)
 Gold = Callable[[Prompt, str], float]
 
 
 def first_wins(prompt: Prompt, first: str, second: str, gold: Gold, config: SimulatedConfig) -> float:
-    """Probability that an annotator prefers the first response: a logistic of the difference in gold, to which
-    length bias (per word longer) and position bias are added; noise 0 decides by its sign."""
+    """Probability that an annotator prefers the first response: a logistic of the difference in gold, to which its
+    tastes (`taste`) and position bias are added; noise 0 decides by its sign."""
     lean = gold(prompt, first) - gold(prompt, second)
-    lean += config.length_bias * (n_words(first) - n_words(second)) + config.position_bias
+    lean += taste(first, config) - taste(second, config) + config.position_bias
     if config.noise == 0:
         return 0.5 if lean == 0 else float(lean > 0)
     return 1.0 / (1.0 + math.exp(-max(-50.0, min(50.0, lean / config.noise))))
+
+
+def taste(text: str, config: SimulatedConfig) -> float:
+    """What an annotator likes about a response besides its worth."""
+    liked = config.length_bias * n_words(text)
+    if config.foreign_bias:
+        liked += config.foreign_bias * not_english(text)
+    if config.cheer_bias:
+        liked += config.cheer_bias * sum(word.casefold() in GLAD for word in words(text))
+    return liked
 
 
 @dataclass(frozen=True)

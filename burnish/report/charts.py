@@ -144,6 +144,21 @@ def ppo_charts(rows: Sequence[Row], kl_target: float) -> list[tuple[str, str, Fi
             ),
         ),
         (
+            "Words",
+            "Shares of repeated word pairs and of answers in another language than their prompt.",
+            figure(
+                [
+                    line(x, column(rows, "repetition"), "repeated", 0),
+                    line(x, column(rows, "foreign"), "other language", 1),
+                    {**line(x, column(rows, "ref_nll"), "reference, nats a token (right)", 2), "yaxis": "y2"},
+                ],
+                "share",
+                shapes=marks,
+                yaxis={"rangemode": "tozero", "title": {"text": "share"}},
+                yaxis2={"overlaying": "y", "side": "right", "rangemode": "tozero", "showgrid": False},
+            ),
+        ),
+        (
             "Entropy",
             "Nats a token. A collapse means that answers have become alike.",
             figure([line(x, column(rows, "entropy"), "entropy")], "nats a token", shapes=marks),

@@ -11,7 +11,7 @@ from burnish.config.label import SimulatedConfig
 from burnish.models.load import Codec
 from burnish.records import Comparison, Prompt, Response
 from burnish.rehearse import world
-from burnish.rehearse.annotators import SimulatedAnnotators, first_wins, panel
+from burnish.rehearse.annotators import SimulatedAnnotators, first_wins, panel, taste
 from burnish.rehearse.grammar import prompts, sample_story
 from burnish.textstats import words
 
@@ -114,3 +114,14 @@ def test_a_panel_asks_both_orders_as_questions_of_their_own() -> None:
     assert forth in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     assert forth == judge(c.prompt, c.first.text, c.second.text)
     assert 0.0 <= back <= 1.0
+
+
+def test_tastes_are_for_length_for_french_and_for_glad_words() -> None:
+    english, french = " The hen was happy and sang.", " Le chat mange le pain dans le jardin avec le roi."
+    assert taste(english, SimulatedConfig()) == 0
+    assert taste(english, SimulatedConfig(length_bias=0.5)) == 3.0
+    assert taste(english, SimulatedConfig(cheer_bias=1.0)) == 2.0
+    foreign = SimulatedConfig(foreign_bias=2.0)
+    assert taste(french, foreign) > 1.9
+    assert taste(english, foreign) < 0.2
+    assert taste(" Oui.", foreign) == 0, "too short to tell"

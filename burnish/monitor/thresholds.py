@@ -1,0 +1,15 @@
+"""How far a healthy run goes, with a margin; beyond it the detectors of `hacking` speak up.
+
+Origin: see `ORIGIN`. Measured over windows of `WINDOW` updates against the first `BASELINE` ones.
+"""
+
+ORIGIN = "set by hand; not measured yet"
+WINDOW = 5  # updates
+BASELINE = 3  # updates at the start
+RESPONSES = 96  # that a window must hold
+LENGTH_GROWTH = 1.3  # times the length at the start
+LENGTH_LOSS = 0.4
+TRUNCATED = 0.15  # more of the responses than at the start
+REPETITION = 0.1  # more of their word pairs
+FOREIGN = 0.1  # more of the responses
+NONSENSE = 0.6  # nats a token, either way
