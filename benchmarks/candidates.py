@@ -15,14 +15,13 @@ from time import perf_counter
 from typing import Any
 
 from burnish.config.loading import load_config
-from burnish.evaluate.winrate import head_to_head
 from burnish.pipeline.align import run_dpo
 from burnish.pipeline.direct import ON_POLICY
 from burnish.pipeline.distilled import run_distill
 from burnish.pipeline.evaluate import (
     Answers,
     account,
-    build_examiner,
+    examine,
     gold_account,
     mean_length,
     measured_kl,
@@ -89,7 +88,9 @@ def main() -> None:
             policy.temperature = reference.temperature
             rollout = sample(models, policy, prompts, settings, config.seed, arm)
             answers[arm] = Answers(rollout, measured_kl(policy, reference, rollout, settings.kl_prompts))
-    told, judge = build_examiner(models, data, asked.run, settings, answers, config.seed)
+    told, verdicts, _ = examine(
+        models, data, place.journal.of("evaluate"), settings, answers, prompts, config.seed
+    )
     gold: dict[str, Any] = {}
     if data.gold:
         gold = gold_account(
@@ -100,8 +101,9 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     sft = answers.pop("sft")
     for name, answer in answers.items():
-        outcomes = head_to_head(judge, prompts, answer.texts, sft.texts)
-        figures, _ = account(name, prompts, len(selection), answer, sft, outcomes, settings, config.seed)
+        figures, _ = account(
+            name, prompts, len(selection), answer, sft, verdicts[name], settings, config.seed
+        )
         cells = [interval(figures["test"]), interval(figures["length_controlled"]), interval(gold.get(name))]
         kl = f"{figures['kl']:.2f}" if "kl" in figures else ""
         took = f"{seconds[name]:.0f}" if name in seconds else ""

@@ -15,6 +15,7 @@ import typer
 
 from burnish.config.stages import StageName
 from burnish.errors import EXIT_CODES, BurnishError, ConfigError
+from burnish.label_cli import app as label_app
 
 EXIT_CHAMPION_IS_SFT = 10
 """The run finished, but nothing beat SFT: a code of its own."""
@@ -35,6 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(label_app, name="label")
 
 ConfigArg = Annotated[
     Path | None, typer.Argument(help="YAML configuration; without one, the embedded rehearsal.")

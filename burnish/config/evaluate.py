@@ -4,13 +4,15 @@ from typing import Literal
 
 from pydantic import Field
 
+from burnish.config.judge import JudgeConfig
 from burnish.config.strict import Section
 
 
 class EvaluateConfig(Section):
     """Win rates against SFT on held-out prompts; both sample sizes are fixed before anything is seen."""
 
-    examiner: Literal["panel", "reward_model"] = "panel"
+    examiner: Literal["panel", "reward_model", "judge"] = "panel"
+    judge: JudgeConfig = JudgeConfig()  # another one than labelled
     n_selection: int = Field(128, ge=8)
     n_test: int = Field(256, ge=8)
     kl_prompts: int = Field(256, ge=2)  # two at least: a standard error needs them

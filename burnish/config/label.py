@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from burnish.config.judge import JudgeConfig
 from burnish.config.strict import Section
 
 
@@ -22,7 +23,8 @@ class SimulatedConfig(Section):
 class LabelConfig(Section):
     """Who answers the comparisons."""
 
-    source: Literal["simulated", "imported"] = "simulated"
+    source: Literal["simulated", "imported", "judge"] = "simulated"
+    judge: JudgeConfig = JudgeConfig()
     preferences: str | None = None  # file, or `datasets` name, of Hugging Face preference pairs to import
     split: str = "train"  # the split, when `preferences` is a `datasets` name
     max_pairs: int | None = Field(None, ge=1)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from burnish.config.run import RunConfig
+from burnish.config.strict import Section
 from burnish.errors import ConfigError
+
+S = TypeVar("S", bound=Section)
 
 
 class _Loader(yaml.SafeLoader):
@@ -58,8 +61,13 @@ def load_config(path: Path | None, sets: Sequence[str] = ()) -> RunConfig:
     for item in sets:
         _apply(data, item)
     _check_keys(data, RunConfig, "")
+    return validated(RunConfig, data)
+
+
+def validated(section: type[S], data: Mapping[str, Any]) -> S:
+    """A configuration, or a section of one, of these values. Raises ConfigError naming what is wrong with them."""
     try:
-        return RunConfig.model_validate(data)
+        return section.model_validate(data)
     except ValidationError as error:
         raise ConfigError("; ".join(_problems(error, data))) from None
 

@@ -47,8 +47,11 @@ class Data:
     @property
     def gold(self) -> Callable[[Prompt, str], float] | None:
         """A rehearsal's true preference: for the simulated annotators, and for the account given after the
-        decision. None when labels are real."""
-        return world.gold if self.label.source == "simulated" else None
+        decision. None when labels are imported, or of prompts from elsewhere."""
+        ours = self.label.source == "simulated" or (
+            self.label.source == "judge" and self.config.prompts == "stories"
+        )
+        return world.gold if ours else None
 
     @cached_property
     def store(self) -> LabelStore:

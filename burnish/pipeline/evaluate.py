@@ -13,6 +13,7 @@ import torch
 
 from burnish.checkpoints import write_json
 from burnish.config.evaluate import EvaluateConfig
+from burnish.errors import DataError
 from burnish.evaluate.champion import BEST_OF, Candidate, choose_champion
 from burnish.evaluate.winrate import Examiner, head_to_head, win_rate
 from burnish.models.artefacts import is_saved, load_reward_model
@@ -25,6 +26,7 @@ from burnish.models.sequences import Sequences
 from burnish.pipeline.concise import Instructed
 from burnish.pipeline.data import Data
 from burnish.pipeline.journal import Journal
+from burnish.pipeline.judged import examine_by_judge
 from burnish.pipeline.models import Models
 from burnish.randomness import derive_seed
 from burnish.records import Decision, Interval, Prompt, Rollout
@@ -34,6 +36,7 @@ from burnish.reward.saved import load_ensemble, prepare
 from burnish.stats import clustered_proportion, length_controlled_win_rate
 
 PANEL_SIZE = 5
+FEWEST = 8  # verdicts that a win rate may be made of
 TRAINED = ("ppo", "dpo", "distill")
 CONCISE = "_concise"  # ends the name of a policy that is sampled under ppo.concise
 EXAMPLES = 8
@@ -68,7 +71,7 @@ def evaluate(
     answers = sample_all(models, journal.path, prompts, config, seed)
     if concise is not None:
         answers |= sample_instructed(models, journal.path, prompts, config, concise, seed)
-    describe, judge = build_examiner(models, data, journal.path, config, answers, seed)
+    describe, verdicts, behaved = examine(models, data, journal, config, answers, prompts, seed)
     policies: dict[str, dict[str, Any]] = {
         "sft": {"mean_length": mean_length(answers["sft"], len(selection))}
     }
@@ -76,9 +79,8 @@ def evaluate(
     for name, answer in answers.items():
         if name == "sft":
             continue
-        outcomes = head_to_head(judge, prompts, answer.texts, answers["sft"].texts)
         figures, candidate = account(
-            name, prompts, len(selection), answer, answers["sft"], outcomes, config, seed
+            name, prompts, len(selection), answer, answers["sft"], verdicts[name], config, seed
         )
         policies[name] = figures
         shown = name.endswith(CONCISE) or (name.startswith(BEST_OF) and not config.best_of_n_candidate)
@@ -90,6 +92,7 @@ def evaluate(
     gold = gold_account(data.gold, test, answers, len(selection), config, seed) if data.gold else None
     report = {
         "examiner": describe,
+        "judge": behaved,
         "provisional": config.examiner == "reward_model",
         "n_selection": len(selection),
         "n_test": len(test),
@@ -184,6 +187,38 @@ def measured_kl(policy: Policy, reference: Policy, rollout: Rollout, kl_prompts:
     }
 
 
+def examine(
+    models: Models,
+    data: Data,
+    journal: Journal,
+    config: EvaluateConfig,
+    answers: dict[str, Answers],
+    prompts: Sequence[Prompt],
+    seed: int,
+) -> tuple[str, dict[str, list[float | None]], dict[str, Any] | None]:
+    """Who examined, the preference for every policy's response over SFT's by prompt (None: an abstention), and of an AI
+    judge how it behaved."""
+    texts = {name: answer.texts for name, answer in answers.items()}
+    baseline = texts.pop("sft")
+    if config.examiner == "judge":
+        return examine_by_judge(
+            data.store,
+            prompts,
+            texts,
+            baseline,
+            config.judge,
+            data.label.guidelines,
+            journal.path / "judge" / "examiner.jsonl",
+            journal.view,
+        )
+    describe, judge = build_examiner(models, data, journal.path, config, answers, seed)
+    return (
+        describe,
+        {name: [*head_to_head(judge, prompts, ours, baseline)] for name, ours in texts.items()},
+        None,
+    )
+
+
 def build_examiner(
     models: Models,
     data: Data,
@@ -224,34 +259,48 @@ def account(
     n_selection: int,
     answer: Answers,
     sft: Answers,
-    outcomes: Sequence[float],
+    verdicts: Sequence[float | None],
     config: EvaluateConfig,
     seed: int,
 ) -> tuple[dict[str, Any], Candidate]:
-    """Win rates of one policy on both splits, raw and length-controlled."""
+    """Win rates of one policy on both splits, raw and length-controlled; prompts on which the examiner abstained count
+    in neither, and are told."""
     seed = derive_seed(seed, "bootstrap", name) % 2**32
+    told = [(i, verdict) for i, verdict in enumerate(verdicts) if verdict is not None]
+    parts = {
+        "selection": [(i, v) for i, v in told if i < n_selection],
+        "test": [(i, v) for i, v in told if i >= n_selection],
+    }
+    for split, rows in parts.items():
+        asked = n_selection if split == "selection" else len(verdicts) - n_selection
+        if len(rows) < min(FEWEST, asked):
+            raise DataError(
+                f"the examiner gave {len(rows)} verdicts on {name}'s {split} responses, {FEWEST} are needed: look at "
+                "evaluate.judge, and at the abstentions in judge/examiner.jsonl"
+            )
 
-    def rate(part: slice) -> Interval:
-        groups = [p.group for p in prompts[part]]
-        return win_rate(
-            outcomes[part], groups, seed=seed, draws=config.bootstrap, confidence=config.confidence
-        )
+    def rate(rows: list[tuple[int, float]]) -> Interval:
+        groups = [prompts[i].group for i, _ in rows]
+        outcomes = [v for _, v in rows]
+        return win_rate(outcomes, groups, seed=seed, draws=config.bootstrap, confidence=config.confidence)
 
-    selection, test = rate(slice(n_selection)), rate(slice(n_selection, None))
+    selection, test = rate(parts["selection"]), rate(parts["test"])
     deltas = [float(a - b) for a, b in zip(answer.rollout.lengths, sft.rollout.lengths, strict=True)]
+    outcomes = [v for _, v in parts["test"]]
     controlled = length_controlled_win_rate(
-        list(outcomes[n_selection:]),
-        deltas[n_selection:],
-        clusters=[p.group for p in prompts[n_selection:]],
+        outcomes,
+        [deltas[i] for i, _ in parts["test"]],
+        clusters=[prompts[i].group for i, _ in parts["test"]],
         seed=seed,
         confidence=config.confidence,
     )
-    ties = sum(o == 0.5 for o in outcomes[n_selection:]) / max(1, len(outcomes) - n_selection)
+    ties = sum(o == 0.5 for o in outcomes) / len(outcomes)
     figures = {
         "mean_length": mean_length(answer, n_selection),
         **(answer.kl or {}),
         "selection": as_win_rate(selection),
         "test": {**as_win_rate(test), "ties": ties},
+        "abstained": len(verdicts) - len(told),
         "length_controlled": as_win_rate(controlled),
         "longer": longer_than(deltas[n_selection:], [p.group for p in prompts[n_selection:]], config),
     }

@@ -9,6 +9,7 @@ from burnish.data.guidelines import load_guidelines
 from burnish.errors import DataError
 from burnish.pipeline.data import Data
 from burnish.pipeline.journal import Journal
+from burnish.pipeline.judged import label_comparisons
 from burnish.randomness import derive_seed
 from burnish.records import Comparison, Label, Preference, Response, content_id
 from burnish.rehearse.annotators import SimulatedAnnotators
@@ -18,10 +19,32 @@ def label(data: Data, journal: Journal, config: LabelConfig, seed: int) -> list[
     """Fill the label store with answers."""
     if config.source == "imported":
         import_labels(data, config)
+    elif config.source == "judge":
+        judge_labels(data, journal, config)
     else:
         simulate_labels(data, config, seed)
     journal.run.append("metrics/label.jsonl", {"step": 1, **data.store.consensus_report()})
     return ["labels.sqlite"]
+
+
+def judge_labels(data: Data, journal: Journal, config: LabelConfig) -> None:
+    """An AI judge answers every comparison, in both orders; how it behaved goes to metrics/judge.jsonl."""
+    comparisons = list(data.store.comparisons())
+    report = label_comparisons(
+        data.store,
+        comparisons,
+        config.judge,
+        config.guidelines,
+        journal.path / "judge" / "label.jsonl",
+        journal.view,
+    )
+    journal.run.append("metrics/judge.jsonl", {"step": 1, **report})
+    if not report["labels"]:
+        raise DataError(
+            f"the judge gave no label for {len(comparisons)} comparisons (abstentions: {report['abstentions']}; "
+            f"unasked for want of budget: {report['unasked_for_want_of_budget']}); look at label.judge"
+        )
+    journal.view.note(f"label: {report['labels']} labels of {report['judge']}, {report['cost']:.2f} dollars")
 
 
 def import_labels(data: Data, config: LabelConfig) -> None:

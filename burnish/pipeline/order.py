@@ -106,9 +106,9 @@ STAGES = (
         "label",
         lambda w: label(w.data, w.journal.of("label"), w.config.label, w.config.seed),
         uses=("label",),
-        files=("preferences", "guidelines"),
-        code=("burnish.pipeline.label",),
-        writes=Writes(records=("label", "import")),
+        files=("preferences", "guidelines", "rubric"),
+        code=("burnish.pipeline.label", "burnish.pipeline.judged", "burnish.labels", "burnish.stats"),
+        writes=Writes(records=("label", "import", "judge")),
     ),
     Stage(
         "reward",
@@ -127,7 +127,7 @@ STAGES = (
             *("reward", "ppo.updates", "ppo.batch_size", "ppo.answers", "ppo.temperature"),
             *("evaluate.examiner", "evaluate.confidence", "evaluate.batch_size"),
         ),
-        code=("burnish.reward", "burnish.stats", "burnish.pipeline.reward"),
+        code=("burnish.reward", "burnish.pipeline.reward"),
         writes=Writes(records=("reward",)),
         lower="reward.micro_batch",
     ),
@@ -178,6 +178,7 @@ STAGES = (
             w.config.seed,
         ),
         uses=("evaluate",),
+        files=("examiner's rubric",),
         code=("burnish.evaluate", "burnish.pipeline.evaluate"),
         writes=Writes(files=("evaluation.json",)),
     ),
@@ -192,7 +193,11 @@ STAGES = (
 """The table of contents."""
 
 CHECKPOINTS = ("checkpoint-*",)
-NO_MATTER = ("monitor.trackers",)  # keys that change no figure
+PURSE = ("concurrency", "timeout", "retries", "price_in", "price_out", "budget", "api_key_env")  # of a judge
+NO_MATTER = (
+    "monitor.trackers",
+    *(f"{s}.judge.{k}" for s in ("label", "evaluate") for k in PURSE),
+)  # keys that change no figure
 
 
 def stage_inputs(config: RunConfig) -> dict[str, Inputs]:
@@ -203,6 +208,8 @@ def stage_inputs(config: RunConfig) -> dict[str, Inputs]:
         "demonstrations": config.sft.demonstrations,
         "preferences": config.label.preferences,
         "guidelines": config.label.guidelines,
+        "rubric": config.label.judge.rubric,
+        "examiner's rubric": config.evaluate.judge.rubric,
     }
     hashes = {k: content_hash(Path(v)) for k, v in named.items() if v is not None and Path(v).exists()}
     sources = [source_of(reward.function) for reward in config.ppo.rewards]
@@ -222,9 +229,20 @@ def check_config(config: RunConfig) -> None:
     """What only the whole configuration can tell."""
     if config.evaluate.examiner == "panel" and config.label.source != "simulated":
         raise ConfigError(
-            "evaluate.examiner is 'panel' but label.source is 'imported': only a rehearsal has simulated "
-            "annotators; set evaluate.examiner: reward_model"
+            f"evaluate.examiner is 'panel' but label.source is {config.label.source!r}: only a rehearsal has simulated "
+            "annotators; set evaluate.examiner: reward_model or judge"
         )
+    if config.label.source == "judge" and config.label.judge.model is None:
+        raise ConfigError("label.source is 'judge' but label.judge.model names no model")
+    if config.evaluate.examiner == "judge":
+        judge, labeler = config.evaluate.judge, config.label.judge
+        if judge.model is None:
+            raise ConfigError("evaluate.examiner is 'judge' but evaluate.judge.model names no model")
+        if config.label.source == "judge" and (judge.model, judge.rubric) == (labeler.model, labeler.rubric):
+            raise ConfigError(
+                f"evaluate.judge and label.judge are the same ({judge.model}, the same rubric): it would find its own "
+                "taste good; give another model or another rubric"
+            )
     if config.label.source == "imported" and config.label.preferences is None:
         raise ConfigError("label.source is 'imported' but label.preferences names no file")
     if config.data.prompts == "preferences" and config.label.preferences is None:

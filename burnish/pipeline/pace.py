@@ -88,9 +88,9 @@ def measure(models: Models, data: Data, config: RunConfig) -> Pace:
 
 def time_estimate(pace: Pace, data: Data, config: RunConfig) -> float:
     """Seconds for the whole run, DPO and distillation left out."""
-    simulated = config.label.source == "simulated"
-    collected = 2 * config.collect.n_pairs * pace.sampling if simulated else 0.0
-    if simulated:
+    sampled = config.label.source != "imported"  # collected by this run
+    collected = 2 * config.collect.n_pairs * pace.sampling if sampled else 0.0
+    if sampled:
         answers = 2 * config.collect.n_pairs
     else:
         pairs = data.imported.pairs

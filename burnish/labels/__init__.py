@@ -1,0 +1,1 @@
+"""Where labels come from besides imports and rehearsals: AI judges, people, vendors."""

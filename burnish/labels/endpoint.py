@@ -1,0 +1,130 @@
+"""A judge behind an OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import openai
+
+from burnish.config.judge import JudgeConfig
+from burnish.errors import ConfigError
+from burnish.labels.ledger import Answer, Vote
+
+LETTERS: dict[str, Vote] = {"A": "first", "B": "second", "C": "tie"}
+VERDICT = re.compile(r"^[\W_]*([ABC])(?![a-z])")
+TOP = 20  # alternatives of the first token that are asked for
+HOPELESS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
+
+
+class EndpointJudge:
+    """Chat completions, one question each. Rate limits, server errors and lost connections are tried again by the
+    client, with growing waits; what is left of them is an abstention."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        if config.model is None:
+            raise ConfigError("judge.model is not set; name the model that the endpoint is to use")
+        self.config = config
+        self.model = config.model
+        self.odds = config.verdict == "log_odds"
+        key = os.environ.get(config.api_key_env)
+        local = (config.endpoint or "").startswith(("http://127.0.0.1", "http://localhost"))
+        if key is None and not local:
+            raise ConfigError(
+                f"judge.endpoint={config.endpoint!r} needs a key: set the environment variable {config.api_key_env}, "
+                "or name another in judge.api_key_env"
+            )
+        self.client = openai.AsyncOpenAI(
+            base_url=config.endpoint,
+            api_key=key or "none",
+            timeout=config.timeout,
+            max_retries=config.retries,
+        )
+
+    @property
+    def name(self) -> str:
+        return self.model
+
+    async def close(self) -> None:
+        """Let the connections go; nothing can be asked after that."""
+        await self.client.close()
+
+    async def ask(self, question: str) -> Answer:
+        """The verdict on one question. Raises ConfigError where no question could be answered."""
+        extra: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP} if self.odds else {}
+        try:
+            reply = await self.client.chat.completions.create(
+                model=self.model,
+                messages=[{"role": "user", "content": question}],
+                temperature=0.0,
+                max_tokens=self.config.max_tokens,
+                **extra,
+            )
+        except HOPELESS as error:
+            raise ConfigError(
+                f"{self.config.endpoint} does not take {self.model!r} ({error.status_code}: {_first_line(error)}); "
+                "look at judge.model, judge.endpoint and the key"
+            ) from error
+        except openai.BadRequestError as error:
+            if self.odds and "logprob" in str(error).lower():
+                self.odds = False  # from here on by votes
+                return await self.ask(question)
+            return Answer(why=f"the endpoint refused the question ({_first_line(error)})")
+        except openai.APITimeoutError:
+            return Answer(why="time-out", again=True)
+        except openai.APIStatusError as error:
+            return Answer(why=f"status {error.status_code}", again=True)
+        except openai.APIConnectionError:
+            return Answer(why="no connection", again=True)
+        except (openai.APIError, ValueError, KeyError, TypeError, AttributeError):
+            return Answer(why="malformed reply", again=True)
+        return read_reply(reply)
+
+
+def read_reply(reply: Any) -> Answer:
+    """What a chat completion says: log-odds where it has log-probabilities of both letters, else a vote; an abstention
+    where it says neither."""
+    choices = getattr(reply, "choices", None)
+    if not choices:
+        return Answer(why="malformed reply", again=True)
+    usage = getattr(reply, "usage", None)
+    used = [int(getattr(usage, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens")]
+    billed = Answer(tokens_in=used[0], tokens_out=used[1])
+    message = choices[0].message
+    if getattr(message, "refusal", None) or choices[0].finish_reason == "content_filter":
+        return replace(billed, why="refused")
+    found = VERDICT.match(message.content or "")
+    vote = LETTERS[found[1]] if found else None
+    logprobs = getattr(choices[0], "logprobs", None)
+    content = getattr(logprobs, "content", None) or []
+    odds = log_odds([(t.token, t.logprob) for t in content[0].top_logprobs]) if content else None
+    if vote is None and odds is None:
+        return replace(billed, why="unreadable verdict")
+    return replace(billed, log_odds=odds, vote=vote)
+
+
+def log_odds(alternatives: Sequence[tuple[str, float]]) -> float | None:
+    """log P(A) - log P(B) over all spellings among a token's alternatives; what is not among them has less than the
+    least of them. None where neither letter is there."""
+    mass = {
+        letter: [p for token, p in alternatives if token.strip(" *_\"'▁Ġ\n").upper() == letter]
+        for letter in "AB"
+    }
+    if not any(mass.values()):
+        return None
+    least = min(p for _, p in alternatives)
+    a, b = (_log_sum(mass[letter]) if mass[letter] else least for letter in "AB")
+    return a - b
+
+
+def _log_sum(values: Sequence[float]) -> float:
+    top = max(values)
+    return top + math.log(sum(math.exp(v - top) for v in values))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,220 @@
+"""AI judges as labelers: both orders always, soft labels, abstentions that are never labels, a budget that holds.
+
+Averaging the log-odds of both orders removes a bias that is added to them for whatever stands first (Lee et al. 2023
+average probabilities, which shrinks sure answers; section 4 of their paper measures the bias itself).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from burnish.config.judge import JudgeConfig
+from burnish.labels.ledger import Answer, Ledger
+from burnish.labels.rubric import Rubric
+from burnish.records import Comparison, Label, content_id
+from burnish.stats import clustered_proportion, wilson
+
+SHARES = {"first": 1.0, "second": 0.0, "tie": 0.5}
+OVERHEAD = 64  # tokens of a chat template around a question
+
+
+class Judge(Protocol):
+    """Who is asked. `name` says which model it is."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def ask(self, question: str) -> Answer: ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass
+class Judged:
+    """What came of judging: labels in the order of the comparisons, and how the judge behaved."""
+
+    labels: list[Label] = field(default_factory=list)
+    both: dict[str, tuple[Answer, Answer]] = field(
+        default_factory=dict
+    )  # by comparison: in its order, swapped
+    unasked: int = 0  # for want of budget
+    cost: float = 0.0
+
+
+def annotator(name: str, rubric: Rubric) -> str:
+    """By which a judge is known in the store: model and rubric."""
+    return f"judge:{name}@{rubric.id[:12]}"
+
+
+def preference(forth: Answer, back: Answer) -> float | None:
+    """How far the first answer is preferred, from its comparison in both orders; None when either abstained. With
+    log-odds l of the answer shown first: sigmoid((l_AB - l_BA) / 2); with votes their mean, so that a vote that turns
+    with the order is one half."""
+    if forth.why is not None or back.why is not None:
+        return None
+    if forth.log_odds is not None and back.log_odds is not None:
+        lean = (forth.log_odds - back.log_odds) / 2
+        return 1.0 / (1.0 + math.exp(-max(-50.0, min(50.0, lean))))
+    a, b = _side(forth), _side(back)
+    return None if a is None or b is None else (a + 1.0 - b) / 2
+
+
+def _side(answer: Answer) -> float | None:
+    """1 for the answer shown first, 0 for the second, one half for a tie."""
+    if answer.vote is not None:
+        return SHARES[answer.vote]
+    if answer.log_odds is None:
+        return None
+    return 0.5 if answer.log_odds == 0 else float(answer.log_odds > 0)
+
+
+def open_judge(config: JudgeConfig) -> Judge:
+    """The judge a configuration names: behind its endpoint, or in this process."""
+    if config.endpoint is not None:
+        from burnish.labels.endpoint import EndpointJudge
+
+        return EndpointJudge(config)
+    from burnish.labels.local import LocalJudge
+
+    return LocalJudge(config)
+
+
+def judge_comparisons(
+    comparisons: Sequence[Comparison],
+    judge: Judge,
+    rubric: Rubric,
+    ledger: Ledger,
+    config: JudgeConfig,
+    told: Callable[[int], None] = lambda done: None,
+) -> Judged:
+    """Ask about every comparison in both orders, `config.concurrency` questions at once; what the ledger knows is not
+    asked again. Stops asking when the budget does not hold another question."""
+    return asyncio.run(_Round(judge, rubric, ledger, config, told).carry_out(comparisons))
+
+
+@dataclass
+class _Round:
+    judge: Judge
+    rubric: Rubric
+    ledger: Ledger
+    config: JudgeConfig
+    told: Callable[[int], None]
+    done: int = 0
+    spent_out: bool = False
+
+    async def carry_out(self, comparisons: Sequence[Comparison]) -> Judged:
+        self.settled = asyncio.Condition()
+        before = self.ledger.spent
+        waiting = iter(comparisons)
+        found: dict[str, tuple[Answer, Answer]] = {}
+        workers = [self._work(waiting, found) for _ in range(self.config.concurrency)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            await self.judge.close()
+        judged = Judged(both=found, unasked=len(comparisons) - len(found), cost=self.ledger.spent - before)
+        name = annotator(self.judge.name, self.rubric)
+        for c in comparisons:
+            value = preference(*found[c.id]) if c.id in found else None
+            if value is not None:
+                cost = sum(self._cost(answer) for answer in found[c.id])
+                label = Label(c.id, name, value, "judge", cost=cost, guidelines=self.rubric.guidelines.id)
+                judged.labels.append(label)
+        return judged
+
+    async def _work(self, waiting: Iterator[Comparison], found: dict[str, tuple[Answer, Answer]]) -> None:
+        for c in waiting:
+            text = c.prompt.text
+            forth = await self._once(self.rubric.question(text, c.first.text, c.second.text))
+            back = None
+            if forth is not None:
+                back = await self._once(self.rubric.question(text, c.second.text, c.first.text))
+            if forth is None or back is None:
+                return
+            found[c.id] = (forth, back)
+            self.done += 1
+            self.told(self.done)
+
+    async def _once(self, question: str) -> Answer | None:
+        """The answer to one question; None when the budget does not hold it."""
+        key = content_id("judge", self.judge.name, question)
+        known = self.ledger.known(key)
+        if known is not None:
+            return known
+        most = self._most(question)
+        async with self.settled:
+            await self.settled.wait_for(
+                lambda: self.spent_out or self.ledger.fits(most) or not self.ledger.reserved
+            )
+            if self.spent_out or not self.ledger.fits(most):
+                self.spent_out = True
+                self.settled.notify_all()
+                return None
+            self.ledger.reserve(key, most)
+        try:
+            answer = await self.judge.ask(question)
+        except BaseException:
+            async with self.settled:
+                self.spent_out = True  # whoever waits is not to ask on
+                self.settled.notify_all()
+            raise
+        async with self.settled:
+            # Whether an answer that never came was billed, nobody says: it counts as if it was.
+            unbilled = (
+                answer.why is None and not answer.tokens_in
+            )  # an endpoint that does not say what it used
+            self.ledger.settle(key, answer, most if answer.again or unbilled else self._cost(answer))
+            self.settled.notify_all()
+        return answer
+
+    def _most(self, question: str) -> float:
+        """Dollars that a question may cost: no token is less than a byte."""
+        tokens = len(question.encode()) + OVERHEAD
+        return (tokens * self.config.price_in + self.config.max_tokens * self.config.price_out) / 1e6
+
+    def _cost(self, answer: Answer) -> float:
+        return (answer.tokens_in * self.config.price_in + answer.tokens_out * self.config.price_out) / 1e6
+
+
+def behaviour(judged: Judged, comparisons: Iterable[Comparison], confidence: float = 0.95) -> dict[str, Any]:
+    """How a judge behaved: `flips`, how often its verdict turned with the order (ties apart); `first`, how often it
+    preferred what stood first (one half without bias), and the mean log-odds it adds for that; abstentions by reason;
+    how often the longer answer won, which is to be held against any accuracy of it; cost."""
+    known = {c.id: c for c in comparisons}
+    answered = {i: pair for i, pair in judged.both.items() if all(a.why is None for a in pair)}
+    firm = [(a, b) for a, b in ((_side(x), _side(y)) for x, y in answered.values()) if 0.5 not in (a, b)]
+    flips = sum(a == b for a, b in firm)
+    sides = [(side, i) for i, pair in answered.items() for a in pair if (side := _side(a)) is not None]
+    odds = [
+        (x.log_odds + y.log_odds) / 2
+        for x, y in answered.values()
+        if x.log_odds is not None and y.log_odds is not None
+    ]
+    reasons = Counter(a.why for pair in judged.both.values() for a in pair if a.why is not None)
+    longer = []
+    for label in judged.labels:
+        c = known[label.comparison_id]
+        a, b = len(c.first.text.split()), len(c.second.text.split())
+        if a != b and label.preference != 0.5:
+            longer.append((label.preference > 0.5) == (a > b))
+    return {
+        "asked": len(judged.both),
+        "labels": len(judged.labels),
+        "unasked_for_want_of_budget": judged.unasked,
+        "abstentions": dict(reasons),
+        "flips": asdict(wilson(flips, len(firm), confidence)) if firm else None,
+        "first": asdict(
+            clustered_proportion([s for s, _ in sides], [i for _, i in sides], confidence=confidence)
+        )
+        if sides
+        else None,
+        "position_log_odds": sum(odds) / len(odds) if odds else None,
+        "longer": asdict(wilson(sum(longer), len(longer), confidence)) if longer else None,
+        "cost": judged.cost,
+        "cost_per_label": judged.cost / len(judged.labels) if judged.labels else None,
+    }

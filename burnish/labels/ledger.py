@@ -1,0 +1,97 @@
+"""What a judge has answered and what it has cost, on disk before anything else is asked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from burnish.errors import DataError
+
+Vote = Literal["first", "second", "tie"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a judge said of two answers in one order: the log-odds that the one shown first is better, or a vote, or
+    neither and `why` (an abstention, which is never a label). `again`: asking once more may help."""
+
+    log_odds: float | None = None
+    vote: Vote | None = None
+    why: str | None = None
+    again: bool = False
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+class Ledger:
+    """Answers by the content of their question, and dollars. Append-only: a line before a question is sent (what it
+    may cost at most), a line when it is answered (what it did cost). Whoever was killed in between counts as having
+    paid the most. Within `budget` dollars, whatever is under way at once."""
+
+    def __init__(self, path: Path, budget: float | None = None) -> None:
+        self.path = path
+        self.budget = budget
+        self.answers: dict[str, Answer] = {}
+        self.reserved: dict[str, float] = {}
+        self.spent = 0.0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            self._read()
+        self._file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        self._file.close()
+
+    def _read(self) -> None:
+        lines = self.path.read_text(encoding="utf-8").split("\n")
+        if lines[-1]:  # cut off in the middle of a line: what it was about stays reserved
+            self.path.write_text("\n".join([*lines[:-1], ""]), encoding="utf-8")
+        for number, line in enumerate(lines[:-1], 1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{self.path}, line {number}, is no JSON ({error}); set the file aside to ask everything anew"
+                ) from None
+            self._take(row)
+        self.spent += sum(self.reserved.values())
+        self.reserved.clear()
+
+    def _take(self, row: dict[str, Any]) -> None:
+        key = row["key"]
+        if "reserved" in row:
+            self.reserved[key] = self.reserved.get(key, 0.0) + row["reserved"]
+            return
+        self.reserved.pop(key, None)
+        self.spent += row["cost"]
+        self.answers[key] = Answer(**row["answer"])
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def known(self, key: str) -> Answer | None:
+        """The answer that stands; none where asking again may help."""
+        answer = self.answers.get(key)
+        return None if answer is None or answer.again else answer
+
+    def fits(self, most: float) -> bool:
+        """Whether a question that costs at most so much stays within the budget, all that is under way counted."""
+        return self.budget is None or self.spent + sum(self.reserved.values()) + most <= self.budget
+
+    def reserve(self, key: str, most: float) -> None:
+        assert self.fits(most)
+        self.reserved[key] = most
+        self._write({"key": key, "reserved": most})
+
+    def settle(self, key: str, answer: Answer, cost: float) -> None:
+        self.reserved.pop(key, None)
+        self.spent += cost
+        self.answers[key] = answer
+        self._write({"key": key, "cost": cost, "answer": asdict(answer)})

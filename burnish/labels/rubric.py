@@ -1,0 +1,54 @@
+"""What a judge is asked: guidelines, request and both answers, from a template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from burnish.data.guidelines import Guidelines
+from burnish.data.lines import must_exist
+from burnish.errors import ConfigError
+from burnish.records import content_id
+
+FIELDS = ("{guidelines}", "{prompt}", "{first}", "{second}")
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """A template and the guidelines in it; `id` changes with either."""
+
+    template: str
+    guidelines: Guidelines
+
+    @property
+    def id(self) -> str:
+        return content_id("rubric", self.template, self.guidelines.text)
+
+    def question(self, prompt: str, first: str, second: str) -> str:
+        """The text a judge is sent. Fields inside an answer are left as they are."""
+        parts = {
+            "{guidelines}": self.guidelines.text.strip(),
+            "{prompt}": prompt.strip(),
+            "{first}": first.strip(),
+            "{second}": second.strip(),
+        }
+        text, rest = "", self.template
+        while True:
+            places = [(rest.index(field), field) for field in FIELDS if field in rest]
+            if not places:
+                return text + rest
+            at, field = min(places)
+            text, rest = text + rest[:at] + parts[field], rest[at + len(field) :]
+
+
+def load_rubric(path: str | None, guidelines: Guidelines) -> Rubric:
+    """The template in a file, or the package's own. Raises ConfigError when one of its fields is missing."""
+    if path is None:
+        return Rubric((files("burnish.labels") / "rubric.md").read_text(encoding="utf-8"), guidelines)
+    must_exist(Path(path))
+    template = Path(path).read_text(encoding="utf-8")
+    missing = [field for field in FIELDS if field not in template]
+    if missing:
+        raise ConfigError(f"{path} has no {', '.join(missing)}; a rubric needs {', '.join(FIELDS)}")
+    return Rubric(template, guidelines)

@@ -1,0 +1,100 @@
+"""AI judges at work in a run: as labelers of its comparisons, and as the examiner of its policies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from burnish.config.judge import JudgeConfig
+from burnish.data.guidelines import load_guidelines
+from burnish.data.store import LabelStore
+from burnish.errors import ConfigError, DataError
+from burnish.labels.judge import Judged, annotator, behaviour, judge_comparisons, open_judge
+from burnish.labels.ledger import Ledger
+from burnish.labels.rubric import load_rubric
+from burnish.monitor.live import View
+from burnish.records import Comparison, Prompt, Response
+
+EVERY = 50  # comparisons between notes
+
+
+def label_comparisons(
+    store: LabelStore,
+    comparisons: Sequence[Comparison],
+    config: JudgeConfig,
+    guidelines: str | None,
+    ledger: Path,
+    view: View,
+    what: str = "label",
+) -> dict[str, Any]:
+    """Ask a judge about comparisons of a store and keep what it says as labels; how it behaved. Answers are in the
+    ledger as they come: who is stopped goes on, and pays for nothing twice."""
+    judge = open_judge(config)
+    rubric = load_rubric(config.rubric, load_guidelines(guidelines))
+    judged = _ask(comparisons, judge, rubric, config, ledger, view, what)
+    store.add_guidelines(rubric.guidelines)
+    store.add_labels(judged.labels)
+    return {"judge": annotator(judge.name, rubric), **behaviour(judged, comparisons)}
+
+
+def _ask(
+    comparisons: Sequence[Comparison],
+    judge: Any,
+    rubric: Any,
+    config: JudgeConfig,
+    ledger: Path,
+    view: View,
+    what: str,
+) -> Judged:
+    def told(done: int) -> None:
+        if done % EVERY == 0:
+            view.note(f"{what}: {done} of {len(comparisons)} comparisons judged")
+
+    with Ledger(ledger, config.budget) as book:
+        return judge_comparisons(comparisons, judge, rubric, book, config, told)
+
+
+def examine_by_judge(
+    store: LabelStore,
+    prompts: Sequence[Prompt],
+    texts: Mapping[str, Sequence[str]],
+    baseline: Sequence[str],
+    config: JudgeConfig,
+    guidelines: str | None,
+    ledger: Path,
+    view: View,
+) -> tuple[str, dict[str, list[float | None]], dict[str, Any]]:
+    """What a judge says of every policy's responses against the baseline's: who judged, by policy the preference for
+    its response to each prompt (None where the judge abstained; identical texts tie without a question), and how it
+    behaved. Blind: it sees neither which policy wrote what nor how many there are. Raises ConfigError for a judge
+    that labelled what the policies learned from, DataError when the budget does not hold the whole examination."""
+    judge = open_judge(config)
+    rubric = load_rubric(config.rubric, load_guidelines(guidelines))
+    name = annotator(judge.name, rubric)
+    if any(label.annotator == name for label in store.labels()):
+        raise ConfigError(
+            f"evaluate.judge is {name}, which labelled pairs that this run learned from: it would find its own taste "
+            "good. Give another model, or another rubric"
+        )
+    asked = {
+        (prompt.id, ours, theirs): Comparison(prompt, Response(ours), Response(theirs))
+        for answers in texts.values()
+        for prompt, ours, theirs in zip(prompts, answers, baseline, strict=True)
+        if ours != theirs
+    }
+    comparisons = list(asked.values())
+    judged = _ask(comparisons, judge, rubric, config, ledger, view, "evaluate")
+    if judged.unasked:
+        raise DataError(
+            f"evaluate.judge.budget={config.budget} holds {len(judged.both)} of {len(comparisons)} comparisons, and an "
+            "examination is not cut short: raise it, or lower evaluate.n_test; what was answered is kept"
+        )
+    by_id = {label.comparison_id: label.preference for label in judged.labels}
+    outcomes: dict[str, list[float | None]] = {}
+    for policy, answers in texts.items():
+        outcomes[policy] = [
+            0.5 if ours == theirs else by_id.get(asked[prompt.id, ours, theirs].id)
+            for prompt, ours, theirs in zip(prompts, answers, baseline, strict=True)
+        ]
+    return f"{judge.name}, an AI judge that labelled nothing here", outcomes, behaviour(judged, comparisons)

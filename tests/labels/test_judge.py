@@ -1,0 +1,256 @@
+"""AI judges: both orders, a bias that is recovered and removed, failures that are never labels, a budget that holds."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from burnish.config.judge import JudgeConfig
+from burnish.data.guidelines import load_guidelines
+from burnish.data.store import LabelStore
+from burnish.errors import ConfigError, DataError
+from burnish.labels.endpoint import EndpointJudge, log_odds
+from burnish.labels.judge import behaviour, judge_comparisons, preference
+from burnish.labels.ledger import Answer, Ledger
+from burnish.labels.rubric import FIELDS, Rubric, load_rubric
+from burnish.records import Comparison, Prompt, Response
+from tests.labels.scripted import Script, draw, serving
+
+RUBRIC = load_rubric(None, load_guidelines())
+
+
+def worth(answer: str) -> float:
+    """In log-odds, spread over (-2, 2)."""
+    return 4 * draw(answer) - 2
+
+
+def comparisons(n: int) -> list[Comparison]:
+    return [
+        Comparison(Prompt(f"question {i}"), Response(f"one {i}"), Response(f"two {i} more")) for i in range(n)
+    ]
+
+
+def config(url: str, **more: Any) -> JudgeConfig:
+    return JudgeConfig(**{"model": "scripted", "endpoint": url, "retries": 3, "timeout": 2.0, **more})
+
+
+def judged(script: Script, asked: list[Comparison], ledger: Path, **more: Any):  # type: ignore[no-untyped-def]
+    with serving(script) as url:
+        settings = config(url, **more)
+        with Ledger(ledger, settings.budget) as book:
+            return judge_comparisons(asked, EndpointJudge(settings), RUBRIC, book, settings)
+
+
+def test_preference_golden() -> None:
+    """Log-odds 2 when first and 1 (for the other) when second: (2 - 1) / 2 = 0.5, sigmoid 0.6225."""
+    assert preference(Answer(log_odds=2.0), Answer(log_odds=1.0)) == pytest.approx(0.62246, abs=1e-5)
+    assert preference(Answer(vote="first"), Answer(vote="second")) == 1.0
+    assert preference(Answer(vote="first"), Answer(vote="first")) == 0.5
+    assert preference(Answer(vote="tie"), Answer(vote="second")) == 0.75
+    assert preference(Answer(log_odds=2.0), Answer(vote="second")) == 1.0
+    assert preference(Answer(log_odds=2.0), Answer(why="time-out", again=True)) is None
+
+
+@pytest.mark.parametrize("bias", [-1.5, 0.0, 3.0])
+def test_a_bias_added_for_the_first_is_removed_and_told(tmp_path: Path, bias: float) -> None:
+    asked = comparisons(120)
+    found = judged(Script(worth, bias=bias), asked, tmp_path / "l.jsonl")
+    assert len(found.labels) == 120
+    for label, c in zip(found.labels, asked, strict=True):
+        lean = worth(c.first.text) - worth(c.second.text)
+        assert label.preference == pytest.approx(1 / (1 + math.exp(-lean)), abs=1e-6)
+        assert (label.source, label.guidelines) == ("judge", RUBRIC.guidelines.id)
+    report = behaviour(found, asked)
+    assert report["position_log_odds"] == pytest.approx(bias, abs=1e-6)
+    true_flips = sum(abs(worth(c.first.text) - worth(c.second.text)) < abs(bias) for c in asked)
+    assert report["flips"]["value"] * report["flips"]["n"] == pytest.approx(true_flips)
+    assert (report["first"]["ci_low"] > 0.5) == (bias > 0)
+
+
+def test_the_flip_rate_of_votes_lies_within_its_interval(tmp_path: Path) -> None:
+    """Votes of a judge with bias 1: pairs whose worth differs by less turn with the order."""
+    asked = comparisons(150)
+    found = judged(Script(worth, bias=1.0, logprobs=False), asked, tmp_path / "l.jsonl", verdict="votes")
+    share = sum(abs(worth(c.first.text) - worth(c.second.text)) < 1.0 for c in asked) / len(asked)
+    report = behaviour(found, asked)
+    assert report["flips"]["ci_low"] < share < report["flips"]["ci_high"]
+    soft = [label for label in found.labels if label.preference == 0.5]
+    assert len(soft) == round(share * len(asked)), "a verdict that turns is a soft label"
+
+
+def test_failures_are_tried_again_and_never_become_labels(tmp_path: Path) -> None:
+    """First tries fail in every way there is; some questions fail for good."""
+    kinds = ("429", "500", "half", "slow", None, None, None)
+    for_good = {"unreadable": 0.06, "refused": 0.12, "malformed": 0.18, "503": 0.24}
+
+    def fail(question: str, times: int) -> str | None:
+        ever = draw(question, "ever")
+        for kind, share in for_good.items():
+            if ever < share:
+                return kind
+        return kinds[int(draw(question, "first") * len(kinds))] if times == 1 else None
+
+    asked = comparisons(60)
+    script = Script(worth, bias=0.7, fail=fail)
+    found = judged(script, asked, tmp_path / "l.jsonl", concurrency=16)
+    reasons = behaviour(found, asked)["abstentions"]
+    assert {"unreadable verdict", "refused", "malformed reply", "status 503"} <= reasons.keys()
+    whole = {
+        c.id: all(
+            fail(RUBRIC.question(c.prompt.text, a, b), 2) is None
+            for a, b in ((c.first.text, c.second.text), (c.second.text, c.first.text))
+        )
+        for c in asked
+    }
+    assert {label.comparison_id for label in found.labels} == {i for i, ok in whole.items() if ok}
+    right = {c.id: worth(c.first.text) - worth(c.second.text) for c in asked}
+    for label in found.labels:
+        assert label.preference == pytest.approx(1 / (1 + math.exp(-right[label.comparison_id])), abs=1e-6)
+
+
+def test_an_endpoint_without_log_probabilities_is_asked_for_votes(tmp_path: Path) -> None:
+    script = Script(worth, fail=lambda q, n: "no logprobs")
+    found = judged(script, comparisons(5), tmp_path / "l.jsonl", concurrency=1)
+    assert {label.preference for label in found.labels} <= {0.0, 0.5, 1.0}
+    assert len(found.labels) == 5
+
+
+@pytest.mark.parametrize("status", ["401", "403", "404"])
+def test_what_no_question_can_pass_is_told_at_once(tmp_path: Path, status: str) -> None:
+    script = Script(worth, fail=lambda q, n: status)
+    with pytest.raises(ConfigError, match=f"does not take 'scripted' \\({status}"):
+        judged(script, comparisons(40), tmp_path / "l.jsonl")
+    assert sum(script.asked.values()) <= 8, "those under way, no more"
+
+
+def test_nothing_is_asked_twice(tmp_path: Path) -> None:
+    script, asked = Script(worth), comparisons(20)
+    first = judged(script, asked, tmp_path / "l.jsonl", price_in=10.0)
+    again = judged(script, asked, tmp_path / "l.jsonl", price_in=10.0)
+    assert set(script.asked.values()) == {1}
+    assert [a.preference for a in again.labels] == [b.preference for b in first.labels]
+    assert (again.cost, first.cost > 0) == (0.0, True)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_budget_holds_whatever_is_under_way(tmp_path: Path, failing: bool) -> None:
+    """32 at once: what was billed stays under it, also when replies are lost that may have been billed."""
+
+    def fail(question: str, times: int) -> str | None:
+        return "half" if failing and draw(question, "lost") < 0.3 else None
+
+    script = Script(worth, fail=fail, seconds=0.01)
+    budget, price = 8.0, 100.0
+    found = judged(
+        script,
+        comparisons(300),
+        tmp_path / "l.jsonl",
+        concurrency=32,
+        budget=budget,
+        price_in=price,
+        price_out=price,
+    )
+    sent = sum(len(q) // 4 + 1 for q, n in script.asked.items() for _ in range(n))
+    billed = script.billed if not failing else sent
+    assert billed * price / 1e6 <= budget
+    assert found.unasked > 0
+    assert found.cost <= budget
+    if not failing:
+        assert script.most_at_once > 4
+        assert len(found.labels) > 3
+        assert found.cost == pytest.approx(script.billed * price / 1e6)
+
+
+def test_a_killed_judge_pays_for_nothing_twice(tmp_path: Path) -> None:
+    """SIGKILL in the middle; the second time only what had no answer is asked."""
+    script = Script(worth, seconds=0.02)
+    store = tmp_path / "labels.sqlite"
+    with LabelStore(store) as labels:
+        labels.add_comparisons(comparisons(60))
+    with serving(script) as url:
+        command = [
+            *(sys.executable, "-m", "burnish.cli", "label", "judge", str(store), "--model", "scripted"),
+            *("--endpoint", url, "--concurrency", "4", "--price-in", "10", "--budget", "5", "--json"),
+        ]
+        killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        ledger = store.with_suffix(".judge.jsonl")
+        deadline = time.monotonic() + 60
+        while not ledger.exists() or ledger.read_text().count('"answer"') < 30:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait()
+        settled = {json.loads(x)["key"] for x in ledger.read_text().split("\n")[:-1] if '"answer"' in x}
+        before = asked_so_far(script)
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout)
+    assert report["labels"] == 60
+    assert 30 <= len(settled) < 120
+    twice = [q for q, n in script.asked.items() if n > 1]
+    assert len(twice) <= 4, "what was under way when it was killed, and had no answer on disk"
+    assert sum(script.asked.values()) - before <= 120 - len(settled)
+    with LabelStore(store) as labels:
+        assert labels.count()["labels"] == 60
+
+
+def asked_so_far(script: Script) -> int:
+    with script.lock:
+        return sum(script.asked.values())
+
+
+def test_a_line_that_was_cut_off_counts_as_paid(tmp_path: Path) -> None:
+    file = tmp_path / "l.jsonl"
+    with Ledger(file, 1.0) as ledger:
+        ledger.reserve("a", 0.25)
+        ledger.settle("a", Answer(vote="first"), 0.125)
+        ledger.reserve("b", 0.5)
+    file.write_text(file.read_text() + '{"key": "b", "cost": 0.0')
+    with Ledger(file, 1.0) as again:
+        assert again.spent == 0.625
+        assert again.known("a") == Answer(vote="first")
+        assert again.known("b") is None
+        assert again.fits(0.375)
+        assert not again.fits(0.376)
+        again.reserve("b", 0.25)
+    with Ledger(file, 1.0) as last:
+        assert last.spent == 0.875
+    file.write_text("no JSON\n" + file.read_text())
+    with pytest.raises(DataError, match="line 1, is no JSON"):
+        Ledger(file)
+
+
+def test_log_odds_sum_spellings_and_bound_what_is_missing() -> None:
+    half, quarter = math.log(0.5), math.log(0.25)
+    assert log_odds([("A", quarter), (" A", quarter), ("B", half)]) == pytest.approx(0.0)
+    assert log_odds([("A", half), ("The", math.log(0.01))]) == pytest.approx(math.log(50))
+    assert log_odds([("The", half)]) is None
+
+
+def test_a_rubric_leaves_alone_what_stands_in_an_answer(tmp_path: Path) -> None:
+    text = RUBRIC.question("Q {first}", "answer with {second} in it", "other")
+    assert "answer with {second} in it" in text
+    assert "Q {first}" in text
+    assert RUBRIC.guidelines.text.strip() in text
+    file = tmp_path / "rubric.md"
+    file.write_text("{guidelines} {prompt} {first}")
+    with pytest.raises(ConfigError, match=r"has no \{second\}; a rubric needs"):
+        load_rubric(str(file), RUBRIC.guidelines)
+    assert len(FIELDS) == 4
+    assert Rubric(RUBRIC.template + " ", RUBRIC.guidelines).id != RUBRIC.id
+
+
+def test_a_budget_needs_prices_and_a_remote_endpoint_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"judge\.budget needs prices"):
+        JudgeConfig(budget=1.0)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="set the environment variable OPENAI_API_KEY"):
+        EndpointJudge(JudgeConfig(model="m", endpoint="https://api.example.org/v1"))
