@@ -1,8 +1,9 @@
-"""`burnish label ...`: labels from judges, for a run or for a store that several runs share."""
+"""`burnish label ...`: labels from judges, people and vendors, for a run or for a store of its own."""
 
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,18 @@ import typer
 
 from burnish.errors import DataError
 
-app = typer.Typer(no_args_is_help=True, help="Labels from AI judges.")
+app = typer.Typer(no_args_is_help=True, help="Labels from AI judges, from people and from vendors.")
+
+
+class VendorName(StrEnum):
+    """Who is sent a batch."""
+
+    MTURK = "mturk"
+    SCALE = "scale"
+    SURGE = "surge"
+    LABEL_STUDIO = "label-studio"
+    ARGILLA = "argilla"
+
 
 StoreArg = Annotated[Path, typer.Argument(help="A label store (.sqlite), or the run directory it lies in.")]
 
@@ -71,6 +83,62 @@ def judge(
             labels, open_, settings, guidelines, file.with_suffix(".judge.jsonl"), View("", 1.0)
         )
     tell(report, as_json)
+
+
+@app.command()
+def export(
+    store: StoreArg,
+    folder: Annotated[Path, typer.Argument(help="New folder for the batch.")],
+    vendor: Annotated[VendorName, typer.Option(help="Whose shape it is to have.")],
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Comparisons at most.")] = None,
+    only: Annotated[
+        Path | None, typer.Option(help="Only those in this file of `burnish label select`.")
+    ] = None,
+    redundancy: Annotated[int, typer.Option(min=1, help="Workers who answer each item.")] = 3,
+    gold: Annotated[
+        Path | None, typer.Option(help="Preference pairs whose answer is beyond doubt, to be mixed in.")
+    ] = None,
+    gold_share: Annotated[float, typer.Option(min=0.0, max=0.5, help="Their share of the batch.")] = 0.1,
+    guidelines: Annotated[str | None, typer.Option(help="What labelers go by.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the shuffle.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Write comparisons that have no label yet as a batch for a vendor: sides shuffled, gold questions mixed in. The
+    file key.jsonl is ours: without it nothing can be imported, and no worker may see it."""
+    from burnish.pipeline.vendors import export_batch
+
+    report = export_batch(
+        store_file(store),
+        folder,
+        vendor.value,
+        n=n,
+        only=only,
+        redundancy=redundancy,
+        gold=gold,
+        gold_share=gold_share,
+        guidelines=guidelines,
+        seed=seed,
+    )
+    tell(report, as_json)
+
+
+@app.command("import")
+def import_(
+    store: StoreArg,
+    folder: Annotated[Path, typer.Argument(help="The folder that `burnish label export` wrote.")],
+    results: Annotated[Path, typer.Argument(help="The vendor's results.")],
+    vendor: Annotated[VendorName, typer.Option(help="Whose shape they have.")],
+    least_gold: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of gold questions that a worker must get right.")
+    ] = 0.7,
+    pay: Annotated[float, typer.Option(min=0.0, help="Dollars a row, where results do not say.")] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Take a vendor's results back as labels. What cannot be used is kept beside the results, with its reason; the same
+    file again changes nothing."""
+    from burnish.pipeline.vendors import import_batch
+
+    tell(import_batch(store_file(store), folder, results, vendor.value, least_gold, pay), as_json)
 
 
 def tell(report: dict[str, Any], as_json: bool) -> None:

@@ -1,0 +1,186 @@
+"""Comparisons as items of a batch that people are sent: shuffled sides, opaque ids, gold questions mixed in."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from burnish.checkpoints import atomic_write
+from burnish.data.lines import read_lines
+from burnish.errors import DataError
+from burnish.records import Comparison, Label, Preference, content_id
+
+Choice = Literal["a", "b", "tie", "skip"]
+CHOICES: tuple[Choice, ...] = ("a", "b", "tie", "skip")
+FEWEST_GOLD = 3  # answers to gold questions that a worker is judged by
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a worker sees under an id that says nothing, and what only we know of it: which comparison it is (None for a
+    gold question), whether its sides stand the other way round, and what a gold question's answer must be."""
+
+    id: str
+    prompt: str
+    answer_a: str
+    answer_b: str
+    comparison_id: str | None
+    swapped: bool
+    expected: Literal["a", "b"] | None = None
+
+    @property
+    def shown(self) -> dict[str, str]:
+        return {
+            "item_id": self.id,
+            "prompt": self.prompt,
+            "answer_a": self.answer_a,
+            "answer_b": self.answer_b,
+        }
+
+
+@dataclass(frozen=True)
+class Returned:
+    """One worker's answer to one item, as a vendor gave it back; `choice` None where it could not be read."""
+
+    item_id: str
+    worker: str
+    choice: Choice | None
+    seconds: float | None = None
+    cost: float = 0.0
+    rejected: str | None = None  # by the vendor's reviewer
+
+
+def make_items(
+    comparisons: Sequence[Comparison], gold: Sequence[Preference], gold_share: float, seed: int
+) -> list[Item]:
+    """The comparisons, sides drawn by a coin, and of the gold pairs as many as make about `gold_share` of all, in
+    random order."""
+    rng = random.Random(f"items-{seed}")
+    items = []
+    for c in comparisons:
+        swapped = rng.random() < 0.5
+        a, b = (c.second, c.first) if swapped else (c.first, c.second)
+        items.append(Item(_id(c.id, seed), c.prompt.text, a.text, b.text, c.id, swapped))
+    wanted = round(gold_share / (1 - gold_share) * len(items)) if gold else 0
+    for number, pair in enumerate(rng.sample(list(gold), min(wanted, len(gold)))):
+        swapped = number % 2 == 1  # as often on either side: whoever always answers A gets half of them right
+        sides = (pair.rejected, pair.chosen) if swapped else (pair.chosen, pair.rejected)
+        name = _id(content_id("gold", pair.prompt.id, pair.chosen, pair.rejected), seed)
+        items.append(Item(name, pair.prompt.text, *sides, None, swapped, "b" if swapped else "a"))
+    rng.shuffle(items)
+    return items
+
+
+def _id(what: str, seed: int) -> str:
+    return content_id("item", what, str(seed))
+
+
+def write_key(items: Sequence[Item], guidelines_id: str, path: Path) -> None:
+    """The key to a batch: what its ids mean. To be kept, and shown to no worker."""
+    lines = [
+        json.dumps({"guidelines": guidelines_id}),
+        *(json.dumps(asdict(i), ensure_ascii=False) for i in items),
+    ]
+    atomic_write(path, "\n".join([*lines, ""]))
+
+
+def read_key(path: Path) -> tuple[dict[str, Item], str]:
+    """Items by id, and the guidelines they were sent with."""
+    lines = [json.loads(line) for _, line in read_lines(path) if line.strip()]
+    if not lines or "guidelines" not in lines[0]:
+        raise DataError(f"{path} is no key of a batch; give the folder that `burnish label export` wrote")
+    items = [Item(**row) for row in lines[1:]]
+    return {item.id: item for item in items}, lines[0]["guidelines"]
+
+
+@dataclass
+class Imported:
+    """What came of a vendor's results."""
+
+    labels: list[Label] = field(default_factory=list)
+    rows: int = 0
+    skipped: int = 0
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    gold: dict[str, list[bool]] = field(default_factory=dict)  # by worker: right or not
+    seconds: float = 0.0
+    cost: float = 0.0
+
+    def report(self) -> dict[str, Any]:
+        """Counts, reasons, and how the workers did on gold questions."""
+        right = [ok for answers in self.gold.values() for ok in answers]
+        return {
+            "rows": self.rows,
+            "labels": len(self.labels),
+            "workers": len({label.annotator for label in self.labels}),
+            "skipped": self.skipped,
+            "rejected": dict(Counter(row["reason"] for row in self.rejected)),
+            "gold_accuracy": sum(right) / len(right) if right else None,
+            "gold_answers": len(right),
+            "hours": self.seconds / 3600,
+            "cost": self.cost,
+        }
+
+
+def take_back(
+    returned: Iterable[Returned],
+    items: dict[str, Item],
+    vendor: str,
+    guidelines_id: str,
+    *,
+    least_gold: float = 0.7,
+) -> Imported:
+    """Labels from what workers answered: matched by id, sides put back, gold questions apart. A row that cannot be
+    used, and every row of a worker who got fewer than `least_gold` of three gold questions or more right, is kept with
+    its reason. Time and money are booked for all rows: rejected work is paid for as well."""
+    found = Imported()
+    rows = list(returned)
+    for row in rows:
+        item = items.get(row.item_id)
+        if item is not None and item.expected is not None and row.choice in ("a", "b", "tie"):
+            found.gold.setdefault(row.worker, []).append(row.choice == item.expected)
+    failed = {
+        worker
+        for worker, answers in found.gold.items()
+        if len(answers) >= FEWEST_GOLD and sum(answers) < least_gold * len(answers)
+    }
+    for row in rows:
+        found.rows += 1
+        found.seconds += row.seconds or 0.0
+        found.cost += row.cost
+        item = items.get(row.item_id)
+        reason = _unusable(row, item, failed)
+        if reason is not None:
+            found.rejected.append({**asdict(row), "reason": reason})
+        elif row.choice == "skip":
+            found.skipped += 1
+        elif item is not None and item.comparison_id is not None:
+            shown = {"a": 1.0, "b": 0.0, "tie": 0.5}[row.choice or "tie"]
+            found.labels.append(
+                Label(
+                    item.comparison_id,
+                    f"{vendor}:{row.worker}",
+                    1.0 - shown if item.swapped else shown,
+                    "human",
+                    seconds=row.seconds,
+                    cost=row.cost,
+                    guidelines=guidelines_id,
+                )
+            )
+    return found
+
+
+def _unusable(row: Returned, item: Item | None, failed: set[str]) -> str | None:
+    if item is None:
+        return "unknown item"
+    if row.choice is None:
+        return "unreadable choice"
+    if not row.worker:
+        return "no worker"
+    if row.rejected:
+        return "rejected by a reviewer"
+    return "worker fails gold questions" if row.worker in failed else None
