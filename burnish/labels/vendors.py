@@ -17,6 +17,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
+from markdown_it import MarkdownIt
+
 from burnish.data.guidelines import Guidelines
 from burnish.data.lines import must_exist
 from burnish.errors import DataError
@@ -97,7 +99,9 @@ class MechanicalTurk:
             # Variables are put into the page as they are: markup in an answer must not become the page's.
             writer.writerow({k: html.escape(v).replace("\n", "<br>") for k, v in item.shown.items()})
         page = (files("burnish.labels") / "mturk.html").read_text(encoding="utf-8")
-        page = page.replace("<!-- guidelines -->", html.escape(guidelines.text).replace("\n", "<br>\n"))
+        page = page.replace(
+            "<!-- guidelines -->", MarkdownIt("commonmark", {"html": False}).render(guidelines.text)
+        )
         return {"tasks.csv": sheet.getvalue(), "template.html": page}
 
     def read(self, path: Path) -> Iterator[Returned]:
