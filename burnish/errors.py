@@ -11,6 +11,7 @@ EXIT_CODES = {
     7: "training",
     10: "finished, but nothing beat SFT",
     11: "finished, but nothing was aligned: the gate stopped PPO",
+    12: "waiting for labels from people",
     130: "interrupted (the run can be continued)",
 }
 """What the command line ends with: every code, said once."""
@@ -26,6 +27,12 @@ class ConfigError(BurnishError):
     """The configuration cannot be carried out."""
 
     exit_code = 3
+
+
+class Waiting(BurnishError):
+    """The run cannot go on before people have done their part; what there is so far is kept."""
+
+    exit_code = 12
 
 
 class DataError(BurnishError):

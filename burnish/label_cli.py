@@ -141,6 +141,23 @@ def import_(
     tell(import_batch(store_file(store), folder, results, vendor.value, least_gold, pay), as_json)
 
 
+@app.command()
+def terminal(
+    store: StoreArg,
+    name: Annotated[str, typer.Option(help="Who is answering; answers of others are asked again.")],
+    only: Annotated[
+        Path | None, typer.Option(help="Only those in this file of `burnish label select`.")
+    ] = None,
+    guidelines: Annotated[str | None, typer.Option(help="What labelers go by.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Comparisons at most.")] = None,
+) -> None:
+    """Compare answers yourself: blind, sides shuffled. Every answer is kept at once but the last, which can be taken
+    back; started again it goes on with what you have not answered."""
+    from burnish.pipeline.people import ask_in_terminal
+
+    ask_in_terminal(store_file(store), name, only, guidelines, limit)
+
+
 def tell(report: dict[str, Any], as_json: bool) -> None:
     """A report, as JSON or a line for every figure."""
     if as_json:

@@ -135,7 +135,7 @@ class RunDirectory:
         return list(self.manifest()["stages"])
 
     def stage_state(self, name: str) -> str:
-        """done, failed, running or interrupted (begun by a process that no longer lives); absent otherwise."""
+        """done, failed, waiting, running or interrupted (begun by a process that no longer lives); absent otherwise."""
         state = str(self.manifest()["stages"].get(name, {}).get("state", "absent"))
         if state == "running" and owner(self.path / "lock") is None:
             return "interrupted"
@@ -171,6 +171,10 @@ class RunDirectory:
 
     def fail_stage(self, name: str, reason: str) -> None:
         self._update(name, state="failed", reason=reason)
+
+    def wait_stage(self, name: str, reason: str) -> None:
+        """Mark a stage that cannot go on before somebody else has done something."""
+        self._update(name, state="waiting", reason=reason)
 
     def stale(self, inputs: Mapping[str, Inputs]) -> Stale:
         """What has changed since the stages (in their order) were begun."""

@@ -23,7 +23,7 @@ class SimulatedConfig(Section):
 class LabelConfig(Section):
     """Who answers the comparisons."""
 
-    source: Literal["simulated", "imported", "judge"] = "simulated"
+    source: Literal["simulated", "imported", "judge", "people"] = "simulated"
     judge: JudgeConfig = JudgeConfig()
     preferences: str | None = None  # file, or `datasets` name, of Hugging Face preference pairs to import
     split: str = "train"  # the split, when `preferences` is a `datasets` name
@@ -32,4 +32,5 @@ class LabelConfig(Section):
         None  # a file of what labelers go by; None: the package's own (imported labels: unknown)
     )
     labels_per_pair: int = Field(1, ge=1)
+    missing_share: float = Field(0.0, ge=0, lt=1)  # of comparisons that people may leave without labels
     simulated: SimulatedConfig = SimulatedConfig()

@@ -49,7 +49,7 @@ class Data:
         """A rehearsal's true preference: for the simulated annotators, and for the account given after the
         decision. None when labels are imported, or of prompts from elsewhere."""
         ours = self.label.source == "simulated" or (
-            self.label.source == "judge" and self.config.prompts == "stories"
+            self.label.source in ("judge", "people") and self.config.prompts == "stories"
         )
         return world.gold if ours else None
 

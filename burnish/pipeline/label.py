@@ -10,6 +10,7 @@ from burnish.errors import DataError
 from burnish.pipeline.data import Data
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.judged import label_comparisons
+from burnish.pipeline.people import wait_for_people
 from burnish.randomness import derive_seed
 from burnish.records import Comparison, Label, Preference, Response, content_id
 from burnish.rehearse.annotators import SimulatedAnnotators
@@ -21,6 +22,8 @@ def label(data: Data, journal: Journal, config: LabelConfig, seed: int) -> list[
         import_labels(data, config)
     elif config.source == "judge":
         judge_labels(data, journal, config)
+    elif config.source == "people":
+        wait_for_people(data.store, journal.path, config.labels_per_pair, config.missing_share)
     else:
         simulate_labels(data, config, seed)
     journal.run.append("metrics/label.jsonl", {"step": 1, **data.store.consensus_report()})

@@ -12,7 +12,7 @@ import torch
 
 from burnish.config import RunConfig
 from burnish.data.store import LabelStore
-from burnish.errors import ConfigError, OutOfMemory, RunError
+from burnish.errors import ConfigError, OutOfMemory, RunError, Waiting
 from burnish.inputs import Inputs, code_version, config_inputs, content_hash
 from burnish.models.load import find_device, resolve_path
 from burnish.models.memory import first_line, ran_out
@@ -107,7 +107,14 @@ STAGES = (
         lambda w: label(w.data, w.journal.of("label"), w.config.label, w.config.seed),
         uses=("label",),
         files=("preferences", "guidelines", "rubric"),
-        code=("burnish.pipeline.label", "burnish.pipeline.judged", "burnish.labels", "burnish.stats"),
+        code=(
+            "burnish.pipeline.label",
+            "burnish.pipeline.judged",
+            "burnish.pipeline.people",
+            "burnish.pipeline.vendors",
+            "burnish.labels",
+            "burnish.stats",
+        ),
         writes=Writes(records=("label", "import", "judge")),
     ),
     Stage(
@@ -342,6 +349,9 @@ def carry_out(place: Workplace, stage: Stage, inputs: Inputs) -> None:
     began = perf_counter()
     try:
         outputs = stage.carry_out(place)
+    except Waiting as error:
+        run.wait_stage(stage.name, str(error))
+        raise
     except Exception as error:
         told = out_of_memory(error, stage)
         run.fail_stage(stage.name, str(told or error) or type(error).__name__)

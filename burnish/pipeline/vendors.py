@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,12 @@ KEY = "key.jsonl"
 
 def unlabelled(store: LabelStore, only: Path | None = None) -> list[Comparison]:
     """Comparisons without a label, in their order, or those of them that a selection names, in its order."""
-    labelled = {label.comparison_id for label in store.labels()}
-    found = {c.id: c for c in store.comparisons() if c.id not in labelled}
+    return selected(store, {label.comparison_id for label in store.labels()}, only)
+
+
+def selected(store: LabelStore, without: Container[str], only: Path | None) -> list[Comparison]:
+    """Comparisons `without` those, in their order, or those of them that a selection names, in its order."""
+    found = {c.id: c for c in store.comparisons() if c.id not in without}
     if only is None:
         return list(found.values())
     named = [json.loads(line)["comparison"] for _, line in read_lines(only) if line.strip()]

@@ -1,0 +1,59 @@
+"""People as labelers: in a terminal, and a run that waits for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from burnish.data.guidelines import load_guidelines
+from burnish.data.store import LabelStore
+from burnish.errors import ConfigError, DataError, Waiting
+from burnish.labels.terminal import Session
+from burnish.pipeline.vendors import selected
+from burnish.records import Label
+
+
+def ask_in_terminal(
+    file: Path, name: str, only: Path | None, guidelines: str | None, limit: int | None
+) -> None:
+    """A session with one person, who is asked what they have not answered yet."""
+    if not name.strip() or ":" in name:
+        raise ConfigError(f"--name {name!r} is no name; give one without a colon")
+    annotator = f"person:{name.strip()}"
+    told = load_guidelines(guidelines)
+    console = Console()
+    with LabelStore(file) as store:
+        answered = {label.comparison_id for label in store.labels() if label.annotator == annotator}
+        asked = selected(store, answered, only)[:limit]
+        if not asked:
+            raise DataError(f"{file} has nothing that {name} has not answered")
+        store.add_guidelines(told)
+        Session(
+            asked,
+            annotator,
+            told.id,
+            told.text,
+            keep=lambda label: _keep(store, label),
+            read=console.input,
+            console=console,
+        ).carry_out()
+
+
+def _keep(store: LabelStore, label: Label) -> None:
+    store.add_labels([label])
+
+
+def wait_for_people(store: LabelStore, path: Path, labels_per_pair: int, missing_share: float) -> None:
+    """Raises Waiting while more than a share of the comparisons have fewer labels than were asked for."""
+    given: dict[str, int] = {}
+    for label in store.labels():
+        given[label.comparison_id] = given.get(label.comparison_id, 0) + 1
+    comparisons = [c.id for c in store.comparisons()]
+    missing = sum(given.get(i, 0) < labels_per_pair for i in comparisons)
+    if missing > missing_share * len(comparisons):
+        raise Waiting(
+            f"waiting for people: {missing} of {len(comparisons)} comparisons have fewer than {labels_per_pair} "
+            f"label(s). `burnish label terminal {path} --name YOU` asks you, `burnish label export` sends them to "
+            "others; then give the same command again (label.missing_share lets it go on without the last of them)"
+        )
