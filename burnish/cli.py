@@ -38,6 +38,8 @@ app = typer.Typer(
 )
 
 app.add_typer(label_app, name="label")
+reward_app = typer.Typer(no_args_is_help=True, help="A run's reward models at work.")
+app.add_typer(reward_app, name="reward")
 
 ConfigArg = Annotated[
     Path | None, typer.Argument(help="YAML configuration; without one, the embedded rehearsal.")
@@ -256,6 +258,27 @@ def export(
         result = write(directory, path)
     what = ", ".join(f"{value} {name}" for name, value in result.items() if name != "path")
     print(json.dumps(result) if as_json else f"Wrote {kind.value} to {path}: {what}")
+
+
+@reward_app.command()
+def score(
+    directory: RunArg,
+    file: Annotated[
+        Path | None, typer.Argument(help="JSON lines with prompt and response; without: standard input.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Then every line is a response to it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
+) -> None:
+    """Score texts with a run's reward models: the ensemble, every member, and how far they disagree."""
+    from burnish.data.lines import must_exist
+    from burnish.pipeline.scoring import as_table, read_rows, score_texts
+
+    if file is not None:
+        must_exist(file)
+    text = sys.stdin.read() if file is None else file.read_text(encoding="utf-8")
+    _prepare_environment()
+    rows = list(score_texts(directory, read_rows(text, prompt)))
+    print("\n".join(json.dumps(row) for row in rows) if as_json else as_table(rows))
 
 
 @app.command()

@@ -50,6 +50,9 @@ def judge(
     price_in: Annotated[float, typer.Option(help="Dollars for a million tokens of questions.")] = 0.0,
     price_out: Annotated[float, typer.Option(help="Dollars for a million tokens of answers.")] = 0.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 8,
+    only: Annotated[
+        Path | None, typer.Option(help="Only those in this file of `burnish label select`.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Comparisons at most.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -60,6 +63,7 @@ def judge(
     from burnish.data.store import LabelStore
     from burnish.monitor.live import View
     from burnish.pipeline.judged import label_comparisons
+    from burnish.pipeline.vendors import unlabelled
 
     settings = validated(
         JudgeConfig,
@@ -77,8 +81,7 @@ def judge(
     )
     file = store_file(store)
     with LabelStore(file) as labels:
-        answered = {label.comparison_id for label in labels.labels()}
-        open_ = [c for c in labels.comparisons() if c.id not in answered][:limit]
+        open_ = unlabelled(labels, only)[:limit]
         report = label_comparisons(
             labels, open_, settings, guidelines, file.with_suffix(".judge.jsonl"), View("", 1.0)
         )
@@ -139,6 +142,49 @@ def import_(
     from burnish.pipeline.vendors import import_batch
 
     tell(import_batch(store_file(store), folder, results, vendor.value, least_gold, pay), as_json)
+
+
+class HowName(StrEnum):
+    """What makes a comparison worth a label."""
+
+    VARIANCE = "variance"
+    BALD = "bald"
+    ENTROPY = "entropy"
+    RANDOM = "random"
+    RESERVED = "reserved"
+
+
+@app.command()
+def select(
+    run: Annotated[Path, typer.Argument(help="Run whose reward models are asked.")],
+    out: Annotated[Path, typer.Argument(help="File to write: a line for every comparison.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="Comparisons.")] = 200,
+    how: Annotated[
+        HowName, typer.Option(help="reserved: the part that measures and is never chosen otherwise.")
+    ] = HowName.BALD,
+    random_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of them drawn at random.")] = 0.3,
+    reserve: Annotated[
+        float, typer.Option(min=0.0, max=0.5, help="Share of all comparisons that is kept for measuring.")
+    ] = 0.1,
+    store: Annotated[Path | None, typer.Option(help="A store other than the run's.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Choose comparisons without a label that are worth one: where the reward models disagree, beside a random part.
+    Give the file to `label export`, `label terminal` or `label judge` as --only."""
+    from burnish.pipeline.scoring import select_comparisons
+
+    report = select_comparisons(
+        run,
+        store_file(store or run),
+        out,
+        n=n,
+        how=how.value,
+        random_share=random_share,
+        reserve=reserve,
+        seed=seed,
+    )
+    tell(report, as_json)
 
 
 @app.command()

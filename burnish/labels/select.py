@@ -1,0 +1,67 @@
+"""Which comparisons are worth a label: where reward models disagree, beside a random part, and never from the part that
+measures."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from burnish.errors import DataError
+from burnish.records import content_id
+
+How = Literal["variance", "bald", "entropy", "random", "reserved"]
+Array = npt.NDArray[np.float64]
+
+
+def acquisition(margins: Array, how: How) -> Array:
+    """(N,) how much a label is worth, from margins (N, K): raw score of the first answer minus that of the second, of K
+    reward models. A raw score is no probability; a Bradley-Terry margin is a log-odds, and its sigmoid p one.
+
+    variance: Var_k(margin). entropy: H(mean_k p), high also where all are unsure alike. bald: H(mean_k p) -
+    mean_k H(p), what the models disagree about (Houlsby et al. 2011, eq. 2), in nats. Raises DataError for a score
+    that is missing or not finite.
+    """
+    assert margins.ndim == 2
+    bad = int((~np.isfinite(margins)).any(axis=1).sum())
+    if bad:
+        raise DataError(
+            f"{bad} of {len(margins)} comparisons have no finite score; look at the reward models"
+        )
+    if how == "variance":
+        return np.asarray(margins.var(axis=1))
+    p = 1.0 / (1.0 + np.exp(-np.clip(margins, -50, 50)))
+    mean = _entropy(p.mean(axis=1))
+    return mean - _entropy(p).mean(axis=1) if how == "bald" else mean
+
+
+def _entropy(p: Array) -> Array:
+    """Of a coin, in nats."""
+    p = np.clip(p, 1e-12, 1 - 1e-12)
+    return np.asarray(-(p * np.log(p) + (1 - p) * np.log1p(-p)))
+
+
+def is_reserved(comparison_id: str, share: float) -> bool:
+    """Whether a comparison belongs to the random part that measures: a fixed one, whatever was asked before."""
+    return int(content_id("reserved", comparison_id), 16) / 16**16 < share
+
+
+def choose(
+    ids: Sequence[str], scores: Array | None, n: int, *, how: How, random_share: float, seed: int
+) -> list[tuple[int, str]]:
+    """(row, why) of `n` comparisons: the best by score, and a random share of all others. `scores` None: all random."""
+    rng = random.Random(f"select-{seed}")
+    n = min(n, len(ids))
+    by_score: list[int] = []
+    if scores is not None:
+        assert len(scores) == len(ids)
+        wanted = n - round(random_share * n)
+        # Equal scores in an order that no store's order decides.
+        order = sorted(range(len(ids)), key=lambda i: (-scores[i], content_id("tie", ids[i], str(seed))))
+        by_score = order[:wanted]
+    taken = set(by_score)
+    rest = rng.sample([i for i in range(len(ids)) if i not in taken], n - len(by_score))
+    return [*((i, how) for i in by_score), *((i, "random" if how != "reserved" else how) for i in rest)]

@@ -1,0 +1,152 @@
+"""A run's reward ensemble at work outside the run: scores of texts, and comparisons worth a label."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from burnish.checkpoints import atomic_write
+from burnish.data.store import LabelStore
+from burnish.errors import DataError, RunError
+from burnish.labels.select import How, acquisition, choose, is_reserved
+from burnish.models.pairs import EncodedPairs
+from burnish.models.sequences import Sequences
+from burnish.pipeline.data import fits
+from burnish.pipeline.order import Workplace, set_determinism
+from burnish.pipeline.vendors import unlabelled
+from burnish.records import Preference, Prompt
+from burnish.reward.ensemble import RewardEnsemble
+from burnish.reward.saved import load_ensemble, prepare
+from burnish.runs import RunDirectory
+
+AT_ONCE = 64
+
+
+def open_ensemble(path: Path) -> tuple[Workplace, RewardEnsemble]:
+    """A run and its reward ensemble. Raises RunError where there is none yet."""
+    run = RunDirectory.open(path)
+    if not (path / "reward" / "ensemble.json").exists():
+        raise RunError(f"{path} has no reward ensemble yet; carry it out with `burnish run --until reward`")
+    set_determinism(run.config)
+    place = Workplace.alone(run)
+    prepare(place.models.base, path / "reward")
+    return place, load_ensemble(place.models.base, path / "reward")
+
+
+def score_texts(path: Path, rows: Sequence[tuple[Prompt, str]]) -> Iterator[dict[str, Any]]:
+    """Of every (prompt, response): the ensemble's score and each member's, in standard deviations of the policy's own
+    answers; their spread; tokens. The response is taken as complete."""
+    place, ensemble = open_ensemble(path)
+    codec, limits = place.models.codec, place.models.config
+    for start in range(0, len(rows), AT_ONCE):
+        part = rows[start : start + AT_ONCE]
+        for number, (prompt, text) in enumerate(part, start + 1):
+            if not fits(codec, limits, prompt, (text, True)):
+                raise DataError(
+                    f"row {number} has more tokens than model.max_prompt_tokens={limits.max_prompt_tokens} and "
+                    f"model.max_response_tokens={limits.max_response_tokens} allow; shorten it"
+                )
+        prompts = [codec.encode_prompt(p) for p, _ in part]
+        responses = [codec.encode_response(text, to=p) for p, text in part]
+        sequences = Sequences(ensemble.base, prompts, responses, codec.pad_id)
+        members = ensemble.normalised(sequences)
+        # There is no reference answer here to compare members by: the mean, whatever PPO was given.
+        scores = ensemble.corrected(members.mean(1), sequences)
+        for i in range(len(part)):
+            yield {
+                "score": float(scores[i]),
+                "members": [float(m) for m in members[i]],
+                "spread": float(members[i].std(unbiased=False)),
+                "tokens": len(responses[i]),
+            }
+
+
+def select_comparisons(
+    path: Path,
+    store: Path,
+    out: Path,
+    *,
+    n: int,
+    how: How,
+    random_share: float,
+    reserve: float,
+    seed: int,
+) -> dict[str, Any]:
+    """Write the comparisons that are worth a label to `out`, a line each, with why they were taken."""
+    with LabelStore(store) as labels:
+        pool = [c for c in unlabelled(labels) if is_reserved(c.id, reserve) == (how == "reserved")]
+    if not pool:
+        raise DataError(f"{store} has no comparison without a label to choose from; collect more")
+    scores = None
+    if how not in ("random", "reserved"):
+        place, ensemble = open_ensemble(path)
+        whole = len(pool)
+        pool = [
+            c
+            for c in pool
+            if fits(
+                place.models.codec,
+                place.models.config,
+                c.prompt,
+                (c.first.text, c.first.ended is not False),
+                (c.second.text, c.second.ended is not False),
+            )
+        ]
+        if not pool:
+            raise DataError(f"none of {whole} comparisons fits the lengths that {path} was trained with")
+        pairs = EncodedPairs(
+            ensemble.base,
+            place.models.codec,
+            [
+                Preference(
+                    c.prompt,
+                    c.first.text,
+                    c.second.text,
+                    chosen_ended=c.first.ended is not False,
+                    rejected_ended=c.second.ended is not False,
+                )
+                for c in pool
+            ],
+        )
+        first, second = pairs.sides(ensemble.raw(pairs.sequences))
+        scores = acquisition((first - second).double().cpu().numpy(), how)
+    chosen = choose([c.id for c in pool], scores, n, how=how, random_share=random_share, seed=seed)
+    lines = [
+        {"comparison": pool[i].id, "why": why, "score": None if scores is None else float(scores[i])}
+        for i, why in chosen
+    ]
+    atomic_write(out, "".join(json.dumps(line) + "\n" for line in lines))
+    by_score = sum(why == how for _, why in chosen)
+    return {"path": str(out), "pool": len(pool), "selected": len(chosen), "by_score": by_score, "how": how}
+
+
+def read_rows(text: str, prompt: str | None) -> list[tuple[Prompt, str]]:
+    """Rows of JSON lines with `prompt` and `response`; or, with a prompt given, every line as a response to it."""
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        if prompt is not None:
+            rows.append((Prompt(prompt), line))
+            continue
+        try:
+            row = json.loads(line)
+            rows.append((Prompt(str(row["prompt"])), str(row["response"])))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise DataError(
+                f"line {number} is no JSON object with prompt and response ({error!r}); or give --prompt and lines"
+            ) from None
+    if not rows:
+        raise DataError("there is nothing to score; give JSON lines with prompt and response")
+    return rows
+
+
+def as_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Scores as lines of text."""
+    lines = ["score   spread  tokens  members"]
+    for row in rows:
+        members = "  ".join(f"{m:+.2f}" for m in row["members"])
+        lines.append(f"{row['score']:+.2f}   {row['spread']:.2f}    {row['tokens']:<6}  {members}")
+    return "\n".join(lines)
