@@ -29,7 +29,12 @@ StoreArg = Annotated[Path, typer.Argument(help="A label store (.sqlite), or the 
 
 def store_file(path: Path) -> Path:
     """The store that a path means. Raises DataError where there is none."""
-    file = path / "labels.sqlite" if path.is_dir() else path
+    file = path
+    if path.is_dir():
+        from burnish.runs import RunDirectory
+
+        shared = RunDirectory.open(path).config.label.store
+        file = path / "labels.sqlite" if shared is None else Path(shared)
     if not file.is_file():
         raise DataError(f"{file} does not exist; give a label store, or a run that has collected comparisons")
     return file

@@ -28,6 +28,9 @@ class LabelConfig(Section):
     preferences: str | None = None  # file, or `datasets` name, of Hugging Face preference pairs to import
     split: str = "train"  # the split, when `preferences` is a `datasets` name
     max_pairs: int | None = Field(None, ge=1)
+    store: str | None = (
+        None  # label store that several runs share, a .sqlite file or a URL; None: the run's own
+    )
     guidelines: str | None = (
         None  # a file of what labelers go by; None: the package's own (imported labels: unknown)
     )

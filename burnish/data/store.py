@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -92,6 +93,14 @@ class GuidelinesRow(Table):
     text: Mapped[str]
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """How far a store had come: numbers of its last label and comparison. What comes later is not seen through it."""
+
+    labels: int
+    comparisons: int
+
+
 class LabelStore:
     """Comparisons and labels. Ids depend on content alone, so adding the same thing twice adds it once."""
 
@@ -166,8 +175,14 @@ class LabelStore:
         statement = dialect.insert(table).on_conflict_do_nothing(index_elements=["id"])
         session.execute(statement, list(rows.values()))
 
-    def comparisons(self, round: int | None = None) -> Iterator[Comparison]:
-        """Comparisons in the order they were added."""
+    def snapshot(self) -> Snapshot:
+        """How far the store has come."""
+        with Session(self.engine) as session:
+            newest = [session.scalar(select(func.max(t.number))) or 0 for t in (LabelRow, ComparisonRow)]
+        return Snapshot(*newest)
+
+    def comparisons(self, round: int | None = None, at: Snapshot | None = None) -> Iterator[Comparison]:
+        """Comparisons in the order they were added, all or those of a snapshot."""
         first, second = aliased(ResponseRow), aliased(ResponseRow)
         query = (
             select(ComparisonRow, PromptRow, first, second)
@@ -178,6 +193,8 @@ class LabelStore:
         )
         if round is not None:
             query = query.where(ComparisonRow.round == round)
+        if at is not None:
+            query = query.where(ComparisonRow.number <= at.comparisons)
         with Session(self.engine) as session:
             for row, prompt, a, b in session.execute(query):
                 yield Comparison(_prompt(prompt), _response(a), _response(b), row.round)
@@ -208,18 +225,20 @@ class LabelStore:
                     r.guidelines,
                 )
 
-    def _consensus(self) -> dict[str, float]:
+    def _consensus(self, at: Snapshot | None = None) -> dict[str, float]:
         """Mean preference for the first response, per labelled comparison."""
         query = select(LabelRow.comparison_id, func.avg(LabelRow.preference)).group_by(LabelRow.comparison_id)
+        if at is not None:
+            query = query.where(LabelRow.number <= at.labels)
         with Session(self.engine) as session:
             return {i: float(mean) for i, mean in session.execute(query)}
 
-    def preferences(self) -> list[Preference]:
-        """Labelled comparisons with a winner, in order; those at exactly one half are left out (and counted in
-        `consensus_report`)."""
-        consensus = self._consensus()
+    def preferences(self, at: Snapshot | None = None) -> list[Preference]:
+        """Labelled comparisons with a winner, in order, all or as a snapshot has them; those at exactly one half are
+        left out (and counted in `consensus_report`)."""
+        consensus = self._consensus(at)
         pairs = []
-        for c in self.comparisons():
+        for c in self.comparisons(at=at):
             mean = consensus.get(c.id)
             if mean is None or mean == 0.5:
                 continue

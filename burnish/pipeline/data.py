@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from burnish.checkpoints import read_json
 from burnish.config.data import DataConfig
 from burnish.config.label import LabelConfig
 from burnish.config.model import ModelConfig
 from burnish.config.reward import RewardConfig
 from burnish.data.preferences import ImportResult, read_preferences
 from burnish.data.prompts import PromptSplits, read_prompts, split_pairs, split_prompts
-from burnish.data.store import LabelStore
+from burnish.data.store import LabelStore, Snapshot
 from burnish.errors import ConfigError, DataError
 from burnish.models.load import Codec
 from burnish.pipeline.journal import Journal
@@ -22,6 +23,7 @@ from burnish.rehearse import grammar, world
 
 DEFAULT_STORIES = 2400
 MIN_PAIRS = 8
+SNAPSHOT = "labels.json"  # in a run: how far its store had come when its labels were complete
 
 
 def fits(codec: Codec, limits: ModelConfig, prompt: Prompt, *responses: tuple[str, bool]) -> bool:
@@ -55,7 +57,16 @@ class Data:
 
     @cached_property
     def store(self) -> LabelStore:
-        return LabelStore(self.journal.path / "labels.sqlite")
+        """The run's own labels, or those of a store that it shares."""
+        shared = self.label.store
+        return LabelStore(self.journal.path / "labels.sqlite" if shared is None else shared)
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """What of the store the run learns from: as far as it had come when the label stage was done. None before, and
+        in runs of before snapshots."""
+        file = self.journal.path / SNAPSHOT
+        return Snapshot(**read_json(file)) if file.exists() else None
 
     def close(self) -> None:
         """Release the label store, if it was opened."""
@@ -144,7 +155,7 @@ class Data:
         """Labelled pairs with a side that won and a length the model can take; the rest is counted in a file."""
         kept: list[Preference] = []
         dropped = []
-        for pair in self.store.preferences():
+        for pair in self.store.preferences(self.snapshot):
             if self._fits(pair):
                 kept.append(pair)
             else:

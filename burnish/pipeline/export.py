@@ -8,7 +8,6 @@ from typing import Any
 
 from burnish.checkpoints import atomic_folder, read_json, write_json
 from burnish.data.preferences import write_preferences
-from burnish.data.store import LabelStore
 from burnish.errors import RunError
 from burnish.models.artefacts import is_adapter, saved_reading
 from burnish.models.load import resolve_path
@@ -19,12 +18,14 @@ from burnish.runs import RunDirectory
 
 def export_pairs(run: Path, path: Path, *, conversational: bool) -> dict[str, Any]:
     """Labelled pairs with a winner as Hugging Face preference data; ties are counted."""
-    file = run / "labels.sqlite"
-    RunDirectory.open(run)
-    if not file.exists():
+    place = Workplace.alone(RunDirectory.open(run))
+    if place.config.label.store is None and not (run / "labels.sqlite").exists():
         raise RunError(f"{run} has no labels yet; carry it out with `burnish run --until label`")
-    with LabelStore(file) as store:
-        pairs, counts = store.preferences(), store.consensus_report()
+    try:
+        store = place.data.store
+        pairs, counts = store.preferences(place.data.snapshot), store.consensus_report()
+    finally:
+        place.data.close()
     write_preferences(pairs, path, conversational=conversational)
     return {"path": str(path), "pairs": len(pairs), **counts}
 

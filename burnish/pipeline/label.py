@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 
+from burnish.checkpoints import write_json
 from burnish.config.label import LabelConfig
 from burnish.data.guidelines import load_guidelines
 from burnish.errors import DataError
-from burnish.pipeline.data import Data
+from burnish.pipeline.data import SNAPSHOT, Data
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.judged import label_comparisons
 from burnish.pipeline.people import wait_for_people
@@ -27,7 +29,8 @@ def label(data: Data, journal: Journal, config: LabelConfig, seed: int) -> list[
     else:
         simulate_labels(data, config, seed)
     journal.run.append("metrics/label.jsonl", {"step": 1, **data.store.consensus_report()})
-    return ["labels.sqlite"]
+    write_json(journal.path / SNAPSHOT, asdict(data.store.snapshot()))
+    return ["labels.sqlite", SNAPSHOT]
 
 
 def judge_labels(data: Data, journal: Journal, config: LabelConfig) -> None:

@@ -115,7 +115,7 @@ STAGES = (
             "burnish.labels",
             "burnish.stats",
         ),
-        writes=Writes(records=("label", "import", "judge")),
+        writes=Writes(records=("label", "import", "judge"), files=("labels.json",)),
     ),
     Stage(
         "reward",
@@ -328,8 +328,8 @@ def discard(run: RunDirectory, stages: Sequence[Stage]) -> None:
 def set_labels_aside(run: RunDirectory, *, keep_comparisons: bool) -> None:
     """Rename the label store, if there is one; begin a new one with its comparisons when they are to be kept."""
     store = run.path / "labels.sqlite"
-    if not store.exists():
-        return
+    if run.config.label.store is not None or not store.exists():
+        return  # what several runs share is none of one run's to put aside
     number = len(list(run.path.glob("labels.replaced-*.sqlite"))) + 1
     with LabelStore(store) as old:
         comparisons = list(old.comparisons()) if keep_comparisons else []
