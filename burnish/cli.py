@@ -281,6 +281,27 @@ def score(
     print("\n".join(json.dumps(row) for row in rows) if as_json else as_table(rows))
 
 
+@reward_app.command()
+def explain(
+    directory: RunArg,
+    out: Annotated[Path, typer.Argument(help="Page to write, .html.")],
+    prompt: Annotated[str, typer.Option(help="The request.")],
+    response: Annotated[str, typer.Option(help="The answer whose score is to be explained.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Why an answer has its score: what every token contributes, and the labelled answers most like it, as a page.
+    Needs burnish[explain]."""
+    from dataclasses import asdict
+
+    _prepare_environment()
+    from burnish.pipeline.explain import explain as explained
+    from burnish.pipeline.explain import write_page
+
+    found = explained(directory, prompt, response)
+    write_page(found, prompt, out)
+    print(json.dumps(asdict(found)) if as_json else f"Score {found.score:+.2f}. Wrote {out}")
+
+
 @app.command()
 def compare(
     first: Annotated[Path, typer.Argument(help="Run directory.")],

@@ -64,3 +64,18 @@ def test_readme_names_only_commands_and_files_that_exist() -> None:
 
 def test_the_command_line_page_is_fresh() -> None:
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == cli_page()
+
+
+def test_what_the_checklist_names_is_there() -> None:
+    """Every test by its name, every command by its words."""
+    text = (ROOT / "docs" / "checklist.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 15
+    for file, test in named:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        assert not test or f"def {test}(" in source, f"{file}::{test}"
+    page = cli_page()
+    for command in re.findall(r"`burnish ((?:label|reward) \w+|[a-z]+)", text):
+        assert f"## `burnish {command}`" in page, command
+    for script in re.findall(r"`python ((?:benchmarks|experiments)/\w+\.py)", text):
+        assert (ROOT / script).exists(), script

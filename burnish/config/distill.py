@@ -17,5 +17,5 @@ class DistillConfig(Section):
     epochs: int = Field(2, ge=1)
     batch_size: int = Field(16, ge=1)
     micro_batch: int = Field(32, ge=1)  # rows per forward pass
-    learning_rate: Rate = "auto"  # auto: by short trials
+    learning_rate: Rate = "auto"  # auto: by the model's width
     max_grad_norm: float = Field(1.0, gt=0)

@@ -48,14 +48,15 @@ class ScalarHead(nn.Module):
 
     def score(self, batch: Batch) -> torch.Tensor:
         """(B,) raw score."""
-        read = self._pooled(batch)  # (B, D)
+        read = self.pooled(batch)  # (B, D)
         if self.training and self.dropout:
             drawn = torch.rand(read.shape, generator=self.noise, device=CPU)
             kept = drawn.to(read.device) >= self.dropout
             read = read * kept / (1 - self.dropout)
         return self.head(read).squeeze(-1).float()
 
-    def _pooled(self, batch: Batch) -> torch.Tensor:
+    def pooled(self, batch: Batch) -> torch.Tensor:
+        """(B, D) what the head reads."""
         if self.pooling == "last":
             return self.top.hidden_at(batch, batch.last_index)[:, 0]
         hidden = self.top.hidden_at(batch, batch.response)

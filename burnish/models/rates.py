@@ -16,6 +16,7 @@ REACH = 1.2  # the highest rung, times the width
 RUNG = 4.0
 RUNGS = 4
 USUAL = 1  # the rung that is taken where there is nothing to try it on
+OWN = 2  # the rung for learning from one's own answers, which no held-out likelihood can tell
 ADAPTERS = 4.0  # their second factor starts at zero: the same step moves the product less
 SHORTEST, LONGEST = 6, 24  # updates of a trial
 SHARE = 0.025  # of the job's own updates, for each rate

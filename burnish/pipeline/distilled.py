@@ -6,11 +6,11 @@ from typing import Any
 
 from burnish.config.distill import DistillConfig
 from burnish.models.artefacts import save_policy
+from burnish.models.rates import OWN, ladder
 from burnish.models.sequences import Sequences
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
 from burnish.pipeline.own_answers import OwnAnswers
-from burnish.pipeline.trials import fine_tuning_rate
 from burnish.policy.sft import fine_tune
 from burnish.randomness import derive_seed
 
@@ -23,9 +23,9 @@ def run_distill(
     judged = own.judged(config.prompts, config.n)
     picked = judged.best()
     sequences, seed = Sequences.of(models.base, picked, models.codec.pad_id), derive_seed(seed, "distill")
-    rate = fine_tuning_rate(
-        journal, "distill", config.learning_rate, models.new_policy, sequences, picked.prompts, config, seed
-    )
+    # Picks of one's own answers are as likely as they can be before anything is learned: trials by their likelihood
+    # would take the lowest rate of all.
+    rate = ladder(models.base)[OWN] if config.learning_rate == "auto" else config.learning_rate
     policy = models.new_policy()
     updates = fine_tune(policy, sequences, config, learning_rate=rate, seed=seed)
     stats = None
