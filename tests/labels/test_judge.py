@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from burnish.config.judge import JudgeConfig
 from burnish.data.guidelines import load_guidelines
@@ -21,7 +24,9 @@ from burnish.errors import ConfigError, DataError
 from burnish.labels.endpoint import EndpointJudge, log_odds
 from burnish.labels.judge import behaviour, judge_comparisons, preference
 from burnish.labels.ledger import Answer, Ledger
+from burnish.labels.local import LocalJudge
 from burnish.labels.rubric import FIELDS, Rubric, load_rubric
+from burnish.models.load import resolve_path
 from burnish.records import Comparison, Prompt, Response
 from tests.labels.scripted import Script, draw, serving
 
@@ -254,3 +259,26 @@ def test_a_budget_needs_prices_and_a_remote_endpoint_a_key(monkeypatch: pytest.M
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ConfigError, match="set the environment variable OPENAI_API_KEY"):
         EndpointJudge(JudgeConfig(model="m", endpoint="https://api.example.org/v1"))
+
+
+def test_a_local_model_gives_the_log_odds_of_its_letters() -> None:
+    """The embedded story model: no judge, but a causal language model like any other."""
+    judge = LocalJudge(JudgeConfig(model=resolve_path("embedded")))
+    question = "Which is better, A or B?"
+    answer = asyncio.run(judge.ask(question))
+    tokenizer = AutoTokenizer.from_pretrained(judge.path)
+    lm = AutoModelForCausalLM.from_pretrained(judge.path)
+    ids = tokenizer(question + "\n\n")["input_ids"]
+    with torch.no_grad():
+        logits = lm(torch.tensor([ids])).logits[0, -1]
+    mass = []
+    for letter in "AB":
+        spellings = {
+            tuple(tokenizer(s, add_special_tokens=False)["input_ids"]) for s in (letter, f" {letter}")
+        }
+        mass.append(sum(float(logits[s[0]].exp()) for s in spellings if len(s) == 1))
+    assert answer.log_odds == pytest.approx(math.log(mass[0] / mass[1]), abs=1e-3)
+    assert (answer.tokens_in, answer.why) == (len(ids), None)
+    long = asyncio.run(judge.ask("word " * 2000))
+    assert long.log_odds is None
+    assert "tokens, the model takes" in (long.why or "")
