@@ -37,7 +37,6 @@ class LocalJudge:
     async def close(self) -> None:
         """There is nothing to let go of."""
 
-    @torch.no_grad()
     async def ask(self, question: str) -> Answer:
         """Log-odds of A against B as the next token."""
         prompt = (
@@ -48,6 +47,7 @@ class LocalJudge:
             return Answer(why=f"the question has {len(ids)} tokens, the model takes {self.context}")
         if not all(self.letters):
             return Answer(why="the tokenizer has no token for the letters A and B")
-        logits = self.lm(input_ids=torch.tensor([ids], device=self.lm.device)).logits[0, -1].float()
+        with torch.no_grad():  # around the call: a decorator ends before a coroutine begins
+            logits = self.lm(input_ids=torch.tensor([ids], device=self.lm.device)).logits[0, -1].float()
         a, b = (torch.logsumexp(logits[spellings], 0) for spellings in self.letters)
         return Answer(log_odds=float(a - b), tokens_in=len(ids), tokens_out=1)
