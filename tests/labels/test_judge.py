@@ -267,7 +267,7 @@ def test_a_local_model_gives_the_log_odds_of_its_letters() -> None:
     question = "Which is better, A or B?"
     answer = asyncio.run(judge.ask(question))
     tokenizer = AutoTokenizer.from_pretrained(judge.path)
-    lm = AutoModelForCausalLM.from_pretrained(judge.path)
+    lm = AutoModelForCausalLM.from_pretrained(judge.path, dtype=torch.float32)
     ids = tokenizer(question + "\n\n")["input_ids"]
     with torch.no_grad():
         logits = lm(torch.tensor([ids])).logits[0, -1]
