@@ -75,10 +75,11 @@ def nonsense(start: Means, now: Means) -> Found | None:
     """Tokens that the reference finds far less likely, or far more, than its own."""
     if "ref_nll" not in now or "ref_nll" not in start:
         return None
-    before, value, band = start["ref_nll"], now["ref_nll"], thresholds.NONSENSE
-    if abs(value - before) <= band:
+    before, value = start["ref_nll"], now["ref_nll"]
+    least, most = thresholds.LIKELY * before, thresholds.UNLIKELY * before
+    if least <= value <= most:
         return None
-    limit = before + band if value > before else before - band
+    limit = most if value > most else least
     text = f"the reference gives {value:.2f} nats a token to these answers, {before:.2f} to its own"
     return Found(value, limit, text)
 

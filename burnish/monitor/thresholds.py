@@ -12,4 +12,5 @@ LENGTH_LOSS = 0.4
 TRUNCATED = 0.15  # more of the responses than at the start
 REPETITION = 0.1  # more of their word pairs
 FOREIGN = 0.1  # more of the responses
-NONSENSE = 0.6  # nats a token, either way
+UNLIKELY = 1.4  # times the reference's nats a token at the start
+LIKELY = 0.5  # a policy that sharpens comes to two thirds of it

@@ -75,9 +75,10 @@ def test_limits_worked_by_hand() -> None:
     assert found is not None
     assert found.limit == pytest.approx(39.0)
     assert length_drift({"length": 30.0}, {"length": 11.0}) is not None
-    lower = nonsense({"ref_nll": 2.0}, {"ref_nll": 1.3})
+    assert nonsense({"ref_nll": 3.0}, {"ref_nll": 2.2}) is None, "a real model that sharpens"
+    lower = nonsense({"ref_nll": 2.0}, {"ref_nll": 0.9})
     assert lower is not None
-    assert lower.limit == pytest.approx(1.4)
+    assert lower.limit == pytest.approx(1.0)
     assert nonsense({"ref_nll": 2.0}, {}) is None, "what was not measured is no evidence"
 
 
