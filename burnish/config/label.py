@@ -35,5 +35,7 @@ class LabelConfig(Section):
         None  # a file of what labelers go by; None: the package's own (imported labels: unknown)
     )
     labels_per_pair: int = Field(1, ge=1)
-    missing_share: float = Field(0.0, ge=0, lt=1)  # of comparisons that people may leave without labels
+    missing_share: float = Field(
+        0.0, ge=0, lt=1
+    )  # of comparisons that people or a judge may leave without labels
     simulated: SimulatedConfig = SimulatedConfig()

@@ -151,6 +151,23 @@ class LabelStore:
             after = session.scalar(select(func.count()).select_from(LabelRow)) or 0
         return after - before
 
+    def differing(self, labels: Iterable[Label], round: int = 0) -> int:
+        """How many of these labels the store has with another answer: of the same annotator, to the same question. They
+        would be left out by `add_labels`."""
+        found = 0
+        with Session(self.engine) as session:
+            for chunk in _chunks(labels):
+                given = {_label_id(label, round): label.preference for label in chunk}
+                query = select(LabelRow.id, LabelRow.preference).where(LabelRow.id.in_(given))
+                found += sum(given[i] != preference for i, preference in session.execute(query))
+        return found
+
+    def oriented(self, pairs: Sequence[tuple[Comparison, float]]) -> list[float]:
+        """How far the first side is preferred as the store has it, given comparisons of it and how far their own first
+        side is: another run may have stored the same question the other way round."""
+        first = {c.id: c.first.text for c in self.comparisons()}
+        return [p if first[c.id] == c.first.text else 1.0 - p for c, p in pairs]
+
     def add_guidelines(self, guidelines: Guidelines) -> str:
         """Keep a wording; its id, to be given with labels."""
         with Session(self.engine) as session, session.begin():
@@ -207,9 +224,13 @@ class LabelStore:
             return comparison
         return Comparison(comparison.prompt, comparison.second, comparison.first, comparison.round)
 
-    def labels(self, comparison_ids: Sequence[str] | None = None) -> Iterator[Label]:
-        """Labels in the order they were given."""
+    def labels(
+        self, comparison_ids: Sequence[str] | None = None, at: Snapshot | None = None
+    ) -> Iterator[Label]:
+        """Labels in the order they were given, all or those of a snapshot."""
         query = select(LabelRow).order_by(LabelRow.number)
+        if at is not None:
+            query = query.where(LabelRow.number <= at.labels)
         if comparison_ids is not None:
             query = query.where(LabelRow.comparison_id.in_(comparison_ids))
         with Session(self.engine) as session:
@@ -333,9 +354,13 @@ def _comparison_row(c: Comparison) -> dict[str, Any]:
     }
 
 
+def _label_id(label: Label, round: int) -> str:
+    return content_id("label", label.comparison_id, label.annotator, str(round))
+
+
 def _label_row(label: Label, round: int, now: str) -> dict[str, Any]:
     return {
-        "id": content_id("label", label.comparison_id, label.annotator, str(round)),
+        "id": _label_id(label, round),
         "comparison_id": label.comparison_id,
         "annotator": label.annotator,
         "source": label.source,

@@ -16,7 +16,8 @@ from burnish.errors import ConfigError
 from burnish.labels.ledger import Answer, Vote
 
 LETTERS: dict[str, Vote] = {"A": "first", "B": "second", "C": "tie"}
-VERDICT = re.compile(r"^[\W_]*([ABC])(?![a-z])")
+VERDICT = re.compile(r"^[\s*_\"'(]*([ABC])(?=$|[\s.):,;*_\"'-]*$|[.):,;]|\s*\n)")
+LEAST_MASS = 0.5  # of the first token, that verdicts must have for their odds to be one
 TOP = 20  # alternatives of the first token that are asked for
 HOPELESS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 
@@ -42,12 +43,16 @@ class EndpointJudge:
             base_url=config.endpoint,
             api_key=key or "none",
             timeout=config.timeout,
-            max_retries=config.retries,
+            max_retries=0,  # every try is booked: whoever asks tries again
         )
 
     @property
     def name(self) -> str:
         return self.model
+
+    @property
+    def settings(self) -> str:
+        return f"{self.config.endpoint} {self.config.verdict} {self.config.max_tokens}"
 
     async def close(self) -> None:
         """Let the connections go; nothing can be asked after that."""
@@ -70,18 +75,21 @@ class EndpointJudge:
                 "look at judge.model, judge.endpoint and the key"
             ) from error
         except openai.BadRequestError as error:
-            if self.odds and "logprob" in str(error).lower():
+            if extra and "logprob" in str(error).lower():
                 self.odds = False  # from here on by votes
                 return await self.ask(question)
-            return Answer(why=f"the endpoint refused the question ({_first_line(error)})")
+            # Asked again next time: it may be the settings that were refused.
+            return Answer(
+                why=f"the endpoint refused the question ({_first_line(error)})", again=True, final=True
+            )
         except openai.APITimeoutError:
-            return Answer(why="time-out", again=True)
+            return Answer(why="time-out", again=True, billed=None)
         except openai.APIStatusError as error:
             return Answer(why=f"status {error.status_code}", again=True)
         except openai.APIConnectionError:
-            return Answer(why="no connection", again=True)
+            return Answer(why="no connection", again=True, billed=None)
         except (openai.APIError, ValueError, KeyError, TypeError, AttributeError):
-            return Answer(why="malformed reply", again=True)
+            return Answer(why="malformed reply", again=True, billed=None)
         return read_reply(reply)
 
 
@@ -90,7 +98,7 @@ def read_reply(reply: Any) -> Answer:
     where it says neither."""
     choices = getattr(reply, "choices", None)
     if not choices:
-        return Answer(why="malformed reply", again=True)
+        return Answer(why="malformed reply", again=True, billed=None)
     usage = getattr(reply, "usage", None)
     used = [int(getattr(usage, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens")]
     billed = Answer(tokens_in=used[0], tokens_out=used[1])
@@ -108,17 +116,19 @@ def read_reply(reply: Any) -> Answer:
 
 
 def log_odds(alternatives: Sequence[tuple[str, float]]) -> float | None:
-    """log P(A) - log P(B) over all spellings among a token's alternatives; what is not among them has less than the
-    least of them. None where neither letter is there."""
+    """log-odds of A against B over all spellings among a token's alternatives, a tie (C) counting half for each; what
+    is not among them has less than the least of them. None where the three together have less than `LEAST_MASS`: what
+    is said there is no verdict, whatever its letters."""
     mass = {
-        letter: [p for token, p in alternatives if token.strip(" *_\"'▁Ġ\n").upper() == letter]
-        for letter in "AB"
+        letter: [p for token, p in alternatives if token.strip(" *_\"'\u2581\u0120\n") == letter]
+        for letter in "ABC"
     }
-    if not any(mass.values()):
+    known = [p for values in mass.values() for p in values]
+    if not known or math.exp(_log_sum(known)) < LEAST_MASS:
         return None
-    least = min(p for _, p in alternatives)
-    a, b = (_log_sum(mass[letter]) if mass[letter] else least for letter in "AB")
-    return a - b
+    least = math.exp(min(p for _, p in alternatives))
+    a, b, c = (math.exp(_log_sum(mass[letter])) if mass[letter] else 0.0 for letter in "ABC")
+    return math.log(max(a, least) + c / 2) - math.log(max(b, least) + c / 2)
 
 
 def _log_sum(values: Sequence[float]) -> float:

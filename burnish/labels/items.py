@@ -63,7 +63,8 @@ def make_items(
     rng = random.Random(f"items-{seed}")
     items = []
     for c in comparisons:
-        swapped = rng.random() < 0.5
+        # By id and seed alone: items with the same id have the same sides, whichever batch they are in.
+        swapped = int(content_id("side", c.id, str(seed)), 16) % 2 == 1
         a, b = (c.second, c.first) if swapped else (c.first, c.second)
         items.append(Item(_id(c.id, seed), c.prompt.text, a.text, b.text, c.id, swapped))
     wanted = round(gold_share / (1 - gold_share) * len(items)) if gold else 0

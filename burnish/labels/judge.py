@@ -20,6 +20,7 @@ from burnish.records import Comparison, Label, content_id
 from burnish.stats import clustered_proportion, wilson
 
 SHARES = {"first": 1.0, "second": 0.0, "tie": 0.5}
+WAIT, LONGEST_WAIT = 0.5, 20.0  # seconds before another try
 OVERHEAD = 64  # tokens of a chat template around a question
 
 
@@ -28,6 +29,11 @@ class Judge(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def settings(self) -> str:
+        """What of its configuration decides what it answers."""
+        ...
 
     async def ask(self, question: str) -> Answer: ...
 
@@ -46,9 +52,9 @@ class Judged:
     cost: float = 0.0
 
 
-def annotator(name: str, rubric: Rubric) -> str:
-    """By which a judge is known in the store: model and rubric."""
-    return f"judge:{name}@{rubric.id[:12]}"
+def annotator(judge: Judge, rubric: Rubric) -> str:
+    """By which a judge is known in the store: its model, and what of its settings and rubric decides its answers."""
+    return f"judge:{judge.name}@{content_id('judge', judge.settings, rubric.id)[:12]}"
 
 
 def preference(forth: Answer, back: Answer) -> float | None:
@@ -57,7 +63,8 @@ def preference(forth: Answer, back: Answer) -> float | None:
     with the order is one half."""
     if forth.why is not None or back.why is not None:
         return None
-    if forth.log_odds is not None and back.log_odds is not None:
+    ties = "tie" in (forth.vote, back.vote)
+    if forth.log_odds is not None and back.log_odds is not None and not ties:
         lean = (forth.log_odds - back.log_odds) / 2
         return 1.0 / (1.0 + math.exp(-max(-50.0, min(50.0, lean))))
     a, b = _side(forth), _side(back)
@@ -104,6 +111,7 @@ class _Round:
     ledger: Ledger
     config: JudgeConfig
     told: Callable[[int], None]
+    under_way: dict[str, asyncio.Event] = field(default_factory=dict)
     done: int = 0
     spent_out: bool = False
 
@@ -118,7 +126,7 @@ class _Round:
         finally:
             await self.judge.close()
         judged = Judged(both=found, unasked=len(comparisons) - len(found), cost=self.ledger.spent - before)
-        name = annotator(self.judge.name, self.rubric)
+        name = annotator(self.judge, self.rubric)
         for c in comparisons:
             value = preference(*found[c.id]) if c.id in found else None
             if value is not None:
@@ -142,10 +150,29 @@ class _Round:
 
     async def _once(self, question: str) -> Answer | None:
         """The answer to one question; None when the budget does not hold it."""
-        key = content_id("judge", self.judge.name, question)
+        key = content_id("judge", self.judge.name, self.judge.settings, question)
+        while key in self.under_way:  # another comparison makes the same question
+            await self.under_way[key].wait()
         known = self.ledger.known(key)
         if known is not None:
             return known
+        self.under_way[key] = asyncio.Event()
+        try:
+            return await self._tried(key, question)
+        finally:
+            self.under_way.pop(key).set()
+
+    async def _tried(self, key: str, question: str) -> Answer | None:
+        """The answer after as many tries as it takes, with growing waits; each of them is booked."""
+        for attempt in range(self.config.retries + 1):
+            answer = await self._try(key, question)
+            if answer is None or not answer.again or answer.final or attempt == self.config.retries:
+                return answer
+            await asyncio.sleep(min(WAIT * 2**attempt, LONGEST_WAIT))
+        raise AssertionError("the last try returns")
+
+    async def _try(self, key: str, question: str) -> Answer | None:
+        """One try; None when the budget does not hold it."""
         most = self._most(question)
         async with self.settled:
             await self.settled.wait_for(
@@ -164,11 +191,9 @@ class _Round:
                 self.settled.notify_all()
             raise
         async with self.settled:
-            # Whether an answer that never came was billed, nobody says: it counts as if it was.
-            unbilled = (
-                answer.why is None and not answer.tokens_in
-            )  # an endpoint that does not say what it used
-            self.ledger.settle(key, answer, most if answer.again or unbilled else self._cost(answer))
+            # Whether an answer that never came was billed, nobody says; nor do some endpoints what they used.
+            unknown = answer.billed is None or (answer.why is None and not answer.tokens_in)
+            self.ledger.settle(key, answer, most if unknown else self._cost(answer))
             self.settled.notify_all()
         return answer
 
@@ -207,6 +232,7 @@ def behaviour(judged: Judged, comparisons: Iterable[Comparison], confidence: flo
         "labels": len(judged.labels),
         "unasked_for_want_of_budget": judged.unasked,
         "abstentions": dict(reasons),
+        "to_be_asked_again": sum(any(a.again for a in pair) for pair in judged.both.values()),
         "flips": asdict(wilson(flips, len(firm), confidence)) if firm else None,
         "first": asdict(
             clustered_proportion([s for s, _ in sides], [i for _, i in sides], confidence=confidence)

@@ -8,7 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from burnish.errors import DataError
+from filelock import FileLock, Timeout
+
+from burnish.errors import DataError, RunError
 
 Vote = Literal["first", "second", "tie"]
 
@@ -16,12 +18,15 @@ Vote = Literal["first", "second", "tie"]
 @dataclass(frozen=True)
 class Answer:
     """What a judge said of two answers in one order: the log-odds that the one shown first is better, or a vote, or
-    neither and `why` (an abstention, which is never a label). `again`: asking once more may help."""
+    neither and `why` (an abstention, which is never a label). `again`: asking once more may help, `final`: but not at
+    once. `billed`: whether it was paid for; None where nobody can know, which counts as paid at its most."""
 
     log_odds: float | None = None
     vote: Vote | None = None
     why: str | None = None
     again: bool = False
+    final: bool = False
+    billed: bool | None = False
     tokens_in: int = 0
     tokens_out: int = 0
 
@@ -38,6 +43,13 @@ class Ledger:
         self.reserved: dict[str, float] = {}
         self.spent = 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(path.with_name(f"{path.name}.lock"))
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"{path} is in use: another process asks its judge and keeps its budget; wait for it"
+            ) from None
         if path.exists():
             self._read()
         self._file = path.open("a", encoding="utf-8")
@@ -47,6 +59,7 @@ class Ledger:
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         self._file.close()
+        self._lock.release()
 
     def _read(self) -> None:
         lines = self.path.read_text(encoding="utf-8").split("\n")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from burnish.config.judge import JudgeConfig
 from burnish.config.model import ModelConfig
 from burnish.errors import ConfigError
+from burnish.inputs import content_hash
 from burnish.labels.ledger import Answer
 from burnish.models.load import load_model
 from burnish.records import Message, Prompt
+
+LEAST_SHARE = 0.01  # of the next token, that A and B must have to be a verdict
 
 
 class LocalJudge:
@@ -27,6 +32,12 @@ class LocalJudge:
     @property
     def name(self) -> str:
         return self.path
+
+    @property
+    def settings(self) -> str:
+        """Its weights: another model may come to lie in the same folder."""
+        folder = Path(self.path)
+        return content_hash(folder) if folder.exists() else ""
 
     def _first_ids(self, letter: str) -> list[int]:
         """First tokens of a letter's spellings."""
@@ -50,4 +61,7 @@ class LocalJudge:
         with torch.no_grad():  # around the call: a decorator ends before a coroutine begins
             logits = self.lm(input_ids=torch.tensor([ids], device=self.lm.device)).logits[0, -1].float()
         a, b = (torch.logsumexp(logits[spellings], 0) for spellings in self.letters)
+        share = float((torch.logaddexp(a, b) - torch.logsumexp(logits, 0)).exp())
+        if share < LEAST_SHARE:
+            return Answer(why="the model does not answer with a letter", tokens_in=len(ids), tokens_out=1)
         return Answer(log_odds=float(a - b), tokens_in=len(ids), tokens_out=1)

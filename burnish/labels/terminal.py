@@ -8,8 +8,8 @@ from time import monotonic
 
 from rich.columns import Columns
 from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
+from rich.text import Text
 
 from burnish.records import Comparison, Label, content_id
 
@@ -55,12 +55,12 @@ class Session:
         c = self.comparisons[at]
         a, b = (c.second, c.first) if self.swapped(c) else (c.first, c.second)
         self.console.rule(f"{at + 1} of {len(self.comparisons)}")
-        self.console.print(Panel(escape(c.prompt.text), title="Request"))
-        sides = [Panel(escape(r.text.strip()), title=f"Answer {n}") for n, r in (("A", a), ("B", b))]
+        self.console.print(Panel(Text(c.prompt.text), title="Request"))
+        sides = [Panel(Text(r.text.strip()), title=f"Answer {n}") for n, r in (("A", a), ("B", b))]
         self.console.print(Columns(sides, expand=True, equal=True))
         began = self.clock()
         while True:
-            key = self.read("Which is better? [a/b/t/s/u/g/q] ").strip().lower()
+            key = self.read("Which is better? (a, b, t, s, u, g, q) ").strip().lower()
             if key in KEYS:
                 shown = KEYS[key]
                 value = 1.0 - shown if self.swapped(c) else shown
@@ -77,7 +77,7 @@ class Session:
             if key == "q":
                 return len(self.comparisons)
             if key == "g":
-                self.console.print(escape(self.guidelines))
+                self.console.print(Text(self.guidelines))
             elif key == "u":
                 self.console.print("There is no answer that could be taken back: only the last one can.")
             else:

@@ -65,12 +65,12 @@ def _number(value: Any) -> float | None:
 def _rows(path: Path) -> list[Any]:
     """The records of a JSON list, or of JSON lines."""
     must_exist(path)
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     try:
         if text.lstrip().startswith("["):
             found = json.loads(text)
         else:
-            found = [json.loads(line) for line in text.splitlines() if line.strip()]
+            found = [json.loads(line) for line in text.split("\n") if line.strip()]
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}, line {error.lineno}: no JSON ({error.msg}); give the file as it was downloaded"

@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+)
 
 HERE = Path(__file__).parent
 
@@ -44,7 +50,8 @@ class BestOf:
         self.ensemble = json.loads((folder / "reward" / "ensemble.json").read_text(encoding="utf-8"))
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.policy: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.members = [Member(path) for path in sorted((folder / "reward").glob("member-*"))]
+        names = [f"member-{k}" for k in range(len(self.ensemble["mean"]))]
+        self.members = [Member(folder / "reward" / name) for name in names]
 
     def encode(self, prompt: str | list[dict[str, str]]) -> list[int]:
         """Token ids of a text, or of a dialogue as a list of messages."""
@@ -68,11 +75,17 @@ class BestOf:
         sampled = self.policy.generate(
             torch.tensor([ids] * self.settings["n"]),
             attention_mask=torch.ones(self.settings["n"], len(ids), dtype=torch.long),
-            do_sample=True,
-            temperature=self.settings["temperature"],
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=self.settings["max_new_tokens"],
+            # Not the model's own settings: the run sampled from its distribution as it is.
+            generation_config=GenerationConfig(
+                do_sample=True,
+                temperature=self.settings["temperature"],
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=self.settings["max_new_tokens"],
+                eos_token_id=self.settings["eos_ids"],
+                pad_token_id=self.tokenizer.pad_token_id,
+                suppress_tokens=[self.tokenizer.pad_token_id],
+            ),
         )
         responses = [self.until_end(row[len(ids) :].tolist()) for row in sampled]
         texts = [str(self.tokenizer.decode(r, skip_special_tokens=True)) for r in responses]

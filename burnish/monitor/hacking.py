@@ -3,6 +3,7 @@ that is never optimised against."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,7 +120,8 @@ class HackMonitor:
         if len(self.start) < thresholds.BASELINE:
             self.start.append(row)
             return []
-        self.recent = [*self.recent, row][-thresholds.WINDOW :]
+        window = max(thresholds.WINDOW, math.ceil(thresholds.RESPONSES / self.responses))
+        self.recent = [*self.recent, row][-window:]
         if len(self.recent) * self.responses < thresholds.RESPONSES:
             return []
         start, now = _means(self.start), _means(self.recent)

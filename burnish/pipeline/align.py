@@ -168,7 +168,11 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
         score_sd = measured_sd(models, summed, prompts[:SCALE_PROMPTS], seed)
     told = None
     if config.concise is not None:
-        told = Instructed.of(prompts, config.concise, models.codec, models.prompt_room)
+        room, held_out = models.prompt_room, (*data.splits.selection, *data.splits.test)
+        told = Instructed.of(prompts, config.concise, models.codec, room)
+        Instructed.of(
+            held_out, config.concise, models.codec, room
+        )  # which are sampled under it too, at the end
     kl = config.kl
     episodes = config.updates * config.batch_size
     controller = AdaptiveKLController(

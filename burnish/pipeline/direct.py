@@ -47,7 +47,7 @@ def run_dpo(
     found = journal.latest_checkpoint()
     if found and found.state.get("dpo_step"):
         dpo.load(found.folder, found.state["dpo_step"])
-        dpo.learning_rate = found.state["dpo_rate"]
+        dpo.learning_rate = found.state.get("dpo_rate", dpo.learning_rate)  # older ones had a configured rate
     elif config.learning_rate == "auto":
         dpo.learning_rate = found_rate(
             journal,

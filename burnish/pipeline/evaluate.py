@@ -210,6 +210,7 @@ def examine(
             data.label.guidelines,
             journal.path / "judge" / "examiner.jsonl",
             journal.view,
+            data.snapshot,
         )
     describe, judge = build_examiner(models, data, journal.path, config, answers, seed)
     return (

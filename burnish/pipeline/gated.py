@@ -34,7 +34,9 @@ def pass_gate(
         ensemble = load_ensemble(models.base, journal.path / "reward")
         lift = watchers_lift(models, data, ensemble, watch, config.batch_size, seed)
     pairs = sum(examined["pairs"].values())
-    outcome, decision = gate(examined["accuracy"], examined["baselines"], pairs, lift)
+    # What PPO will be given: the corrected score, where length is corrected for.
+    accuracy = (examined.get("length") or {}).get("corrected_accuracy") or examined["accuracy"]
+    outcome, decision = gate(accuracy, examined["baselines"], pairs, lift)
     ignored = outcome == "stop" and config.gate == "ignored"
     if ignored:
         decision = replace(

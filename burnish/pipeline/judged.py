@@ -8,7 +8,7 @@ from typing import Any
 
 from burnish.config.judge import JudgeConfig
 from burnish.data.guidelines import load_guidelines
-from burnish.data.store import LabelStore
+from burnish.data.store import LabelStore, Snapshot
 from burnish.errors import ConfigError, DataError
 from burnish.labels.judge import Judged, annotator, behaviour, judge_comparisons, open_judge
 from burnish.labels.ledger import Ledger
@@ -32,10 +32,13 @@ def label_comparisons(
     ledger as they come: who is stopped goes on, and pays for nothing twice."""
     judge = open_judge(config)
     rubric = load_rubric(config.rubric, load_guidelines(guidelines))
+    name = annotator(judge, rubric)
+    known = {label.comparison_id for label in store.labels() if label.annotator == name}
+    comparisons = [c for c in comparisons if c.id not in known]
     judged = _ask(comparisons, judge, rubric, config, ledger, view, what)
     store.add_guidelines(rubric.guidelines)
     store.add_labels(judged.labels)
-    return {"judge": annotator(judge.name, rubric), **behaviour(judged, comparisons)}
+    return {"judge": name, "known_before": len(known), **behaviour(judged, comparisons)}
 
 
 def _ask(
@@ -64,6 +67,7 @@ def examine_by_judge(
     guidelines: str | None,
     ledger: Path,
     view: View,
+    at: Snapshot | None = None,
 ) -> tuple[str, dict[str, list[float | None]], dict[str, Any]]:
     """What a judge says of every policy's responses against the baseline's: who judged, by policy the preference for
     its response to each prompt (None where the judge abstained; identical texts tie without a question), and how it
@@ -71,8 +75,8 @@ def examine_by_judge(
     that labelled what the policies learned from, DataError when the budget does not hold the whole examination."""
     judge = open_judge(config)
     rubric = load_rubric(config.rubric, load_guidelines(guidelines))
-    name = annotator(judge.name, rubric)
-    if any(label.annotator == name for label in store.labels()):
+    name = annotator(judge, rubric)
+    if any(label.annotator == name for label in store.labels(at=at)):
         raise ConfigError(
             f"evaluate.judge is {name}, which labelled pairs that this run learned from: it would find its own taste "
             "good. Give another model, or another rubric"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 
 from burnish.checkpoints import write_json
 from burnish.config.label import LabelConfig
 from burnish.data.guidelines import load_guidelines
+from burnish.data.store import LabelStore
 from burnish.errors import DataError
 from burnish.pipeline.data import SNAPSHOT, Data
 from burnish.pipeline.journal import Journal
@@ -41,34 +43,52 @@ def judge_labels(data: Data, journal: Journal, config: LabelConfig) -> None:
         comparisons,
         config.judge,
         config.guidelines,
-        journal.path / "judge" / "label.jsonl",
+        judge_ledger(journal.path, config.store),
         journal.view,
     )
     journal.run.append("metrics/judge.jsonl", {"step": 1, **report})
-    if not report["labels"]:
+    missing = report["unasked_for_want_of_budget"] + report["to_be_asked_again"]
+    nothing = not (report["labels"] or report["known_before"])
+    if nothing or missing > config.missing_share * len(comparisons):
         raise DataError(
-            f"the judge gave no label for {len(comparisons)} comparisons (abstentions: {report['abstentions']}; "
-            f"unasked for want of budget: {report['unasked_for_want_of_budget']}); look at label.judge"
+            f"{report['labels']} of {len(comparisons)} comparisons have a label of the judge's "
+            f"(abstentions: {report['abstentions']}; unasked for want of budget: "
+            f"{report['unasked_for_want_of_budget']}). What was answered is kept: raise label.judge.budget, or wait "
+            "for the endpoint, and give the same command again, or let label.missing_share go without the rest"
         )
     journal.view.note(f"label: {report['labels']} labels of {report['judge']}, {report['cost']:.2f} dollars")
 
 
+def judge_ledger(run: Path, store: str | None) -> Path:
+    """Where a judge's answers are kept: with the store that runs share, where they do."""
+    if store is None or "://" in store:
+        return run / "judge" / "label.jsonl"
+    return Path(store).with_suffix(".judge.jsonl")
+
+
 def import_labels(data: Data, config: LabelConfig) -> None:
     """Every imported pair as a comparison with one label."""
-    comparisons, labels = [], []
+    drawn_pairs, voices = [], []
     told = None
     if config.guidelines is not None:
         told = data.store.add_guidelines(load_guidelines(config.guidelines))
     times = Counter[str]()
     for pair in data.imported.pairs:
         drawn, preference = drawn_sides(pair)
-        comparisons.append(drawn)
+        drawn_pairs.append((drawn, preference))
         # Two rows that say opposite things of one question are two voices, not one.
         times[drawn.id] += 1
         voice = "import" if times[drawn.id] == 1 else f"import-{times[drawn.id]}"
-        labels.append(Label(drawn.id, voice, preference, "imported", guidelines=told))
-    data.store.add_comparisons(comparisons)
-    data.store.add_labels(labels)
+        voices.append(voice)
+    data.store.add_comparisons(c for c, _ in drawn_pairs)
+    preferences = data.store.oriented(drawn_pairs)
+    add_labels(
+        data.store,
+        [
+            Label(c.id, voice, preference, "imported", guidelines=told)
+            for (c, _), voice, preference in zip(drawn_pairs, voices, preferences, strict=True)
+        ],
+    )
 
 
 def drawn_sides(pair: Preference) -> tuple[Comparison, float]:
@@ -96,4 +116,16 @@ def simulate_labels(data: Data, config: LabelConfig, seed: int) -> None:
             labels.append(crowd.label(comparison, annotator))
     if not labels:
         raise DataError("there is nothing to label: collect.n_pairs is 0 or every pair came out identical")
-    data.store.add_labels(labels)
+    add_labels(data.store, labels)
+
+
+def add_labels(store: LabelStore, labels: list[Label]) -> None:
+    """Append labels. Raises DataError when the store has other answers of the same annotators to the same questions:
+    labels are never changed, and silently keeping the old ones would make the configuration untrue."""
+    differing = store.differing(labels)
+    if differing:
+        raise DataError(
+            f"the label store has other answers of the same annotators to {differing} of {len(labels)} questions; "
+            "labels are never changed: give another label.store, or the settings that these were made with"
+        )
+    store.add_labels(labels)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
 
+from burnish.checkpoints import read_json, write_json
 from burnish.config import RunConfig
 from burnish.config.ppo import PPOConfig
 from burnish.models.heads import new_reward_head
@@ -48,7 +50,11 @@ def measure(models: Models, data: Data, config: RunConfig) -> Pace:
     prompts = data.splits.train[:PROBE]
     policy = models.new_policy()
 
+    device = models.base.device
+
     def timed(began: float) -> float:
+        if device.type == "cuda":  # which is told what to do and does it later
+            torch.cuda.synchronize(device)
         return (perf_counter() - began) / len(prompts)
 
     began = perf_counter()
@@ -128,18 +134,28 @@ def row_bytes(models: Models) -> int:
 
 def settle_batch(run: RunDirectory, models: Models, data: Data) -> RunConfig:
     """The configuration with PPO's batch as large as `ppo.update_seconds` allows and activations fit `model.cache_gib`;
-    once found it stays that of the run."""
+    once found it stays that of the run (batch.json). Measured on the model as it is given, before SFT."""
     config = run.config
     seconds = config.ppo.update_seconds
     if seconds is None:
         return config
-    if (run.path / "run.yaml").exists():
-        kept = RunDirectory.open(run.path).config.ppo
-        if kept.update_seconds == seconds:
-            return with_batch(config, kept.batch_size)
+    file, asked = run.path / "batch.json", math.lcm(config.ppo.answers, config.ppo.minibatches)
+    kept = read_json(file) if file.exists() else {}
+    if kept.get("update_seconds") == seconds and kept["batch_size"] % asked == 0:
+        return with_batch(config, kept["batch_size"])
+    run.freeze()  # a folder with a run in it, should it be stopped now
+    models = replace(models, fine_tuned=None)
+    data = replace(data, models=models)
     fits = int(config.model.cache_gib * 2**30) // row_bytes(models)
     wanted = seconds / measure(models, data, config).ppo_response(config)
-    return with_batch(config, batch_of(min(wanted, fits), config.ppo))
+    size = batch_of(min(wanted, fits), config.ppo)
+    write_json(file, {"update_seconds": seconds, "batch_size": size})
+    data.close()
+    del models, data
+    gc.collect()  # a base refers to itself: the model that was measured is to be gone before that of the run comes
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return with_batch(config, size)
 
 
 def batch_of(responses: float, ppo: PPOConfig) -> int:

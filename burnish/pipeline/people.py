@@ -47,7 +47,7 @@ def _keep(store: LabelStore, label: Label) -> None:
 def wait_for_people(store: LabelStore, path: Path, labels_per_pair: int, missing_share: float) -> None:
     """Raises Waiting while more than a share of the comparisons have fewer labels than were asked for."""
     given: dict[str, int] = {}
-    for label in store.labels():
+    for label in (label for label in store.labels() if label.source == "human"):
         given[label.comparison_id] = given.get(label.comparison_id, 0) + 1
     comparisons = [c.id for c in store.comparisons()]
     missing = sum(given.get(i, 0) < labels_per_pair for i in comparisons)

@@ -106,8 +106,14 @@ def reward(
             continue
         model = load_reward_model(models.base, folder / role)
         base = model.top.base
-        mean, sd = normalisation(raw_scores(model, Sequences.of(base, rollout, pad_id))[:, None])
+        own = raw_scores(model, Sequences.of(base, rollout, pad_id))
+        mean, sd = normalisation(own[:, None])
         more[role] = {"mean": float(mean), "sd": float(sd)}
+        if role == "watcher" and config.length != "none":
+            fit = fit_correction(
+                config.length, (own - mean) / sd, rollout.lengths, penalty=config.length_penalty
+            )
+            more[role]["length"] = fit.as_json()
         scores = on_validation(partial(raw_scores, model), base)[:, None]
         report[role] = examine(parts["validation"], scores.cpu(), sd.cpu(), first, examination.confidence)
         if role == "watcher":

@@ -16,7 +16,7 @@ from burnish.models.sequences import Sequences
 from burnish.pipeline.data import fits
 from burnish.pipeline.order import Workplace, set_determinism
 from burnish.pipeline.vendors import unlabelled
-from burnish.records import Preference, Prompt
+from burnish.records import Message, Preference, Prompt
 from burnish.reward.ensemble import RewardEnsemble
 from burnish.reward.saved import load_ensemble, prepare
 from burnish.runs import RunDirectory
@@ -125,7 +125,7 @@ def select_comparisons(
 def read_rows(text: str, prompt: str | None) -> list[tuple[Prompt, str]]:
     """Rows of JSON lines with `prompt` and `response`; or, with a prompt given, every line as a response to it."""
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         if prompt is not None:
@@ -133,7 +133,12 @@ def read_rows(text: str, prompt: str | None) -> list[tuple[Prompt, str]]:
             continue
         try:
             row = json.loads(line)
-            rows.append((Prompt(str(row["prompt"])), str(row["response"])))
+            asked = row["prompt"]
+            if isinstance(asked, list):
+                asked = Prompt.from_messages([Message(m["role"], m["content"]) for m in asked])
+            else:
+                asked = Prompt(str(asked))
+            rows.append((asked, str(row["response"])))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise DataError(
                 f"line {number} is no JSON object with prompt and response ({error!r}); or give --prompt and lines"

@@ -15,6 +15,7 @@ FACTOR = (
     30.0  # by which one measurement may correct the guess: far from it, KL does not grow as the rate squared
 )
 CLOSE = 1.2
+LEAST_WARM = 0.5  # a long warm-up is to begin below the step that is wanted, not to end far above it
 TRIES = 8
 
 
@@ -54,4 +55,4 @@ def first_rate(ppo: PPO) -> tuple[float | None, float]:
     for p, was in zip(parameters, start, strict=True):
         p.copy_(was)
     ppo.optimizer.zero_grad(set_to_none=True)
-    return rate / ppo.warm, kl
+    return rate / max(ppo.warm, LEAST_WARM), kl

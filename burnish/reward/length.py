@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -88,7 +89,7 @@ def fit_correction(
     fit = LengthCorrection(**settings)
     raw = fit._corrected(scores, lengths)
     sd, own = float(scores.std(unbiased=False)), float(raw.std(unbiased=False))
-    if own < LEAST * sd:
+    if not own >= LEAST * sd:
         raise TrainingError(
             f"reward.length={how} leaves nothing of the score: length alone explains it. Look at the labels (does the "
             "longer answer always win?), or take reward.length: penalty"
@@ -103,5 +104,13 @@ def _smooth(x: np.ndarray, y: np.ndarray) -> tuple[tuple[float, ...], tuple[floa
     knots = np.unique(np.quantile(x, np.linspace(0, 1, KNOTS)))
     if len(knots) == 1:
         return (float(knots[0]),), (float(y.mean()),)
-    fitted = lowess(y, x, frac=2 / 3, xvals=knots)
-    return tuple(knots.tolist()), tuple(np.asarray(fitted).tolist())
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", RuntimeWarning
+        )  # 0 / 0 where most lengths are the same: seen to below
+        fitted = np.asarray(lowess(y, x, frac=2 / 3, xvals=knots))
+    for i in np.flatnonzero(~np.isfinite(fitted)):
+        # So many lengths are this one that the neighbourhood is a point: its mean is the fit.
+        nearest = np.abs(x - knots[i])
+        fitted[i] = y[nearest == nearest.min()].mean()
+    return tuple(knots.tolist()), tuple(fitted.tolist())

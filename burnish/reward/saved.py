@@ -71,8 +71,12 @@ class SavedWatcher:
         self.scale = read_json(folder / "ensemble.json")["watcher"]
         examined = read_json(folder / "examination.json")["watcher"]
         self.armed = bool(examined and examined["armed"])
+        fit = self.scale.get("length")
+        self.length = LengthCorrection.from_json(fit) if fit else None
 
     def scores(self, rollout: Rollout, pad_id: int) -> torch.Tensor:
-        """(N,) in reference standard deviations."""
+        """(N,) in reference standard deviations, without what length bought where that is taken from the ensemble too:
+        a watcher that pays for length would see every shorter answer as a fall."""
         sequences = Sequences.of(self.model.top.base, rollout, pad_id)
-        return (raw_scores(self.model, sequences) - self.scale["mean"]) / self.scale["sd"]
+        scores = (raw_scores(self.model, sequences) - self.scale["mean"]) / self.scale["sd"]
+        return scores if self.length is None else self.length.apply(scores, sequences.response_lengths)

@@ -123,6 +123,29 @@ def test_sqlite_runs_in_wal_mode(tmp_path: Path) -> None:
         assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1
 
 
+def test_a_question_that_stands_the_other_way_round_keeps_its_meaning(tmp_path: Path) -> None:
+    """Another run stored it first, with the sides swapped."""
+    with LabelStore(tmp_path / "l.sqlite") as store:
+        c = comparison()
+        store.add_comparisons([c])
+        swapped = Comparison(c.prompt, c.second, c.first)
+        assert store.oriented([(swapped, 1.0), (c, 1.0)]) == [0.0, 1.0]
+
+
+def test_other_answers_of_the_same_annotator_are_seen(tmp_path: Path) -> None:
+    with LabelStore(tmp_path / "l.sqlite") as store:
+        store.add_comparisons([comparison(0), comparison(1)])
+        given = [Label(comparison(i).id, "ann", 1.0, "human") for i in range(2)]
+        store.add_labels(given)
+        assert store.differing(given) == 0
+        changed = [
+            given[0],
+            Label(comparison(1).id, "ann", 0.0, "human"),
+            Label(comparison(1).id, "b", 0.0, "human"),
+        ]
+        assert store.differing(changed) == 1
+
+
 def test_an_older_store_keeps_its_labels_and_learns_of_guidelines(tmp_path: Path) -> None:
     """From the first schema, as an older version left it."""
     engine = create_engine(f"sqlite:///{tmp_path / 'old.sqlite'}")

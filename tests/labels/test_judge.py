@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from burnish.config.judge import JudgeConfig
 from burnish.data.guidelines import load_guidelines
 from burnish.data.store import LabelStore
-from burnish.errors import ConfigError, DataError
-from burnish.labels.endpoint import EndpointJudge, log_odds
+from burnish.errors import ConfigError, DataError, RunError
+from burnish.labels import local
+from burnish.labels.endpoint import EndpointJudge, log_odds, read_reply
 from burnish.labels.judge import behaviour, judge_comparisons, preference
 from burnish.labels.ledger import Answer, Ledger
 from burnish.labels.local import LocalJudge
@@ -50,9 +53,13 @@ def config(url: str, **more: Any) -> JudgeConfig:
 
 def judged(script: Script, asked: list[Comparison], ledger: Path, **more: Any):  # type: ignore[no-untyped-def]
     with serving(script) as url:
-        settings = config(url, **more)
-        with Ledger(ledger, settings.budget) as book:
-            return judge_comparisons(asked, EndpointJudge(settings), RUBRIC, book, settings)
+        return judged_at(url, asked, ledger, **more)
+
+
+def judged_at(url: str, asked: list[Comparison], ledger: Path, **more: Any):  # type: ignore[no-untyped-def]
+    settings = config(url, **more)
+    with Ledger(ledger, settings.budget) as book:
+        return judge_comparisons(asked, EndpointJudge(settings), RUBRIC, book, settings)
 
 
 def test_preference_golden() -> None:
@@ -124,9 +131,9 @@ def test_failures_are_tried_again_and_never_become_labels(tmp_path: Path) -> Non
 
 def test_an_endpoint_without_log_probabilities_is_asked_for_votes(tmp_path: Path) -> None:
     script = Script(worth, fail=lambda q, n: "no logprobs")
-    found = judged(script, comparisons(5), tmp_path / "l.jsonl", concurrency=1)
+    found = judged(script, comparisons(12), tmp_path / "l.jsonl", concurrency=8)
     assert {label.preference for label in found.labels} <= {0.0, 0.5, 1.0}
-    assert len(found.labels) == 5
+    assert len(found.labels) == 12, "those that were under way when the first was refused, too"
 
 
 @pytest.mark.parametrize("status", ["401", "403", "404"])
@@ -139,9 +146,11 @@ def test_what_no_question_can_pass_is_told_at_once(tmp_path: Path, status: str) 
 
 def test_nothing_is_asked_twice(tmp_path: Path) -> None:
     script, asked = Script(worth), comparisons(20)
-    first = judged(script, asked, tmp_path / "l.jsonl", price_in=10.0)
-    again = judged(script, asked, tmp_path / "l.jsonl", price_in=10.0)
-    assert set(script.asked.values()) == {1}
+    with serving(script) as url:
+        first, again = (judged_at(url, asked, tmp_path / "l.jsonl", price_in=10.0) for _ in range(2))
+        assert set(script.asked.values()) == {1}
+        judged_at(url, asked[:2], tmp_path / "l.jsonl", verdict="votes")
+        assert sorted(Counter(script.asked.values())) == [1, 2], "asked otherwise, it is another judge"
     assert [a.preference for a in again.labels] == [b.preference for b in first.labels]
     assert (again.cost, first.cost > 0) == (0.0, True)
 
@@ -161,6 +170,7 @@ def test_a_budget_holds_whatever_is_under_way(tmp_path: Path, failing: bool) -> 
         tmp_path / "l.jsonl",
         concurrency=32,
         budget=budget,
+        timeout=30.0,  # a busy machine is no lost reply
         price_in=price,
         price_out=price,
     )
@@ -238,6 +248,55 @@ def test_log_odds_sum_spellings_and_bound_what_is_missing() -> None:
     assert log_odds([("A", quarter), (" A", quarter), ("B", half)]) == pytest.approx(0.0)
     assert log_odds([("A", half), ("The", math.log(0.01))]) == pytest.approx(math.log(50))
     assert log_odds([("The", half)]) is None
+    assert log_odds([("I", half), (" a", quarter), ("A", math.log(0.01))]) is None, "an article is no verdict"
+    tied = log_odds([("C", math.log(0.9)), ("A", math.log(0.08)), ("B", math.log(0.01))])
+    assert tied == pytest.approx(math.log(0.53 / 0.46)), "a tie is half for each"
+
+
+def reply(content: str, **more: Any) -> Any:
+    message = SimpleNamespace(content=content, refusal=None)
+    choice = SimpleNamespace(message=message, finish_reason="stop", logprobs=None, **more)
+    return SimpleNamespace(choices=[choice], usage=SimpleNamespace(prompt_tokens=3, completion_tokens=1))
+
+
+@pytest.mark.parametrize(
+    ("content", "vote"),
+    [
+        ("A", "first"),
+        (" **B**", "second"),
+        ("C.", "tie"),
+        ("A: it is shorter", "first"),
+        ("A good answer would be B", None),
+        ("Both are fine", None),
+        ("", None),
+    ],
+)
+def test_a_verdict_is_a_letter_that_stands_alone(content: str, vote: str | None) -> None:
+    answer = read_reply(reply(content))
+    assert answer.vote == vote
+    assert (answer.why is None) == (vote is not None)
+
+
+def test_a_tie_in_words_outweighs_what_is_left_of_the_odds() -> None:
+    forth, back = Answer(log_odds=2.0, vote="tie"), Answer(log_odds=-2.0, vote="tie")
+    assert preference(forth, back) == 0.5
+
+
+def test_questions_that_are_the_same_are_asked_once(tmp_path: Path) -> None:
+    """Answers that differ in white space around them make one question."""
+    asked = [Comparison(Prompt("q"), Response(f"{' ' * i}one"), Response("two")) for i in range(4)]
+    script = Script(worth, seconds=0.05)
+    found = judged(script, asked, tmp_path / "l.jsonl", price_in=10.0)
+    assert set(script.asked.values()) == {1}
+    assert len(found.labels) == 4
+    assert found.cost == pytest.approx(sum(len(q) // 4 for q in script.asked) * 10 / 1e6)
+
+
+def test_two_processes_do_not_share_a_purse(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l.jsonl", 1.0), pytest.raises(RunError, match="another process asks its judge"):
+        Ledger(tmp_path / "l.jsonl", 1.0)
+    with Ledger(tmp_path / "l.jsonl", 1.0) as again:
+        assert again.fits(1.0)
 
 
 def test_a_rubric_leaves_alone_what_stands_in_an_answer(tmp_path: Path) -> None:
@@ -261,10 +320,12 @@ def test_a_budget_needs_prices_and_a_remote_endpoint_a_key(monkeypatch: pytest.M
         EndpointJudge(JudgeConfig(model="m", endpoint="https://api.example.org/v1"))
 
 
-def test_a_local_model_gives_the_log_odds_of_its_letters() -> None:
-    """The embedded story model: no judge, but a causal language model like any other."""
+def test_a_local_model_gives_the_log_odds_of_its_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded story model: no judge, and it says so, but a causal language model like any other."""
     judge = LocalJudge(JudgeConfig(model=resolve_path("embedded")))
     question = "Which is better, A or B?"
+    assert asyncio.run(judge.ask(question)).why == "the model does not answer with a letter"
+    monkeypatch.setattr(local, "LEAST_SHARE", 0.0)
     answer = asyncio.run(judge.ask(question))
     tokenizer = AutoTokenizer.from_pretrained(judge.path)
     lm = AutoModelForCausalLM.from_pretrained(judge.path, dtype=torch.float32)

@@ -64,9 +64,11 @@ def test_without_a_rising_reward_a_drift_is_no_hack(name: str) -> None:
 
 
 def test_few_responses_say_nothing() -> None:
-    few = HackMonitor(8)
-    assert thresholds.RESPONSES > 8 * thresholds.WINDOW
-    assert carry_out(few, hacked(PLANTED["length_drift"])) == []
+    """Small batches take more updates to a window: 96 responses are 12 of 8."""
+    rows = hacked(PLANTED["length_drift"])
+    assert thresholds.RESPONSES == 12 * 8
+    assert carry_out(HackMonitor(8), rows[:14]) == []
+    assert carry_out(HackMonitor(8), rows)
 
 
 def test_limits_worked_by_hand() -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from conftest import burnish
 
+from burnish.config.judge import JudgeConfig
 from burnish.config.loading import load_config
 from burnish.data.guidelines import load_guidelines
 from burnish.data.store import LabelStore
 from burnish.errors import ConfigError
+from burnish.labels.endpoint import EndpointJudge
 from burnish.labels.judge import annotator
 from burnish.labels.rubric import load_rubric
 from burnish.pipeline.order import check_config
@@ -72,8 +74,12 @@ def test_an_examiner_that_labelled_is_refused(tmp_path: Path) -> None:
         run(tmp_path, *sets, "evaluate.examiner=panel")
         with LabelStore(path / "labels.sqlite") as store:
             c = next(iter(store.comparisons()))
-            name = annotator("one", load_rubric(None, load_guidelines()))
+            judge = EndpointJudge(JudgeConfig(model="one", endpoint=url))
+            name = annotator(judge, load_rubric(None, load_guidelines()))
             store.add_labels([Label(c.id, name, 1.0, "judge")])
+        # Seen by the run's own snapshot alone.
+        snapshot = json.loads((path / "labels.json").read_text())
+        (path / "labels.json").write_text(json.dumps(snapshot | {"labels": snapshot["labels"] + 1}))
         arguments = [a for s in (*SMALL, *sets) for a in ("--set", s)]
         refused = burnish("run", "--dir", str(path), *arguments, "--redo", check=False)
     assert refused.returncode == 3

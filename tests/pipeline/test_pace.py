@@ -60,7 +60,10 @@ def test_a_run_keeps_the_batch_it_began_with(tmp_path: Path) -> None:
     assert frozen["ppo"]["batch_size"] == pace.SMALLEST, (
         "no machine makes 20 responses in a hundredth of a second"
     )
-    frozen["ppo"]["batch_size"] = 24
-    file.write_text(yaml.safe_dump(frozen))
+    kept = tmp_path / "r" / "batch.json"
+    kept.write_text(kept.read_text().replace(str(pace.SMALLEST), "24"))
     burnish(*arguments, "--until", "label")
     assert yaml.safe_load(file.read_text())["ppo"]["batch_size"] == 24
+    kept.write_text(kept.read_text().replace("24", "25"))
+    burnish(*arguments, "--set", "ppo.minibatches=2", "--until", "label")
+    assert yaml.safe_load(file.read_text())["ppo"]["batch_size"] == pace.SMALLEST, "25 cannot be halved"

@@ -97,3 +97,13 @@ def test_a_score_that_is_length_alone_is_refused() -> None:
     lengths = list(range(10, 60))
     with pytest.raises(TrainingError, match="length alone explains it"):
         fit_correction("regress", torch.tensor(lengths).float(), lengths)
+
+
+def test_most_answers_as_long_as_may_be_give_a_finite_curve() -> None:
+    """Three quarters cut off at the limit: LOWESS has no neighbourhood there."""
+    lengths = [*range(10, 60), *[64] * 150]
+    rng = torch.Generator().manual_seed(0)
+    scores = torch.randn(200, generator=rng) + torch.tensor(lengths) / 20
+    fit = fit_correction("regress", scores, lengths)
+    assert torch.isfinite(fit.apply(scores, lengths)).all()
+    assert fit.fitted[-1] == pytest.approx(float(scores[50:].mean()), abs=0.3)
