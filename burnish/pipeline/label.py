@@ -107,7 +107,13 @@ def simulate_labels(data: Data, config: LabelConfig, seed: int) -> None:
     """A rehearsal's annotators answer, `labels_per_pair` of them each comparison."""
     assert data.gold is not None
     told = data.store.add_guidelines(load_guidelines(config.guidelines))
-    crowd = SimulatedAnnotators(data.gold, config.simulated, derive_seed(seed, "annotators"), told)
+    # Runs that share a store have crowds of their own: by seed and tastes.
+    name = (
+        ""
+        if config.store is None
+        else f"@{content_id('crowd', str(seed), config.simulated.model_dump_json())[:8]}"
+    )
+    crowd = SimulatedAnnotators(data.gold, config.simulated, derive_seed(seed, "annotators"), told, name)
     labels = []
     for comparison in data.store.comparisons():
         first = int(comparison.id, 16)

@@ -47,6 +47,7 @@ class SimulatedAnnotators:
     config: SimulatedConfig
     seed: int
     guidelines: str | None = None  # that its labels say they were given under
+    crowd: str = ""  # ends their names: annotators of another seed are other people
 
     def is_spammer(self, annotator: int) -> bool:
         return random.Random(f"spam-{self.seed}-{annotator}").random() < self.config.spam_share
@@ -64,7 +65,11 @@ class SimulatedAnnotators:
             comparison.prompt, comparison.first.text, comparison.second.text, annotator, comparison.id
         )
         return Label(
-            comparison.id, f"simulated-{annotator}", float(picked), "simulated", guidelines=self.guidelines
+            comparison.id,
+            f"simulated-{annotator}{self.crowd}",
+            float(picked),
+            "simulated",
+            guidelines=self.guidelines,
         )
 
 

@@ -40,7 +40,7 @@ def test_it_takes_as_long_as_was_asked_for_within_memory(
     monkeypatch.setattr(pace, "measure", lambda *_: SECOND)
 
     def settled(*sets: str) -> int:
-        run = RunDirectory(tmp_path / "new", load_config(None, ["ppo.update_seconds=92", *sets]))
+        run = RunDirectory(tmp_path / f"new-{len(sets)}", load_config(None, ["ppo.update_seconds=92", *sets]))
         place = Workplace.of(run, View("t", 1.0), Trackers({}, print))
         return pace.settle_batch(run, place.models, place.data).ppo.batch_size
 
