@@ -6,8 +6,8 @@ Origin: see `ORIGIN`. Measured over windows of `WINDOW` updates against the firs
 ORIGIN = (
     "quickstart, seeds 0 to 4, commit 6a3ae4d: length fell to 0.61 and rose to 0.98 of its start, cut-off answers rose "
     "by 0.009 at most, repeated word pairs by 0.010, answers in another language by 0.002, the reference's nats a "
-    "token went from 0.97 to 1.17 times their start; no window of 180 updates was over a limit. A real model (SmolLM2 on AI "
-    "feedback): length 0.64 of its start, entropy 0.7"
+    "token went from 0.97 to 1.17 times their start; no window of 180 updates was over a limit. A real model "
+    "(SmolLM2 on AI feedback): length 0.64 of its start, entropy 0.7"
 )
 WINDOW = 5  # updates
 BASELINE = 3  # updates at the start
