@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from burnish.checkpoints import atomic_write
 from burnish.errors import BurnishError, ConfigError
-from burnish.models.batches import Batch
+from burnish.models.batches import CPU, Batch
 from burnish.models.heads import ScalarHead
 from burnish.models.pairs import EncodedPairs
 from burnish.models.sequences import Sequences
@@ -49,9 +49,9 @@ def explain(path: Path, prompt: str, response: str) -> Explained:
     codec = place.models.codec
     prompt_ids = codec.encode_prompt(Prompt(prompt))
     response_ids = codec.encode_response(response, to=Prompt(prompt))
-    ids = torch.tensor([[*prompt_ids, *response_ids]])
-    empty = torch.tensor([[*prompt_ids, *[codec.pad_id] * len(response_ids)]])
-    total = torch.zeros(len(response_ids))
+    ids = torch.tensor([[*prompt_ids, *response_ids]], device=CPU)
+    empty = torch.tensor([[*prompt_ids, *[codec.pad_id] * len(response_ids)]], device=CPU)
+    total = torch.zeros(len(response_ids), device=CPU)
     scores, baselines, gap = 0.0, 0.0, 0.0
     with TemporaryDirectory() as room:
         for k in range(len(ensemble.members)):
@@ -82,7 +82,7 @@ def contributions(
     with torch.no_grad():
         ends = float(forward(ids)), float(forward(empty))
     wanted = ends[0] - ends[1]
-    found = torch.zeros(0)
+    found = torch.zeros(0, device=CPU)
     for steps in STEPS:
         found = (
             method.attribute(ids, baselines=empty, n_steps=steps, internal_batch_size=16).sum(-1)[0].detach()

