@@ -23,8 +23,7 @@ HOPELESS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.Not
 
 
 class EndpointJudge:
-    """Chat completions, one question each. Rate limits, server errors and lost connections are tried again by the
-    client, with growing waits; what is left of them is an abstention."""
+    """Chat completions, one question and one try each: what failed is an abstention that says whether to ask again."""
 
     def __init__(self, config: JudgeConfig) -> None:
         if config.model is None:

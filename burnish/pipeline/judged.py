@@ -10,9 +10,9 @@ from burnish.config.judge import JudgeConfig
 from burnish.data.guidelines import load_guidelines
 from burnish.data.store import LabelStore, Snapshot
 from burnish.errors import ConfigError, DataError
-from burnish.labels.judge import Judged, annotator, behaviour, judge_comparisons, open_judge
+from burnish.labels.judge import Judge, Judged, annotator, behaviour, judge_comparisons, open_judge
 from burnish.labels.ledger import Ledger
-from burnish.labels.rubric import load_rubric
+from burnish.labels.rubric import Rubric, load_rubric
 from burnish.monitor.live import View
 from burnish.records import Comparison, Prompt, Response
 
@@ -43,8 +43,8 @@ def label_comparisons(
 
 def _ask(
     comparisons: Sequence[Comparison],
-    judge: Any,
-    rubric: Any,
+    judge: Judge,
+    rubric: Rubric,
     config: JudgeConfig,
     ledger: Path,
     view: View,
