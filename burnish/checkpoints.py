@@ -71,6 +71,20 @@ def _not_finite(value: Any, name: str) -> Iterator[tuple[str, float]]:
             yield from _not_finite(inner, f"{name}[{number}]")
 
 
+def link_folder(source: Path, path: Path) -> None:
+    """A folder with the files of another: the same files where the disk can have them twice, copies elsewhere."""
+
+    def put(file: str, to: str) -> str:
+        try:
+            os.link(file, to)
+        except OSError:  # another disk, or a file system without links
+            shutil.copy2(file, to)
+        return to
+
+    with atomic_folder(path) as aside:
+        shutil.copytree(source, aside, copy_function=put, dirs_exist_ok=True)
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Fill a folder aside; it takes its name (replacing what had it) only when the block ends well. Its files may be

@@ -107,6 +107,7 @@ def _run(
 
     loaded = load_config(config, sets)
     _prepare_environment()
+    from burnish.evaluate.champion import TRAINED
     from burnish.pipeline.order import run_pipeline
 
     path = directory or Path("runs") / loaded.name
@@ -121,7 +122,7 @@ def _run(
     else:
         print(_summary_text(summary, done.path))
     if summary["champion"] == "sft":
-        trained = {"ppo", "dpo", "distill"} & summary["evaluation"].keys()
+        trained = set(TRAINED) & summary["evaluation"].keys()
         nothing = summary["ppo"]["state"] == "stopped" and not trained
         raise typer.Exit(EXIT_NOTHING_ALIGNED if nothing else EXIT_CHAMPION_IS_SFT)
 

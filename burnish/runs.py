@@ -34,6 +34,7 @@ from burnish.inputs import Inputs
 from burnish.locks import hold, owner, still_held
 
 VERSION = 2
+ROUNDS = "rounds"  # folder of a run's earlier rounds, each a run directory
 APPENDED = ("metrics", "timing", "samples", "rejected")
 
 
@@ -296,6 +297,12 @@ class RunDirectory:
     def _read_checkpoint(self, folder: Path) -> Checkpoint:
         state = read_json(folder / "state.json")
         return Checkpoint(int(folder.name.split("-")[1]), folder, state)
+
+
+def project_of(path: Path) -> Path:
+    """The run directory that labels, and answers that were paid for, lie in: a round's lie in the run it is one of."""
+    run = path.parent.parent
+    return run if path.parent.name == ROUNDS and (run / "manifest.json").exists() else path
 
 
 def usable_cores() -> int:

@@ -1,6 +1,6 @@
 """Planted hacks: PPO against rewards trained from biased labels, and what the detectors and the guard make of it.
 
-usage: python experiments/hacks.py [--seeds 0 1] [--only long french cheer healthy]
+usage: python experiments/hacks.py [--seeds 0 1] [--only long french cheer healthy] [--room DIR]
 Annotators who like long answers, French, or happy words, beside ones who have no such taste. The run is stopped after
 align; per run: which detector spoke first and in which update, what the guard did, and what it ended as.
 """
@@ -58,15 +58,19 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--only", nargs="+", choices=list(PLANTS), default=list(PLANTS))
+    parser.add_argument(
+        "--room", type=Path, help="keep the runs there; those that are there are not made again"
+    )
     asked = parser.parse_args()
     print(
         "| labels | seed | first alert | alerts | guard | length | foreign | champion | PPO, true preference |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as room:
+    with tempfile.TemporaryDirectory() as aside:
+        room = asked.room or Path(aside)
         for plant in asked.only:
             for seed in asked.seeds:
-                print(carry_out(plant, seed, Path(room)), flush=True)
+                print(carry_out(plant, seed, room), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Annotators who like long answers: where PPO's length goes, and what the true preference says, by correction.
 
-usage: python experiments/length.py [--seeds 0 1 2] [--arms none sqrt regress concise] [--bias 0.15]
+usage: python experiments/length.py [--seeds 0 1 2] [--arms none sqrt regress concise] [--bias 0.15] [--room DIR]
 Each word adds `bias` to what annotators see in an answer. `concise` samples under an instruction, without a correction.
 """
 
@@ -65,12 +65,16 @@ def main() -> None:
         "--arms", nargs="+", choices=list(ARMS), default=["none", "sqrt", "regress", "concise"]
     )
     parser.add_argument("--bias", type=float, default=0.15)
+    parser.add_argument(
+        "--room", type=Path, help="keep the runs there; those that are there are not made again"
+    )
     asked = parser.parse_args()
     print("| arm | PPO's tokens | SFT's | true win rate | score and length, before | after |")
     print("|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as room:
+    with tempfile.TemporaryDirectory() as aside:
+        room = asked.room or Path(aside)
         for arm in asked.arms:
-            rows = [carry_out(arm, seed, asked.bias, Path(room)) for seed in asked.seeds]
+            rows = [carry_out(arm, seed, asked.bias, room) for seed in asked.seeds]
             cells = [mean([row[name] for row in rows]) for name in ("ppo", "sft", "true", "before", "after")]
             print(f"| {arm} | {' | '.join(cells)} |", flush=True)
 

@@ -13,6 +13,7 @@ from burnish.config.model import ModelConfig
 from burnish.config.monitor import MonitorConfig
 from burnish.config.ppo import PPOConfig
 from burnish.config.reward import RewardConfig
+from burnish.config.select import SelectConfig
 from burnish.config.sft import SftConfig
 from burnish.config.strict import Section
 
@@ -23,10 +24,12 @@ class RunConfig(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=0)
     threads: int | None = Field(None, ge=1)  # None: the machine's cores, then frozen in run.yaml
+    rounds: int = Field(1, ge=1)  # how often to sample, have labelled, train rewards and align
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     sft: SftConfig = SftConfig()
     collect: CollectConfig = CollectConfig()
+    select: SelectConfig = SelectConfig()
     label: LabelConfig = LabelConfig()
     reward: RewardConfig = RewardConfig()
     ppo: PPOConfig = PPOConfig()

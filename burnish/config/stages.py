@@ -6,6 +6,7 @@ from enum import StrEnum
 class StageName(StrEnum):
     """A stage of the pipeline."""
 
+    ROUNDS = "rounds"  # all but the last, where there are several
     SFT = "sft"
     COLLECT = "collect"
     LABEL = "label"

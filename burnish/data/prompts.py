@@ -87,8 +87,13 @@ def split_pairs(pairs: Sequence[Preference], shares: Mapping[str, float]) -> dic
         raise ValueError(f"shares {dict(shares)} add up to {total}; they must add up to 1")
     parts: dict[str, list[Preference]] = {name: [] for name in shares}
     for pair in pairs:
-        parts[_part(_position(pair.prompt, "pairs"), shares)].append(pair)
+        parts[part_of(pair.prompt, shares)].append(pair)
     return parts
+
+
+def part_of(prompt: Prompt, shares: Mapping[str, float]) -> str:
+    """The part that the pairs of a prompt go to."""
+    return _part(_position(prompt, "pairs"), shares)
 
 
 def _part(place: float, shares: Mapping[str, float]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -174,6 +174,18 @@ class LabelStore:
             row = {"id": guidelines.id, "text": guidelines.text}
             self._insert(session, GuidelinesRow, {guidelines.id: row})
         return guidelines.id
+
+    def take_over(self, other: LabelStore, at: Snapshot) -> None:
+        """Everything that a snapshot of another store holds, as that one has it."""
+        theirs = list(other.comparisons(at=at))
+        self.add_comparisons(theirs)
+        swapped = {c.id for c in theirs if self.stored(c).first != c.first}
+        for text in other.guidelines().values():
+            self.add_guidelines(Guidelines(text))
+        self.add_labels(
+            replace(label, preference=1 - label.preference) if label.comparison_id in swapped else label
+            for label in other.labels(at=at)
+        )
 
     def guidelines(self) -> dict[str, str]:
         """Every wording by its id."""

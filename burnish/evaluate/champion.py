@@ -10,6 +10,12 @@ from typing import Any
 from burnish.records import Interval
 
 BEST_OF = "best_of_"  # followed by n: no model of its own
+ROUND = "round_"  # followed by its number: what an earlier round ended with
+TRAINED = (
+    "ppo",
+    "dpo",
+    "distill",
+)  # policies that an align stage may leave, the first that is there being its own
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
 from burnish.config.ppo import PPOConfig
 from burnish.errors import TrainingError
+from burnish.evaluate.champion import TRAINED
 from burnish.models.artefacts import load_reward_model, save_policy
 from burnish.models.heads import Pooling, ScalarHead
 from burnish.models.rates import ladder
@@ -79,7 +80,7 @@ def align(
     if dpo.when == "always" or (given_up and dpo.when == "fallback"):
         outcome["dpo"] = run_dpo(models, data.parts["members"], own, journal, dpo, outcome, seed)
     write_json(journal.path / "align.json", outcome)
-    return ["align.json", *(name for name in ("ppo", "dpo", "distill") if name in outcome)]
+    return ["align.json", *(name for name in TRAINED if name in outcome)]
 
 
 def run_ppo(

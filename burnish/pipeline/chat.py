@@ -13,6 +13,7 @@ from burnish.models.artefacts import is_saved
 from burnish.models.logprobs import Policy
 from burnish.models.sampling import sample_rollout
 from burnish.pipeline.order import Workplace, set_determinism
+from burnish.pipeline.rounds import policy_folder
 from burnish.records import Message, Prompt, Rollout
 from burnish.reward.ensemble import best_of
 from burnish.reward.saved import load_ensemble
@@ -34,8 +35,8 @@ def answers(path: Path, lines: Iterable[str], temperature: float | None) -> Iter
     if champion.startswith(BEST_OF):
         policies[champion] = policies["sft"]
         ensemble = load_ensemble(place.models.base, path / "reward")
-    elif is_saved(path / champion) and champion != "sft":
-        policies[champion] = place.models.saved_policy(path / champion)
+    elif champion != "sft" and is_saved(policy_folder(path, champion)):
+        policies[champion] = place.models.saved_policy(policy_folder(path, champion))
         policies[champion].temperature = policies["sft"].temperature
     for number, line in enumerate(lines):
         prompt = parse(line)

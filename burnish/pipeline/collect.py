@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+from burnish.checkpoints import atomic_write, read_json
 from burnish.config.collect import CollectConfig
+from burnish.config.select import SelectConfig
+from burnish.data.store import LabelStore, Snapshot
+from burnish.labels.select import acquisition, choose
 from burnish.models.logprobs import Policy
 from burnish.models.sampling import sample_rollout
-from burnish.pipeline.data import Data
+from burnish.pipeline.data import SNAPSHOT, Data, label_store_of
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
-from burnish.records import Comparison, Prompt, Response
+from burnish.pipeline.rounds import aligned, followed, pairs_of_round
+from burnish.pipeline.selecting import margins, usable
+from burnish.records import Comparison, Decision, Prompt, Response
+from burnish.reward.ensemble import RewardEnsemble
+from burnish.reward.saved import load_ensemble, prepare
+from burnish.runs import RunDirectory, read_jsonl
 
 
 def collect(models: Models, data: Data, journal: Journal, config: CollectConfig, seed: int) -> list[str]:
-    """Sample pairs into the label store, a checkpoint after every chunk. Imported labels bring their own."""
+    """Sample pairs into the label store, a checkpoint after every chunk. Imported labels bring their own. Whoever
+    follows another run samples more than is labelled, and chooses."""
     if data.label.source == "imported" or not config.n_pairs:
         return []
+    earlier = followed(journal.run)
+    if earlier is not None:
+        return collect_more(models, data, journal, RunDirectory.open(earlier), seed)
     prompts = data.splits.train
     policy = models.reference(config.temperature)
     found = journal.latest_checkpoint()
@@ -25,7 +44,7 @@ def collect(models: Models, data: Data, journal: Journal, config: CollectConfig,
             continue
         size = min(config.batch_size, config.n_pairs - start)
         chunk = [prompts[i % len(prompts)] for i in range(start, start + size)]
-        comparisons, identical = sample_pairs(models, policy, chunk, config, seed, number)
+        comparisons, identical = sample_pairs(models, policy, chunk, config, seed, ("collect", number))
         data.store.add_comparisons(comparisons)
         # What the store had before is not told: after a kill it may hold this chunk already.
         row = {"step": number + 1, "pairs": size, "identical": identical}
@@ -36,7 +55,12 @@ def collect(models: Models, data: Data, journal: Journal, config: CollectConfig,
 
 
 def sample_pairs(
-    models: Models, policy: Policy, prompts: Sequence[Prompt], config: CollectConfig, seed: int, chunk: int
+    models: Models,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    config: CollectConfig,
+    seed: int,
+    where: tuple[str | int, ...],
 ) -> tuple[list[Comparison], int]:
     """One comparison a prompt; pairs that came out identical are counted, for they can teach nothing."""
     rollout = sample_rollout(
@@ -46,9 +70,125 @@ def sample_pairs(
         max_tokens=models.config.max_response_tokens,
         batch_size=2 * config.batch_size,
         seed=seed,
-        where=("collect", chunk),
+        where=where,
     )
     answers = [Response(t, "policy", e) for t, e in zip(rollout.texts, rollout.ended, strict=True)]
     pairs = [Comparison(p, a, b) for p, a, b in zip(prompts, answers[::2], answers[1::2], strict=True)]
     different = [c for c in pairs if c.first.text != c.second.text]
     return different, len(pairs) - len(different)
+
+
+SELECTED = "selected.jsonl"  # in a run: the comparisons that were chosen, and why
+CANDIDATES = "candidates.jsonl"
+
+
+def collect_more(models: Models, data: Data, journal: Journal, earlier: RunDirectory, seed: int) -> list[str]:
+    """Comparisons for a later round: candidates from the newest policy, of which some are kept to be labelled. What
+    members learn from is chosen where the earlier ensemble's members disagree, but for a random share; what measures
+    (for watcher, validation and examiner) is drawn at random."""
+    config = journal.run.config
+    known = take_over(data, earlier)
+    number = 1 + max((c.round for c in known), default=-1)
+    wanted = pairs_of_round(config, config.rounds)
+    # A base of its own: what is read of it here changes no figure of the stages to come.
+    models = replace(models)
+    prepare(models.base, earlier.path / "reward")
+    ensemble = load_ensemble(models.base, earlier.path / "reward")
+    folder = aligned(earlier.path)
+    policy = models.reference() if folder is None else models.saved_policy(folder)
+    policy.temperature = config.collect.temperature
+    sampled = sample_candidates(
+        models, data, journal, policy, config.select.candidates * wanted, number, seed
+    )
+    asked = {c.id for c in known}
+    candidates = usable(models, list({c.id: c for c in sampled if c.id not in asked}.values()))
+    picks = pick(data, config.select, ensemble, models, candidates, wanted, seed)
+    rows = [{"comparison": c.id, "why": why, "score": score} for c, why, score in picks]
+    atomic_write(journal.path / SELECTED, "".join(json.dumps(row) + "\n" for row in rows))
+    data.store.add_comparisons(replace(c, round=number) for c, _, _ in picks)
+    counts = Counter(why for _, why, _ in picks)
+    text = (
+        f"round {number + 1}: {len(picks)} of {len(candidates)} new comparisons are to be labelled: "
+        f"{', '.join(f'{n} {why}' for why, n in counts.items())}"
+    )
+    journal.decide(
+        0, Decision("select", text, {"round": number + 1, "candidates": len(candidates), **counts})
+    )
+    return ["labels.sqlite", SELECTED]
+
+
+def pick(
+    data: Data,
+    select: SelectConfig,
+    ensemble: RewardEnsemble,
+    models: Models,
+    candidates: Sequence[Comparison],
+    n: int,
+    seed: int,
+) -> list[tuple[Comparison, str, float | None]]:
+    """`n` of the candidates, why each was taken, and what it scored."""
+    taught = [c for c in candidates if data.role(c.prompt) == "members"]
+    measures = [c for c in candidates if data.role(c.prompt) != "members"]
+    n_measures = round(n * len(measures) / max(1, len(candidates)))
+    scores = None
+    if select.how != "random" and taught:
+        scores = acquisition(margins(ensemble, models, taught), select.how)
+    chosen = choose(
+        [c.id for c in taught],
+        scores,
+        n - n_measures,
+        how=select.how,
+        random_share=select.random_share,
+        seed=seed,
+    )
+    drawn = choose([c.id for c in measures], None, n_measures, how="random", random_share=1.0, seed=seed)
+    return [
+        *((taught[i], why, None if scores is None else float(scores[i])) for i, why in chosen),
+        *((measures[i], "to measure", None) for i, _ in drawn),
+    ]
+
+
+def take_over(data: Data, earlier: RunDirectory) -> list[Comparison]:
+    """What the earlier run had asked when its labels were complete; into our store with all labels, where that is
+    another."""
+    theirs, ours = (label_store_of(r.path, r.config.label) for r in (earlier, data.journal.run))
+    with LabelStore(theirs) as store:
+        at = Snapshot(**read_json(earlier.path / SNAPSHOT))
+        known = list(store.comparisons(at=at))
+        if str(theirs) != str(ours):
+            data.store.take_over(store, at)
+    return known
+
+
+def sample_candidates(
+    models: Models, data: Data, journal: Journal, policy: Policy, n: int, number: int, seed: int
+) -> list[Comparison]:
+    """Pairs of a policy's answers to training prompts, a checkpoint after every chunk."""
+    config, prompts = journal.run.config.collect, data.splits.train
+    found = journal.latest_checkpoint()
+    rows = list(read_jsonl(found.folder / CANDIDATES)) if found else []
+    place = {prompt.id: i for i, prompt in enumerate(prompts)}
+    for chunk, start in enumerate(range(0, n, config.batch_size)):
+        if found and chunk < found.step:
+            continue
+        size = min(config.batch_size, n - start)
+        asked = [prompts[i % len(prompts)] for i in range(start, start + size)]
+        pairs, identical = sample_pairs(models, policy, asked, config, seed, ("collect", number, chunk))
+        rows += [
+            {
+                "prompt": place[c.prompt.id],
+                "answers": [[r.text, r.ended] for r in (c.first, c.second)],
+            }
+            for c in pairs
+        ]
+        row = {"step": chunk + 1, "pairs": size, "identical": identical}
+        journal.run.append("metrics/collect.jsonl", row)
+        journal.checkpoint(partial(write_rows, rows))
+        journal.view.progress(start + size, n)
+    answers = [[Response(text, "policy", ended) for text, ended in row["answers"]] for row in rows]
+    return [Comparison(prompts[row["prompt"]], a, b) for row, (a, b) in zip(rows, answers, strict=True)]
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    atomic_write(folder / CANDIDATES, "".join(lines))

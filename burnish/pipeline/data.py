@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from burnish.checkpoints import read_json
 from burnish.config.data import DataConfig
@@ -12,7 +13,7 @@ from burnish.config.label import LabelConfig
 from burnish.config.model import ModelConfig
 from burnish.config.reward import RewardConfig
 from burnish.data.preferences import ImportResult, read_preferences
-from burnish.data.prompts import PromptSplits, read_prompts, split_pairs, split_prompts
+from burnish.data.prompts import PromptSplits, part_of, read_prompts, split_pairs, split_prompts
 from burnish.data.store import LabelStore, Snapshot
 from burnish.errors import ConfigError, DataError
 from burnish.models.load import Codec
@@ -20,6 +21,7 @@ from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
 from burnish.records import Preference, Prompt
 from burnish.rehearse import grammar, world
+from burnish.runs import project_of
 
 DEFAULT_STORIES = 2400
 MIN_PAIRS = 8
@@ -32,6 +34,11 @@ def fits(codec: Codec, limits: ModelConfig, prompt: Prompt, *responses: tuple[st
         len(codec.encode_response(text, end=ended, to=prompt)) <= limits.max_response_tokens
         for text, ended in responses
     )
+
+
+def label_store_of(run: Path, label: LabelConfig) -> Path | str:
+    """Where the labels of a run are: a file, or a URL."""
+    return project_of(run) / "labels.sqlite" if label.store is None else label.store
 
 
 @dataclass
@@ -58,8 +65,7 @@ class Data:
     @cached_property
     def store(self) -> LabelStore:
         """The run's own labels, or those of a store that it shares."""
-        shared = self.label.store
-        return LabelStore(self.journal.path / "labels.sqlite" if shared is None else shared)
+        return LabelStore(label_store_of(self.journal.path, self.label))
 
     @property
     def snapshot(self) -> Snapshot | None:
@@ -133,12 +139,7 @@ class Data:
         free = [p for p in pairs if p.prompt.group not in held_out]
         # Labels of held-out prompts are of no use to anybody else; only what they lack of its share comes on top.
         lacking = self.reward.examiner_share * len(pairs) - (len(pairs) - len(free))
-        shares = {
-            "watcher": self.reward.watcher_share,
-            "validation": self.reward.validation_share,
-            "examiner": max(0.0, lacking / max(1, len(free))) if self.examiner else 0.0,
-        }
-        shares["members"] = 1.0 - sum(shares.values())
+        shares = self._shares(max(0.0, lacking / max(1, len(free))))
         parts = split_pairs(free, shares)
         if self.examiner:
             parts["examiner"] = parts["examiner"] + [p for p in pairs if p.prompt.group in held_out]
@@ -150,6 +151,18 @@ class Data:
                     f"(reward.{role}_share), at least {MIN_PAIRS} are needed: label more pairs"
                 )
         return parts
+
+    def _shares(self, examiner: float) -> dict[str, float]:
+        shares = {
+            "watcher": self.reward.watcher_share,
+            "validation": self.reward.validation_share,
+            "examiner": examiner if self.examiner else 0.0,
+        }
+        return shares | {"members": 1.0 - sum(shares.values())}
+
+    def role(self, prompt: Prompt) -> str:
+        """Who learns from what is sampled for a training prompt: in every round the same."""
+        return part_of(prompt, self._shares(self.reward.examiner_share))
 
     def _usable_pairs(self) -> list[Preference]:
         """Labelled pairs with a side that won and a length the model can take; the rest is counted in a file."""

@@ -28,16 +28,18 @@ from burnish.pipeline.data import Data
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.judged import examine_by_judge
 from burnish.pipeline.models import Models
+from burnish.pipeline.round_account import account_of_rounds
+from burnish.pipeline.rounds import policies
 from burnish.randomness import derive_seed
 from burnish.records import Decision, Interval, Prompt, Rollout
 from burnish.rehearse.annotators import panel
 from burnish.reward.ensemble import best_of
 from burnish.reward.saved import load_ensemble, prepare
+from burnish.runs import RunDirectory
 from burnish.stats import clustered_proportion, length_controlled_win_rate
 
 PANEL_SIZE = 5
 FEWEST = 8  # verdicts that a win rate may be made of
-TRAINED = ("ppo", "dpo", "distill")
 CONCISE = "_concise"  # ends the name of a policy that is sampled under ppo.concise
 EXAMPLES = 8
 
@@ -68,13 +70,11 @@ def evaluate(
         )
     prompts = [*selection, *test]
     prepare(models.base, journal.path / "reward")
-    answers = sample_all(models, journal.path, prompts, config, seed)
+    answers = sample_all(models, journal.run, prompts, config, seed)
     if concise is not None:
         answers |= sample_instructed(models, journal.path, prompts, config, concise, seed)
     describe, verdicts, behaved = examine(models, data, journal, config, answers, prompts, seed)
-    policies: dict[str, dict[str, Any]] = {
-        "sft": {"mean_length": mean_length(answers["sft"], len(selection))}
-    }
+    told: dict[str, dict[str, Any]] = {"sft": {"mean_length": mean_length(answers["sft"], len(selection))}}
     candidates = []
     for name, answer in answers.items():
         if name == "sft":
@@ -82,7 +82,7 @@ def evaluate(
         figures, candidate = account(
             name, prompts, len(selection), answer, answers["sft"], verdicts[name], config, seed
         )
-        policies[name] = figures
+        told[name] = figures
         shown = name.endswith(CONCISE) or (name.startswith(BEST_OF) and not config.best_of_n_candidate)
         if not shown:
             candidates.append(candidate)
@@ -90,17 +90,20 @@ def evaluate(
     journal.decide(0, Decision("champion", decision.reason, decision.evidence))
     # Only now, with the decision written down, is the true preference read.
     gold = gold_account(data.gold, test, answers, len(selection), config, seed) if data.gold else None
+    several = journal.run.config.rounds > 1
+    rounds = account_of_rounds(models, data, journal.run, config.confidence) if several else None
     report = {
         "examiner": describe,
         "judge": behaved,
         "provisional": config.examiner == "reward_model",
         "n_selection": len(selection),
         "n_test": len(test),
-        "policies": policies,
+        "policies": told,
         "selected": decision.selected,
         "champion": decision.champion,
         "reason": decision.reason,
         "gold": gold,
+        "rounds": rounds,
         "examples": examples(test, answers, len(selection)),
     }
     write_json(journal.path / "evaluation.json", report)
@@ -108,21 +111,21 @@ def evaluate(
 
 
 def sample_all(
-    models: Models, path: Path, prompts: Sequence[Prompt], config: EvaluateConfig, seed: int
+    models: Models, run: RunDirectory, prompts: Sequence[Prompt], config: EvaluateConfig, seed: int
 ) -> dict[str, Answers]:
-    """Responses of SFT, of every trained policy and of best-of-n, with the KL of each policy to SFT."""
+    """Responses of SFT, of every trained policy (of earlier rounds too) and of best-of-n, with the KL of each policy to
+    SFT."""
     reference = models.reference(config.temperature)
     answers = {"sft": Answers(sample(models, reference, prompts, config, seed, "sft"))}
-    for name in TRAINED:
-        if is_saved(path / name):
-            policy = models.saved_policy(path / name)
-            policy.temperature = reference.temperature
-            rollout = sample(models, policy, prompts, config, seed, name)
-            answers[name] = Answers(rollout, measured_kl(policy, reference, rollout, config.kl_prompts))
+    for name, folder in policies(run).items():
+        policy = models.saved_policy(folder)
+        policy.temperature = reference.temperature
+        rollout = sample(models, policy, prompts, config, seed, name)
+        answers[name] = Answers(rollout, measured_kl(policy, reference, rollout, config.kl_prompts))
     n = config.best_of_n
     if n > 1:
         rounds = [sample(models, reference, prompts, config, seed, "best_of", turn) for turn in range(n)]
-        ensemble = load_ensemble(models.base, path / "reward")
+        ensemble = load_ensemble(models.base, run.path / "reward")
         answers[f"{BEST_OF}{n}"] = Answers(best_of(ensemble, rounds, models.codec.pad_id))
     return answers
 

@@ -13,6 +13,7 @@ from burnish.models.artefacts import is_adapter, saved_reading
 from burnish.models.load import resolve_path
 from burnish.pipeline.order import Workplace
 from burnish.pipeline.report import copy_whole_reward_model
+from burnish.pipeline.rounds import policy_folder
 from burnish.runs import RunDirectory
 
 
@@ -63,7 +64,8 @@ def export_adapter(run: Path, path: Path) -> dict[str, Any]:
         raise RunError(f"{run} has no champion yet; carry it out to its end with `burnish run`")
     evaluation = read_json(run / "evaluation.json")
     champion = evaluation["champion"]
-    if not is_adapter(run / champion):
+    source = policy_folder(run, champion)
+    if not is_adapter(source):
         raise RunError(
             f"the champion of {run} is {champion}, which is no adapter (model.layers={config.model.layers!r}); "
             "export it whole with --as policy"
@@ -72,7 +74,7 @@ def export_adapter(run: Path, path: Path) -> dict[str, Any]:
     own_base = (run / "sft").exists()
     base = str(path / "base") if own_base else resolve_path(config.model.path)
     with atomic_folder(path) as folder:
-        shutil.copytree(run / champion, folder, dirs_exist_ok=True)
+        shutil.copytree(source, folder, dirs_exist_ok=True)
         if own_base:
             shutil.copytree(run / "sft", folder / "base")
         settings = read_json(folder / "adapter_config.json") | {"base_model_name_or_path": base}

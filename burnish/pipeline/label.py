@@ -18,6 +18,7 @@ from burnish.pipeline.people import wait_for_people
 from burnish.randomness import derive_seed
 from burnish.records import Comparison, Label, Preference, Response, content_id
 from burnish.rehearse.annotators import SimulatedAnnotators
+from burnish.runs import project_of
 
 
 def label(data: Data, journal: Journal, config: LabelConfig, seed: int) -> list[str]:
@@ -27,7 +28,7 @@ def label(data: Data, journal: Journal, config: LabelConfig, seed: int) -> list[
     elif config.source == "judge":
         judge_labels(data, journal, config)
     elif config.source == "people":
-        wait_for_people(data.store, journal.path, config.labels_per_pair, config.missing_share)
+        wait_for_people(data.store, project_of(journal.path), config.labels_per_pair, config.missing_share)
     else:
         simulate_labels(data, config, seed)
     journal.run.append("metrics/label.jsonl", {"step": 1, **data.store.consensus_report()})
@@ -43,7 +44,7 @@ def judge_labels(data: Data, journal: Journal, config: LabelConfig) -> None:
         comparisons,
         config.judge,
         config.guidelines,
-        judge_ledger(journal.path, config.store),
+        judge_ledger(project_of(journal.path), config.store),
         journal.view,
     )
     journal.run.append("metrics/judge.jsonl", {"step": 1, **report})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -28,9 +30,10 @@ from burnish.pipeline.models import Models
 from burnish.pipeline.pace import settle_batch
 from burnish.pipeline.report import report
 from burnish.pipeline.reward import reward
+from burnish.pipeline.rounds import carry_out_rounds, followed
 from burnish.pipeline.sft import sft
 from burnish.reward.functions import source_of
-from burnish.runs import RunDirectory, Writes
+from burnish.runs import ROUNDS, RunDirectory, Writes
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Stage:
     lower: str = "evaluate.batch_size"  # what to lower when memory runs out
 
 
-STAGES = (
+ROUND = (
     Stage(
         "sft",
         lambda w: sft(w.models, w.journal.of("sft"), w.config.sft, w.config.seed),
@@ -81,11 +84,12 @@ STAGES = (
         code=(
             *("burnish.models", "burnish.objectives", "burnish.records", "burnish.randomness"),
             *("burnish.parallel", "burnish.policy.sft", "burnish.policy.optimizer_state"),
-            *("burnish.data", "burnish.rehearse", "burnish.textstats"),
+            *("burnish.data", "burnish.rehearse", "burnish.textstats", "burnish.evaluate.champion"),
             *(
                 "burnish.pipeline.models",
                 "burnish.pipeline.data",
                 "burnish.pipeline.journal",
+                "burnish.pipeline.rounds",
                 "burnish.pipeline.trials",
                 "burnish.pipeline.sft",
             ),
@@ -96,10 +100,14 @@ STAGES = (
     Stage(
         "collect",
         lambda w: collect(w.models, w.data, w.journal.of("collect"), w.config.collect, w.config.seed),
-        uses=("data", "collect"),
-        files=("prompts",),
-        code=("burnish.pipeline.collect",),
-        writes=Writes(records=("collect", "prompts")),
+        uses=("data", "collect", "select", "rounds"),
+        files=("prompts", "followed run"),
+        code=(
+            "burnish.pipeline.collect",
+            *("burnish.pipeline.selecting", "burnish.labels.select"),
+            *("burnish.reward.saved", "burnish.reward.ensemble", "burnish.reward.length"),
+        ),
+        writes=Writes(records=("collect", "prompts"), files=("selected.jsonl",)),
         lower="collect.batch_size",
     ),
     Stage(
@@ -174,6 +182,19 @@ STAGES = (
         ),
         lower="ppo.micro_batch, dpo.micro_batch or distill.micro_batch",
     ),
+)
+"""The stages of every round."""
+
+STAGES = (
+    Stage(
+        "rounds",
+        lambda w: carry_out_rounds(w.journal, w.config, partial(run_round, w.journal.view)),
+        uses=("rounds", *(key for stage in ROUND for key in stage.uses)),
+        files=tuple(kind for stage in ROUND for kind in stage.files),
+        code=("burnish.pipeline.rounds", *(module for stage in ROUND for module in stage.code)),
+        writes=Writes(),
+    ),
+    *ROUND,
     Stage(
         "evaluate",
         lambda w: evaluate(
@@ -186,7 +207,7 @@ STAGES = (
         ),
         uses=("evaluate",),
         files=("examiner's rubric",),
-        code=("burnish.evaluate", "burnish.pipeline.evaluate"),
+        code=("burnish.evaluate", "burnish.pipeline.evaluate", "burnish.pipeline.round_account"),
         writes=Writes(files=("evaluation.json",)),
     ),
     Stage(
@@ -197,12 +218,19 @@ STAGES = (
         writes=Writes(folders=("champion",), timed=("summary.json", "report.html")),
     ),
 )
-"""The table of contents."""
+"""The table of contents. `rounds` stands for what comes before the last round, where there are several."""
+
+
+def stages_of(config: RunConfig) -> tuple[Stage, ...]:
+    """The stages of a run."""
+    return STAGES if config.rounds > 1 else STAGES[1:]
+
 
 CHECKPOINTS = ("checkpoint-*",)
 PURSE = ("concurrency", "timeout", "retries", "price_in", "price_out", "budget", "api_key_env")  # of a judge
 NO_MATTER = (
     "monitor.trackers",
+    "collect.follows",  # whose content is an input
     *(f"{s}.judge.{k}" for s in ("label", "evaluate") for k in PURSE),
 )  # keys that change no figure
 
@@ -219,6 +247,8 @@ def stage_inputs(config: RunConfig) -> dict[str, Inputs]:
         "examiner's rubric": config.evaluate.judge.rubric,
     }
     hashes = {k: content_hash(Path(v)) for k, v in named.items() if v is not None and Path(v).exists()}
+    if config.collect.follows is not None:
+        hashes["followed run"] = content_hash(Path(config.collect.follows) / "align.json")
     sources = [source_of(reward.function) for reward in config.ppo.rewards]
     if sources:
         hashes["reward functions"] = " ".join(content_hash(file) for file in sources if file is not None)
@@ -228,7 +258,7 @@ def stage_inputs(config: RunConfig) -> dict[str, Inputs]:
             {kind: hashes[kind] for kind in stage.files if kind in hashes},
             code_version(stage.code),
         )
-        for stage in STAGES
+        for stage in stages_of(config)
     }
 
 
@@ -252,6 +282,15 @@ def check_config(config: RunConfig) -> None:
             )
     if config.label.source == "imported" and config.label.preferences is None:
         raise ConfigError("label.source is 'imported' but label.preferences names no file")
+    if config.label.source == "imported" and (config.rounds > 1 or config.collect.follows is not None):
+        raise ConfigError(
+            "label.source is 'imported', so there is nobody to label what rounds sample: set rounds: 1 (and no "
+            "collect.follows), or another label.source"
+        )
+    if config.rounds > 1 and config.collect.n_pairs < config.rounds:
+        raise ConfigError(
+            f"rounds={config.rounds} share collect.n_pairs={config.collect.n_pairs}: give more pairs"
+        )
     if config.data.prompts == "preferences" and config.label.preferences is None:
         raise ConfigError("data.prompts is 'preferences' but label.preferences names no file")
     if config.label.source == "imported" and config.data.prompts == "stories":
@@ -266,14 +305,15 @@ def check_config(config: RunConfig) -> None:
 
 
 def run_pipeline(
-    config: RunConfig, path: Path, *, until: str | None = None, redo: bool = False
+    config: RunConfig, path: Path, *, until: str | None = None, redo: bool = False, view: View | None = None
 ) -> RunDirectory:
     """Carry out every stage that is not done, in order, up to and including `until`. Finished work that the
     configuration no longer fits is done again only with `redo`; so is what other code has made, which otherwise
-    stands."""
+    stands. `view` is that of whoever has it carried out, None for one of its own."""
     check_config(config)
     run = RunDirectory.create_or_open(path, config)
-    with run.lock(), open_view(config.name, config.ppo.kl.target) as view:
+    with run.lock(), nullcontext(view) if view else open_view(config.name, config.ppo.kl.target) as view:
+        followed(run)  # says so, if it is none to follow
         set_determinism(run.config)
         place = Workplace.alone(run)
         config = run.config = settle_batch(run, place.models, place.data)
@@ -283,7 +323,7 @@ def run_pipeline(
         trackers = open_trackers(config.monitor.trackers, run.path, config.model_dump(mode="json"), view.note)
         place = Workplace.of(run, view, trackers)
         try:
-            for stage in STAGES:
+            for stage in stages_of(config):
                 carry_out(place, stage, inputs[stage.name])
                 if stage.name == until:
                     break
@@ -291,6 +331,11 @@ def run_pipeline(
             trackers.close()
             place.data.close()
     return run
+
+
+def run_round(view: View, config: RunConfig, path: Path) -> RunDirectory:
+    """A round before the last, as far as its policy."""
+    return run_pipeline(config, path, until="align", view=view)
 
 
 def discard_stale(run: RunDirectory, inputs: dict[str, Inputs], view: View, *, redo: bool) -> None:
@@ -319,8 +364,8 @@ def discard(run: RunDirectory, stages: Sequence[Stage]) -> None:
     all after it. Labels are never deleted: the store is set aside, and a new one begun with the comparisons when only
     the labels are to be done again."""
     names = [stage.name for stage in stages]
-    if "collect" in names or "label" in names:
-        set_labels_aside(run, keep_comparisons="collect" not in names)
+    if {"rounds", "collect", "label"} & set(names):
+        set_labels_aside(run, keep_comparisons=not {"rounds", "collect"} & set(names))
     for stage in reversed(stages):
         run.discard_stage(stage.name, stage.writes)
 
@@ -375,8 +420,10 @@ def out_of_memory(error: Exception, stage: Stage) -> OutOfMemory | None:
 def fingerprint(path: Path) -> dict[str, str]:
     """Hashes of what a stopped and continued run must have in common with one that never stopped: all that stages
     write but wall-clock figures (timing, the rendered report), label times and checkpoints on the way."""
-    found = {}
-    for stage in STAGES:
+    found: dict[str, str] = {}
+    for inner in sorted((path / ROUNDS).glob("[0-9]*")):
+        found |= {f"{ROUNDS}/{inner.name}/{name}": value for name, value in fingerprint(inner).items()}
+    for stage in STAGES[1:]:
         for name in (stage.name, *stage.writes.folders, *stage.writes.files):
             if (path / name).exists():
                 found[name] = content_hash(path / name, exclude=CHECKPOINTS)

@@ -19,6 +19,7 @@ from burnish.models.artefacts import (
 )
 from burnish.models.load import load_model
 from burnish.pipeline.models import Models
+from burnish.pipeline.rounds import policy_folder
 from burnish.report.page import render_report
 from burnish.report.summary import build_summary
 
@@ -38,7 +39,7 @@ def export_champion(
 ) -> None:
     """The champion in champion/, a whole model, with its card; best-of-n is the SFT model with the reward ensemble and
     a program that uses both."""
-    folders = (path / name for name in (evaluation["champion"], "sft"))
+    folders = (policy_folder(path, name) for name in (evaluation["champion"], "sft"))
     source = next((f for f in folders if is_saved(f)), None)
     with atomic_folder(path / "champion") as folder:
         if source is not None and is_adapter(source):

@@ -11,12 +11,12 @@ from burnish.checkpoints import atomic_write
 from burnish.data.store import LabelStore
 from burnish.errors import DataError, RunError
 from burnish.labels.select import How, acquisition, choose, is_reserved
-from burnish.models.pairs import EncodedPairs
 from burnish.models.sequences import Sequences
 from burnish.pipeline.data import fits
 from burnish.pipeline.order import Workplace, set_determinism
+from burnish.pipeline.selecting import margins, usable
 from burnish.pipeline.vendors import unlabelled
-from burnish.records import Message, Preference, Prompt
+from burnish.records import Message, Prompt
 from burnish.reward.ensemble import RewardEnsemble
 from burnish.reward.saved import load_ensemble, prepare
 from burnish.runs import RunDirectory
@@ -83,35 +83,10 @@ def select_comparisons(
     if how not in ("random", "reserved"):
         place, ensemble = open_ensemble(path)
         whole = len(pool)
-        pool = [
-            c
-            for c in pool
-            if fits(
-                place.models.codec,
-                place.models.config,
-                c.prompt,
-                (c.first.text, c.first.ended is not False),
-                (c.second.text, c.second.ended is not False),
-            )
-        ]
+        pool = usable(place.models, pool)
         if not pool:
             raise DataError(f"none of {whole} comparisons fits the lengths that {path} was trained with")
-        pairs = EncodedPairs(
-            ensemble.base,
-            place.models.codec,
-            [
-                Preference(
-                    c.prompt,
-                    c.first.text,
-                    c.second.text,
-                    chosen_ended=c.first.ended is not False,
-                    rejected_ended=c.second.ended is not False,
-                )
-                for c in pool
-            ],
-        )
-        first, second = pairs.sides(ensemble.raw(pairs.sequences))
-        scores = acquisition((first - second).double().cpu().numpy(), how)
+        scores = acquisition(margins(ensemble, place.models, pool), how)
     chosen = choose([c.id for c in pool], scores, n, how=how, random_share=random_share, seed=seed)
     lines = [
         {"comparison": pool[i].id, "why": why, "score": None if scores is None else float(scores[i])}

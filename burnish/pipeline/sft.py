@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from burnish.checkpoints import link_folder
 from burnish.config.sft import SftConfig
 from burnish.data.preferences import read_demonstrations
 from burnish.errors import DataError
@@ -11,6 +12,7 @@ from burnish.models.shared_base import Top
 from burnish.pipeline.data import fits
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
+from burnish.pipeline.rounds import followed
 from burnish.pipeline.trials import fine_tuning_rate
 from burnish.policy.sft import demonstrated, fine_tune
 from burnish.randomness import derive_seed
@@ -18,9 +20,13 @@ from burnish.records import Prompt
 
 
 def sft(models: Models, journal: Journal, config: SftConfig, seed: int) -> list[str]:
-    """Nothing is done without demonstrations."""
+    """Nothing is done without demonstrations; whoever follows another run has its reference."""
     if config.demonstrations is None:
         return []
+    earlier = followed(journal.run)
+    if earlier is not None:
+        link_folder(earlier / "sft", journal.path / "sft")
+        return ["sft"]
     base, codec = models.as_given()
     demonstrations = read_demonstrations(config.demonstrations)
     short: list[tuple[Prompt, str]] = []

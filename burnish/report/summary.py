@@ -42,6 +42,7 @@ def build_summary(run_path: Path, *, completing: str | None = None) -> dict[str,
         "fallback": aligned.get("fallback", {"triggered": False, "reason": None}),
         "evaluation": _evaluation(evaluation),
         "gold": _gold(evaluation),
+        "rounds": (evaluation or {}).get("rounds"),
     }
     summary["checklist"] = checklist(run, summary, config)
     return summary

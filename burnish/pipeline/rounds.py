@@ -1,0 +1,114 @@
+"""Rounds: each samples from the policy that the one before it aligned, has labelled what that one's reward models are
+unsure of, and trains on all labels there are; the reference stays SFT.
+
+A round is a run directory of its own, RUN/rounds/1 and so on, that ends with its align stage; the last one is the run
+itself. Labels and what judges were paid for lie in the run, rounds see snapshots of them.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+from burnish.config import RunConfig
+from burnish.config.loading import flat
+from burnish.errors import ConfigError
+from burnish.evaluate.champion import ROUND, TRAINED
+from burnish.models.artefacts import is_saved
+from burnish.pipeline.journal import Journal
+from burnish.runs import ROUNDS, RunDirectory
+
+OF_A_MACHINE = (
+    "device",
+    "dtype",
+    "cache_gib",
+    "gradient_checkpointing",
+    "attn_implementation",
+)  # keys of model
+
+
+def carry_out_rounds(
+    journal: Journal, config: RunConfig, carry_out: Callable[[RunConfig, Path], object]
+) -> list[str]:
+    """Every round but the last, one after the other; whoever was stopped goes on in the round he was in."""
+    for number in range(1, config.rounds):
+        journal.view.note(f"round {number} of {config.rounds}")
+        carry_out(config_of_round(config, journal.path, number), round_path(journal.path, number))
+        gc.collect()  # a base refers to itself: the models of a round are to be gone before those of the next come
+    journal.view.note(f"round {config.rounds} of {config.rounds}")
+    return [ROUNDS]
+
+
+def round_path(run: Path, number: int) -> Path:
+    """The run directory of a round before the last."""
+    return run / ROUNDS / str(number)
+
+
+def config_of_round(config: RunConfig, run: Path, number: int) -> RunConfig:
+    """What a round before the last is carried out with."""
+    earlier = str(round_path(run, number - 1).resolve()) if number > 1 else config.collect.follows
+    collect = config.collect.model_copy(
+        update={"n_pairs": pairs_of_round(config, number), "follows": earlier}
+    )
+    return config.model_copy(
+        update={
+            "name": f"{config.name}-round-{number}",
+            "rounds": 1,
+            "collect": collect,
+            "ppo": config.ppo.model_copy(update={"update_seconds": None}),  # which the run has settled
+            "monitor": config.monitor.model_copy(update={"trackers": ()}),
+        }
+    )
+
+
+def pairs_of_round(config: RunConfig, number: int) -> int:
+    """Comparisons that a round has labelled: an equal part of `collect.n_pairs`, the last what is left."""
+    part = config.collect.n_pairs // config.rounds
+    return part if number < config.rounds else config.collect.n_pairs - part * (config.rounds - 1)
+
+
+def followed(run: RunDirectory) -> Path | None:
+    """The run directory that this one samples from, chooses by and has its reference from; None for a first round.
+    Raises ConfigError for one that has aligned nothing, or another model."""
+    if run.config.rounds > 1:
+        return round_path(run.path, run.config.rounds - 1)
+    if run.config.collect.follows is None:
+        return None
+    earlier = RunDirectory.open(Path(run.config.collect.follows))
+    if earlier.stage_state("align") != "done":
+        raise ConfigError(
+            f"collect.follows names {earlier.path}, which has not come to the end of its align stage yet"
+        )
+    for section in ("model", "sft"):
+        ours, theirs = (
+            flat(getattr(c, section).model_dump(mode="json")) for c in (run.config, earlier.config)
+        )
+        differing = [k for k in ours if ours[k] != theirs.get(k) and k.split(".")[0] not in OF_A_MACHINE]
+        if differing:
+            raise ConfigError(
+                f"collect.follows names {earlier.path}, which has another {section}.{differing[0]} "
+                f"({theirs.get(differing[0])!r}, here {ours[differing[0]]!r}): rounds have one "
+                "reference"
+            )
+    return earlier.path
+
+
+def aligned(run: Path) -> Path | None:
+    """What a run's align stage made: PPO's policy, or what took its place; None when nothing came of it."""
+    return next((run / name for name in TRAINED if is_saved(run / name)), None)
+
+
+def policies(run: RunDirectory) -> dict[str, Path]:
+    """Where the trained policies of a run are saved, those of its earlier rounds first."""
+    numbers = range(1, run.config.rounds)
+    rounds = {f"{ROUND}{n}": aligned(round_path(run.path, n)) for n in numbers}
+    own = {name: run.path / name for name in TRAINED if is_saved(run.path / name)}
+    return {name: folder for name, folder in rounds.items() if folder is not None} | own
+
+
+def policy_folder(run: Path, name: str) -> Path:
+    """Where a policy is saved, by the name that the evaluation gives it."""
+    if name.startswith(ROUND):
+        return aligned(round_path(run, int(name.removeprefix(ROUND)))) or run / name
+    return run / name
