@@ -15,6 +15,7 @@ from burnish.inputs import Inputs
 from burnish.monitor.live import View
 from burnish.monitor.trackers import Trackers
 from burnish.pipeline import order
+from burnish.pipeline.gated import held_out_figures
 from burnish.pipeline.order import ROUND, STAGES, Stage, Workplace, carry_out, discard_stale, stage_inputs
 from burnish.runs import RunDirectory, Writes
 
@@ -179,3 +180,14 @@ def test_who_is_stopped_while_discarding_finds_all_of_it_stale_again(
         left = [name for name in ("reward", "align", "evaluate", "report") if name in run.stages()]
         assert run.stale(after).changed == left
         assert left[0] == "reward"
+
+
+def test_with_a_length_correction_the_labels_taste_for_length_is_no_rule_to_beat() -> None:
+    examined: dict[str, Any] = {
+        "accuracy": {"value": 0.8},
+        "baselines": {"longer": 0.77, "shorter": 0.23, "first": 0.49},
+        "length": {"how": "none"},
+    }
+    assert held_out_figures(examined) == ({"value": 0.8}, examined["baselines"])
+    examined["length"] = {"how": "regress", "corrected_accuracy": {"value": 0.7}}
+    assert held_out_figures(examined) == ({"value": 0.7}, {"first": 0.49})
