@@ -44,9 +44,9 @@ def pass_gate(
 
 
 def held_out_figures(examined: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, float]]:
-    """The accuracy that the gate decides on, and the trivial rules it is held against. Where length is corrected for, that of
-    the corrected score, which PPO is given; what labelers gave for length is then no rule to be beaten, for it is what
-    was to be taken out."""
+    """The accuracy that the gate decides on, and the trivial rules it is held against. Where length is corrected for,
+    that of the corrected score, which PPO is given; what labelers gave for length is then no rule to be beaten, for it
+    is what was to be taken out."""
     corrected = (examined.get("length") or {}).get("corrected_accuracy")
     if not corrected:
         return examined["accuracy"], dict(examined["baselines"])
