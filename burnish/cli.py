@@ -107,7 +107,7 @@ def _run(
 
     loaded = load_config(config, sets)
     _prepare_environment()
-    from burnish.evaluate.champion import TRAINED
+    from burnish.evaluate.champion import ROUND, TRAINED
     from burnish.pipeline.order import run_pipeline
 
     path = directory or Path("runs") / loaded.name
@@ -122,7 +122,7 @@ def _run(
     else:
         print(_summary_text(summary, done.path))
     if summary["champion"] == "sft":
-        trained = set(TRAINED) & summary["evaluation"].keys()
+        trained = any(name in TRAINED or name.startswith(ROUND) for name in summary["evaluation"])
         nothing = summary["ppo"]["state"] == "stopped" and not trained
         raise typer.Exit(EXIT_NOTHING_ALIGNED if nothing else EXIT_CHAMPION_IS_SFT)
 

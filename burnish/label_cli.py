@@ -31,7 +31,7 @@ def store_file(path: Path) -> Path:
     """The store that a path means. Raises DataError where there is none, or it is no file."""
     file = path
     if path.is_dir():
-        from burnish.runs import RunDirectory
+        from burnish.runs import RunDirectory, project_of
 
         shared = RunDirectory.open(path).config.label.store
         if shared is not None and "://" in shared:
@@ -39,7 +39,7 @@ def store_file(path: Path) -> Path:
                 f"{path} has its labels at {shared}: these commands take a .sqlite file; import and export from Python "
                 "(burnish.data.store.LabelStore)"
             )
-        file = path / "labels.sqlite" if shared is None else Path(shared)
+        file = project_of(path) / "labels.sqlite" if shared is None else Path(shared)
     if not file.is_file():
         raise DataError(f"{file} does not exist; give a label store, or a run that has collected comparisons")
     return file

@@ -202,9 +202,16 @@ class RunDirectory:
 
     def holds_work(self, name: str) -> bool:
         """Whether discarding the stage would lose something: it is done and left something, or has a checkpoint."""
+        if name == ROUNDS and any(r.holds_work(stage) for r in self.rounds() for stage in r.stages()):
+            return True
         entry = self.manifest()["stages"].get(name, {})
         done = entry.get("state") == "done" and bool(entry["outputs"])
         return done or self.latest_checkpoint(name) is not None
+
+    def rounds(self) -> list[RunDirectory]:
+        """The earlier rounds that were begun."""
+        folders = (p.parent for p in (self.path / ROUNDS).glob("*/manifest.json"))
+        return [RunDirectory(folder, self.config) for folder in sorted(folders)]
 
     def discard_stage(self, name: str, writes: Writes) -> None:
         """Forget a stage: its folders, files and records, its lines in events.jsonl, its manifest entry."""

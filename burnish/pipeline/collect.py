@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from burnish.models.sampling import sample_rollout
 from burnish.pipeline.data import SNAPSHOT, Data, label_store_of
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
-from burnish.pipeline.rounds import aligned, followed, pairs_of_round
+from burnish.pipeline.rounds import aligned, asked_before, followed, pairs_of_round
 from burnish.pipeline.selecting import margins, usable
 from burnish.records import Comparison, Decision, Prompt, Response
 from burnish.reward.ensemble import RewardEnsemble
@@ -35,7 +36,9 @@ def collect(models: Models, data: Data, journal: Journal, config: CollectConfig,
         return []
     earlier = followed(journal.run)
     if earlier is not None:
-        return collect_more(models, data, journal, RunDirectory.open(earlier), seed)
+        outputs = collect_more(models, data, journal, RunDirectory.open(earlier), seed)
+        gc.collect()  # a base refers to itself: that of the candidates is to be gone before the stages to come
+        return outputs
     prompts = data.splits.train
     policy = models.reference(config.temperature)
     found = journal.latest_checkpoint()
@@ -152,12 +155,10 @@ def take_over(data: Data, earlier: RunDirectory) -> list[Comparison]:
     """What the earlier run had asked when its labels were complete; into our store with all labels, where that is
     another."""
     theirs, ours = (label_store_of(r.path, r.config.label) for r in (earlier, data.journal.run))
-    with LabelStore(theirs) as store:
-        at = Snapshot(**read_json(earlier.path / SNAPSHOT))
-        known = list(store.comparisons(at=at))
-        if str(theirs) != str(ours):
-            data.store.take_over(store, at)
-    return known
+    if str(theirs) != str(ours):
+        with LabelStore(theirs) as store:
+            data.store.take_over(store, Snapshot(**read_json(earlier.path / SNAPSHOT)))
+    return asked_before(earlier)
 
 
 def sample_candidates(

@@ -14,13 +14,13 @@ from burnish.models.load import resolve_path
 from burnish.pipeline.order import Workplace
 from burnish.pipeline.report import copy_whole_reward_model
 from burnish.pipeline.rounds import policy_folder
-from burnish.runs import RunDirectory
+from burnish.runs import RunDirectory, project_of
 
 
 def export_pairs(run: Path, path: Path, *, conversational: bool) -> dict[str, Any]:
     """Labelled pairs with a winner as Hugging Face preference data; ties are counted."""
     place = Workplace.alone(RunDirectory.open(run))
-    if place.config.label.store is None and not (run / "labels.sqlite").exists():
+    if place.config.label.store is None and not (project_of(run) / "labels.sqlite").exists():
         raise RunError(f"{run} has no labels yet; carry it out with `burnish run --until label`")
     try:
         store = place.data.store

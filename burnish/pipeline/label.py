@@ -15,30 +15,36 @@ from burnish.pipeline.data import SNAPSHOT, Data
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.judged import label_comparisons
 from burnish.pipeline.people import wait_for_people
+from burnish.pipeline.rounds import asked_before, followed
 from burnish.randomness import derive_seed
 from burnish.records import Comparison, Label, Preference, Response, content_id
 from burnish.rehearse.annotators import SimulatedAnnotators
-from burnish.runs import project_of
+from burnish.runs import RunDirectory, project_of
 
 
 def label(data: Data, journal: Journal, config: LabelConfig, seed: int) -> list[str]:
-    """Fill the label store with answers."""
+    """Fill the label store with answers: to what the run has asked itself, not to what came with the labels of a run
+    that it follows."""
+    earlier = followed(journal.run)
+    known = {c.id for c in asked_before(RunDirectory.open(earlier))} if earlier is not None else set()
+    asked = [c for c in data.store.comparisons() if c.id not in known]
     if config.source == "imported":
         import_labels(data, config)
     elif config.source == "judge":
-        judge_labels(data, journal, config)
+        judge_labels(data, asked, journal, config)
     elif config.source == "people":
-        wait_for_people(data.store, project_of(journal.path), config.labels_per_pair, config.missing_share)
+        wait_for_people(
+            data.store, asked, project_of(journal.path), config.labels_per_pair, config.missing_share
+        )
     else:
-        simulate_labels(data, config, seed)
+        simulate_labels(data, asked, config, seed)
     journal.run.append("metrics/label.jsonl", {"step": 1, **data.store.consensus_report()})
     write_json(journal.path / SNAPSHOT, asdict(data.store.snapshot()))
     return ["labels.sqlite", SNAPSHOT]
 
 
-def judge_labels(data: Data, journal: Journal, config: LabelConfig) -> None:
+def judge_labels(data: Data, comparisons: list[Comparison], journal: Journal, config: LabelConfig) -> None:
     """An AI judge answers every comparison, in both orders; how it behaved goes to metrics/judge.jsonl."""
-    comparisons = list(data.store.comparisons())
     report = label_comparisons(
         data.store,
         comparisons,
@@ -104,7 +110,7 @@ def drawn_sides(pair: Preference) -> tuple[Comparison, float]:
     return Comparison(pair.prompt, rejected, chosen), 1.0 - pair.confidence
 
 
-def simulate_labels(data: Data, config: LabelConfig, seed: int) -> None:
+def simulate_labels(data: Data, comparisons: list[Comparison], config: LabelConfig, seed: int) -> None:
     """A rehearsal's annotators answer, `labels_per_pair` of them each comparison."""
     assert data.gold is not None
     told = data.store.add_guidelines(load_guidelines(config.guidelines))
@@ -116,7 +122,7 @@ def simulate_labels(data: Data, config: LabelConfig, seed: int) -> None:
     )
     crowd = SimulatedAnnotators(data.gold, config.simulated, derive_seed(seed, "annotators"), told, name)
     labels = []
-    for comparison in data.store.comparisons():
+    for comparison in comparisons:
         first = int(comparison.id, 16)
         for turn in range(config.labels_per_pair):
             annotator = (first + turn) % config.simulated.annotators

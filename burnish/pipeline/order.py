@@ -79,8 +79,8 @@ ROUND = (
     Stage(
         "sft",
         lambda w: sft(w.models, w.journal.of("sft"), w.config.sft, w.config.seed),
-        uses=("seed", "threads", "model", "sft"),
-        files=("model", "demonstrations"),
+        uses=("seed", "threads", "model", "sft", "rounds"),
+        files=("model", "demonstrations", "followed run"),
         code=(
             *("burnish.models", "burnish.objectives", "burnish.records", "burnish.randomness"),
             *("burnish.parallel", "burnish.policy.sft", "burnish.policy.optimizer_state"),
@@ -100,8 +100,8 @@ ROUND = (
     Stage(
         "collect",
         lambda w: collect(w.models, w.data, w.journal.of("collect"), w.config.collect, w.config.seed),
-        uses=("data", "collect", "select", "rounds"),
-        files=("prompts", "followed run"),
+        uses=("data", "collect", "select"),
+        files=("prompts",),
         code=(
             "burnish.pipeline.collect",
             *("burnish.pipeline.selecting", "burnish.labels.select"),
@@ -231,6 +231,7 @@ PURSE = ("concurrency", "timeout", "retries", "price_in", "price_out", "budget",
 NO_MATTER = (
     "monitor.trackers",
     "collect.follows",  # whose content is an input
+    "label.missing_share",  # what stopped for want of labels reads it again
     *(f"{s}.judge.{k}" for s in ("label", "evaluate") for k in PURSE),
 )  # keys that change no figure
 
@@ -311,6 +312,11 @@ def run_pipeline(
     configuration no longer fits is done again only with `redo`; so is what other code has made, which otherwise
     stands. `view` is that of whoever has it carried out, None for one of its own."""
     check_config(config)
+    names = [stage.name for stage in stages_of(config)]
+    if until is not None and until not in names:
+        raise ConfigError(
+            f"until={until!r}, but a run with rounds: {config.rounds} has the stages {', '.join(names)}"
+        )
     run = RunDirectory.create_or_open(path, config)
     with run.lock(), nullcontext(view) if view else open_view(config.name, config.ppo.kl.target) as view:
         followed(run)  # says so, if it is none to follow
@@ -344,6 +350,8 @@ def discard_stale(run: RunDirectory, inputs: dict[str, Inputs], view: View, *, r
     stale = run.stale(inputs)
     # A report is a rendering: there is nothing in it to lose.
     outdated = [*stale.changed, *(n for n in stale.older if redo or n == "report")]
+    if ROUNDS in run.stages() and ROUNDS not in inputs:
+        outdated.insert(0, ROUNDS)  # of when there were several
     lost = [n for n in outdated if n != "report" and run.holds_work(n)]
     why = "; ".join(stale.changes) or "another version of the code"
     if lost and not redo:

@@ -93,7 +93,9 @@ def measure(models: Models, data: Data, config: RunConfig) -> Pace:
 
 
 def time_estimate(pace: Pace, data: Data, config: RunConfig) -> float:
-    """Seconds for the whole run, DPO and distillation left out."""
+    """Seconds for the whole run, DPO and distillation left out. Rounds: a later one samples candidates, and trains its
+    rewards on all labels so far."""
+    rounds = config.rounds
     sampled = config.label.source != "imported"  # collected by this run
     collected = 2 * config.collect.n_pairs * pace.sampling if sampled else 0.0
     if sampled:
@@ -106,8 +108,9 @@ def time_estimate(pace: Pace, data: Data, config: RunConfig) -> float:
     rewards = answers * (2 * pace.features + passes)
     ppo = config.ppo.updates * config.ppo.batch_size * pace.ppo_response(config)
     examined = config.evaluate.n_selection + config.evaluate.n_test
-    evaluation = examined * (pace.sampling + pace.features) * (2 + config.evaluate.best_of_n)
-    return collected + rewards + ppo + evaluation
+    evaluation = examined * (pace.sampling + pace.features) * (1 + rounds + config.evaluate.best_of_n)
+    collected *= (1 + config.select.candidates * (rounds - 1)) / rounds
+    return collected + rewards * (rounds + 1) / 2 + ppo * rounds + evaluation
 
 
 def memory_estimate(models: Models, config: RunConfig) -> int:

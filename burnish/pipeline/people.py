@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from burnish.data.store import LabelStore
 from burnish.errors import ConfigError, DataError, Waiting
 from burnish.labels.terminal import Session
 from burnish.pipeline.vendors import selected
-from burnish.records import Label
+from burnish.records import Comparison, Label
 
 
 def ask_in_terminal(
@@ -44,16 +45,17 @@ def _keep(store: LabelStore, label: Label) -> None:
     store.add_labels([label])
 
 
-def wait_for_people(store: LabelStore, path: Path, labels_per_pair: int, missing_share: float) -> None:
-    """Raises Waiting while more than a share of the comparisons have fewer labels than were asked for."""
+def wait_for_people(
+    store: LabelStore, asked: Sequence[Comparison], path: Path, labels_per_pair: int, missing_share: float
+) -> None:
+    """Raises Waiting while more than a share of what was asked has fewer labels than were asked for."""
     given: dict[str, int] = {}
     for label in (label for label in store.labels() if label.source == "human"):
         given[label.comparison_id] = given.get(label.comparison_id, 0) + 1
-    comparisons = [c.id for c in store.comparisons()]
-    missing = sum(given.get(i, 0) < labels_per_pair for i in comparisons)
-    if missing > missing_share * len(comparisons):
+    missing = sum(given.get(c.id, 0) < labels_per_pair for c in asked)
+    if missing > missing_share * len(asked):
         raise Waiting(
-            f"waiting for people: {missing} of {len(comparisons)} comparisons have fewer than {labels_per_pair} "
+            f"waiting for people: {missing} of {len(asked)} comparisons have fewer than {labels_per_pair} "
             f"label(s). `burnish label terminal {path} --name YOU` asks you, `burnish label export` sends them to "
             "others; then give the same command again (label.missing_share lets it go on without the last of them)"
         )

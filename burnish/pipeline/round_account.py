@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from burnish.checkpoints import read_json
+from burnish.data.store import Snapshot
 from burnish.evaluate.champion import ROUND, TRAINED
 from burnish.models.pairs import EncodedPairs
-from burnish.pipeline.data import Data
+from burnish.pipeline.data import SNAPSHOT, Data
 from burnish.pipeline.models import Models
 from burnish.pipeline.rounds import policies, round_path
 from burnish.records import Preference
@@ -20,20 +23,25 @@ from burnish.stats import clustered_proportion
 def account_of_rounds(
     models: Models, data: Data, run: RunDirectory, confidence: float
 ) -> list[dict[str, Any]]:
-    """Of every round its labels and their cost, the policy it ended with, and the accuracy of its ensemble on held-out
-    pairs of every round. Those are drawn at random, never chosen by what a model is unsure of."""
+    """Of every round its new labels and their cost, the policy it ended with, and the accuracy of its ensemble on
+    held-out pairs of every round. Those are drawn at random, never chosen by what a model is unsure of."""
     rounds = range(run.config.rounds)
     pairs = data.parts["validation"]
-    origin = {c.id: c.round for c in data.store.comparisons(at=data.snapshot)}
-    labels = list(data.store.labels(at=data.snapshot))
-    begun = max(origin.values(), default=0) - len(rounds) + 1  # after those of a run that was followed
+    paths = [*(round_path(run.path, number + 1) for number in rounds[:-1]), run.path]
+    snapshots = [Snapshot(**read_json(path / SNAPSHOT)) for path in paths]
+    origin: dict[str, int] = {}
+    for number, at in enumerate(snapshots):
+        for comparison in data.store.comparisons(at=at):
+            origin.setdefault(comparison.id, number)
+    counts = [0, *(sum(1 for _ in data.store.labels(at=at)) for at in snapshots)]
+    labels = list(data.store.labels(at=snapshots[-1]))
     known = policies(run)
     found = []
     for number in rounds:
         last = number == rounds[-1]
-        folder = (run.path if last else round_path(run.path, number + 1)) / "reward"
-        right = judged_right(replace(models), folder, pairs)
-        asked = [label for label in labels if origin.get(label.comparison_id) == begun + number]
+        right = judged_right(replace(models), paths[number] / "reward", pairs)
+        gc.collect()  # a base refers to itself: one at a time
+        asked = labels[counts[number] : counts[number + 1]]
 
         def accuracy(of_round: int | None, right: list[float] = right) -> dict[str, Any] | None:
             rows = [i for i, p in enumerate(pairs) if of_round is None or origin[p.comparison_id] == of_round]
@@ -49,7 +57,7 @@ def account_of_rounds(
                 "cost": sum(label.cost for label in asked),
                 "policy": next((name for name in names if name in known), None),
                 "accuracy": accuracy(None),
-                "accuracy_on_pairs_of_round": {str(r + 1): accuracy(begun + r) for r in rounds},
+                "accuracy_on_pairs_of_round": {str(r + 1): accuracy(r) for r in rounds},
             }
         )
     return found

@@ -11,12 +11,16 @@ import gc
 from collections.abc import Callable
 from pathlib import Path
 
+from burnish.checkpoints import read_json
 from burnish.config import RunConfig
 from burnish.config.loading import flat
-from burnish.errors import ConfigError
+from burnish.data.store import LabelStore, Snapshot
+from burnish.errors import ConfigError, RunError
 from burnish.evaluate.champion import ROUND, TRAINED
 from burnish.models.artefacts import is_saved
+from burnish.pipeline.data import SNAPSHOT, label_store_of
 from burnish.pipeline.journal import Journal
+from burnish.records import Comparison
 from burnish.runs import ROUNDS, RunDirectory
 
 OF_A_MACHINE = (
@@ -92,6 +96,16 @@ def followed(run: RunDirectory) -> Path | None:
                 "reference"
             )
     return earlier.path
+
+
+def asked_before(earlier: RunDirectory) -> list[Comparison]:
+    """What a run had asked when its labels were complete. Raises RunError where its labels are not there any more."""
+    at = Snapshot(**read_json(earlier.path / SNAPSHOT))
+    with LabelStore(label_store_of(earlier.path, earlier.config.label)) as store:
+        known = list(store.comparisons(at=at))
+    if at.comparisons and not known:
+        raise RunError(f"the labels that {earlier.path} learned from are gone; add --redo to make it again")
+    return known
 
 
 def aligned(run: Path) -> Path | None:

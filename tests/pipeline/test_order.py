@@ -43,7 +43,7 @@ APART += ("burnish.monitor.live", "burnish.monitor.trackers")
         ("data.n_prompts=100", "collect"),
         ("seed=1", "sft"),
         ("monitor.trackers=[]", None),
-        ("rounds=2", "collect"),
+        ("rounds=2", "sft"),
         ("select.how=bald", "collect"),
     ],
 )
