@@ -23,24 +23,26 @@ from burnish.runs import RunDirectory, project_of
 
 
 def label(data: Data, journal: Journal, config: LabelConfig, seed: int) -> list[str]:
-    """Fill the label store with answers: to what the run has asked itself, not to what came with the labels of a run
-    that it follows."""
-    earlier = followed(journal.run)
-    known = {c.id for c in asked_before(RunDirectory.open(earlier))} if earlier is not None else set()
-    asked = [c for c in data.store.comparisons() if c.id not in known]
+    """Fill the label store with answers."""
     if config.source == "imported":
         import_labels(data, config)
     elif config.source == "judge":
-        judge_labels(data, asked, journal, config)
+        judge_labels(data, own_questions(data, journal), journal, config)
     elif config.source == "people":
-        wait_for_people(
-            data.store, asked, project_of(journal.path), config.labels_per_pair, config.missing_share
-        )
+        asked, path = own_questions(data, journal), project_of(journal.path)
+        wait_for_people(data.store, asked, path, config.labels_per_pair, config.missing_share)
     else:
-        simulate_labels(data, asked, config, seed)
+        simulate_labels(data, own_questions(data, journal), config, seed)
     journal.run.append("metrics/label.jsonl", {"step": 1, **data.store.consensus_report()})
     write_json(journal.path / SNAPSHOT, asdict(data.store.snapshot()))
     return ["labels.sqlite", SNAPSHOT]
+
+
+def own_questions(data: Data, journal: Journal) -> list[Comparison]:
+    """What the store asks, but for what came with the labels of a run that is followed."""
+    earlier = followed(journal.run)
+    known = {c.id for c in asked_before(RunDirectory.open(earlier))} if earlier is not None else set()
+    return [c for c in data.store.comparisons() if c.id not in known]
 
 
 def judge_labels(data: Data, comparisons: list[Comparison], journal: Journal, config: LabelConfig) -> None:
