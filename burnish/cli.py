@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from enum import StrEnum
@@ -16,6 +15,8 @@ import typer
 from burnish.config.stages import StageName
 from burnish.errors import EXIT_CODES, BurnishError, ConfigError
 from burnish.label_cli import app as label_app
+from burnish.reward_cli import app as reward_app
+from burnish.reward_cli import prepare_environment
 
 EXIT_CHAMPION_IS_SFT = 10
 """The run finished, but nothing beat SFT: a code of its own."""
@@ -38,7 +39,6 @@ app = typer.Typer(
 )
 
 app.add_typer(label_app, name="label")
-reward_app = typer.Typer(no_args_is_help=True, help="A run's reward models at work.")
 app.add_typer(reward_app, name="reward")
 
 ConfigArg = Annotated[
@@ -106,7 +106,7 @@ def _run(
     from burnish.config.loading import load_config
 
     loaded = load_config(config, sets)
-    _prepare_environment()
+    prepare_environment()
     from burnish.evaluate.champion import ROUND, TRAINED
     from burnish.pipeline.order import run_pipeline
 
@@ -125,16 +125,6 @@ def _run(
         trained = any(name in TRAINED or name.startswith(ROUND) for name in summary["evaluation"])
         nothing = summary["ppo"]["state"] == "stopped" and not trained
         raise typer.Exit(EXIT_NOTHING_ALIGNED if nothing else EXIT_CHAMPION_IS_SFT)
-
-
-def _prepare_environment() -> None:
-    """Before torch is loaded: no telemetry, no progress bars of other libraries."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA needs to be deterministic
 
 
 @app.command()
@@ -195,7 +185,7 @@ def init(
     if model is not None or preferences is not None:
         if kind != "real" or model is None or preferences is None:
             raise ConfigError("--model and --preferences belong together, and to --kind real")
-        _prepare_environment()
+        prepare_environment()
         from burnish.pipeline.starting import head, suited_settings
 
         known = head(*suited_settings(model, gguf_file, preferences))
@@ -215,7 +205,7 @@ def doctor(
     from burnish.config.loading import load_config
 
     loaded = load_config(config, sets)
-    _prepare_environment()
+    prepare_environment()
     from burnish.pipeline.doctor import examine_setup
 
     findings = examine_setup(loaded)
@@ -261,48 +251,6 @@ def export(
     print(json.dumps(result) if as_json else f"Wrote {kind.value} to {path}: {what}")
 
 
-@reward_app.command()
-def score(
-    directory: RunArg,
-    file: Annotated[
-        Path | None, typer.Argument(help="JSON lines with prompt and response; without: standard input.")
-    ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Then every line is a response to it.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
-) -> None:
-    """Score texts with a run's reward models: the ensemble, every member, and how far they disagree."""
-    from burnish.data.lines import must_exist
-    from burnish.pipeline.scoring import as_table, read_rows, score_texts
-
-    if file is not None:
-        must_exist(file)
-    text = sys.stdin.read() if file is None else file.read_text(encoding="utf-8")
-    _prepare_environment()
-    rows = list(score_texts(directory, read_rows(text, prompt)))
-    print("\n".join(json.dumps(row) for row in rows) if as_json else as_table(rows))
-
-
-@reward_app.command()
-def explain(
-    directory: RunArg,
-    out: Annotated[Path, typer.Argument(help="Page to write, .html.")],
-    prompt: Annotated[str, typer.Option(help="The request.")],
-    response: Annotated[str, typer.Option(help="The answer whose score is to be explained.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Why an answer has its score: what every token contributes, and the labelled answers most like it, as a page.
-    Needs burnish[explain]."""
-    from dataclasses import asdict
-
-    _prepare_environment()
-    from burnish.pipeline.explain import explain as explained
-    from burnish.pipeline.explain import write_page
-
-    found = explained(directory, prompt, response)
-    write_page(found, prompt, out)
-    print(json.dumps(asdict(found)) if as_json else f"Score {found.score:+.2f}. Wrote {out}")
-
-
 @app.command()
 def compare(
     first: Annotated[Path, typer.Argument(help="Run directory.")],
@@ -332,7 +280,7 @@ def chat(
     as_json: JsonOption = False,
 ) -> None:
     """Ask SFT and the champion the same things: a prompt a line, or messages as a JSON list; an empty line ends."""
-    _prepare_environment()
+    prepare_environment()
     from burnish.pipeline.chat import answers
 
     asked = (line for line in iter(_ask, "") if line.strip())

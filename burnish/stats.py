@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from statistics import NormalDist
 
@@ -129,6 +129,88 @@ def calibration(
         table.append(row)
         ece += n / len(conf) * abs(row["accuracy"] - row["confidence"])
     return ece, table
+
+
+def best_of_n(scores: Sequence[float], values: Sequence[float], n: int) -> float:
+    """Expected value of the answer that has the highest of n scores, from N >= n answers: exact over all ways to draw n
+    of them (the unbiased estimator of Gao et al. 2022, and of Stiennon et al. 2020), ties shared. Raises ValueError for
+    n outside [1, N]."""
+    x, y = _finite("scores", scores), _finite("values", values)
+    _same_length("scores", x, "values", y)
+    total = len(x)
+    if not 1 <= n <= total:
+        raise ValueError(f"n={n} of {total} answers; n must lie between 1 and their number")
+    # The answer of rank i from below is the best of a draw with probability C(i - 1, n - 1) / C(N, n).
+    ranks = np.arange(1, total + 1)
+    log_weights = np.full(total, -np.inf)
+    able = ranks >= n
+    log_weights[able] = [
+        math.lgamma(r)
+        - math.lgamma(n)
+        - math.lgamma(r - n + 1)
+        - (math.lgamma(total + 1) - math.lgamma(n + 1) - math.lgamma(total - n + 1))
+        for r in ranks[able]
+    ]
+    weights = np.exp(log_weights)
+    _, tied = np.unique(x, return_inverse=True)
+    shared = np.zeros(tied.max() + 1)
+    np.add.at(shared, np.sort(tied), weights)
+    counts = np.bincount(tied)
+    return float((shared / counts)[tied] @ y)
+
+
+def roc_auc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
+    """Probability that a positive has a higher score than a negative, ties half (Mann and Whitney); None where one of
+    the two is missing."""
+    x = _finite("scores", scores)
+    right = np.asarray(positive, dtype=bool)
+    _same_length("scores", x, "positive", right.astype(float))
+    m, n = int(right.sum()), int((~right).sum())
+    if not m or not n:
+        return None
+    from scipy.stats import rankdata
+
+    return float((rankdata(x)[right].sum() - m * (m + 1) / 2) / (m * n))
+
+
+def clustered_interval(
+    figure: Callable[[npt.NDArray[np.intp]], float | None],
+    clusters: Sequence[Hashable],
+    *,
+    seed: int,
+    draws: int = 500,
+    confidence: float = 0.95,
+) -> Interval | None:
+    """Percentile interval of any figure of the rows it is given, resampling whole clusters; None where the figure is
+    None on all rows, or on more than a tenth of the draws. n counts clusters."""
+    index, n = _cluster_index(clusters, len(clusters))
+    value = figure(np.arange(len(clusters)))
+    if value is None or n < 2:
+        return None
+    members = [np.flatnonzero(index == c) for c in range(n)]
+    rng = np.random.default_rng(seed)
+    drawn = [figure(np.concatenate([members[c] for c in rng.integers(n, size=n)])) for _ in range(draws)]
+    known = [v for v in drawn if v is not None]
+    if len(known) < 0.9 * draws:
+        return None
+    low, high = np.quantile(known, _tails(confidence))
+    return Interval(value, float(low), float(high), n)
+
+
+def fitted_temperature(gaps: Array) -> float:
+    """The temperature T > 0 that makes mean_k sigmoid(gap_k / T) the likeliest of N pairs that all were won, `gaps` (N,
+    K) each of K models' raw score of the winner minus that of the loser (Guo et al. 2017). Between 1/20 and 20."""
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_t: float) -> float:
+        return -float(np.log(np.clip(sigmoid(gaps / math.exp(log_t)).mean(1), 1e-12, None)).mean())
+
+    return math.exp(float(minimize_scalar(loss, bounds=(-math.log(20), math.log(20)), method="bounded").x))
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), whatever the size of x."""
+    return 0.5 * (1.0 + np.tanh(x / 2))
 
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:

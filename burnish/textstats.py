@@ -41,6 +41,7 @@ def _identifier() -> Any:
     return identifier
 
 
+@lru_cache(maxsize=1 << 14)  # a prompt is asked about as often as it has answers
 def language(text: str) -> tuple[str, float]:
     """Most likely language among `LANGUAGES` and its probability; ("und", 0.0) for texts under four words."""
     if n_words(text) < MIN_WORDS_FOR_LANGUAGE:

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -10,15 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from burnish.stats import (
+    best_of_n,
     calibration,
     clustered_bootstrap,
+    clustered_interval,
     clustered_proportion,
+    fitted_temperature,
     length_controlled_win_rate,
     mean_and_se,
     mean_interval,
     paired_win_rate,
     pearson,
+    roc_auc,
     sample_size,
+    sigmoid,
     wilson,
 )
 
@@ -374,3 +380,50 @@ def test_mean_interval_is_students() -> None:
     assert found.n == 4
     with pytest.raises(ValueError, match="1 value"):
         mean_interval([1.0])
+
+
+# Best of n, ranking, temperature
+
+
+def test_best_of_n_is_the_mean_over_all_draws() -> None:
+    scores, values = [3.0, 1.0, 2.0, 2.0, 5.0], [1.0, 0.0, 4.0, 2.0, -1.0]
+    for n in range(1, 6):
+        best = []
+        for draw in combinations(range(5), n):
+            top = max(scores[i] for i in draw)
+            best.append(np.mean([values[i] for i in draw if scores[i] == top]))
+        assert best_of_n(scores, values, n) == pytest.approx(np.mean(best))
+    with pytest.raises(ValueError, match="n=6 of 5 answers"):
+        best_of_n(scores, values, 6)
+
+
+def test_best_of_n_of_many() -> None:
+    scores = np.random.default_rng(0).normal(size=4096)
+    assert best_of_n(scores, scores, 1) == pytest.approx(scores.mean())
+    assert best_of_n(scores, scores, 4096) == pytest.approx(scores.max())
+    # The expected largest of 4 standard normal numbers.
+    assert best_of_n(scores, scores, 4) == pytest.approx(1.0294, abs=0.05)
+
+
+def test_roc_auc_by_hand() -> None:
+    assert roc_auc([3.0, 1.0, 2.0, 2.0], [True, False, True, False]) == pytest.approx((1 + 1 + 1 + 0.5) / 4)
+    assert roc_auc([1.0, 2.0], [True, True]) is None
+
+
+def test_the_temperature_that_fits_is_found() -> None:
+    rng = np.random.default_rng(1)
+    true = rng.normal(size=20_000) * 2
+    won = rng.random(20_000) < sigmoid(true)
+    gaps = np.where(won, true, -true)[:, None] * 3  # three times too sure
+    assert fitted_temperature(gaps) == pytest.approx(3.0, rel=0.06)
+
+
+def test_a_clustered_interval_of_any_figure() -> None:
+    x = np.random.default_rng(2).normal(size=400)
+    groups = [i // 4 for i in range(400)]
+    found = clustered_interval(lambda rows: float(x[rows].mean()), groups, seed=0)
+    expected = clustered_bootstrap(x, groups, seed=0)
+    assert found is not None
+    assert found.n == 100
+    assert (found.ci_low, found.ci_high) == pytest.approx((expected.ci_low, expected.ci_high), abs=0.02)
+    assert clustered_interval(lambda rows: None, groups, seed=0) is None

@@ -92,10 +92,11 @@ class Data:
             max_pairs=self.label.max_pairs,
             limit=self.config.rejected_rows_limit,
             rejected_to=self.journal.path / "rejected" / "import.jsonl",
-            fits=self._fits,
+            fits=self.fits,
         )
 
-    def _fits(self, pair: Preference) -> bool:
+    def fits(self, pair: Preference) -> bool:
+        """Whether a pair is within the limits of the run's models."""
         sides = ((pair.chosen, pair.chosen_ended), (pair.rejected, pair.rejected_ended))
         return fits(self.models.codec, self.models.config, pair.prompt, *sides)
 
@@ -169,7 +170,7 @@ class Data:
         kept: list[Preference] = []
         dropped = []
         for pair in self.store.preferences(self.snapshot):
-            if self._fits(pair):
+            if self.fits(pair):
                 kept.append(pair)
             else:
                 dropped.append({"comparison": pair.comparison_id, "reason": "too long"})

@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, select_autoescape
 
 from burnish.checkpoints import atomic_write
 from burnish.errors import BurnishError, ConfigError
@@ -22,6 +21,7 @@ from burnish.pipeline.order import Workplace
 from burnish.pipeline.report import copy_whole_reward_model
 from burnish.pipeline.scoring import open_ensemble
 from burnish.records import Prompt
+from burnish.report.embed import render
 
 STEPS = (32, 128, 512)  # of the path, until contributions add up
 TOLERANCE = 0.02  # of a reference standard deviation, and of the difference that is to be explained
@@ -151,8 +151,4 @@ def write_page(explained: Explained, prompt: str, path: Path) -> None:
         }
         for token, value in zip(explained.tokens, explained.contributions, strict=True)
     ]
-    environment = Environment(
-        loader=PackageLoader("burnish.report"), autoescape=select_autoescape(default=True)
-    )
-    page = environment.get_template("explain.html").render(explained=explained, spans=spans, prompt=prompt)
-    atomic_write(path, page)
+    atomic_write(path, render("explain.html", explained=explained, spans=spans, prompt=prompt))

@@ -8,32 +8,47 @@ from typing import Any
 
 import torch
 
-from burnish.checkpoints import read_json
+from burnish.checkpoints import read_json, write_json
 from burnish.config.ppo import PPOConfig
-from burnish.models.sampling import sample_rollout
 from burnish.pipeline.data import Data
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
-from burnish.records import Decision, Interval
+from burnish.pipeline.stressing import sample_rounds, stress_ensemble
+from burnish.records import Decision, Interval, Prompt, Rollout
 from burnish.reward.ensemble import RewardEnsemble, best_of
 from burnish.reward.gate import gate
-from burnish.reward.saved import SavedWatcher, load_ensemble
+from burnish.reward.saved import SavedWatcher, load_ensemble, load_reference
+from burnish.reward.stress import GRAVE
 from burnish.stats import mean_interval
 
 GATE_PROMPTS = 64
-GATE_ANSWERS = 4
+GATE_ANSWERS = 8
+STRESSED = "stress.json"
 
 
 def pass_gate(
     models: Models, data: Data, journal: Journal, config: PPOConfig, watch: SavedWatcher | None, seed: int
 ) -> str | None:
-    """Decide on record whether PPO is worth trying; why not, or None."""
-    examined = read_json(journal.path / "reward" / "examination.json")
-    lift = None
-    if watch is not None and watch.armed:
-        ensemble = load_ensemble(models.base, journal.path / "reward")
-        lift = watchers_lift(models, data, ensemble, watch, config.batch_size, seed)
-    outcome, decision = gate(*held_out_figures(examined), sum(examined["pairs"].values()), lift)
+    """Decide on record whether PPO is worth trying; why not, or None. What the stress tests said is in stress.json."""
+    rewards = journal.path / "reward"
+    examined = read_json(rewards / "examination.json")
+    lift, hacks = None, []
+    ensemble = load_ensemble(models.base, rewards)
+    prompts = unlearned(data)
+    if prompts:
+        journal.view.note(f"align: {GATE_ANSWERS} answers of SFT to {len(prompts)} prompts, for the gate")
+        size = max(config.batch_size, GATE_PROMPTS)
+        rounds = sample_rounds(models, prompts, GATE_ANSWERS, size, seed, "gate")
+        if watch is not None and watch.armed and len(prompts) > 1:
+            lift = watchers_lift(ensemble, watch, rounds, models.codec.pad_id)
+        sd = load_reference(ensemble, rewards)[1]
+        stressed = stress_ensemble(
+            models, ensemble, sd, rounds[0], rounds, kl_target=config.kl.target, seed=seed
+        )
+        write_json(journal.path / STRESSED, stressed)
+        hacks = stressed["reasons"]["stop"]
+        journal.decide(0, stress_decision(stressed))
+    outcome, decision = gate(*held_out_figures(examined), sum(examined["pairs"].values()), lift, hacks)
     ignored = outcome == "stop" and config.gate == "ignored"
     if ignored:
         decision = replace(
@@ -53,29 +68,29 @@ def held_out_figures(examined: Mapping[str, Any]) -> tuple[Mapping[str, Any], di
     return corrected, {k: v for k, v in examined["baselines"].items() if k not in ("longer", "shorter")}
 
 
+def unlearned(data: Data) -> list[Prompt]:
+    """Training prompts that neither members nor watcher learned from."""
+    learned = {p.prompt.group for role in ("members", "watcher") for p in data.parts[role]}
+    return [p for p in data.splits.train if p.group not in learned][:GATE_PROMPTS]
+
+
+def stress_decision(stressed: Mapping[str, Any]) -> Decision:
+    """The outcome of stress tests, in words."""
+    outcome, reasons = stressed["outcome"], [r for kind in GRAVE for r in stressed["reasons"][kind]]
+    tried = sum(row["outcome"] != "too few" for row in stressed["changes"])
+    told = "; ".join(reasons) or f"{tried} of {len(stressed['changes'])} changes tried, none of them liked"
+    evidence = {row["name"]: row["rise"] and row["rise"]["value"] for row in stressed["changes"]}
+    return Decision(f"stress_{outcome.replace(' ', '_')}", f"stress tests: {outcome}: {told}", evidence)
+
+
 def watchers_lift(
-    models: Models, data: Data, ensemble: RewardEnsemble, watch: SavedWatcher, batch_size: int, seed: int
+    ensemble: RewardEnsemble, watch: SavedWatcher, rounds: Sequence[Rollout], pad_id: int
 ) -> Interval:
     """How far the watcher's score of the ensemble's pick among several SFT answers lies above their mean, by prompts
     that the members did not learn from."""
-    learned = {p.prompt.group for role in ("members", "watcher") for p in data.parts[role]}
-    fresh = [p for p in data.splits.train if p.group not in learned][:GATE_PROMPTS]
-    prompts = fresh if len(fresh) >= GATE_PROMPTS // 4 else data.splits.train[:GATE_PROMPTS]
-    rounds = [
-        sample_rollout(
-            models.reference(),
-            models.codec,
-            prompts,
-            max_tokens=models.config.max_response_tokens,
-            batch_size=max(batch_size, GATE_PROMPTS),
-            seed=seed,
-            where=("gate", turn),
-        )
-        for turn in range(GATE_ANSWERS)
-    ]
-    picked = best_of(ensemble, rounds, models.codec.pad_id)
-    usual = torch.stack([watch.scores(r, models.codec.pad_id) for r in rounds]).mean(0)
-    return mean_interval((watch.scores(picked, models.codec.pad_id) - usual).tolist())
+    picked = best_of(ensemble, rounds, pad_id)
+    usual = torch.stack([watch.scores(r, pad_id) for r in rounds]).mean(0)
+    return mean_interval((watch.scores(picked, pad_id) - usual).tolist())
 
 
 def barely_moved(rows: Sequence[Mapping[str, Any]], attempt: int, config: PPOConfig) -> Decision | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from burnish.config.guard import GuardConfig
 from burnish.errors import Diverged
+from burnish.models.sampling import sample_rollout
 from burnish.monitor.hacking import HackMonitor, WatcherMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.monitor.texts import text_figures
@@ -19,6 +20,8 @@ from burnish.records import Alert, StepStats
 from burnish.reward.saved import SavedWatcher
 
 SAMPLES_KEPT = 8
+PAIRS_KEPT = 24
+OWN_PAIRS = "samples/pairs.jsonl"
 
 
 @dataclass
@@ -93,6 +96,7 @@ def run_attempt(guarded: Guarded, sample_every: int) -> str | None:
         journal.view.update(stats.values)
         if (ppo.tick - 1) % sample_every == 0:
             keep_samples(journal, ppo)
+            keep_pairs(journal, ppo)
         observers = (guarded.health, guarded.watcher, guarded.hacks)
         alerts = [alert for observer in observers for alert in observer.observe(stats)]
         for alert in alerts:
@@ -184,5 +188,38 @@ def keep_samples(journal: Journal, ppo: PPO) -> None:
                 "score": float(experience.scores.scores[i]),
                 "kl": float(experience.kl[i]),
                 "length": rollout.lengths[i],
+            },
+        )
+
+
+def keep_pairs(journal: Journal, ppo: PPO) -> None:
+    """Two answers of the policy as it is now to each of a few prompts, with their scores: whether the reward still
+    tells better from worse in what the policy writes (`burnish reward examine`)."""
+    asked = ppo.batch_of_prompts(ppo.step + 1)[:: ppo.answers][:PAIRS_KEPT]
+    rollout = sample_rollout(
+        ppo.policy,
+        ppo.codec,
+        [prompt for prompt in asked for _ in range(2)],
+        max_tokens=ppo.max_tokens,
+        batch_size=ppo.config.batch_size,
+        seed=ppo.seed,
+        where=("pairs", ppo.tick),
+    )
+    judged = rollout if ppo.plain is None else ppo.plain(rollout)
+    scores = ppo.score(judged).scores.tolist()
+    for i in range(0, len(rollout), 2):
+        prompt = judged.prompts[i]
+        journal.run.append(
+            OWN_PAIRS,
+            {
+                "tick": ppo.tick,
+                "prompt": prompt.text,
+                "messages": [[m.role, m.content] for m in prompt.messages],
+                "first": judged.texts[i],
+                "second": judged.texts[i + 1],
+                "first_ended": judged.ended[i],
+                "second_ended": judged.ended[i + 1],
+                "first_score": scores[i],
+                "second_score": scores[i + 1],
             },
         )

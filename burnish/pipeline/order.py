@@ -174,11 +174,13 @@ ROUND = (
             "burnish.pipeline.distilled",
             "burnish.pipeline.own_answers",
             "burnish.pipeline.gated",
+            "burnish.pipeline.stressing",
         ),
         writes=Writes(
-            records=("ppo", "dpo", "distill"),
+            records=("ppo", "dpo", "distill", "pairs"),
+            timed=("examined.json", "stressed.json", "examined.html"),  # by whoever asks, when they ask
             folders=("ppo", "dpo", "distill"),
-            files=("align.json", "on_policy_pairs.jsonl"),
+            files=("align.json", "on_policy_pairs.jsonl", "stress.json"),
         ),
         lower="ppo.micro_batch, dpo.micro_batch or distill.micro_batch",
     ),

@@ -244,19 +244,43 @@ def interval_chart(rows: Sequence[tuple[str, float, float, float]], marker: floa
     )
 
 
-def calibration_chart(bins: Sequence[Row]) -> Figure:
-    """Accuracy against confidence; on the diagonal a model is as sure as it is right."""
-    x = [b["confidence"] for b in bins]
-    sizes = [max(6.0, min(22.0, b["n"] ** 0.5 * 1.5)) for b in bins]
-    points = {
-        "type": "scatter",
-        "mode": "markers+lines",
-        "x": x,
-        "y": [b["accuracy"] for b in bins],
-        "text": [f"{b['n']} pairs" for b in bins],
-        "marker": {"size": sizes, "color": COLOURS[0]},
-        "line": {"color": COLOURS[0], "width": 1},
-        "name": "ensemble",
-    }
+def calibration_chart(bins: Sequence[Row], fitted: Sequence[Row] = ()) -> Figure:
+    """Accuracy against confidence; on the diagonal a model is as sure as it is right. `fitted`: at the temperature that
+    fits best."""
+
+    def points(rows: Sequence[Row], name: str, colour: int) -> Figure:
+        sizes = [max(6.0, min(22.0, b["n"] ** 0.5 * 1.5)) for b in rows]
+        return {
+            "type": "scatter",
+            "mode": "markers+lines",
+            "x": [b["confidence"] for b in rows],
+            "y": [b["accuracy"] for b in rows],
+            "text": [f"{b['n']} pairs" for b in rows],
+            "marker": {"size": sizes, "color": COLOURS[colour]},
+            "line": {"color": COLOURS[colour], "width": 1},
+            "name": name,
+        }
+
+    traces = [points(bins, "ensemble", 0)]
+    if fitted:
+        traces.append(points(fitted, "temperature fitted", 2))
     diagonal = line([0.5, 1.0], [0.5, 1.0], "calibrated", 4, dash="dot")
-    return figure([points, diagonal], "accuracy", "confidence")
+    return figure([*traces, diagonal], "accuracy", "confidence")
+
+
+def best_of_chart(rows: Sequence[Row], worth: str | None) -> Figure:
+    """Score, share of winners that look hacked and the worth to another judge, by n."""
+    n = [row["n"] for row in rows]
+    traces = [
+        line(n, [row["score"]["value"] for row in rows], "score", 0),
+        {**line(n, [row["hacked"]["value"] for row in rows], "look hacked (right)", 1), "yaxis": "y2"},
+    ]
+    if worth is not None:
+        traces.append(line(n, [row["worth"]["value"] for row in rows], worth, 2))
+    return figure(
+        traces,
+        "score",
+        "best of n",
+        xaxis={"type": "log", "tickvals": n, "title": {"text": "best of n"}},
+        yaxis2={"overlaying": "y", "side": "right", "range": [0, 1], "showgrid": False},
+    )

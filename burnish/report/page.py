@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, select_autoescape
-from markupsafe import Markup
 
 from burnish.checkpoints import atomic_write
 from burnish.config.loading import dump_yaml
@@ -19,6 +14,7 @@ from burnish.report.charts import (
     ppo_charts,
     probe_chart,
 )
+from burnish.report.embed import Charts, render
 from burnish.report.summary import build_summary, read
 from burnish.runs import RunDirectory
 
@@ -33,17 +29,17 @@ def render_report(run_path: Path, *, completing: str | None = None) -> Path:
     evaluation = read(run_path / "evaluation.json")
     examination = read(run_path / "reward" / "examination.json")
     events = run.read_rows("events.jsonl")
-    environment = Environment(
-        loader=PackageLoader("burnish.report"), autoescape=select_autoescape(default=True), trim_blocks=True
-    )
-    charts = _Charts()
-    page = environment.get_template("report.html").render(
+    charts = Charts()
+    page = render(
+        "report.html",
+        charts,
         summary=summary,
         verdict=verdict(summary),
         checklist=summary["checklist"],
         evaluation=evaluation,
         win_rates=charts.add("Win rate against SFT", "", win_rate_chart(evaluation)) if evaluation else None,
         examination=examination,
+        stressed=read(run_path / "stress.json"),
         reward_charts=charts.many(
             [
                 *reward_charts(examination, read(run_path / "reward" / "readings.json")),
@@ -57,8 +53,6 @@ def render_report(run_path: Path, *, completing: str | None = None) -> Path:
         labels=next(iter(run.read_rows("metrics/label.jsonl")), None),
         rejected=rejected(run, run_path),
         configuration=dump_yaml(run.config),
-        figures=Markup(charts.as_script()),
-        plotly=Markup(_plotly()),
     )
     atomic_write(run_path / "report.html", page)
     return run_path / "report.html"
@@ -161,30 +155,3 @@ def rejected(run: RunDirectory, run_path: Path) -> list[tuple[str, str, int]]:
             key = (file.stem, str(row["reason"]))
             counts[key] = counts.get(key, 0) + 1
     return [(stage, reason, n) for (stage, reason), n in counts.items()]
-
-
-class _Charts:
-    """Numbers the page's figures and keeps their data for the one script that draws them."""
-
-    def __init__(self) -> None:
-        self.figures: dict[str, Any] = {}
-
-    def add(self, title: str, note: str, figure: dict[str, Any]) -> dict[str, Any]:
-        key = f"chart-{len(self.figures)}"
-        self.figures[key] = figure
-        return {"id": key, "title": title, "note": note}
-
-    def many(self, charts: list[tuple[str, str, dict[str, Any]]]) -> list[dict[str, Any]]:
-        return [self.add(*chart) for chart in charts]
-
-    def as_script(self) -> str:
-        # "</" would end the script element early, whatever the JSON says.
-        return json.dumps(self.figures).replace("</", "<\\/")
-
-
-def _plotly() -> str:
-    return (
-        (files("plotly") / "package_data" / "plotly.min.js")
-        .read_text(encoding="utf-8")
-        .replace("</script", "<\\/script")
-    )

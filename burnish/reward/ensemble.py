@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from burnish.errors import Diverged, TrainingError
+from burnish.models.batches import CPU
 from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base
@@ -154,18 +155,22 @@ def round_scores(ensemble: RewardEnsemble, rounds: Sequence[Rollout], pad_id: in
 
 def pick(rounds: Sequence[Rollout], which: torch.Tensor) -> Rollout:
     """Of each prompt's responses the one of the round that `which` (N,) names; log-probabilities are left out."""
-    rows = list(enumerate(which.tolist()))
-    nothing = torch.zeros(0, device=which.device)
+    return gather(rounds, [(k, i) for i, k in enumerate(which.tolist())])
+
+
+def gather(rounds: Sequence[Rollout], places: Sequence[tuple[int, int]]) -> Rollout:
+    """The responses at (round, row), in that order; log-probabilities are left out."""
+    nothing = torch.zeros(0, device=CPU)
     return Rollout(
-        prompts=rounds[0].prompts,
-        prompt_ids=rounds[0].prompt_ids,
-        response_ids=[rounds[k].response_ids[i] for i, k in rows],
-        texts=[rounds[k].texts[i] for i, k in rows],
-        ended=[rounds[k].ended[i] for i, k in rows],
+        prompts=[rounds[k].prompts[i] for k, i in places],
+        prompt_ids=[rounds[k].prompt_ids[i] for k, i in places],
+        response_ids=[rounds[k].response_ids[i] for k, i in places],
+        texts=[rounds[k].texts[i] for k, i in places],
+        ended=[rounds[k].ended[i] for k, i in places],
         sample_logprobs=nothing,
         sample_entropy=nothing,
         response_mask=nothing.bool(),
-        features={cut: [rounds[k].features[cut][i] for i, k in rows] for cut in rounds[0].features},
+        features={cut: [rounds[k].features[cut][i] for k, i in places] for cut in rounds[0].features},
     )
 
 

@@ -42,20 +42,26 @@ def examine(
     ece, bins = calibration(confidences, (margin > 0).tolist())
     groups = [p.prompt.group for p in pairs]
     words = [len(p.chosen.split()) for p in pairs] + [len(p.rejected.split()) for p in pairs]
-    longer = [a > b for a, b in zip(words[:n], words[n:], strict=True)]
-    shorter = [a < b for a, b in zip(words[:n], words[n:], strict=True)]
-    stood = [first[p.comparison_id] == p.chosen for p in pairs if p.comparison_id in first]
     return {
         "accuracy": _accuracy(margin > 0, groups, confidence),
         "members": [{"accuracy": _accuracy(right[:, k], groups, confidence)} for k in range(len(sd))],
-        "baselines": {
-            "longer": _rate(longer, ties=n - sum(longer) - sum(shorter)),
-            "shorter": _rate(shorter, ties=n - sum(longer) - sum(shorter)),
-            **({"first": _rate(stood)} if stood else {}),
-        },
+        "baselines": trivial_rules(pairs, first),
         "calibration": {"ece": ece, "bins": bins},
         "error_correlation": error_correlation(~right),
         "length_correlation": pearson((raw / sd).mean(1).tolist(), [float(w) for w in words]),
+    }
+
+
+def trivial_rules(pairs: Sequence[Preference], first: Mapping[str, str]) -> dict[str, float]:
+    """Share of pairs that rules get right which have read nothing: the longer wins, the shorter, and whatever stood
+    first, where that is known."""
+    apart = [len(p.chosen.split()) - len(p.rejected.split()) for p in pairs]
+    stood = [first[p.comparison_id] == p.chosen for p in pairs if p.comparison_id in first]
+    ties = apart.count(0)
+    return {
+        "longer": _rate([d > 0 for d in apart], ties=ties),
+        "shorter": _rate([d < 0 for d in apart], ties=ties),
+        **({"first": _rate(stood)} if stood else {}),
     }
 
 

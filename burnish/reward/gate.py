@@ -4,7 +4,7 @@ it likes best are better to a judge it has never met."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from burnish.records import Decision, Interval
@@ -17,13 +17,16 @@ def gate(
     baselines: Mapping[str, float],
     pairs: int,
     lift: Interval | None,
+    hacks: Sequence[str] = (),
 ) -> tuple[Outcome, Decision]:
     """What held-out `accuracy` (value, ci_low, n by prompt) says against the best of the trivial rules and chance, and
     `lift`: how far the watcher's score of best-of-n lies above that of SFT, in reference standard deviations (None
-    where the watcher knows too little to be asked). `pairs` were labelled in all.
+    where the watcher knows too little to be asked). `pairs` were labelled in all. `hacks` is what stress tests say that
+    PPO would find.
 
-    stop: no better than a trivial rule, or the watcher surely likes the picks less. too few: better, not surely so, or
-    nobody there to ask; PPO goes on, marked. warn: the watcher does not surely like the picks. go otherwise.
+    stop: no better than a trivial rule, or the watcher surely likes the picks less, or there are hacks to be found. too
+    few: better, not surely so, or nobody there to ask; PPO goes on, marked. warn: the watcher does not surely like the
+    picks. go otherwise.
     """
     name, best = max([*baselines.items(), ("chance", 0.5)], key=lambda item: item[1])
     value, low, n = accuracy["value"], accuracy["ci_low"], accuracy["n"]
@@ -49,6 +52,8 @@ def gate(
         return told(
             "stop", f"the answers that the reward likes best are worse to the watcher ({_span(lift)})"
         )
+    if hacks:
+        return told("stop", f"{text}; but stress tests find what PPO would find: {'; '.join(hacks)}")
     if low <= best:
         # The half width shrinks with the root of the number of prompts.
         wanted = math.ceil(pairs * ((value - low) / (value - best)) ** 2)

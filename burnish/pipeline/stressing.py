@@ -1,0 +1,149 @@
+"""Stress tests of a run's reward ensemble, on answers of the policy that PPO starts from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from burnish.models.logprobs import token_logprobs
+from burnish.models.memory import at_once
+from burnish.models.sampling import sample_rollout
+from burnish.models.sequences import Sequences
+from burnish.monitor.texts import text_figures
+from burnish.pipeline.models import Models
+from burnish.records import Prompt, Rollout
+from burnish.reward.changes import Changed
+from burnish.reward.ensemble import RewardEnsemble, gather, round_scores
+from burnish.reward.stress import best_of, stress, summed_up
+from burnish.textstats import repeated_ngram_share
+
+UNUSUAL = (
+    0.99  # of the policy's own answers are shorter, and repeat themselves less, than one that looks hacked
+)
+Worth = Callable[[Rollout], Sequence[float]]
+
+
+def sample_rounds(
+    models: Models, prompts: Sequence[Prompt], answers: int, batch_size: int, seed: int, where: str
+) -> list[Rollout]:
+    """Several answers of the reference policy to each prompt, one of each in every round; sampled all together."""
+    whole = sample_rollout(
+        models.reference(),
+        models.codec,
+        [prompt for prompt in prompts for _ in range(answers)],
+        max_tokens=models.config.max_response_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        where=(where,),
+    )
+    return [
+        gather([whole], [(0, i * answers + turn) for i in range(len(prompts))]) for turn in range(answers)
+    ]
+
+
+def stress_ensemble(
+    models: Models,
+    ensemble: RewardEnsemble,
+    score_sd: float,
+    answers: Rollout,
+    rounds: Sequence[Rollout],
+    *,
+    kl_target: float,
+    seed: int,
+    worth: Worth | None = None,
+) -> dict[str, Any]:
+    """The battery on `answers`, and the best of n among the `rounds`; `worth` is a judge that is not optimised against,
+    in what unit it likes. Scores are those that PPO is given, with the answer itself as reference response, in units of
+    `score_sd`."""
+    pad_id = models.codec.pad_id
+    sequences = Sequences.of(ensemble.base, answers, pad_id)
+    anchor = ensemble.normalised(sequences)
+    before = (ensemble.score(sequences, anchor).scores / score_sd).tolist()
+    limit = models.config.max_response_tokens
+
+    def encode(rows: Sequence[int], made: Sequence[Changed]) -> list[list[int]]:
+        """Token ids of changed answers, cut to what the policy may write."""
+        found = []
+        for row, changed in zip(rows, made, strict=True):
+            whole = models.codec.encode_response(changed.text, to=answers.prompts[row])
+            text, end = whole[:-1], whole[-1]
+            found.append([*text[: limit - changed.ends], *[end] * changed.ends])
+        return found
+
+    def judge(rows: Sequence[int], made: Sequence[Changed]) -> list[float | None]:
+        ids = encode(rows, made)
+        reach = [k for k, row in enumerate(rows) if ids[k] and ids[k] != list(answers.response_ids[row])]
+        scores: list[float | None] = [None] * len(rows)
+        if reach:
+            asked = Sequences(
+                ensemble.base, [answers.prompt_ids[rows[k]] for k in reach], [ids[k] for k in reach], pad_id
+            )
+            said = ensemble.score(asked, anchor[[rows[k] for k in reach]]).scores / score_sd
+            for k, value in zip(reach, said.tolist(), strict=True):
+                scores[k] = value
+        return scores
+
+    def reach(rows: Sequence[int], made: Sequence[Changed]) -> tuple[list[float], list[float]]:
+        prompts = [answers.prompt_ids[row] for row in rows]
+        own = response_logprobs(models, prompts, [answers.response_ids[row] for row in rows])
+        other = response_logprobs(models, prompts, encode(rows, made))
+        return own.tolist(), other.tolist()
+
+    report = stress(
+        answers.prompts,
+        answers.texts,
+        before,
+        judge,
+        seed=seed,
+        pull=math.sqrt(2 * kl_target),
+        reach=reach,
+    )
+    report |= {"answers": len(answers), "kl_target": kl_target, "best_of": None}
+    if len(rounds) > 1 and len(rounds[0]) > 1:
+        scores = round_scores(ensemble, rounds, pad_id).T / score_sd
+        valued = None if worth is None else np.array([list(worth(r)) for r in rounds]).T.tolist()
+        winners = best_of(scores.tolist(), looks_hacked(rounds), valued)
+        report |= {"best_of": winners | {"prompts": len(rounds[0])}} | summed_up(report["changes"], winners)
+    return report
+
+
+def response_logprobs(
+    models: Models, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """(N,) log-probability of responses under the reference policy, in nats."""
+    policy = models.reference()
+    base = policy.top.base
+    sequences = Sequences(base, prompt_ids, response_ids, models.codec.pad_id)
+    with torch.no_grad():
+        return base.memory.fit(
+            "log-probabilities",
+            at_once(base.device),
+            lambda n: sequences.each(
+                lambda batch: token_logprobs(policy, batch).sum(1), n, range(len(sequences))
+            ),
+        )
+
+
+def looks_hacked(rounds: Sequence[Rollout]) -> list[list[bool]]:
+    """(prompts, rounds) whether an answer looks like one of the hacks that are known: cut off or empty, surely in
+    another language than its prompt, or longer or more repetitive than all but 1 % of the policy's own answers."""
+    lengths = [n for r in rounds for n in r.lengths]
+    repeats = [repeated_ngram_share(t) for r in rounds for t in r.texts]
+    longest, most = float(np.quantile(lengths, UNUSUAL)), max(float(np.quantile(repeats, UNUSUAL)), 0.1)
+
+    def one(rollout: Rollout, i: int) -> bool:
+        text = rollout.texts[i]
+        foreign = text_figures([rollout.prompts[i].text], [text]).get("foreign", 0.0)
+        return (
+            not rollout.ended[i]
+            or not text.strip()
+            or foreign > 0
+            or rollout.lengths[i] > longest
+            or repeated_ngram_share(text) > most
+        )
+
+    return [[one(rollout, i) for rollout in rounds] for i in range(len(rounds[0]))]

@@ -1,0 +1,48 @@
+"""What every page of figures is made of: templates, figures as one script, Plotly inside the page."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+
+from burnish.report.charts import Figure
+
+Chart = tuple[str, str, Figure]
+"""Title, what it tells, figure."""
+
+
+class Charts:
+    """Numbers the page's figures and keeps their data for the one script that draws them."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, Any] = {}
+
+    def add(self, title: str, note: str, figure: Figure) -> dict[str, Any]:
+        key = f"chart-{len(self.figures)}"
+        self.figures[key] = figure
+        return {"id": key, "title": title, "note": note}
+
+    def many(self, charts: list[Chart]) -> list[dict[str, Any]]:
+        return [self.add(*chart) for chart in charts]
+
+    def as_script(self) -> Markup:
+        # "</" would end the script element early, whatever the JSON says.
+        return Markup(json.dumps(self.figures).replace("</", "<\\/"))
+
+
+def render(template: str, charts: Charts | None = None, **values: Any) -> str:
+    """A page from a template of the package; with charts, Plotly and their data go into it."""
+    environment = Environment(
+        loader=PackageLoader("burnish.report"), autoescape=select_autoescape(default=True), trim_blocks=True
+    )
+    drawn = {} if charts is None else {"figures": charts.as_script(), "plotly": _plotly()}
+    return environment.get_template(template).render(**drawn, **values)
+
+
+def _plotly() -> Markup:
+    source = (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    return Markup(source.replace("</script", "<\\/script"))

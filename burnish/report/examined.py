@@ -1,0 +1,83 @@
+"""examined.html: what `burnish reward examine` and `burnish reward stress` found, as one page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from burnish.checkpoints import atomic_write
+from burnish.report.charts import best_of_chart, calibration_chart, interval_chart
+from burnish.report.embed import Chart, Charts, render
+from burnish.report.summary import read
+
+Report = Mapping[str, Any]
+
+
+def render_examined(run_path: Path) -> Path:
+    """Write the page from examined.json and stressed.json, whichever are there. Returns its path."""
+    examined, stressed = read(run_path / "examined.json"), read(run_path / "stressed.json")
+    charts = Charts()
+    page = render(
+        "examined.html",
+        charts,
+        name=(examined or stressed)["run"],
+        examined=examined,
+        stressed=stressed,
+        figures_of_pairs=charts.many(pair_charts(examined)) if examined else [],
+        figures_of_stress=charts.many(stress_charts(stressed)) if stressed else [],
+    )
+    atomic_write(run_path / "examined.html", page)
+    return run_path / "examined.html"
+
+
+def _row(name: str, found: Report) -> tuple[str, float, float, float]:
+    return name, found["value"], found["ci_low"], found["ci_high"]
+
+
+def pair_charts(examined: Report) -> list[Chart]:
+    """Accuracy of the models and by slice, calibration, the policy's own answers."""
+    models = [_row("ensemble", examined["accuracy"])]
+    models += [_row(f"member {k}", m) for k, m in enumerate(examined["members"])]
+    models += [(f"{name} wins", value, value, value) for name, value in examined["baselines"].items()]
+    best = max(examined["baselines"].values())
+    calibration = examined["calibration"]
+    fitted = "" if calibration["ece_fitted"] is None else f", {calibration['ece_fitted']:.3f} with it"
+    found: list[Chart] = [
+        ("Accuracy", "The dotted line is the best trivial rule.", interval_chart(models, best, "accuracy")),
+        (
+            "Reliability",
+            f"Expected calibration error {calibration['ece']:.3f}; the temperature that fits is "
+            f"{calibration['temperature']:.2f}{fitted}.",
+            calibration_chart(calibration["bins"], calibration.get("bins_fitted", ())),
+        ),
+    ]
+    parts = [
+        _row(f"{name}: {part}", a)
+        for name, by in examined["slices"].items()
+        for part, a in by.items()
+        if "value" in a
+    ]
+    note = "The dotted line is the accuracy on all pairs; slices of under 24 pairs are left out."
+    found.append(("By slice", note, interval_chart(parts, examined["accuracy"]["value"], "accuracy")))
+    own = examined["own"]
+    if own and "validation" in own:
+        rows = [_row("validation", own["validation"])]
+        rows += [_row(when, row) for when, row in own["rows"].items() if "value" in row]
+        note = f"Judged by {own['judge']}; the dotted line is chance."
+        found.append(("The policy's own answers", note, interval_chart(rows, 0.5, "accuracy")))
+    return found
+
+
+def stress_charts(stressed: Report) -> list[Chart]:
+    """Mean rise of every change, and best-of-n."""
+    rows = [_row(c["name"].replace("_", " "), c["rise"]) for c in stressed["changes"] if c["rise"]]
+    found: list[Chart] = []
+    if rows:
+        note = "Mean rise of the score, in standard deviations of the policy's own answers; none of them should rise."
+        found.append(("Changes", note, interval_chart(rows, 0.0, "rise")))
+    best = stressed["best_of"]
+    if best:
+        note = "From answers of SFT: what wins as more answers are drawn, and how much of it looks hacked."
+        found.append(("Best of n", note, best_of_chart(best["rows"], stressed["worth"])))
+    return found

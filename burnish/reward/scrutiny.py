@@ -1,0 +1,252 @@
+"""A reward ensemble under scrutiny: what can be said of it from scores of pairs alone. Torch-free.
+
+Pairs are written as the preferred answer's score minus the other's: `gaps` (N, K) of K members' raw scores, `margin`
+(N,) of the score that PPO is given, in reference standard deviations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from burnish.records import Interval
+from burnish.stats import (
+    Array,
+    calibration,
+    clustered_interval,
+    clustered_proportion,
+    fitted_temperature,
+    pearson,
+    roc_auc,
+    sigmoid,
+)
+
+Outcome = Literal["go", "warn", "stop", "too few"]
+
+FEWEST = 24  # pairs, for a figure of a slice
+FLIPPED = 0.1  # of the verdicts that a change of wording may turn
+GAP = 0.3  # of accuracy that may be lost on the policy's own answers; healthy rehearsals lose up to a quarter
+ECE = 0.1
+
+
+def accuracy(right: npt.NDArray[np.bool_], groups: Sequence[str], confidence: float) -> dict[str, Any]:
+    """Share with its interval by prompt: `n` counts prompts, `pairs` pairs."""
+    found = clustered_proportion(right.astype(float).tolist(), groups, confidence=confidence)
+    return {**asdict(found), "pairs": len(right)}
+
+
+def by_slice(
+    margin: Array, parts: Mapping[str, Sequence[str]], groups: Sequence[str], confidence: float
+) -> dict[str, dict[str, Any]]:
+    """Accuracy in every part with enough pairs, by what they are parted by; the others are counted."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, of in parts.items():
+        told: dict[str, Any] = {}
+        for part in sorted(set(of)):
+            rows = [i for i, other in enumerate(of) if other == part]
+            told[part] = (
+                accuracy(margin[rows] > 0, [groups[i] for i in rows], confidence)
+                if len(rows) >= FEWEST
+                else {"pairs": len(rows)}
+            )
+        found[name] = told
+    return found
+
+
+def reliability(gaps: Array, margin: Array, groups: Sequence[str]) -> dict[str, Any]:
+    """How sure the ensemble is against how often it is right: the members' mean Bradley-Terry probability of raw
+    scores, and the same with the temperature that fits best. What the temperature makes better is measured on pairs it
+    was not fitted on (two halves by prompt)."""
+
+    def confidence(temperature: float, rows: npt.NDArray[np.intp]) -> list[float]:
+        wins = sigmoid(gaps[rows] / temperature).mean(1)
+        return np.where(margin[rows] > 0, wins, 1 - wins).tolist()
+
+    everything = np.arange(len(margin))
+    right = margin > 0
+    ece, bins = calibration(confidence(1.0, everything), right.tolist())
+    report = {"ece": ece, "bins": bins, "temperature": fitted_temperature(gaps), "ece_fitted": None}
+    side = {group: number % 2 for number, group in enumerate(dict.fromkeys(groups))}
+    halves = [
+        np.array([i for i, g in enumerate(groups) if side[g] == half], dtype=np.intp) for half in (0, 1)
+    ]
+    if min(map(len, halves)) >= FEWEST:
+        said, was = [], []
+        for ours, other in (halves, halves[::-1]):
+            said += confidence(fitted_temperature(gaps[ours]), other)
+            was += right[other].tolist()
+        report["ece_fitted"], report["bins_fitted"] = calibration(said, was)
+    return report
+
+
+def length_link(
+    scores: Array, lengths: Sequence[int], rows: npt.NDArray[np.intp], margin: Array
+) -> dict[str, Any]:
+    """Correlation of score and length: over all answers, and within prompts, where what prompts ask for plays no part
+    (differences of pairs). `scores` and `lengths` are of the answers, `rows` (N, 2) say which are a pair's."""
+    apart = [float(lengths[a] - lengths[b]) for a, b in rows]
+    # A pair's order is its label's; taken both ways round, it says nothing.
+    both = [*margin.tolist(), *(-margin).tolist()]
+    return {
+        "overall": pearson(scores.tolist(), [float(n) for n in lengths]),
+        "within_prompt": pearson(both, [*apart, *(-d for d in apart)]),
+    }
+
+
+def disagreement(
+    gaps: Array, sd: Array, margin: Array, groups: Sequence[str], seed: int, confidence: float
+) -> dict[str, Any] | None:
+    """Whether members that disagree are wrong: the probability that a pair with a wrong verdict has the larger spread
+    (AUROC), with its interval; beside it the same of a small margin, which one model has too. None for one member."""
+    if gaps.shape[1] < 2:
+        return None
+    spread = (gaps / sd).std(1)
+    wrong = margin <= 0
+
+    def of(figure: Array) -> Interval | None:
+        return clustered_interval(
+            lambda rows: roc_auc(figure[rows].tolist(), wrong[rows].tolist()),
+            groups,
+            seed=seed,
+            confidence=confidence,
+        )
+
+    by_spread, by_margin = of(spread), of(-np.abs(margin))
+    return {
+        "auroc": by_spread and asdict(by_spread),
+        "auroc_of_margin": by_margin and asdict(by_margin),
+        "spread": float(spread.mean()),
+        "errors": int(wrong.sum()),
+    }
+
+
+def diversity(gaps: Array, sd: Array) -> dict[str, Any] | None:
+    """How different the members are: the share of verdicts on which two of them differ, and the correlation of their
+    errors and of their margins, each the mean over pairs of members. None for one member."""
+    k = gaps.shape[1]
+    if k < 2:
+        return None
+    apart = gaps / sd
+    wrong = gaps <= 0
+    pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
+    errors = [
+        pearson(wrong[:, i].astype(float).tolist(), wrong[:, j].astype(float).tolist()) for i, j in pairs
+    ]
+    margins = [pearson(apart[:, i].tolist(), apart[:, j].tolist()) for i, j in pairs]
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [v for v in values if v is not None]
+        return sum(known) / len(known) if len(known) == len(values) else None
+
+    return {
+        "verdicts_that_differ": float(np.mean([(wrong[:, i] != wrong[:, j]).mean() for i, j in pairs])),
+        "error_correlation": mean(errors),
+        "margin_correlation": mean(margins),
+    }
+
+
+def paraphrased(
+    margin: Array,
+    moved: Sequence[tuple[int, str, float]],
+    groups: Sequence[str],
+    confidence: float,
+) -> dict[str, Any]:
+    """What rewording one side does, from (pair, kind of change, margin afterwards) of every change that applied: the
+    share of verdicts it turns, in all and by kind, and how far scores move. Outcome: stop when surely more than
+    `FLIPPED` of them turn."""
+
+    def told(rows: Sequence[tuple[int, str, float]]) -> dict[str, Any]:
+        turned = [float((after > 0) != (margin[i] > 0)) for i, _, after in rows]
+        shifts = [abs(after - float(margin[i])) for i, _, after in rows]
+        flips = clustered_proportion(turned, [groups[i] for i, *_ in rows], confidence=confidence)
+        return {
+            "changed": len(rows),
+            "turned": asdict(flips),
+            "shift": sum(shifts) / len(shifts),
+        }
+
+    kinds = sorted({kind for _, kind, _ in moved})
+    if len(moved) < FEWEST:
+        why = f"{len(moved)} changes of wording applied, {FEWEST} are needed"
+        return {"outcome": "too few", "why": why, "changed": len(moved), "limit": FLIPPED, "kinds": {}}
+    whole = told(moved)
+    share = whole["turned"]
+    outcome = "stop" if share["ci_low"] > FLIPPED else "warn" if share["value"] > FLIPPED else "go"
+    why = (
+        f"a change of wording turns {share['value']:.1%} of verdicts "
+        f"[{share['ci_low']:.1%}, {share['ci_high']:.1%}], {FLIPPED:.0%} are allowed"
+    )
+    by_kind = {kind: told([m for m in moved if m[1] == kind]) for kind in kinds}
+    return {"outcome": outcome, "why": why, "limit": FLIPPED, "kinds": by_kind, **whole}
+
+
+def on_own_answers(
+    validation: Mapping[str, Any],
+    right: Mapping[str, tuple[npt.NDArray[np.bool_], Sequence[str]]],
+    confidence: float,
+) -> dict[str, Any]:
+    """Accuracy on pairs of the policy's own answers (`right` by when they were sampled, with the prompt groups) against
+    accuracy on `validation` pairs by the same judge, the gap with an interval. Outcome: stop when the reward is no
+    better than chance there; warn when it is not surely so, or surely worse than there by more than `GAP`."""
+    rows: dict[str, Any] = {}
+    for when, (hits, groups) in right.items():
+        if len(hits) < FEWEST:
+            rows[when] = {"pairs": len(hits)}
+            continue
+        own = accuracy(hits, groups, confidence)
+        rows[when] = own | {"gap": asdict(_difference(validation, own))}
+    told = [(when, row) for when, row in rows.items() if "gap" in row]
+    if not told:
+        return {"outcome": "too few", "why": "too few judged pairs of the policy's own answers", "rows": rows}
+    when, last = told[-1]
+    gap = last["gap"]
+    why = (
+        f"on {last['pairs']} pairs of its own answers ({when}) the reward is right in {last['value']:.3f} "
+        f"[{last['ci_low']:.3f}, {last['ci_high']:.3f}], on validation in {validation['value']:.3f}: a gap of "
+        f"{gap['value']:+.3f} [{gap['ci_low']:+.3f}, {gap['ci_high']:+.3f}]"
+    )
+    lost = gap["ci_low"] > GAP or last["ci_low"] <= 0.5
+    outcome = "stop" if last["value"] <= 0.5 else "warn" if lost else "go"
+    return {"outcome": outcome, "why": why, "validation": dict(validation), "rows": rows, "gap": gap}
+
+
+def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> Interval:
+    """Interval of the difference of two figures of independent data, from theirs (Newcombe 1998, method 10)."""
+    value = a["value"] - b["value"]
+    low = ((a["value"] - a["ci_low"]) ** 2 + (b["ci_high"] - b["value"]) ** 2) ** 0.5
+    high = ((a["ci_high"] - a["value"]) ** 2 + (b["value"] - b["ci_low"]) ** 2) ** 0.5
+    return Interval(value, value - low, value + high, min(a["n"], b["n"]))
+
+
+def verdict(parts: Mapping[str, Mapping[str, Any]]) -> tuple[Outcome, list[str]]:
+    """The worst outcome of several, and what is behind those that are no `go`."""
+    outcomes = [part["outcome"] for part in parts.values()]
+    reasons = [
+        f"{name}: {part['why']}" for name, part in parts.items() if part["outcome"] in ("stop", "warn")
+    ]
+    worst: Outcome
+    for worst in ("stop", "warn", "go"):
+        if worst in outcomes:
+            return worst, reasons
+    return "too few", reasons
+
+
+def beats_rules(found: Mapping[str, Any], baselines: Mapping[str, float]) -> dict[str, Any]:
+    """Whether an accuracy beats every trivial rule: surely (go), perhaps (warn) or not (stop)."""
+    name, best = max([*baselines.items(), ("chance", 0.5)], key=lambda item: item[1])
+    outcome = "stop" if found["value"] <= best else "warn" if found["ci_low"] <= best else "go"
+    rule = f"'{name}'" if name == "chance" else f"'{name} wins'"
+    span = f"{found['value']:.3f} [{found['ci_low']:.3f}, {found['ci_high']:.3f}]"
+    why = f"right in {span} of pairs, {rule} in {best:.3f}"
+    return {"outcome": outcome, "why": why}
+
+
+def is_calibrated(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether the ensemble is about as sure as it is right."""
+    outcome = "warn" if report["ece"] > ECE else "go"
+    why = f"expected calibration error {report['ece']:.3f}, the temperature that fits is {report['temperature']:.2f}"
+    return {"outcome": outcome, "why": why}

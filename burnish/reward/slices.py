@@ -1,0 +1,96 @@
+"""Held-out pairs in parts: where a reward model is right more often, and where less. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.cluster.vq import kmeans2
+
+from burnish.records import Label, Preference
+from burnish.textstats import language, n_words, words
+
+CLUSTERS = 4
+TOPIC_WORDS = 3
+TURNS = 8
+COMMON = 0.5  # of the prompts hold a word that tells nothing
+ALIKE = 0.1  # of the longer answer's words: how far two answers of about one length are apart
+
+
+def slices(pairs: Sequence[Preference], labels: Sequence[Label], seed: int) -> dict[str, list[str]]:
+    """By what pairs are parted, the part of each: length (of the preferred answer against the other), language of the
+    prompt, topic (a cluster of prompts), who labelled, whether labels agree."""
+    return {
+        "length": [_length(p) for p in pairs],
+        "language": [language(p.prompt.text)[0] for p in pairs],
+        "topic": topics([p.prompt.text for p in pairs], seed),
+        **_labelled(pairs, labels),
+    }
+
+
+def _length(pair: Preference) -> str:
+    a, b = n_words(pair.chosen), n_words(pair.rejected)
+    if abs(a - b) <= ALIKE * max(a, b):
+        return "about as long"
+    return "the longer preferred" if a > b else "the shorter preferred"
+
+
+def _labelled(pairs: Sequence[Preference], labels: Sequence[Label]) -> dict[str, list[str]]:
+    """By source of the labels and by agreement; nothing where no labels are known."""
+    held: dict[str, list[Label]] = {}
+    for label in labels:
+        held.setdefault(label.comparison_id, []).append(label)
+    if not held:
+        return {}
+    sources, agreement = [], []
+    for pair in pairs:
+        given = held.get(pair.comparison_id, [])
+        sources.append(" and ".join(sorted({label.source for label in given})) or "unknown")
+        sides = {label.preference > 0.5 for label in given if label.preference != 0.5}
+        agreement.append("one label" if len(given) == 1 else "agree" if len(sides) == 1 else "contradict")
+    return {"labels from": sources, "labels": agreement}
+
+
+def topics(texts: Sequence[str], seed: int) -> list[str]:
+    """A name for the cluster that each text falls into: its most telling words. k-means over words weighted by how
+    rare they are, in the directions of most variance."""
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) < 8 * CLUSTERS:
+        return ["all"] * len(texts)
+    bags = [Counter(w.casefold() for w in words(text)) for text in distinct]
+    within = Counter(word for bag in bags for word in bag)
+    known = sorted(w for w, n in within.items() if 3 <= n <= COMMON * len(bags))
+    if len(known) < CLUSTERS:
+        return ["all"] * len(texts)
+    place = {word: i for i, word in enumerate(known)}
+    matrix = np.zeros((len(bags), len(known)))
+    for row, bag in enumerate(bags):
+        for word, n in bag.items():
+            if word in place:
+                matrix[row, place[word]] = n * math.log(len(bags) / within[word])
+    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
+    matrix /= np.where(norms > 0, norms, 1.0)
+    left, sizes, _ = np.linalg.svd(matrix, full_matrices=False)
+    reduced = (left * sizes)[:, : 2 * CLUSTERS]
+    # k-means ends where it began badly: the tightest of several.
+    found = min(
+        (kmeans2(reduced, CLUSTERS, rng=seed + turn, minit="++") for turn in range(TURNS)),
+        key=lambda outcome: float(((reduced - outcome[0][outcome[1]]) ** 2).sum()),
+    )[1]
+    names = _names(matrix, found, known)
+    by_text = {text: names[int(cluster)] for text, cluster in zip(distinct, found, strict=True)}
+    return [by_text[text] for text in texts]
+
+
+def _names(
+    matrix: npt.NDArray[np.float64], found: npt.NDArray[np.int32], known: Sequence[str]
+) -> Mapping[int, str]:
+    """Of every cluster the words that stand out from the rest."""
+    usual, names = matrix.mean(0), dict[int, str]()
+    for cluster in set(found.tolist()):
+        telling = np.argsort(-(matrix[found == cluster].mean(0) - usual), kind="stable")[:TOPIC_WORDS]
+        names[cluster] = ", ".join(known[i] for i in telling)
+    return names

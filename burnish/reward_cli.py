@@ -1,0 +1,139 @@
+"""`burnish reward ...`: a run's reward models at work, under scrutiny and under stress."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="A run's reward models at work.")
+
+RunArg = Annotated[Path, typer.Argument(help="Run directory, e.g. runs/quickstart.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def prepare_environment() -> None:
+    """Before torch is loaded: no telemetry, no progress bars of other libraries."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA needs to be deterministic
+
+
+@app.command()
+def score(
+    directory: RunArg,
+    file: Annotated[
+        Path | None, typer.Argument(help="JSON lines with prompt and response; without: standard input.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Then every line is a response to it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
+) -> None:
+    """Score texts with a run's reward models: the ensemble, every member, and how far they disagree."""
+    from burnish.data.lines import must_exist
+    from burnish.pipeline.scoring import as_table, read_rows, score_texts
+
+    if file is not None:
+        must_exist(file)
+    text = sys.stdin.read() if file is None else file.read_text(encoding="utf-8")
+    prepare_environment()
+    rows = list(score_texts(directory, read_rows(text, prompt)))
+    print("\n".join(json.dumps(row) for row in rows) if as_json else as_table(rows))
+
+
+@app.command()
+def explain(
+    directory: RunArg,
+    out: Annotated[Path, typer.Argument(help="Page to write, .html.")],
+    prompt: Annotated[str, typer.Option(help="The request.")],
+    response: Annotated[str, typer.Option(help="The answer whose score is to be explained.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Why an answer has its score: what every token contributes, and the labelled answers most like it, as a page.
+    Needs burnish[explain]."""
+    from dataclasses import asdict
+
+    prepare_environment()
+    from burnish.pipeline.explain import explain as explained
+    from burnish.pipeline.explain import write_page
+
+    found = explained(directory, prompt, response)
+    write_page(found, prompt, out)
+    print(json.dumps(asdict(found)) if as_json else f"Score {found.score:+.2f}. Wrote {out}")
+
+
+@app.command()
+def examine(
+    directory: RunArg,
+    on: Annotated[
+        str | None,
+        typer.Option(help="File or `datasets` name of other pairs; without: the run's validation pairs."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="The split, of a `datasets` name.")] = "train",
+    own_pairs: Annotated[int, typer.Option(min=0, help="Pairs of the policy's own answers to sample.")] = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """Whether a run's reward models can be trusted: accuracy by slice, calibration, length, wording, and what they are
+    worth on the policy's own answers, as a page (examined.html)."""
+    prepare_environment()
+    from burnish.pipeline.examining import examine_run
+
+    report = examine_run(directory, on=on, split=split, own_pairs=own_pairs, told=_told)
+    if as_json:
+        print(json.dumps(report))
+        return
+    accuracy, calibration = report["accuracy"], report["calibration"]
+    print(f"Examination: {report['outcome']}")
+    for reason in report["reasons"]:
+        print(f"  {reason}")
+    print(f"accuracy     {_interval(accuracy)} on {accuracy['pairs']} pairs of {accuracy['n']} prompts")
+    for name, value in report["baselines"].items():
+        print(f"             {value:.3f} '{name} wins'")
+    print(f"calibration  error {calibration['ece']:.3f}, temperature {calibration['temperature']:.2f}")
+    print(f"wording      {report['wording']['why']}")
+    if report["own"]:
+        print(f"own answers  {report['own']['why']}")
+    print(f"Wrote {directory / 'examined.html'}")
+
+
+@app.command()
+def stress(
+    directory: RunArg,
+    answers: Annotated[int, typer.Option(min=1, help="Answers of SFT that are changed.")] = 256,
+    best_of: Annotated[int, typer.Option(min=1, help="Answers to a prompt for best-of-n; 1: none.")] = 256,
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts for best-of-n.")] = 16,
+    as_json: JsonOption = False,
+) -> None:
+    """Changes that must not raise a score, and what the best of n answers looks like, as a page (examined.html). PPO's
+    gate does the same, smaller."""
+    prepare_environment()
+    from burnish.pipeline.examining import stress_run
+
+    report = stress_run(directory, answers=answers, best_of=best_of, prompts=prompts, told=_told)
+    if as_json:
+        print(json.dumps(report))
+        return
+    print(f"Stress tests: {report['outcome']}")
+    for kind in ("stop", "warn"):
+        for reason in report["reasons"][kind]:
+            print(f"  {kind}: {reason}")
+    for row in report["changes"]:
+        rise = "too few answers" if row["rise"] is None else f"{_interval(row['rise'], '+.2f')} sd"
+        print(f"{row['name']:<16} {row['outcome']:<8} {rise}")
+    if report["best_of"]:
+        print(report["best_of"]["why"])
+    print(f"Wrote {directory / 'examined.html'}")
+
+
+def _interval(found: dict[str, Any], form: str = ".3f") -> str:
+    return f"{found['value']:{form}} [{found['ci_low']:{form}}, {found['ci_high']:{form}}]"
+
+
+def _told(what: str) -> None:
+    print(what, file=sys.stderr)
