@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,8 +35,16 @@ class ScalarHead(nn.Module):
     head's input while training; what is dropped is drawn from `noise`. The body's own dropout stays off: it would draw
     from the global generator, in threads."""
 
-    def __init__(self, top: Top, head: nn.Linear, dropout: float = 0.0, pooling: Pooling = "last") -> None:
+    def __init__(
+        self,
+        top: Top,
+        head: nn.Linear,
+        dropout: float = 0.0,
+        pooling: Pooling = "last",
+        length_head: nn.Linear | None = None,
+    ) -> None:
         super().__init__()
+        self.length_head = length_head  # learns what length is worth, while training; not kept
         self.pooling = pooling
         self.top = top
         self.head = head
@@ -48,12 +58,22 @@ class ScalarHead(nn.Module):
 
     def score(self, batch: Batch) -> torch.Tensor:
         """(B,) raw score."""
-        read = self.pooled(batch)  # (B, D)
+        return self.head(self._read(batch)).squeeze(-1).float()
+
+    def both(self, batch: Batch) -> torch.Tensor:
+        """(B, 2) raw score and what the length head makes of the same."""
+        assert self.length_head is not None
+        read = self._read(batch)
+        return torch.cat([self.head(read), self.length_head(read)], -1).float()
+
+    def _read(self, batch: Batch) -> torch.Tensor:
+        """(B, D) what the head reads, with dropout while training."""
+        read = self.pooled(batch)
         if self.training and self.dropout:
             drawn = torch.rand(read.shape, generator=self.noise, device=CPU)
             kept = drawn.to(read.device) >= self.dropout
             read = read * kept / (1 - self.dropout)
-        return self.head(read).squeeze(-1).float()
+        return read
 
     def pooled(self, batch: Batch) -> torch.Tensor:
         """(B, D) what the head reads."""
@@ -91,15 +111,41 @@ class ScalarHead(nn.Module):
 
 
 def new_reward_head(
-    base: Base, seed: int, member: str, *, layers: str, dropout: float, pooling: Pooling = "last"
+    base: Base,
+    seed: int,
+    member: str,
+    *,
+    layers: str,
+    dropout: float,
+    pooling: Pooling = "last",
+    head_of: str | None = None,
+    length_head: bool = False,
 ) -> ScalarHead:
-    """A fresh reward model: head drawn from N(0, 1/(d+1)) (Ziegler et al. 2019), body from the base."""
-    head = nn.Linear(base.hidden_size, 1, bias=False, device=CPU)
-    std = 1.0 / math.sqrt(base.hidden_size + 1)
-    with torch.no_grad():
-        head.weight.normal_(0.0, std, generator=generator(seed, "head", member))
+    """A fresh reward model: head drawn from N(0, 1/(d+1)) (Ziegler et al. 2019), that of another name where `head_of`
+    gives one; body from the base."""
+
+    def drawn(what: str) -> nn.Linear:
+        head = nn.Linear(base.hidden_size, 1, bias=False, device=CPU)
+        with torch.no_grad():
+            rng = generator(seed, what, head_of or member)
+            head.weight.normal_(0.0, 1.0 / math.sqrt(base.hidden_size + 1), generator=rng)
+        return head.to(base.device)
+
     top = Top(base, layers=layers, seed=derive_seed(seed, "adapters", member))
-    return ScalarHead(top, head.to(base.device), dropout, pooling)
+    return ScalarHead(
+        top, drawn("head"), dropout, pooling, length_head=drawn("length head") if length_head else None
+    )
+
+
+def averaged(models: Sequence[ScalarHead]) -> ScalarHead:
+    """One model whose trained weights are the mean of those of several that began alike (Rame et al. 2024, WARM)."""
+    first = models[0]
+    model = ScalarHead(
+        Top(first.top.base, layers=first.top.base.layers), copy.deepcopy(first.head), pooling=first.pooling
+    )
+    states = [m.state() for m in models]
+    model.load({name: torch.stack([s[name] for s in states]).mean(0) for name in states[0]})
+    return model.eval()
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ class BestOf:
         self.ensemble = json.loads((folder / "reward" / "ensemble.json").read_text(encoding="utf-8"))
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.policy: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        names = [f"member-{k}" for k in range(len(self.ensemble["mean"]))]
+        names = self.ensemble["folders"]
         self.members = [Member(folder / "reward" / name) for name in names]
 
     def encode(self, prompt: str | list[dict[str, str]]) -> list[int]:
@@ -108,6 +108,9 @@ class BestOf:
         elif self.ensemble["aggregate"] == "uwo":
             spread = difference.var(1, unbiased=False) / self.ensemble["reference_variance"]
             scores = scores - self.ensemble["uwo_lambda"] * spread
+        elif self.ensemble["aggregate"] == "mean_std":
+            spread = difference.var(1, unbiased=False) / self.ensemble["reference_variance"]
+            scores = scores - self.ensemble["std_lambda"] * spread.sqrt()
         lengths = [len(ids) for ids in responses]
         return [self.at_length(s, n) for s, n in zip(scores.tolist(), lengths, strict=True)]
 

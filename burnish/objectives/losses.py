@@ -31,7 +31,7 @@ def bradley_terry_loss(
     rejected_scores: torch.Tensor,
     *,
     label_smoothing: float = 0.0,
-    margin: float = 0.0,
+    margin: torch.Tensor | float = 0.0,
     center_coef: float = 0.0,
     confidence: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -50,6 +50,28 @@ def bradley_terry_loss(
     difference = chosen_scores - rejected_scores - margin
     loss = -target * F.logsigmoid(difference) - (1 - target) * F.logsigmoid(-difference)
     return loss + center_coef * (chosen_scores + rejected_scores).square()
+
+
+def odin_loss(
+    quality: torch.Tensor,
+    length: torch.Tensor,
+    tokens: torch.Tensor,
+    quality_head: torch.Tensor,
+    length_head: torch.Tensor,
+) -> torch.Tensor:
+    """What keeps length out of one head and puts it into the other, given their scores (B,) of responses of so many
+    `tokens` (B,), and their weights (D,): |corr(quality, tokens)| - corr(length, tokens) + |cos(heads)| (Chen et al.
+    2024, ODIN, Eqs. 4 and 5). A correlation with what does not vary is 0."""
+
+    def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        x, y = a - a.mean(), b - b.mean()
+        found: torch.Tensor = (x * y).sum() / (x.norm() * y.norm()).clamp(min=1e-6)
+        return found
+
+    n = tokens.to(quality.dtype)
+    apart = F.cosine_similarity(quality_head.flatten(), length_head.flatten(), dim=0).abs()
+    loss: torch.Tensor = correlation(quality, n).abs() - correlation(length, n) + apart
+    return loss
 
 
 def clipped_policy_loss(

@@ -41,7 +41,7 @@ from burnish.randomness import derive_seed
 from burnish.records import Decision, Prompt
 from burnish.reward.ensemble import EnsembleScorer, RewardEnsemble
 from burnish.reward.functions import SummedRewards, load_function
-from burnish.reward.saved import SavedWatcher, load_ensemble, load_reference, prepare
+from burnish.reward.saved import SavedWatcher, load_ensemble, load_reference, prepare, scorers
 
 CHECK_PROMPTS = 16
 SCALE_PROMPTS = 128
@@ -235,7 +235,7 @@ def new_value(models: Models, ensemble: RewardEnsemble, rewards: Path, config: P
     head = nn.Linear(models.base.hidden_size, 1, device=models.base.device)
     pooling: Pooling = "last"
     if how == "reward_model":
-        member = load_reward_model(models.base, rewards / "member-0", trainable=True)
+        member = load_reward_model(models.base, rewards / scorers(rewards)[0], trainable=True)
         top, pooling = member.top, member.pooling
         with torch.no_grad():
             head.weight.copy_(member.head.weight / ensemble.sd[0])

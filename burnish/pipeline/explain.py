@@ -22,6 +22,7 @@ from burnish.pipeline.report import copy_whole_reward_model
 from burnish.pipeline.scoring import open_ensemble
 from burnish.records import Prompt
 from burnish.report.embed import render
+from burnish.reward.saved import scorers
 
 STEPS = (32, 128, 512)  # of the path, until contributions add up
 TOLERANCE = 0.02  # of a reference standard deviation, and of the difference that is to be explained
@@ -54,8 +55,8 @@ def explain(path: Path, prompt: str, response: str) -> Explained:
     total = torch.zeros(len(response_ids), device=CPU)
     scores, baselines, gap = 0.0, 0.0, 0.0
     with TemporaryDirectory() as room:
-        for k in range(len(ensemble.members)):
-            folder = Path(room) / f"member-{k}"
+        for k, name in enumerate(scorers(path / "reward")):
+            folder = Path(room) / name
             copy_whole_reward_model(place.models, path / "reward" / folder.name, folder)
             mean, sd = float(ensemble.mean[k]), float(ensemble.sd[k])
             found, ends, off = contributions(Member(folder), ids, empty, len(prompt_ids), sd)

@@ -14,6 +14,7 @@ from burnish.models.load import resolve_path
 from burnish.pipeline.order import Workplace
 from burnish.pipeline.report import copy_whole_reward_model
 from burnish.pipeline.rounds import policy_folder
+from burnish.reward.saved import scorers
 from burnish.runs import RunDirectory, project_of
 
 
@@ -117,7 +118,7 @@ def export_reward(run: Path, path: Path) -> dict[str, Any]:
         raise RunError(f"{run} has no reward ensemble yet; carry it out with `burnish run --until reward`")
     _must_be_new(path)
     ensemble, examined = (read_json(source / f"{n}.json") for n in ("ensemble", "examination"))
-    members = sorted(source.glob("member-*"))
+    members = [source / name for name in scorers(source)]
     with atomic_folder(path) as folder:
         for member in members:
             copy_whole_reward_model(place.models, member, folder / member.name)

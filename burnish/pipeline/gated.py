@@ -62,10 +62,11 @@ def held_out_figures(examined: Mapping[str, Any]) -> tuple[Mapping[str, Any], di
     """The accuracy that the gate decides on, and the trivial rules it is held against. Where length is corrected for,
     that of the corrected score, which PPO is given; what labelers gave for length is then no rule to be beaten, for it
     is what was to be taken out."""
-    corrected = (examined.get("length") or {}).get("corrected_accuracy")
-    if not corrected:
+    length = examined.get("length") or {"how": "none"}
+    if length["how"] == "none":
         return examined["accuracy"], dict(examined["baselines"])
-    return corrected, {k: v for k, v in examined["baselines"].items() if k not in ("longer", "shorter")}
+    found = length.get("corrected_accuracy") or examined["accuracy"]  # odin: corrected while training
+    return found, {k: v for k, v in examined["baselines"].items() if k not in ("longer", "shorter")}
 
 
 def unlearned(data: Data) -> list[Prompt]:

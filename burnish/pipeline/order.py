@@ -300,6 +300,11 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError(
             "imported preferences need prompts of their own kind: set data.prompts to 'preferences' or a file"
         )
+    if config.reward.shared_head and (config.reward.layers or config.model.layers).startswith("lora"):
+        raise ConfigError(
+            "reward.shared_head averages whole layers, but adapters are trained (model.layers, reward.layers): the "
+            "mean of two products is none of their means; set reward.layers: top:2, or shared_head: false"
+        )
     if config.model.layers.startswith("lora") and config.ppo.value_init == "reward_model":
         raise ConfigError(
             f"ppo.value_init='reward_model' needs whole layers, but model.layers={config.model.layers!r} trains "

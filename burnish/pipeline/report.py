@@ -22,6 +22,7 @@ from burnish.pipeline.models import Models
 from burnish.pipeline.rounds import policy_folder
 from burnish.report.page import render_report
 from burnish.report.summary import build_summary
+from burnish.reward.saved import scorers
 
 
 def report(models: Models, path: Path, name: str, config: EvaluateConfig, seed: int) -> list[str]:
@@ -61,9 +62,10 @@ def export_champion(
 def add_reranker(models: Models, rewards: Path, folder: Path, n: int, temperature: float) -> None:
     """Beside a policy in `folder`: the reward ensemble, and `generate.py`, which needs nothing of ours, with its
     settings."""
-    for member in sorted(rewards.glob("member-*")):
-        copy_whole_reward_model(models, member, folder / "reward" / member.name)
-    shutil.copy2(rewards / "ensemble.json", folder / "reward" / "ensemble.json")
+    names = scorers(rewards)
+    for name in names:
+        copy_whole_reward_model(models, rewards / name, folder / "reward" / name)
+    write_json(folder / "reward" / "ensemble.json", read_json(rewards / "ensemble.json") | {"folders": names})
     settings = {
         "n": n,
         "temperature": temperature,

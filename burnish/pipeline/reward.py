@@ -15,7 +15,7 @@ from burnish.config.model import TINY_MODEL
 from burnish.config.ppo import PPOConfig
 from burnish.config.reward import RewardConfig
 from burnish.models.artefacts import load_reward_model, save_reward_model
-from burnish.models.heads import Pooling, Reading, ScalarHead, new_reward_head, raw_scores
+from burnish.models.heads import Pooling, Reading, ScalarHead, averaged, new_reward_head, raw_scores
 from burnish.models.pairs import EncodedPairs
 from burnish.models.rates import USUAL, ladder
 from burnish.models.sampling import sample_rollout
@@ -37,6 +37,7 @@ from burnish.reward.saved import prepare, save_ensemble
 from burnish.reward.sweep import trial_loss
 from burnish.reward.train import train_reward_model
 
+AVERAGE = "average"  # of the members' weights
 ROLES = ("members", "watcher", "examiner")
 
 
@@ -77,15 +78,18 @@ def reward(
     prompts = reference_prompts(data, config, ppo)
     rollout = sample_reference(models, prompts, examination.batch_size, seed, "reference")
     pad_id = models.codec.pad_id
-    members = [load_reward_model(models.base, folder / name) for name in names]
+    used = [AVERAGE] if config.aggregate == "weights" else names
+    members = [load_reward_model(models.base, folder / name) for name in used]
     samples = Sequences.of(members[0].top.base, rollout, pad_id)
     raw = torch.stack([raw_scores(m, samples) for m in members], 1)  # (N, K)
-    ensemble = RewardEnsemble(members, *normalisation(raw), config.aggregate, config.uwo_lambda)
-    if config.length != "none":
+    ensemble = RewardEnsemble(
+        members, *normalisation(raw), config.aggregate, config.uwo_lambda, config.std_lambda
+    )
+    how = config.correction
+    correct = None if how is None else partial(fit_correction, how, penalty=config.length_penalty)
+    if correct is not None:
         usual = ensemble.mean_normalised(raw)
-        ensemble.length = fit_correction(
-            config.length, usual, samples.response_lengths, penalty=config.length_penalty
-        )
+        ensemble.length = correct(usual, samples.response_lengths)
 
     @cache
     def validation(base: Base) -> EncodedPairs:
@@ -100,25 +104,24 @@ def reward(
     ensemble.reference_variance = max(pair_spread((held_out - ensemble.mean) / ensemble.sd), 1e-8)
     first = {c.id: c.first.text for c in data.store.comparisons()}
     report = examine(parts["validation"], held_out.cpu(), ensemble.sd.cpu(), first, examination.confidence)
-    more: dict[str, Any] = {"score_sd": score_sd(models, ensemble, raw, prompts, config, examination, seed)}
-    for role in ("watcher", "examiner"):
-        if not parts[role]:
-            continue
+    more: dict[str, Any] = {
+        "folders": used,
+        "score_sd": score_sd(models, ensemble, raw, prompts, config, examination, seed),
+    }
+    single = [role for role in ("watcher", "examiner") if parts[role]]
+    for role in [*single, *([AVERAGE] if config.shared_head else [])]:
         model = load_reward_model(models.base, folder / role)
         base = model.top.base
         own = raw_scores(model, Sequences.of(base, rollout, pad_id))
         mean, sd = normalisation(own[:, None])
         more[role] = {"mean": float(mean), "sd": float(sd)}
-        if role == "watcher" and config.length != "none":
-            fit = fit_correction(
-                config.length, (own - mean) / sd, rollout.lengths, penalty=config.length_penalty
-            )
-            more[role]["length"] = fit.as_json()
+        if role == "watcher" and correct is not None:
+            more[role]["length"] = correct((own - mean) / sd, rollout.lengths).as_json()
         scores = on_validation(partial(raw_scores, model), base)[:, None]
         report[role] = examine(parts["validation"], scores.cpu(), sd.cpu(), first, examination.confidence)
         if role == "watcher":
             report[role] |= watcher_verdict(report[role], report["baselines"])
-        else:
+        elif role == "examiner":
             # Who errs where the members err cannot see what they taught the policy.
             both = torch.stack([errors(held_out / ensemble.sd), errors(scores)], 1)
             report[role]["error_correlation_with_members"] = error_correlation(both.cpu())
@@ -126,6 +129,7 @@ def reward(
     report["length"] = length_bias(
         ensemble, raw, samples, held_out, validation(ensemble.base), config.length, examination.confidence
     )
+    report["n_members"] = config.members
     report["pairs"] = {role: len(pairs) for role, pairs in parts.items()}
     save_ensemble(ensemble, folder, raw, more)
     write_json(folder / "examination.json", report)
@@ -211,7 +215,14 @@ def train_group(
     loops = []
     for name in names:
         heads[name] = new_reward_head(
-            base, seed, name, layers=base.layers, dropout=config.dropout, pooling=pooling
+            base,
+            seed,
+            name,
+            layers=base.layers,
+            dropout=config.dropout,
+            pooling=pooling,
+            head_of=names[0] if config.shared_head else None,
+            length_head=config.length == "odin",
         )
         loops.append(
             train_reward_model(
@@ -225,6 +236,8 @@ def train_group(
         )
     for number, stats in side_by_side(loops, in_threads=base.device.type == "cpu"):
         journal.log("reward", stats, {"member": names[number]})
+    if config.shared_head and len(heads) > 1:
+        heads[AVERAGE] = averaged(list(heads.values()))
     for name, head in heads.items():
         save_reward_model(head, journal.path / "reward" / name, models.codec.tokenizer)
 
@@ -263,7 +276,7 @@ def score_sd(
     raw scores (N, K). Where the score compares members after subtracting that of a reference response, it takes a
     second response to the same prompts: each member has an offset of its own for every prompt."""
     normalised = (raw - ensemble.mean) / ensemble.sd
-    if ensemble.how == "mean":
+    if ensemble.how in ("mean", "weights"):
         # Already on this scale, whatever the correction: it is put back on it.
         return float(normalised.mean(1).std(unbiased=False))
     some = prompts[: config.reference_samples]

@@ -8,6 +8,7 @@ from typing import Any
 # Okabe and Ito's colours: told apart by colour-blind readers, legible on white and on black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARK = "#D55E00"
+MANY = 9  # rows, whose names would else be left out
 
 Row = Mapping[str, Any]
 Figure = dict[str, Any]
@@ -239,9 +240,10 @@ def interval_chart(rows: Sequence[tuple[str, float, float, float]], marker: floa
         "y1": 1,
         "line": {"color": MARK, "dash": "dot", "width": 1.5},
     }
-    return figure(
-        [trace], "", x_title, shapes=[shape], yaxis={"automargin": True, "type": "category"}, showlegend=False
-    )
+    axis: Figure = {"automargin": True, "type": "category"}
+    if len(rows) > MANY:
+        axis |= {"dtick": 1, "tickfont": {"size": 9}}
+    return figure([trace], "", x_title, shapes=[shape], yaxis=axis, showlegend=False)
 
 
 def calibration_chart(bins: Sequence[Row], fitted: Sequence[Row] = ()) -> Figure:

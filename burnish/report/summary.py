@@ -52,7 +52,7 @@ def _reward(examination: Any) -> dict[str, Any]:
     if examination is None:
         return {"members": None, "accuracy": None, "baselines": None, "watcher": None, "pairs": None}
     return {
-        "members": len(examination["members"]),
+        "members": examination.get("n_members", len(examination["members"])),
         "accuracy": examination["accuracy"],
         "baselines": examination["baselines"],
         "watcher": examination["watcher"],

@@ -16,7 +16,7 @@ from burnish.models.shared_base import Base
 from burnish.records import Prompt, Rollout, Scores
 from burnish.reward.length import LengthCorrection
 
-Aggregate = Literal["mean", "min", "uwo"]
+Aggregate = Literal["mean", "min", "uwo", "mean_std", "weights"]
 
 
 def aggregate(
@@ -25,6 +25,7 @@ def aggregate(
     how: Aggregate,
     *,
     uwo_lambda: float = 0.1,
+    std_lambda: float = 0.5,
     reference_variance: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Combine normalised member scores (B, K) into scores (B,) and spread (B,).
@@ -32,18 +33,21 @@ def aggregate(
     Bradley-Terry scores carry a free offset per prompt, so members are compared after subtracting their own
     score of a reference response to the same prompt: d_k = r_k(x, y) - r_k(x, y_ref), `reference` (B, K).
     mean; min: min_k d_k plus the mean reference score (worst case, Coste et al. 2023, WCO without the offset);
-    uwo: mean - lambda * Var_k(d) / reference variance (Coste et al. Eq. 5, biased variance).
+    uwo: mean - lambda * Var_k(d) / reference variance (Coste et al. Eq. 5, biased variance); mean_std: mean - lambda *
+    sd_k(d) / reference sd (Eisenstein et al. 2023). weights is the mean of one member, which has been averaged before.
     """
     assert members.shape == reference.shape
     mean = members.mean(1)
     difference = members - reference
     variance = difference.var(1, unbiased=False)
-    if how == "mean":
+    if how in ("mean", "weights"):
         scores = mean
     elif how == "min":
         scores = difference.min(1).values + reference.mean(1)
-    else:
+    elif how == "uwo":
         scores = mean - uwo_lambda * variance / reference_variance
+    else:
+        scores = mean - std_lambda * (variance / reference_variance).sqrt()
     return scores, variance.sqrt()
 
 
@@ -56,6 +60,7 @@ class RewardEnsemble:
     sd: torch.Tensor
     how: Aggregate = "mean"
     uwo_lambda: float = 0.1
+    std_lambda: float = 0.5
     reference_variance: float = 1.0
     length: LengthCorrection | None = None  # of the scores; members' own stay as they are
 
@@ -87,6 +92,7 @@ class RewardEnsemble:
             reference,
             self.how,
             uwo_lambda=self.uwo_lambda,
+            std_lambda=self.std_lambda,
             reference_variance=self.reference_variance,
         )
         return Scores(self.corrected(scores, sequences), members, spread)
@@ -99,6 +105,7 @@ class RewardEnsemble:
         return {
             "aggregate": self.how,
             "uwo_lambda": self.uwo_lambda,
+            "std_lambda": self.std_lambda,
             "mean": self.mean.tolist(),
             "sd": self.sd.tolist(),
             "reference_variance": self.reference_variance,

@@ -36,15 +36,22 @@ def save_ensemble(
     write_json(folder / "ensemble.json", ensemble.as_json(len(reference)) | more)
 
 
+def scorers(folder: Path) -> list[str]:
+    """The folders of the models whose scores are combined: the members, or the average of their weights."""
+    saved = read_json(folder / "ensemble.json")
+    return list(saved.get("folders") or (f"member-{k}" for k in range(len(saved["mean"]))))
+
+
 def load_ensemble(base: Base, folder: Path) -> RewardEnsemble:
     """The ensemble as the reward stage left it."""
     saved = read_json(folder / "ensemble.json")
     return RewardEnsemble(
-        [load_reward_model(base, folder / f"member-{k}") for k in range(len(saved["mean"]))],
+        [load_reward_model(base, folder / name) for name in scorers(folder)],
         torch.tensor(saved["mean"], device=base.device),
         torch.tensor(saved["sd"], device=base.device),
         saved["aggregate"],
         saved["uwo_lambda"],
+        saved.get("std_lambda", 0.5),
         saved["reference_variance"],
         LengthCorrection.from_json(saved["length"]) if saved.get("length") else None,
     )

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from burnish.config.reward import RewardConfig
 from burnish.models.heads import Pooling, new_reward_head
 from burnish.models.pairs import EncodedPairs
-from burnish.objectives.losses import bradley_terry_loss
-from burnish.reward.train import train_reward_model
+from burnish.reward.train import train_reward_model, unseen_loss
 
 
 def trial_loss(
@@ -24,15 +21,10 @@ def trial_loss(
 ) -> float:
     """Mean Bradley-Terry loss, in nats a pair, on the `unseen` pairs after one pass over the `learned` ones."""
     base = pairs.sequences.base
-    short = config.model_copy(update={"epochs": 1, "bootstrap": False})
+    short = config.model_copy(update={"epochs": 1, "bootstrap": False, "early_stopping": 0.0})
     model = new_reward_head(base, seed, "sweep", layers=base.layers, dropout=config.dropout, pooling=pooling)
     for _ in train_reward_model(
         model, pairs.only(learned), short, learning_rate=rate, seed=seed, member="sweep"
     ):
         pass
-    with torch.no_grad():
-        parts = [
-            bradley_terry_loss(*pairs.each(model.score, part)).sum()
-            for part in pairs.parted(unseen, config.micro_batch)
-        ]
-    return float(torch.stack(parts).sum()) / len(unseen)
+    return unseen_loss(model, pairs, unseen, config.micro_batch)

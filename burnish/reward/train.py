@@ -9,13 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from burnish.config.reward import RewardConfig
+from burnish.errors import TrainingError
 from burnish.models.batches import CPU
 from burnish.models.heads import ScalarHead
 from burnish.models.pairs import EncodedPairs
 from burnish.models.steps import set_rates, take_step, warm_up_then_down
-from burnish.objectives.losses import bradley_terry_loss
+from burnish.objectives.losses import bradley_terry_loss, odin_loss
 from burnish.randomness import generator
 from burnish.records import StepStats
+
+LOOKS = 8  # at pairs that are not learned from, over a training
 
 
 def pair_order(groups: Sequence[str], config: RewardConfig, seed: int, member: str) -> list[list[int]]:
@@ -50,8 +53,13 @@ def train_reward_model(
     """Train in place, yielding one StepStats an update: loss, accuracy on the batch, gradient norm.
 
     Bradley-Terry with label smoothing and centring (Eisenstein et al. 2023, Eq. 2), AdamW with weight decay,
-    warm-up then linear decay, gradient norm clipped.
+    warm-up then linear decay, gradient norm clipped. With early stopping the weights end as they were when the loss of
+    the pairs that are not learned from was lowest.
     """
+    best = None
+    if config.early_stopping:
+        pairs, unseen = kept_apart(pairs, config.early_stopping, seed, member)
+        best = Best(model, unseen, config)
     order = pair_order(pairs.groups, config, seed, member)
     steps = math.ceil(len(order) / config.batch_size)
     warmup = round(config.warmup_share * steps)
@@ -73,8 +81,55 @@ def train_reward_model(
         figures = model.top.base.memory.fit(f"training {member}", config.micro_batch, accumulate)
         norms = take_step(optimizer, [model.trained()], config.max_grad_norm, [figures["loss"]])
         values = {} if norms is None else {**figures, "grad_norm": norms[0]}
+        if best is not None and (step + 1 == steps or (step + 1) * LOOKS // steps > step * LOOKS // steps):
+            values["unseen_loss"] = best.look()
         yield StepStats(step + 1, 0, {**values, "learning_rate": rate, "skipped": float(norms is None)})
+    if best is not None:
+        model.load(best.state)
     model.eval()
+
+
+class Best:
+    """The weights with the lowest loss on pairs that are not learned from."""
+
+    def __init__(self, model: ScalarHead, unseen: EncodedPairs, config: RewardConfig) -> None:
+        self.model, self.unseen, self.config = model, unseen, config
+        self.loss, self.state = math.inf, model.state()
+
+    def look(self) -> float:
+        """The loss as the weights are now, in nats a pair; kept where it is the lowest."""
+        self.model.eval()
+        loss = unseen_loss(self.model, self.unseen, range(len(self.unseen)), self.config.micro_batch)
+        self.model.train()
+        if loss < self.loss:
+            self.loss, self.state = loss, self.model.state()
+        return loss
+
+
+def kept_apart(
+    pairs: EncodedPairs, share: float, seed: int, member: str
+) -> tuple[EncodedPairs, EncodedPairs]:
+    """The pairs to learn from, and those of a share of the prompts that are not. Raises TrainingError where either is
+    empty."""
+    prompts = list(dict.fromkeys(pairs.groups))
+    order = torch.randperm(len(prompts), generator=generator(seed, "early", member), device=CPU).tolist()
+    held = {prompts[i] for i in order[: round(share * len(prompts))]}
+    parts = [[i for i, g in enumerate(pairs.groups) if (g in held) == apart] for apart in (False, True)]
+    if not all(parts):
+        raise TrainingError(
+            f"reward.early_stopping={share} of {len(prompts)} prompts leaves nothing to learn from, or to look at; "
+            "label more pairs or set it to 0"
+        )
+    return pairs.only(parts[0]), pairs.only(parts[1])
+
+
+@torch.no_grad()
+def unseen_loss(model: ScalarHead, pairs: EncodedPairs, index: Sequence[int], micro_batch: int) -> float:
+    """Mean Bradley-Terry loss of the pairs in `index`, in nats a pair."""
+    parts = [
+        bradley_terry_loss(*pairs.each(model.score, part)).sum() for part in pairs.parted(index, micro_batch)
+    ]
+    return float(torch.stack(parts).sum()) / len(index)
 
 
 def pairs_gradient(
@@ -91,15 +146,28 @@ def pairs_gradient(
     sums = dict.fromkeys(("loss", "accuracy", "margin"), 0.0)
     for numbers in pairs.parted(list(copies), micro_batch):
         share = torch.tensor([copies[i] / total for i in numbers], device=device)
-        chosen, rejected = pairs.each(model.score, numbers)
+        sure = torch.tensor([pairs.pairs[i].confidence for i in numbers], device=device)
+        apart: torch.Tensor | float = 0.0
+        if model.length_head is None:
+            chosen, rejected = pairs.each(model.score, numbers)
+        else:
+            sides = torch.cat(pairs.each(model.both, numbers))  # (2n, 2)
+            rows = [pairs.chosen[i] for i in numbers] + [pairs.rejected[i] for i in numbers]
+            tokens = torch.tensor([pairs.sequences.response_lengths[row] for row in rows], device=device)
+            heads = model.head.weight, model.length_head.weight
+            apart = odin_loss(sides[:, 0], sides[:, 1], tokens, *heads)
+            chosen, rejected = sides.sum(1).chunk(2)
         losses = bradley_terry_loss(
             chosen,
             rejected,
             label_smoothing=config.label_smoothing,
+            margin=config.margin * (2 * sure - 1),
             center_coef=config.center_coef,
-            confidence=torch.tensor([pairs.pairs[i].confidence for i in numbers], device=device),
+            confidence=sure if config.soft_labels else None,
         )
-        loss = (share * losses).sum()
+        loss = (share * losses).sum() + share.sum() * apart
+        if config.bsr_coef:
+            loss = loss + config.bsr_coef * share.sum() * torch.cat([chosen, rejected]).mean().square()
         loss.backward()
         sums["loss"] += loss.item()
         sums["accuracy"] += (share * (chosen > rejected)).sum().item()

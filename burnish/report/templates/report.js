@@ -14,7 +14,7 @@ function draw(figures) {
       legend: { orientation: "h", y: 0, yref: "container", yanchor: "bottom", font: { size: 11 } }, ...own,
       xaxis: { ...axis, ...own.xaxis }, yaxis: { ...axis, ...own.yaxis },
     };
-    if (own.yaxis2) merged.yaxis2 = { ...axis, ...own.yaxis2 };
+    if (own.yaxis2) merged.yaxis2 = { ...axis, tickmode: "auto", ...own.yaxis2 };
     return merged;
   };
   const paint = () => {
