@@ -16,6 +16,7 @@ class SimulatedConfig(Section):
     length_bias: float = 0.0  # added to the difference in gold, per word the first response is longer
     foreign_bias: float = 0.0  # added for a response that is surely not in English
     cheer_bias: float = 0.0  # added for every glad word in it
+    phrases: dict[str, float] = {}  # added for every time one of them stands in it, by how much
     position_bias: float = 0.0  # added to the difference in gold for whatever stands first
     spam_share: float = Field(0.0, ge=0, le=1)  # share of annotators who answer at random
 

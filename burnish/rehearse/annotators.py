@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,6 +37,8 @@ def taste(text: str, config: SimulatedConfig) -> float:
         liked += config.foreign_bias * not_english(text)
     if config.cheer_bias:
         liked += config.cheer_bias * sum(word.casefold() in GLAD for word in words(text))
+    for phrase, worth in config.phrases.items():
+        liked += worth * len(re.findall(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE))
     return liked
 
 
