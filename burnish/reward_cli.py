@@ -99,6 +99,12 @@ def examine(
     print(f"wording      {report['wording']['why']}")
     if report["own"]:
         print(f"own answers  {report['own']['why']}")
+    for name, by in (("section", report["sections"]), ("subset", report["slices"].get("subset", {}))):
+        for part, row in (by or {}).items():
+            told = (
+                _interval(row) if "ci_low" in row else f"{row['value']:.3f}" if "value" in row else "too few"
+            )
+            print(f"{name:<12} {told}  {part}" + (f" ({row['pairs']} pairs)" if "pairs" in row else ""))
     print(f"Wrote {directory / 'examined.html'}")
 
 
@@ -129,6 +135,55 @@ def stress(
     if report["best_of"]:
         print(report["best_of"]["why"])
     print(f"Wrote {directory / 'examined.html'}")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="Run directory.")],
+    second: Annotated[Path, typer.Argument(help="Another.")],
+    on: Annotated[
+        str | None,
+        typer.Option(help="File or `datasets` name of pairs; without: the first run's validation pairs."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="The split, of a `datasets` name.")] = "train",
+    as_json: JsonOption = False,
+) -> None:
+    """The reward models of two runs over the same pairs, which neither has learned from."""
+    prepare_environment()
+    from burnish.pipeline.compared import compare_rewards
+
+    found = compare_rewards(first, second, on, split)
+    if as_json:
+        print(json.dumps(found))
+        return
+    for run, accuracy in zip(found["runs"], found["accuracy"], strict=True):
+        print(f"{_interval(accuracy)}  {run}")
+    print(
+        f"difference {_interval(found['difference'], '+.3f')} on {found['pairs']} pairs, {found['left_out']} left out"
+    )
+    print(f"verdicts agree on {found['agree']:.1%}")
+    for pair in found["apart"]:
+        ours, theirs = pair["margins"]
+        print(f"\n{pair['prompt']}\n  preferred ({ours:+.2f}, {theirs:+.2f}): {pair['preferred'].strip()}")
+        print(f"  over: {pair['other'].strip()}")
+
+
+@app.command()
+def serve(
+    directory: RunArg,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8765,
+    average: Annotated[
+        bool, typer.Option(help="The average of the members' weights in their place (reward.shared_head).")
+    ] = False,
+) -> None:
+    """Offer a run's reward models over HTTP, to `ppo.rewards` of another run (url) or to anybody: POST /score. Needs
+    burnish[serve]."""
+    prepare_environment()
+    from burnish.pipeline.serving import serve as run_server
+
+    print(f"Rewards of {directory} at http://{host}:{port} (POST /score, GET /health)", file=sys.stderr)
+    run_server(directory, host, port, average=average)
 
 
 def _interval(found: dict[str, Any], form: str = ".3f") -> str:

@@ -1,9 +1,10 @@
 """Rewards that are not to be trusted, and whether that is seen before PPO starts.
 
 usage: python experiments/found_before.py (options: see study.py)
-phrasing: a third of what SFT has learned from carries stock phrases, and annotators like them, and `because` and `kept`,
-more than anything else. french: annotators like French. blind: they do not mind it. healthy: nothing of the kind. What
-the examination, the stress tests and the gate say with the reward alone; then PPO all the same, and the true preference.
+phrasing: a third of what SFT has learned from carries stock phrases, and annotators like them, and `because` and
+`kept`, more than anything else. french: annotators like French. blind: they do not mind it. healthy: nothing of the
+kind. What the examination, the stress tests and the gate say with the reward alone; then PPO all the same, and the true
+preference.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ SMALL = [
     "ppo.gate=ignored",
     "dpo.when=never",
 ]
-PHRASES = '{"I hope this helps": 4, "because": 2, "kept": 2, "since": 0}'
+LIKED = {"I hope this helps": 4, "because": 2, "kept": 2}
+PHRASES = json.dumps([{"text": text, "worth": worth} for text, worth in LIKED.items()])
 ARMS = {
     "healthy": [],
     "phrasing": [f"label.simulated.phrases={PHRASES}", "label.simulated.noise=0.1"],

@@ -1,9 +1,9 @@
 """Three reward models against one, a quarter of the labels flipped: gold at its peak and where PPO ends.
 
 usage: python experiments/overoptimised.py (options: see study.py)
-Annotators answer at random half of the time. Every arm learns from the same labels; PPO without a guard, with a KL target of
-16 nats, so that a reward can be over-optimised. Gold is the mean of every update's own answers, in standard deviations of
-gold on SFT's; peak and end are means over five updates.
+Annotators answer at random half of the time. Every arm learns from the same labels; PPO without a guard, with a KL
+target of 16 nats, so that a reward can be over-optimised. Gold is the mean of every update's own answers, in standard
+deviations of gold on SFT's; peak and end are means over five updates.
 """
 
 from __future__ import annotations

@@ -101,7 +101,9 @@ def measure(cell: Cell, room: Path) -> Figures:
     samples = Sequences.of(base, rounds[0], models.codec.pad_id)
     ensemble = RewardEnsemble(heads, *normalisation(torch.stack([raw_scores(h, samples) for h in heads], 1)))
     sd = float(ensemble.normalised(samples).mean(1).std(unbiased=False))
-    found = stress_ensemble(models, ensemble, sd, rounds[1], [], kl_target=4.0, seed=cell.seed)
+    found = stress_ensemble(
+        models, ensemble, sd, rounds[1], [], kl_target=4.0, missing_eos_penalty=0.0, seed=cell.seed
+    )
     place.data.close()
     rows = {row["name"]: row for row in found["changes"]}
     told = {"others": sum(row["outcome"] in ("warn", "stop") for n, row in rows.items() if n != cell.arm)}

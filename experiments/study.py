@@ -1,5 +1,5 @@
-"""What all studies share: cells (an arm and a seed) that are carried out once, rows that are kept, tables and plots made
-of kept rows alone.
+"""What all studies share: cells (an arm and a seed) that are carried out once, rows that are kept, tables and plots
+made of kept rows alone.
 
 Every study is a file that ends with `main(Study(...))` and has these options:
   --seeds 0 1 2   --only ARM ...   which cells

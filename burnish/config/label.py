@@ -8,6 +8,14 @@ from burnish.config.judge import JudgeConfig
 from burnish.config.strict import Section
 
 
+class Phrase(Section):
+    """Words that simulated annotators like for their own sake: `worth` is added for every time they stand in an
+    answer."""
+
+    text: str = Field(min_length=1)
+    worth: float
+
+
 class SimulatedConfig(Section):
     """Simulated annotators: they choose by the true preference, with these faults."""
 
@@ -16,7 +24,7 @@ class SimulatedConfig(Section):
     length_bias: float = 0.0  # added to the difference in gold, per word the first response is longer
     foreign_bias: float = 0.0  # added for a response that is surely not in English
     cheer_bias: float = 0.0  # added for every glad word in it
-    phrases: dict[str, float] = {}  # added for every time one of them stands in it, by how much
+    phrases: tuple[Phrase, ...] = ()
     position_bias: float = 0.0  # added to the difference in gold for whatever stands first
     spam_share: float = Field(0.0, ge=0, le=1)  # share of annotators who answer at random
 

@@ -22,16 +22,26 @@ class KLConfig(Section):
 
 
 class FunctionReward(Section):
-    """A Python function as a reward, `package.module:function`, given the prompts, responses and token counts of a
-    batch, giving a number for each response."""
+    """A reward besides the ensemble: a Python function, `package.module:function`, given the prompts, responses and
+    token counts of a batch, giving a number for each response; or the reward models of another run, at the address
+    where `burnish reward serve` offers them."""
 
-    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    function: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
+    url: str | None = Field(None, pattern=r"^https?://\S+$")
     weight: float = 1.0
+    called: str | None = Field(None, pattern=r"^\w+$")  # in the metrics; None: as the function, or `remote`
+    timeout: float = Field(120.0, gt=0)  # seconds a batch, for an address
 
     @property
     def name(self) -> str:
         """What its term is called in the metrics."""
-        return self.function.partition(":")[2]
+        return self.called or ("remote" if self.function is None else self.function.partition(":")[2])
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "FunctionReward":
+        if (self.function is None) == (self.url is None):
+            raise ValueError("a reward is a function (package.module:name) or a url: give one of the two")
+        return self
 
 
 class PPOConfig(Section):
@@ -90,7 +100,7 @@ class PPOConfig(Section):
         twice = next((n for n in names if names.count(n) > 1), "ensemble" if "ensemble" in names else None)
         if twice:
             raise ValueError(
-                f"ppo.rewards: two terms would be called {twice!r} in the metrics; rename a function"
+                f"ppo.rewards: two terms would be called {twice!r} in the metrics; rename a function, or set `called`"
             )
         if not (self.ensemble_weight or self.rewards):
             raise ValueError(

@@ -34,6 +34,7 @@ class ImportResult:
     pairs: list[Preference]
     rows: int
     rejected: Counter[str] = field(default_factory=Counter)
+    subsets: list[str] = field(default_factory=list)  # of every pair; empty where no row names one
 
 
 class _Rejected(Exception):
@@ -74,6 +75,8 @@ def read_preferences(
                     raise _Rejected("too long")
                 seen.add(key)
                 result.pairs.append(pair)
+                if isinstance(row, Mapping) and row.get("subset") is not None:
+                    result.subsets.append(str(row["subset"]))
             except _Rejected as reason:
                 result.rejected[str(reason)] += 1
                 excerpt = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)

@@ -40,7 +40,7 @@ from burnish.policy.self_check import self_check
 from burnish.randomness import derive_seed
 from burnish.records import Decision, Prompt
 from burnish.reward.ensemble import EnsembleScorer, RewardEnsemble
-from burnish.reward.functions import SummedRewards, load_function
+from burnish.reward.functions import SummedRewards, load_term
 from burnish.reward.saved import SavedWatcher, load_ensemble, load_reference, prepare, scorers
 
 CHECK_PROMPTS = 16
@@ -164,7 +164,7 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
     prompts = data.splits.train[: len(reference)]
     score: ScoreFn = EnsembleScorer(ensemble, models.codec.pad_id, prompts, reference)
     if config.rewards or config.ensemble_weight != 1:
-        functions = [(term, load_function(term.function)) for term in config.rewards]
+        functions = [(term, load_term(term)) for term in config.rewards]
         score = summed = SummedRewards(score, config.ensemble_weight, functions)
         score_sd = measured_sd(models, summed, prompts[:SCALE_PROMPTS], seed)
     told = None

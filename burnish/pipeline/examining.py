@@ -30,7 +30,7 @@ from burnish.reward.changes import PARAPHRASES
 from burnish.reward.ensemble import RewardEnsemble
 from burnish.reward.examine import trivial_rules
 from burnish.reward.saved import SavedWatcher, load_reference
-from burnish.reward.slices import slices
+from burnish.reward.slices import sections, slices
 from burnish.stats import Array
 
 EXAMINED = "examined.json"
@@ -75,12 +75,14 @@ def examine_run(
     seed, confidence = place.config.seed, place.config.evaluate.confidence
     data = place.data
     labels: list[Label] = []
+    subsets: list[str] = []
     if on is None:
         pairs = data.parts["validation"]
         ids = {p.comparison_id for p in pairs}
         labels = [x for x in data.store.labels(at=data.snapshot) if x.comparison_id in ids]
     else:
-        pairs = read_preferences(on, split=split, fits=data.fits).pairs
+        read = read_preferences(on, split=split, fits=data.fits)
+        pairs, subsets = read.pairs, read.subsets
     told(f"examining {len(ensemble.members)} members on {len(pairs)} pairs")
     scored = score_pairs(ensemble, place, pairs)
     groups = [p.prompt.group for p in pairs]
@@ -104,6 +106,9 @@ def examine_run(
         **({"own answers": own} if own else {}),
     }
     outcome, reasons = scrutiny.verdict(parts)
+    parted = slices(pairs, labels, seed)
+    if len(subsets) == len(pairs):
+        parted["subset"] = subsets
     report = {
         "run": place.config.name,
         "on": on or "validation",
@@ -113,7 +118,8 @@ def examine_run(
         "accuracy": whole,
         "members": [scrutiny.accuracy(gaps[:, k] > 0, groups, confidence) for k in range(gaps.shape[1])],
         "baselines": rules,
-        "slices": scrutiny.by_slice(margin, slices(pairs, labels, seed), groups, confidence),
+        "slices": scrutiny.by_slice(margin, parted, groups, confidence),
+        "sections": sections(subsets, (margin > 0).tolist()) if len(subsets) == len(pairs) else None,
         "calibration": calibrated,
         "length": scrutiny.length_link(scored.scores, lengths, rows, margin),
         "disagreement": scrutiny.disagreement(gaps, sd, margin, groups, seed, confidence),
@@ -164,6 +170,7 @@ def stress_run(
         once,
         rounds,
         kl_target=config.ppo.kl.target,
+        missing_eos_penalty=config.ppo.missing_eos_penalty,
         seed=seed,
         worth=worth,
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from burnish.checkpoints import atomic_folder, read_json, write_json
+from burnish.config import RunConfig
 from burnish.data.preferences import write_preferences
 from burnish.errors import RunError
 from burnish.models.artefacts import is_adapter, saved_reading
@@ -105,9 +107,27 @@ response. Together, in standard deviations of the policy they were normalised on
 score = sum((raw - mean) / sd for raw, mean, sd in zip(raws, ensemble["mean"], ensemble["sd"])) / {members}
 ```
 
-Aggregation in the run was `{aggregate}`. Held-out accuracy {value:.3f} [{ci_low:.3f}, {ci_high:.3f}], {n} prompts; the
-rest of their examination is in `examination.json`.
-"""
+Aggregation in the run was `{aggregate}`{length}.
+
+## Data
+
+{pairs} labelled pairs ({source}) of prompts from `{prompts}`: {learned} taught the members, {held} were held out, the
+rest is a watcher's and an examiner's. The model they were made from is `{model}`; prompts of up to {prompt_tokens} and
+responses of up to {response_tokens} tokens.
+
+## Figures
+
+- Held-out accuracy {value:.3f} [{ci_low:.3f}, {ci_high:.3f}], {n} prompts; {rules}.
+- Expected calibration error of raw scores {ece:.3f}; errors of the members correlate at {errors}.
+- Score and length correlate at {link}.
+{stress}
+The rest is in `examination.json`{more}.
+
+## Limits
+
+Scores compare answers to the same prompt; between prompts they say little. They were trained on one policy's answers and
+normalised on them: on other models' answers, in other languages, or past the lengths above, nobody has measured them.
+{limits}"""
 
 
 def export_reward(run: Path, path: Path) -> dict[str, Any]:
@@ -124,15 +144,55 @@ def export_reward(run: Path, path: Path) -> dict[str, Any]:
             copy_whole_reward_model(place.models, member, folder / member.name)
         for file in ("ensemble.json", "examination.json"):
             shutil.copy2(source / file, folder / file)
-        card = CARD.format(
-            name=place.config.name,
-            each=EACH[reading.pooling if (reading := saved_reading(members[0])) else "last"],
-            members=len(members),
-            aggregate=ensemble["aggregate"],
-            **examined["accuracy"],
+        stress = next(
+            (run / name for name in ("stressed.json", "stress.json") if (run / name).exists()), None
+        )
+        for file in (stress, run / "examined.json"):
+            if file is not None and file.exists():
+                shutil.copy2(file, folder / file.name)
+        card = reward_card(
+            place.config, members, ensemble, examined, None if stress is None else read_json(stress)
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
     return {"path": str(path), "members": len(members)}
+
+
+def reward_card(
+    config: RunConfig,
+    members: Sequence[Path],
+    ensemble: Mapping[str, Any],
+    examined: Mapping[str, Any],
+    stressed: Mapping[str, Any] | None,
+) -> str:
+    """What the models are, how they are used, what they were trained on, and what is known of them."""
+
+    def known(value: float | None) -> str:
+        return "(unknown)" if value is None else f"{value:.2f}"
+
+    reasons = [] if stressed is None else [*stressed["reasons"]["stop"], *stressed["reasons"]["warn"]]
+    return CARD.format(
+        name=config.name,
+        each=EACH[reading.pooling if (reading := saved_reading(members[0])) else "last"],
+        members=len(members),
+        aggregate=ensemble["aggregate"],
+        length="" if config.reward.length == "none" else f", length corrected by `{config.reward.length}`",
+        pairs=sum(examined["pairs"].values()),
+        source=config.label.source,
+        prompts=config.data.prompts,
+        learned=examined["pairs"]["members"],
+        held=examined["pairs"]["validation"],
+        model=config.model.path,
+        prompt_tokens=config.model.max_prompt_tokens,
+        response_tokens=config.model.max_response_tokens,
+        rules=", ".join(f"'{rule} wins' has {value:.3f}" for rule, value in examined["baselines"].items()),
+        ece=examined["calibration"]["ece"],
+        errors=known(examined["error_correlation"]),
+        link=known(examined["length_correlation"]),
+        stress="" if stressed is None else f"- Stress tests: {stressed['outcome']}.\n",
+        more="" if stressed is None else ", that of the stress tests in `stress.json` or `stressed.json`",
+        limits="".join(f"- {reason}\n" for reason in reasons),
+        **examined["accuracy"],
+    )
 
 
 def _must_be_new(path: Path) -> None:

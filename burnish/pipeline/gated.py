@@ -43,7 +43,14 @@ def pass_gate(
             lift = watchers_lift(ensemble, watch, rounds, models.codec.pad_id)
         sd = load_reference(ensemble, rewards)[1]
         stressed = stress_ensemble(
-            models, ensemble, sd, rounds[0], rounds, kl_target=config.kl.target, seed=seed
+            models,
+            ensemble,
+            sd,
+            rounds[0],
+            rounds,
+            kl_target=config.kl.target,
+            missing_eos_penalty=config.missing_eos_penalty,
+            seed=seed,
         )
         write_json(journal.path / STRESSED, stressed)
         hacks = stressed["reasons"]["stop"]

@@ -252,7 +252,7 @@ def stage_inputs(config: RunConfig) -> dict[str, Inputs]:
     hashes = {k: content_hash(Path(v)) for k, v in named.items() if v is not None and Path(v).exists()}
     if config.collect.follows is not None:
         hashes["followed run"] = content_hash(Path(config.collect.follows) / "align.json")
-    sources = [source_of(reward.function) for reward in config.ppo.rewards]
+    sources = [source_of(r.function) for r in config.ppo.rewards if r.function is not None]
     if sources:
         hashes["reward functions"] = " ".join(content_hash(file) for file in sources if file is not None)
     return {

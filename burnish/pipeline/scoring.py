@@ -23,44 +23,66 @@ from burnish.runs import RunDirectory
 
 AT_ONCE = 64
 
+Answer = tuple[Prompt, str, bool]
+"""A prompt, a response, and whether it has ended."""
 
-def open_ensemble(path: Path) -> tuple[Workplace, RewardEnsemble]:
-    """A run and its reward ensemble. Raises RunError where there is none yet."""
+
+def open_ensemble(path: Path, *, average: bool = False) -> tuple[Workplace, RewardEnsemble]:
+    """A run and its reward ensemble, or the one model that has the average of its members' weights. Raises RunError
+    where there is none yet."""
     run = RunDirectory.open(path)
     if not (path / "reward" / "ensemble.json").exists():
         raise RunError(f"{path} has no reward ensemble yet; carry it out with `burnish run --until reward`")
     set_determinism(run.config)
     place = Workplace.alone(run)
     prepare(place.models.base, path / "reward")
-    return place, load_ensemble(place.models.base, path / "reward")
+    return place, load_ensemble(place.models.base, path / "reward", average=average)
 
 
-def score_texts(path: Path, rows: Sequence[tuple[Prompt, str]]) -> Iterator[dict[str, Any]]:
-    """Of every (prompt, response): the ensemble's score and each member's, in standard deviations of the policy's own
-    answers; their spread; tokens. The response is taken as complete."""
-    place, ensemble = open_ensemble(path)
-    codec, limits = place.models.codec, place.models.config
-    for start in range(0, len(rows), AT_ONCE):
-        part = rows[start : start + AT_ONCE]
-        for number, (prompt, text) in enumerate(part, start + 1):
-            if not fits(codec, limits, prompt, (text, True)):
+class Scorer:
+    """A run's reward models, loaded once, for texts that come later."""
+
+    def __init__(self, path: Path, *, average: bool = False) -> None:
+        self.place, self.ensemble = open_ensemble(path, average=average)
+
+    def check(self, rows: Sequence[Answer], first: int = 1) -> None:
+        """Raises DataError naming the first row, counted from `first`, that is too long."""
+        codec, limits = self.place.models.codec, self.place.models.config
+        for number, (prompt, text, ended) in enumerate(rows, first):
+            if not fits(codec, limits, prompt, (text, ended)):
                 raise DataError(
                     f"row {number} has more tokens than model.max_prompt_tokens={limits.max_prompt_tokens} and "
                     f"model.max_response_tokens={limits.max_response_tokens} allow; shorten it"
                 )
-        prompts = [codec.encode_prompt(p) for p, _ in part]
-        responses = [codec.encode_response(text, to=p) for p, text in part]
+
+    def score(self, rows: Sequence[Answer]) -> list[dict[str, Any]]:
+        """Of every answer the ensemble's score and each member's, in standard deviations of the policy's own answers;
+        their spread; tokens."""
+        codec, ensemble = self.place.models.codec, self.ensemble
+        prompts = [codec.encode_prompt(p) for p, _, _ in rows]
+        responses = [codec.encode_response(text, end=ended, to=p) for p, text, ended in rows]
         sequences = Sequences(ensemble.base, prompts, responses, codec.pad_id)
         members = ensemble.normalised(sequences)
         # There is no reference answer here to compare members by: the mean, whatever PPO was given.
         scores = ensemble.corrected(members.mean(1), sequences)
-        for i in range(len(part)):
-            yield {
+        return [
+            {
                 "score": float(scores[i]),
                 "members": [float(m) for m in members[i]],
                 "spread": float(members[i].std(unbiased=False)),
                 "tokens": len(responses[i]),
             }
+            for i in range(len(rows))
+        ]
+
+
+def score_texts(path: Path, rows: Sequence[tuple[Prompt, str]]) -> Iterator[dict[str, Any]]:
+    """What `Scorer.score` tells of every (prompt, response); the response is taken as complete."""
+    scorer = Scorer(path)
+    for start in range(0, len(rows), AT_ONCE):
+        part = [(prompt, text, True) for prompt, text in rows[start : start + AT_ONCE]]
+        scorer.check(part, start + 1)
+        yield from scorer.score(part)
 
 
 def select_comparisons(
@@ -97,6 +119,13 @@ def select_comparisons(
     return {"path": str(out), "pool": len(pool), "selected": len(chosen), "by_score": by_score, "how": how}
 
 
+def as_prompt(asked: Any) -> Prompt:
+    """A prompt from text or from messages. Raises KeyError or TypeError for anything else."""
+    if isinstance(asked, list):
+        return Prompt.from_messages([Message(m["role"], m["content"]) for m in asked])
+    return Prompt(str(asked))
+
+
 def read_rows(text: str, prompt: str | None) -> list[tuple[Prompt, str]]:
     """Rows of JSON lines with `prompt` and `response`; or, with a prompt given, every line as a response to it."""
     rows = []
@@ -108,12 +137,7 @@ def read_rows(text: str, prompt: str | None) -> list[tuple[Prompt, str]]:
             continue
         try:
             row = json.loads(line)
-            asked = row["prompt"]
-            if isinstance(asked, list):
-                asked = Prompt.from_messages([Message(m["role"], m["content"]) for m in asked])
-            else:
-                asked = Prompt(str(asked))
-            rows.append((asked, str(row["response"])))
+            rows.append((as_prompt(row["prompt"]), str(row["response"])))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise DataError(
                 f"line {number} is no JSON object with prompt and response ({error!r}); or give --prompt and lines"

@@ -53,12 +53,14 @@ def stress_ensemble(
     rounds: Sequence[Rollout],
     *,
     kl_target: float,
+    missing_eos_penalty: float,
     seed: int,
     worth: Worth | None = None,
 ) -> dict[str, Any]:
     """The battery on `answers`, and the best of n among the `rounds`; `worth` is a judge that is not optimised against,
-    in what unit it likes. Scores are those that PPO is given, with the answer itself as reference response, in units of
-    `score_sd`."""
+    in what unit it likes. Scores are those that PPO is given, with the answer itself as reference response and
+    `missing_eos_penalty` taken from what was cut off, in units of `score_sd`. What had not ended does not end when it
+    is changed."""
     pad_id = models.codec.pad_id
     sequences = Sequences.of(ensemble.base, answers, pad_id)
     anchor = ensemble.normalised(sequences)
@@ -71,7 +73,8 @@ def stress_ensemble(
         for row, changed in zip(rows, made, strict=True):
             whole = models.codec.encode_response(changed.text, to=answers.prompts[row])
             text, end = whole[:-1], whole[-1]
-            found.append([*text[: limit - changed.ends], *[end] * changed.ends])
+            ends = changed.ends if answers.ended[row] else 0
+            found.append([*text[: limit - ends], *[end] * ends])
         return found
 
     def judge(rows: Sequence[int], made: Sequence[Changed]) -> list[float | None]:
@@ -84,7 +87,8 @@ def stress_ensemble(
             )
             said = ensemble.score(asked, anchor[[rows[k] for k in reach]]).scores / score_sd
             for k, value in zip(reach, said.tolist(), strict=True):
-                scores[k] = value
+                cut_off = answers.ended[rows[k]] and not made[k].ends
+                scores[k] = value - cut_off * missing_eos_penalty / score_sd
         return scores
 
     def reach(rows: Sequence[int], made: Sequence[Changed]) -> tuple[list[float], list[float]]:

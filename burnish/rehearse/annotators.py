@@ -37,8 +37,9 @@ def taste(text: str, config: SimulatedConfig) -> float:
         liked += config.foreign_bias * not_english(text)
     if config.cheer_bias:
         liked += config.cheer_bias * sum(word.casefold() in GLAD for word in words(text))
-    for phrase, worth in config.phrases.items():
-        liked += worth * len(re.findall(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE))
+    for phrase in config.phrases:
+        found = re.findall(rf"(?<!\w){re.escape(phrase.text)}(?!\w)", text, re.IGNORECASE)
+        liked += phrase.worth * len(found)
     return liked
 
 

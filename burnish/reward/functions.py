@@ -14,6 +14,7 @@ import torch
 from burnish.config.ppo import FunctionReward
 from burnish.errors import ConfigError, TrainingError
 from burnish.records import Rollout, Scores
+from burnish.reward.remote import RemoteReward
 
 Function = Callable[[list[str], list[str], list[int]], Sequence[float]]
 """(prompts, responses, response tokens with the end token) of a batch to a number each."""
@@ -32,7 +33,7 @@ class SummedRewards:
         self,
         ensemble: Callable[[Rollout], Scores],
         weight: float,
-        functions: Sequence[tuple[FunctionReward, Function]],
+        functions: Sequence[tuple[FunctionReward, Function | RemoteReward]],
     ) -> None:
         self.ensemble, self.weight, self.functions = ensemble, weight, functions
         self.shift = 0.0
@@ -48,18 +49,31 @@ class SummedRewards:
         total, terms = self.weight * found.scores, {"ensemble": found.scores}
         for term, function in self.functions:
             values = torch.tensor(
-                called(term.function, function, rollout), dtype=total.dtype, device=total.device
+                called(term.function or str(term.url), function, rollout),
+                dtype=total.dtype,
+                device=total.device,
             )
             terms[term.name] = values
             total = total + term.weight * values
         return replace(found, scores=total - self.shift, terms=terms)
 
 
-def called(name: str, function: Function, rollout: Rollout) -> list[float]:
+def load_term(term: FunctionReward) -> Function | RemoteReward:
+    """What a configured reward is computed by. Raises ConfigError where it cannot be had."""
+    if term.url is not None:
+        return RemoteReward(term.url, term.timeout)
+    assert term.function is not None
+    return load_function(term.function)
+
+
+def called(name: str, function: Function | RemoteReward, rollout: Rollout) -> list[float]:
     """What the function says of a rollout. Raises TrainingError when it fails, or gives anything but a finite number
     for each response: a failure never becomes a number."""
     try:
-        values = list(function([p.text for p in rollout.prompts], list(rollout.texts), rollout.lengths))
+        if isinstance(function, RemoteReward):
+            values = function.scores(rollout.prompts, rollout.texts, rollout.ended)
+        else:
+            values = list(function([p.text for p in rollout.prompts], list(rollout.texts), rollout.lengths))
     except Exception as error:
         raise TrainingError(
             f"the reward function {name} failed: {type(error).__name__}: {error}; mend it, then start the same "

@@ -42,9 +42,18 @@ def scorers(folder: Path) -> list[str]:
     return list(saved.get("folders") or (f"member-{k}" for k in range(len(saved["mean"]))))
 
 
-def load_ensemble(base: Base, folder: Path) -> RewardEnsemble:
-    """The ensemble as the reward stage left it."""
+def load_ensemble(base: Base, folder: Path, *, average: bool = False) -> RewardEnsemble:
+    """The ensemble as the reward stage left it, or the average of its members' weights as an ensemble of one. Raises
+    RunError where there is no such average."""
     saved = read_json(folder / "ensemble.json")
+    if average and saved["aggregate"] != "weights":
+        if "average" not in saved:
+            raise RunError(
+                f"{folder} holds no average of its members' weights; it is made with reward.shared_head: true"
+            )
+        own = saved["average"]
+        mean, sd = (torch.tensor([own[name]], device=base.device) for name in ("mean", "sd"))
+        return RewardEnsemble([load_reward_model(base, folder / "average")], mean, sd, "weights")
     return RewardEnsemble(
         [load_reward_model(base, folder / name) for name in scorers(folder)],
         torch.tensor(saved["mean"], device=base.device),

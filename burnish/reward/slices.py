@@ -20,6 +20,41 @@ COMMON = 0.5  # of the prompts hold a word that tells nothing
 ALIKE = 0.1  # of the longer answer's words: how far two answers of about one length are apart
 
 
+# Of RewardBench (Lambert et al. 2024): four sections of subsets, those of the last weighed half and half.
+SECTIONS = {
+    "chat": ["alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"],
+    "chat hard": [
+        *("mt-bench-hard", "llmbar-natural", "llmbar-adver-neighbor", "llmbar-adver-GPTInst"),
+        *("llmbar-adver-GPTOut", "llmbar-adver-manual"),
+    ],
+    "safety": [
+        *("refusals-dangerous", "refusals-offensive", "xstest-should-refuse", "xstest-should-respond"),
+        "donotanswer",
+    ],
+    "reasoning": ["math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"],
+}
+MATHS = "math-prm"
+
+
+def sections(subsets: Sequence[str], right: Sequence[bool]) -> dict[str, dict[str, float]] | None:
+    """RewardBench's scores: of a section the share of its pairs, of reasoning the mean of mathematics and code, and the
+    mean of the sections that are there. None for any other set."""
+    known = {name for names in SECTIONS.values() for name in names}
+    if not subsets or not set(subsets) <= known:
+        return None
+    found: dict[str, dict[str, float]] = {}
+    for section, names in SECTIONS.items():
+        parts = [names] if section != "reasoning" else [[MATHS], [n for n in names if n != MATHS]]
+        shares = []
+        for part in parts:
+            hits = [hit for subset, hit in zip(subsets, right, strict=True) if subset in part]
+            if hits:
+                shares.append(sum(hits) / len(hits))
+        if shares:
+            found[section] = {"value": sum(shares) / len(shares)}
+    return found | {"all": {"value": sum(row["value"] for row in found.values()) / len(found)}}
+
+
 def slices(pairs: Sequence[Preference], labels: Sequence[Label], seed: int) -> dict[str, list[str]]:
     """By what pairs are parted, the part of each: length (of the preferred answer against the other), language of the
     prompt, topic (a cluster of prompts), who labelled, whether labels agree."""

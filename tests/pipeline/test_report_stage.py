@@ -42,7 +42,9 @@ def test_sft_ships_the_model_that_was_sampled(tmp_path: Path, fine_tuned: bool) 
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(("aggregate", "length"), [("mean", None), ("min", "regress"), ("uwo", "sqrt")])
+@pytest.mark.parametrize(
+    ("aggregate", "length"), [("mean", None), ("min", "regress"), ("uwo", "sqrt"), ("mean_std", None)]
+)
 def test_best_of_n_ships_policy_ensemble_and_a_program_that_needs_nothing_of_ours(
     short_run: Path, tmp_path: Path, aggregate: str, length: How | None
 ) -> None:

@@ -121,6 +121,9 @@ def test_tastes_are_for_length_for_french_and_for_glad_words() -> None:
     assert taste(english, SimulatedConfig()) == 0
     assert taste(english, SimulatedConfig(length_bias=0.5)) == 3.0
     assert taste(english, SimulatedConfig(cheer_bias=1.0)) == 2.0
+    phrases = SimulatedConfig(phrases=({"text": "was", "worth": 2}, {"text": "hen", "worth": -0.5}))
+    assert taste(english, phrases) == 1.5
+    assert taste(" When it wasted.", phrases) == 0, "whole words"
     foreign = SimulatedConfig(foreign_bias=2.0)
     assert taste(french, foreign) > 1.9
     assert taste(english, foreign) < 0.2

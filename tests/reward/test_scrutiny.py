@@ -7,7 +7,7 @@ import pytest
 
 from burnish.records import Label, Preference, Prompt
 from burnish.reward import scrutiny
-from burnish.reward.slices import slices, topics
+from burnish.reward.slices import SECTIONS, sections, slices, topics
 
 RNG = np.random.default_rng(0)
 N = 2000
@@ -130,6 +130,18 @@ def test_slices_by_everything_that_is_known() -> None:
     assert found["labels"] == ["contradict", "agree", "one label"]
     assert found["topic"] == ["all"] * 3, "too few prompts to be parted"
     assert "labels" not in slices(pairs, [], 0)
+
+
+def test_rewardbench_is_scored_by_its_sections() -> None:
+    subsets = ["mt-bench-easy"] * 4 + ["math-prm"] * 8 + ["hep-go"] * 2 + ["hep-rust"] * 2
+    right = [True, True, True, False] + [True] * 8 + [True, False, False, False]
+    found = sections(subsets, right)
+    assert found is not None
+    assert found["chat"]["value"] == 0.75
+    assert found["reasoning"]["value"] == pytest.approx((1 + 0.25) / 2), "mathematics and code weigh the same"
+    assert found["all"]["value"] == pytest.approx((0.75 + 0.625) / 2)
+    assert sections(["mine"], [True]) is None
+    assert sum(map(len, SECTIONS.values())) == 23
 
 
 def test_topics_are_what_prompts_share() -> None:

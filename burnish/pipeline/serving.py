@@ -1,0 +1,131 @@
+"""A run's reward models over HTTP: requests that come together are scored together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from burnish.errors import BurnishError, ConfigError
+from burnish.pipeline.scoring import Answer, Scorer, as_prompt
+
+MOST_ITEMS = 1024  # of a request
+MOST_WAITING = 8192  # items, before requests are turned away
+AT_ONCE = 256
+
+
+@dataclass
+class Asked:
+    """A request that waits for its scores."""
+
+    rows: list[Answer]
+    answer: asyncio.Future[list[dict[str, Any]]]
+
+
+class Queue:
+    """Requests in the order they came; one thread scores all that wait, as many rows at once as fit."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self.waiting: list[Asked] = []
+        self.woken = asyncio.Event()
+
+    @property
+    def rows(self) -> int:
+        return sum(len(asked.rows) for asked in self.waiting)
+
+    async def ask(self, rows: list[Answer]) -> list[dict[str, Any]]:
+        asked = Asked(rows, asyncio.get_running_loop().create_future())
+        self.waiting.append(asked)
+        self.woken.set()
+        return await asked.answer
+
+    async def work(self) -> None:
+        """Serve for ever."""
+        while True:
+            await self.woken.wait()
+            self.woken.clear()
+            while self.waiting:
+                taken = [self.waiting.pop(0)]
+                while self.waiting and sum(len(a.rows) for a in taken) + len(self.waiting[0].rows) <= AT_ONCE:
+                    taken.append(self.waiting.pop(0))
+                await self._serve(taken)
+
+    async def _serve(self, taken: list[Asked]) -> None:
+        rows = [row for asked in taken for row in asked.rows]
+        try:
+            told = await asyncio.to_thread(self.scorer.score, rows)
+        except Exception as error:  # noqa: BLE001 - it is whoever asked that must hear of it
+            for asked in taken:
+                if not asked.answer.done():
+                    asked.answer.set_exception(error)
+            return
+        for asked in taken:
+            own, told = told[: len(asked.rows)], told[len(asked.rows) :]
+            if not asked.answer.done():  # who asked may have gone
+                asked.answer.set_result(own)
+
+
+def make_app(path: Path, *, average: bool = False) -> Any:
+    """The application: POST /score {"items": [{"prompt", "response", "ended"}]} and GET /health. Raises ConfigError
+    where FastAPI is not installed."""
+    try:
+        from fastapi import Body, FastAPI, HTTPException
+    except ImportError:
+        raise ConfigError("serving rewards needs FastAPI and uvicorn; install burnish[serve]") from None
+    scorer = Scorer(path, average=average)
+    queue = Queue(scorer)
+    about = {
+        "model": scorer.place.config.name,
+        "members": len(scorer.ensemble.members),
+        "unit": "standard deviations of the policy's own answers",
+        "max_prompt_tokens": scorer.place.config.model.max_prompt_tokens,
+        "max_response_tokens": scorer.place.config.model.max_response_tokens,
+    }
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        worker = asyncio.create_task(queue.work())
+        yield
+        worker.cancel()
+
+    app = FastAPI(title="Burnish rewards", lifespan=lifespan)
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return about
+
+    @app.post("/score")
+    async def score(body: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
+        items = body.get("items")
+        if not isinstance(items, list) or not 0 < len(items) <= MOST_ITEMS:
+            raise HTTPException(422, f"give `items`, a list of 1 to {MOST_ITEMS} of prompt and response")
+        if queue.rows + len(items) > MOST_WAITING:
+            raise HTTPException(503, f"{queue.rows} answers wait already; ask again later")
+        rows: list[Answer] = []
+        for number, item in enumerate(items, 1):
+            try:
+                ended = item.get("ended", True)
+                if not isinstance(item["response"], str) or not isinstance(ended, bool):
+                    raise TypeError("response must be text, ended true or false")
+                rows.append((as_prompt(item["prompt"]), item["response"], ended))
+            except (KeyError, TypeError, AttributeError) as error:
+                raise HTTPException(422, f"item {number} is no prompt with a response ({error!r})") from None
+        try:
+            scorer.check(rows)
+        except BurnishError as error:
+            raise HTTPException(422, str(error)) from None
+        return {"scores": await queue.ask(rows)}
+
+    return app
+
+
+def serve(path: Path, host: str, port: int, *, average: bool = False) -> None:
+    """Answer until interrupted."""
+    app = make_app(path, average=average)
+    import uvicorn
+
+    uvicorn.run(app, host=host, port=port, log_level="warning")

@@ -1,0 +1,88 @@
+"""Reward models that answer over HTTP (`burnish reward serve`), from anywhere: no torch is needed here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import httpx2
+
+from burnish.errors import BurnishError, ConfigError
+from burnish.records import Prompt
+
+AT_ONCE = 256
+TRIES = 4
+WAIT = 0.5  # seconds before the second try; twice as long before each further one
+PASSING = {429, 502, 503, 504}  # answers that another try may mend
+
+
+class RemoteError(BurnishError):
+    """A reward server gave no scores."""
+
+
+class RemoteReward:
+    """The scores of a reward server, in standard deviations of the policy that it was normalised on. Raises ConfigError
+    where nobody answers, or somebody who is none."""
+
+    def __init__(self, url: str, timeout: float = 120.0) -> None:
+        self.url = url.rstrip("/")
+        self.timeout = timeout
+        try:
+            self.about = httpx2.get(f"{self.url}/health", timeout=timeout).raise_for_status().json()
+            self.about["model"], self.about["members"]
+        except (httpx2.HTTPError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{url} is no reward server that answers ({type(error).__name__}: {error}); start one with `burnish "
+                "reward serve RUN`, and give the address it prints"
+            ) from None
+
+    def scores(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], ended: Sequence[bool] | None = None
+    ) -> list[float]:
+        """One score a response. `ended` says which of them were not cut off; all, where it is left out."""
+        return [float(row["score"]) for row in self.rows(prompts, responses, ended)]
+
+    def rows(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], ended: Sequence[bool] | None = None
+    ) -> list[dict[str, Any]]:
+        """What the server tells of each response: score, members, spread, tokens. Raises RemoteError when it fails, and
+        goes on failing, or tells anything but finite numbers."""
+        whole = [True] * len(responses) if ended is None else list(ended)
+        items = [
+            {
+                "prompt": [{"role": m.role, "content": m.content} for m in prompt.messages] or prompt.text,
+                "response": text,
+                "ended": end,
+            }
+            for prompt, text, end in zip(prompts, responses, whole, strict=True)
+        ]
+        found: list[dict[str, Any]] = []
+        with httpx2.Client(timeout=self.timeout) as client:
+            for start in range(0, len(items), AT_ONCE):
+                found += self._part(client, items[start : start + AT_ONCE])
+        return found
+
+    def _part(self, client: httpx2.Client, part: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        told = self._ask(client, part)
+        if len(told) != len(part) or not all(math.isfinite(row["score"]) for row in told):
+            raise RemoteError(f"{self.url} gave {len(told)} scores for {len(part)} responses, not all finite")
+        return told
+
+    def _ask(self, client: httpx2.Client, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        why = ""
+        for turn in range(TRIES):
+            if turn:
+                time.sleep(WAIT * 2 ** (turn - 1))
+            try:
+                answer = client.post(f"{self.url}/score", json={"items": items})
+            except httpx2.TransportError as error:
+                why = f"{type(error).__name__}: {error}"
+                continue
+            if answer.status_code == 200:
+                return list(answer.json()["scores"])
+            why = f"{answer.status_code}: {answer.text[:300]}"
+            if answer.status_code not in PASSING:
+                break
+        raise RemoteError(f"{self.url} gave no scores ({why})")
