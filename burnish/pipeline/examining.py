@@ -97,8 +97,10 @@ def examine_run(
     reworded = scrutiny.paraphrased(
         margin, reword(ensemble, place, scored, derive_seed(seed, "reword")), groups, confidence
     )
-    told("asking about the policy's own answers")
-    own = own_answers(place, ensemble, pairs, margin, whole, own_pairs, confidence)
+    own = None
+    if on is None:
+        told("asking about the policy's own answers")
+        own = own_answers(place, ensemble, pairs, margin, whole, own_pairs, confidence)
     parts = {
         "accuracy": scrutiny.beats_rules(whole, rules),
         "calibration": scrutiny.is_calibrated(calibrated),

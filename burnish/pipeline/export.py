@@ -125,8 +125,9 @@ The rest is in `examination.json`{more}.
 
 ## Limits
 
-Scores compare answers to the same prompt; between prompts they say little. They were trained on one policy's answers and
-normalised on them: on other models' answers, in other languages, or past the lengths above, nobody has measured them.
+Scores compare answers to the same prompt; between prompts they say little. They were trained on one policy's answers
+and normalised on them: on other models' answers, in other languages, or past the lengths above, nobody has measured
+them.
 {limits}"""
 
 
@@ -147,9 +148,9 @@ def export_reward(run: Path, path: Path) -> dict[str, Any]:
         stress = next(
             (run / name for name in ("stressed.json", "stress.json") if (run / name).exists()), None
         )
-        for file in (stress, run / "examined.json"):
-            if file is not None and file.exists():
-                shutil.copy2(file, folder / file.name)
+        for found in (stress, run / "examined.json"):
+            if found is not None and found.exists():
+                shutil.copy2(found, folder / found.name)
         card = reward_card(
             place.config, members, ensemble, examined, None if stress is None else read_json(stress)
         )
@@ -191,7 +192,7 @@ def reward_card(
         stress="" if stressed is None else f"- Stress tests: {stressed['outcome']}.\n",
         more="" if stressed is None else ", that of the stress tests in `stress.json` or `stressed.json`",
         limits="".join(f"- {reason}\n" for reason in reasons),
-        **examined["accuracy"],
+        **{name: examined["accuracy"][name] for name in ("value", "ci_low", "ci_high", "n")},
     )
 
 

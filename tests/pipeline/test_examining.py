@@ -74,7 +74,7 @@ def test_both_again_tell_the_same(examined: Path) -> None:
 def test_other_pairs_than_the_runs(examined: Path, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     burnish("export", str(examined), str(pairs), "--as", "pairs")
-    done = burnish("reward", "examine", str(examined), "--on", str(pairs), "--own-pairs", "0", "--json")
+    done = burnish("reward", "examine", str(examined), "--on", str(pairs), "--json")
     found = json.loads(done.stdout)
     assert found["on"] == str(pairs)
     assert found["pairs"] > 150
