@@ -184,7 +184,12 @@ def table(study: Study, rows: Sequence[Row]) -> str:
 
 
 def run_to(
-    room: Path, name: str, sets: Sequence[str], until: str | None = None, start: str | None = None
+    room: Path,
+    name: str,
+    sets: Sequence[str],
+    until: str | None = None,
+    start: str | None = None,
+    config: Path | None = None,
 ) -> Path:
     """A run in the room, as far as asked; with `start` from a copy of another run there, whose stages stand as far as
     the settings allow. A run that is there already goes on, and a finished one is left as it is."""
@@ -194,10 +199,10 @@ def run_to(
         shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(room / start, aside)
         aside.rename(path)
-    config = load_config(None, [f"name={name}", "monitor.trackers=[]", *sets])
+    loaded = load_config(config, [f"name={name}", "monitor.trackers=[]", *sets])
     # A copy is brought to other settings: what they change is done again.
-    with Silent(name, config.ppo.kl.target) as view:
-        run_pipeline(config, path, until=until, redo=True, view=view)
+    with Silent(name, loaded.ppo.kl.target) as view:
+        run_pipeline(loaded, path, until=until, redo=True, view=view)
     return path
 
 
