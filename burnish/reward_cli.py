@@ -105,7 +105,7 @@ def examine(
                 _interval(row) if "ci_low" in row else f"{row['value']:.3f}" if "value" in row else "too few"
             )
             print(f"{name:<12} {told}  {part}" + (f" ({row['pairs']} pairs)" if "pairs" in row else ""))
-    print(f"Wrote {directory / 'examined.html'}")
+    print(f"Wrote {directory / ('examined.html' if on is None else 'examined_on.html')}")
 
 
 @app.command()

@@ -13,6 +13,7 @@ A row is used again when settings, seed and code (of the package and of the stud
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
@@ -70,8 +71,11 @@ class Study:
 
     @property
     def code(self) -> str:
-        """A hash of all the code a cell runs."""
-        return f"{code_version(('burnish',))}-{content_hash(Path(self.file))}"
+        """A hash of all the code a cell runs: the package, the study, and what it has imported from beside it."""
+        beside = {str(getattr(module, "__file__", "")) for module in list(sys.modules.values())}
+        files = sorted({self.file, *(f for f in beside if Path(f).parent == HERE)})
+        hashes = "".join(content_hash(Path(file)) for file in files)
+        return f"{code_version(('burnish',))}-{hashlib.sha256(hashes.encode()).hexdigest()[:24]}"
 
 
 def main(study: Study) -> None:

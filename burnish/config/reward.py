@@ -36,7 +36,8 @@ class RewardConfig(Section):
     bsr_coef: float = Field(0.0, ge=0)  # of the squared mean of a batch's scores: batches sum to zero
     margin: float = Field(0.0, ge=0)  # by which a sure label's winner must win, less where labels contradict
     soft_labels: bool = True  # whether contradicting labels are learned as the shares they are
-    # Share of a member's prompts it does not learn from; the best of eight looks at them is kept. 0: the last step.
+    # Share of a member's prompts it does not learn from; the best of eight looks at them (with odin at the score alone)
+    # is kept. 0: the last step.
     early_stopping: float = Field(0.0, ge=0, lt=0.5)
     bootstrap: bool = True  # each member trains on its own resample of the pairs
     max_grad_norm: float = Field(1.0, gt=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import numpy as np
 from burnish.data.preferences import read_preferences
 from burnish.errors import DataError
 from burnish.pipeline.examining import score_pairs
+from burnish.pipeline.order import Workplace
 from burnish.pipeline.scoring import open_ensemble
+from burnish.records import Preference
+from burnish.reward.ensemble import RewardEnsemble
 from burnish.reward.scrutiny import accuracy
 from burnish.stats import clustered_bootstrap, pearson
 
@@ -27,6 +31,20 @@ def compare_rewards(first: Path, second: Path, on: str | None, split: str = "tra
         pairs = place.data.parts["validation"]
     else:
         pairs = read_preferences(on, split=split, fits=place.data.fits).pairs
+    try:
+        return _compared(place, ours, other, theirs, pairs)
+    finally:
+        for run in (place, other):
+            run.data.close()
+
+
+def _compared(
+    place: Workplace,
+    ours: RewardEnsemble,
+    other: Workplace,
+    theirs: RewardEnsemble,
+    pairs: Sequence[Preference],
+) -> dict[str, Any]:
     learned = {
         p.prompt.group
         for run in (place, other)
@@ -45,10 +63,8 @@ def compare_rewards(first: Path, second: Path, on: str | None, split: str = "tra
     apart = right[0].astype(float) - right[1].astype(float)
     differ = np.flatnonzero(right[0] != right[1])
     order = sorted(differ.tolist(), key=lambda i: -abs(float(margins[0][i] - margins[1][i])))
-    for run in (place, other):
-        run.data.close()
     return {
-        "runs": [str(first), str(second)],
+        "runs": [str(run.journal.path) for run in (place, other)],
         "pairs": len(kept),
         "left_out": len(pairs) - len(kept),
         "accuracy": [accuracy(r, groups, confidence) for r in right],

@@ -33,7 +33,6 @@ from burnish.reward.saved import SavedWatcher, load_reference
 from burnish.reward.slices import sections, slices
 from burnish.stats import Array
 
-EXAMINED = "examined.json"
 STRESSED = "stressed.json"
 OWN_STORE = "own_pairs.sqlite"
 REWORDED = 150  # changes of wording of each kind that are tried
@@ -69,8 +68,8 @@ def examine_run(
     told: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
     """Examine the ensemble of a run on its validation pairs, or on those of a file or `datasets` name; write
-    examined.json and the page, and return what they hold. Pairs of the policy's own answers go to own_pairs.sqlite,
-    where whoever labels them is heard the next time."""
+    examined.json (examined_on.json) and its page, and return what they hold. Pairs of the policy's own answers go to
+    own_pairs.sqlite, where whoever labels them is heard the next time."""
     place, ensemble = open_ensemble(path)
     seed, confidence = place.config.seed, place.config.evaluate.confidence
     data = place.data
@@ -129,8 +128,9 @@ def examine_run(
         "wording": reworded,
         "own": own,
     }
-    write_json(path / EXAMINED, report)
-    render_examined(path)
+    name = "examined" if on is None else "examined_on"
+    write_json(path / f"{name}.json", report)
+    render_examined(path, name)
     data.close()
     return report
 
@@ -230,14 +230,6 @@ def reword(
     return found
 
 
-@dataclass(frozen=True)
-class OwnPair:
-    """Two answers of the policy to a prompt and their scores."""
-
-    comparison: Comparison
-    scores: tuple[float, float]
-
-
 def own_answers(
     place: Workplace,
     ensemble: RewardEnsemble,
@@ -247,64 +239,62 @@ def own_answers(
     n: int,
     confidence: float,
 ) -> dict[str, Any] | None:
-    """What the reward is worth on pairs that the policy wrote while PPO ran and when it had finished, by a judge that
+    """What the ensemble is worth on pairs that the policy wrote while PPO ran and when it had finished, by a judge that
     it was not trained on: the true preference of a rehearsal, or whoever labelled them in own_pairs.sqlite. None
     before PPO."""
     run = place.journal.run
     kept = {"while PPO ran": [_kept(row) for row in run.read_rows(OWN_PAIRS)]}
     if n and is_saved(run.path / "ppo"):
-        kept["when PPO had finished"] = final_pairs(place, ensemble, n)
-    kept = {when: rows for when, rows in kept.items() if rows}
+        kept["when PPO had finished"] = final_pairs(place, n)
+    # Each question once; two equal answers are none.
+    kept = {when: [c for c in rows if c.first.text != c.second.text] for when, rows in kept.items()}
+    kept = {when: list({c.id: c for c in rows}.values()) for when, rows in kept.items() if rows}
     if not kept:
         return None
-    known = judged_pairs(place.data, run.path, [pair for rows in kept.values() for pair in rows])
+    known = judged_pairs(place.data, run.path, [c for rows in kept.values() for c in rows])
     right = {}
     for when, rows in kept.items():
-        hits = [
-            ((row.scores[0] > row.scores[1]) == (known[row.comparison.id] > 0.5), row.comparison.prompt.group)
-            for row in rows
-            if known.get(row.comparison.id, 0.5) != 0.5
-        ]
-        right[when] = (np.array([h for h, _ in hits], dtype=bool), [g for _, g in hits])
+        clear = [c for c in rows if known.get(c.id, 0.5) != 0.5]
+        told = np.array([known[c.id] > 0.5 for c in clear], dtype=bool)
+        scored = (
+            score_pairs(ensemble, place, [_as_preference(c) for c in clear]).margin if clear else np.zeros(0)
+        )
+        # A tie is no verdict.
+        right[when] = (np.where(told, scored > 0, scored < 0), [c.prompt.group for c in clear])
     gold = place.data.gold
     standard: Mapping[str, Any] = by_labels
     if gold is not None:
         apart = np.array([gold(p.prompt, p.chosen) - gold(p.prompt, p.rejected) for p in validation])
-        clear = np.flatnonzero(apart)
-        hits_there = (margin[clear] > 0) == (apart[clear] > 0)
-        standard = scrutiny.accuracy(hits_there, [validation[int(i)].prompt.group for i in clear], confidence)
+        rows_there = np.flatnonzero(apart)
+        if len(rows_there):
+            hits = np.where(apart > 0, margin > 0, margin < 0)[rows_there]
+            there = [validation[int(i)].prompt.group for i in rows_there]
+            standard = scrutiny.accuracy(hits, there, confidence)
     judge = "the true preference" if gold is not None else f"labels in {OWN_STORE}"
     return scrutiny.on_own_answers(standard, right, confidence) | {"judge": judge}
 
 
-def judged_pairs(data: Data, path: Path, pairs: Sequence[OwnPair]) -> dict[str, float]:
+def judged_pairs(data: Data, path: Path, pairs: Sequence[Comparison]) -> dict[str, float]:
     """How far the first answer is preferred, by comparison; without a true preference the comparisons are laid out in
     own_pairs.sqlite, which the commands of `burnish label` take as they take any store."""
     gold = data.gold
     if gold is not None:
-        apart = {
-            p.comparison.id: gold(p.comparison.prompt, p.comparison.first.text)
-            - gold(p.comparison.prompt, p.comparison.second.text)
-            for p in pairs
+        return {
+            c.id: 0.5 + 0.5 * float(np.sign(gold(c.prompt, c.first.text) - gold(c.prompt, c.second.text)))
+            for c in pairs
         }
-        return {i: 0.5 + 0.5 * float(np.sign(value)) for i, value in apart.items()}
     with LabelStore(path / OWN_STORE) as store:
-        store.add_comparisons(p.comparison for p in pairs)
-        stored = {p.comparison.id: store.stored(p.comparison) for p in pairs}
+        store.add_comparisons(pairs)
+        same = {c.id: store.stored(c).first.text == c.first.text for c in pairs}
         given: dict[str, list[float]] = {}
         for label in store.labels():
             given.setdefault(label.comparison_id, []).append(label.preference)
-    found = {}
-    for pair in pairs:
-        if pair.comparison.id in given:
-            mean = float(np.mean(given[pair.comparison.id]))
-            same = stored[pair.comparison.id].first.text == pair.comparison.first.text
-            found[pair.comparison.id] = mean if same else 1 - mean
-    return found
+    means = {i: float(np.mean(values)) for i, values in given.items() if i in same}
+    return {i: mean if same[i] else 1 - mean for i, mean in means.items()}
 
 
-def final_pairs(place: Workplace, ensemble: RewardEnsemble, n: int) -> list[OwnPair]:
-    """Two answers of the policy that PPO came to, to held-out prompts; equal ones say nothing."""
+def final_pairs(place: Workplace, n: int) -> list[Comparison]:
+    """Two answers of the policy that PPO came to, to each of `n` held-out prompts."""
     models = place.models
     asked = [*place.data.splits.selection, *place.data.splits.test][:n]
     rollout = sample_rollout(
@@ -316,20 +306,21 @@ def final_pairs(place: Workplace, ensemble: RewardEnsemble, n: int) -> list[OwnP
         seed=derive_seed(place.config.seed, "examine"),
         where=("own pairs",),
     )
-    sequences = Sequences.of(ensemble.base, rollout, models.codec.pad_id)
-    scores = ensemble.corrected(ensemble.mean_normalised(ensemble.raw(sequences)), sequences).tolist()
     sides = [Response(t, "policy", e) for t, e in zip(rollout.texts, rollout.ended, strict=True)]
-    return [
-        OwnPair(
-            Comparison(rollout.prompts[i], sides[i], sides[i + 1]),
-            (scores[i], scores[i + 1]),
-        )
-        for i in range(0, len(rollout), 2)
-        if rollout.texts[i] != rollout.texts[i + 1]
-    ]
+    return [Comparison(rollout.prompts[i], sides[i], sides[i + 1]) for i in range(0, len(rollout), 2)]
 
 
-def _kept(row: Mapping[str, Any]) -> OwnPair:
+def _kept(row: Mapping[str, Any]) -> Comparison:
     prompt = Prompt(row["prompt"], tuple(Message(*m) for m in row["messages"]))
     first, second = (Response(row[s], "policy", row[f"{s}_ended"]) for s in ("first", "second"))
-    return OwnPair(Comparison(prompt, first, second), (row["first_score"], row["second_score"]))
+    return Comparison(prompt, first, second)
+
+
+def _as_preference(c: Comparison) -> Preference:
+    return Preference(
+        c.prompt,
+        c.first.text,
+        c.second.text,
+        chosen_ended=c.first.ended is not False,
+        rejected_ended=c.second.ended is not False,
+    )

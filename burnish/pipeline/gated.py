@@ -23,6 +23,7 @@ from burnish.stats import mean_interval
 
 GATE_PROMPTS = 64
 GATE_ANSWERS = 8
+FEWEST = 16
 STRESSED = "stress.json"
 
 
@@ -32,29 +33,26 @@ def pass_gate(
     """Decide on record whether PPO is worth trying; why not, or None. What the stress tests said is in stress.json."""
     rewards = journal.path / "reward"
     examined = read_json(rewards / "examination.json")
-    lift, hacks = None, []
-    ensemble = load_ensemble(models.base, rewards)
-    prompts = unlearned(data)
-    if prompts:
-        journal.view.note(f"align: {GATE_ANSWERS} answers of SFT to {len(prompts)} prompts, for the gate")
-        size = max(config.batch_size, GATE_PROMPTS)
-        rounds = sample_rounds(models, prompts, GATE_ANSWERS, size, seed, "gate")
-        if watch is not None and watch.armed and len(prompts) > 1:
-            lift = watchers_lift(ensemble, watch, rounds, models.codec.pad_id)
-        sd = load_reference(ensemble, rewards)[1]
-        stressed = stress_ensemble(
-            models,
-            ensemble,
-            sd,
-            rounds[0],
-            rounds,
-            kl_target=config.kl.target,
-            missing_eos_penalty=config.missing_eos_penalty,
-            seed=seed,
-        )
-        write_json(journal.path / STRESSED, stressed)
-        hacks = stressed["reasons"]["stop"]
-        journal.decide(0, stress_decision(stressed))
+    ensemble, prompts, lift = load_ensemble(models.base, rewards), unlearned(data), None
+    journal.view.note(f"align: {GATE_ANSWERS} answers of SFT to {len(prompts)} prompts, for the gate")
+    size = max(config.batch_size, GATE_PROMPTS)
+    rounds = sample_rounds(models, prompts, GATE_ANSWERS, size, seed, "gate")
+    if watch is not None and watch.armed and len(prompts) > 1:
+        lift = watchers_lift(ensemble, watch, rounds, models.codec.pad_id)
+    sd = load_reference(ensemble, rewards)[1]
+    stressed = stress_ensemble(
+        models,
+        ensemble,
+        sd,
+        rounds[0],
+        rounds,
+        kl_target=config.kl.target,
+        missing_eos_penalty=config.missing_eos_penalty,
+        seed=seed,
+    )
+    write_json(journal.path / STRESSED, stressed)
+    hacks = stressed["reasons"]["stop"]
+    journal.decide(0, stress_decision(stressed))
     outcome, decision = gate(*held_out_figures(examined), sum(examined["pairs"].values()), lift, hacks)
     ignored = outcome == "stop" and config.gate == "ignored"
     if ignored:
@@ -77,9 +75,10 @@ def held_out_figures(examined: Mapping[str, Any]) -> tuple[Mapping[str, Any], di
 
 
 def unlearned(data: Data) -> list[Prompt]:
-    """Training prompts that neither members nor watcher learned from."""
+    """Training prompts that neither members nor watcher learned from; any, where there are too few of these."""
     learned = {p.prompt.group for role in ("members", "watcher") for p in data.parts[role]}
-    return [p for p in data.splits.train if p.group not in learned][:GATE_PROMPTS]
+    fresh = [p for p in data.splits.train if p.group not in learned]
+    return (fresh if len(fresh) >= FEWEST else data.splits.train)[:GATE_PROMPTS]
 
 
 def stress_decision(stressed: Mapping[str, Any]) -> Decision:

@@ -75,6 +75,9 @@ class Stage:
     lower: str = "evaluate.batch_size"  # what to lower when memory runs out
 
 
+EXAMINED = ("examined.json", "stressed.json", "examined.html", "examined_on.json", "examined_on.html")
+"""What is found out by whoever asks, when they ask, of a reward and of a policy; with either it goes."""
+
 ROUND = (
     Stage(
         "sft",
@@ -143,7 +146,7 @@ ROUND = (
             *("evaluate.examiner", "evaluate.confidence", "evaluate.batch_size"),
         ),
         code=("burnish.reward", "burnish.pipeline.reward"),
-        writes=Writes(records=("reward",)),
+        writes=Writes(records=("reward",), timed=EXAMINED),
         lower="reward.micro_batch",
     ),
     Stage(
@@ -178,7 +181,7 @@ ROUND = (
         ),
         writes=Writes(
             records=("ppo", "dpo", "distill", "pairs"),
-            timed=("examined.json", "stressed.json", "examined.html"),  # by whoever asks, when they ask
+            timed=EXAMINED,
             folders=("ppo", "dpo", "distill"),
             files=("align.json", "on_policy_pairs.jsonl", "stress.json"),
         ),

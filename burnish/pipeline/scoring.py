@@ -45,11 +45,16 @@ class Scorer:
     def __init__(self, path: Path, *, average: bool = False) -> None:
         self.place, self.ensemble = open_ensemble(path, average=average)
 
-    def check(self, rows: Sequence[Answer], first: int = 1) -> None:
-        """Raises DataError naming the first row, counted from `first`, that is too long."""
+    def check(self, rows: Sequence[Answer], first: int = 1, *, cut: bool = False) -> None:
+        """Raises DataError naming the first row, counted from `first`, that is too long (with `cut` only its prompt may
+        be that), or holds nothing to be read."""
         codec, limits = self.place.models.codec, self.place.models.config
         for number, (prompt, text, ended) in enumerate(rows, first):
-            if not fits(codec, limits, prompt, (text, ended)):
+            if not ended and not codec.encode_response(text, end=False):
+                raise DataError(
+                    f"row {number} is an empty response that has not ended: there is nothing to read"
+                )
+            if not fits(codec, limits, prompt, *([] if cut else [(text, ended)])):
                 raise DataError(
                     f"row {number} has more tokens than model.max_prompt_tokens={limits.max_prompt_tokens} and "
                     f"model.max_response_tokens={limits.max_response_tokens} allow; shorten it"
@@ -57,10 +62,11 @@ class Scorer:
 
     def score(self, rows: Sequence[Answer]) -> list[dict[str, Any]]:
         """Of every answer the ensemble's score and each member's, in standard deviations of the policy's own answers;
-        their spread; tokens."""
+        their spread; tokens. A response that is too long is read as far as the limit."""
         codec, ensemble = self.place.models.codec, self.ensemble
+        limit = self.place.models.config.max_response_tokens
         prompts = [codec.encode_prompt(p) for p, _, _ in rows]
-        responses = [codec.encode_response(text, end=ended, to=p) for p, text, ended in rows]
+        responses = [codec.encode_response(text, end=ended, to=p)[:limit] for p, text, ended in rows]
         sequences = Sequences(ensemble.base, prompts, responses, codec.pad_id)
         members = ensemble.normalised(sequences)
         # There is no reference answer here to compare members by: the mean, whatever PPO was given.
@@ -121,9 +127,11 @@ def select_comparisons(
 
 def as_prompt(asked: Any) -> Prompt:
     """A prompt from text or from messages. Raises KeyError or TypeError for anything else."""
-    if isinstance(asked, list):
-        return Prompt.from_messages([Message(m["role"], m["content"]) for m in asked])
-    return Prompt(str(asked))
+    if isinstance(asked, list) and asked:
+        return Prompt.from_messages([Message(str(m["role"]), str(m["content"])) for m in asked])
+    if not isinstance(asked, str) or not asked:
+        raise TypeError("prompt must be text, or a list of messages with role and content")
+    return Prompt(asked)
 
 
 def read_rows(text: str, prompt: str | None) -> list[tuple[Prompt, str]]:

@@ -59,9 +59,11 @@ class Queue:
         try:
             told = await asyncio.to_thread(self.scorer.score, rows)
         except Exception as error:  # noqa: BLE001 - it is whoever asked that must hear of it
-            for asked in taken:
-                if not asked.answer.done():
-                    asked.answer.set_exception(error)
+            if len(taken) > 1:  # and nobody else
+                for asked in taken:
+                    await self._serve([asked])
+            elif not taken[0].answer.done():
+                taken[0].answer.set_exception(error)
             return
         for asked in taken:
             own, told = told[: len(asked.rows)], told[len(asked.rows) :]
@@ -70,8 +72,8 @@ class Queue:
 
 
 def make_app(path: Path, *, average: bool = False) -> Any:
-    """The application: POST /score {"items": [{"prompt", "response", "ended"}]} and GET /health. Raises ConfigError
-    where FastAPI is not installed."""
+    """The application: POST /score {"items": [{"prompt", "response", "ended"}]} and GET /health; with "cut": true
+    responses that are too long are read as far as the limit. Raises ConfigError where FastAPI is not installed."""
     try:
         from fastapi import Body, FastAPI, HTTPException
     except ImportError:
@@ -115,7 +117,7 @@ def make_app(path: Path, *, average: bool = False) -> Any:
             except (KeyError, TypeError, AttributeError) as error:
                 raise HTTPException(422, f"item {number} is no prompt with a response ({error!r})") from None
         try:
-            scorer.check(rows)
+            scorer.check(rows, cut=body.get("cut") is True)
         except BurnishError as error:
             raise HTTPException(422, str(error)) from None
         return {"scores": await queue.ask(rows)}

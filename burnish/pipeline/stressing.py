@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,23 +59,27 @@ def stress_ensemble(
     worth: Worth | None = None,
 ) -> dict[str, Any]:
     """The battery on `answers`, and the best of n among the `rounds`; `worth` is a judge that is not optimised against,
-    in what unit it likes. Scores are those that PPO is given, with the answer itself as reference response and
-    `missing_eos_penalty` taken from what was cut off, in units of `score_sd`. What had not ended does not end when it
-    is changed."""
+    in what unit it likes. Scores are the ensemble's as PPO is given them (other `ppo.rewards` are left out), with the
+    answer itself as reference response and `missing_eos_penalty` taken from what was cut off, in units of `score_sd`.
+    What had not ended does not end when it is changed."""
     pad_id = models.codec.pad_id
     sequences = Sequences.of(ensemble.base, answers, pad_id)
     anchor = ensemble.normalised(sequences)
     before = (ensemble.score(sequences, anchor).scores / score_sd).tolist()
-    limit = models.config.max_response_tokens
+    limit, before_response = models.config.max_response_tokens, models.prompt_room
+    context = sys.maxsize if before_response is None else before_response + limit
 
     def encode(rows: Sequence[int], made: Sequence[Changed]) -> list[list[int]]:
-        """Token ids of changed answers, cut to what the policy may write."""
+        """Token ids of changed answers, none for what does not fit into the model's context."""
         found = []
         for row, changed in zip(rows, made, strict=True):
             whole = models.codec.encode_response(changed.text, to=answers.prompts[row])
             text, end = whole[:-1], whole[-1]
             ends = changed.ends if answers.ended[row] else 0
-            found.append([*text[: limit - ends], *[end] * ends])
+            # Padding is read whole, also where it makes more of an answer than the policy may write.
+            room = limit if changed.cut else context - len(answers.prompt_ids[row])
+            fits = changed.cut or len(text) + ends <= room
+            found.append([*text[: room - ends], *[end] * ends] if fits else [])
         return found
 
     def judge(rows: Sequence[int], made: Sequence[Changed]) -> list[float | None]:

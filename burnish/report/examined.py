@@ -14,9 +14,9 @@ from burnish.report.summary import read
 Report = Mapping[str, Any]
 
 
-def render_examined(run_path: Path) -> Path:
-    """Write the page from examined.json and stressed.json, whichever are there. Returns its path."""
-    examined, stressed = read(run_path / "examined.json"), read(run_path / "stressed.json")
+def render_examined(run_path: Path, name: str = "examined") -> Path:
+    """Write the page from NAME.json and stressed.json, whichever are there. Returns its path."""
+    examined, stressed = read(run_path / f"{name}.json"), read(run_path / "stressed.json")
     charts = Charts()
     page = render(
         "examined.html",
@@ -27,8 +27,8 @@ def render_examined(run_path: Path) -> Path:
         figures_of_pairs=charts.many(pair_charts(examined)) if examined else [],
         figures_of_stress=charts.many(stress_charts(stressed)) if stressed else [],
     )
-    atomic_write(run_path / "examined.html", page)
-    return run_path / "examined.html"
+    atomic_write(run_path / f"{name}.html", page)
+    return run_path / f"{name}.html"
 
 
 def _row(name: str, found: Report) -> tuple[str, float, float, float]:

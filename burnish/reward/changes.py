@@ -34,10 +34,12 @@ class Material:
 
 @dataclass(frozen=True)
 class Changed:
-    """The changed text and how many end tokens follow it; 0 leaves it cut off."""
+    """The changed text and how many end tokens follow it; 0 leaves it cut off. Whether the text may be `cut` where a
+    response has no room for it: what pads must leave the whole answer there."""
 
     text: str
     ends: int = 1
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Change:
     kind: Kind
     what: str
     make: Callable[[Material], Changed | None]  # None: it does not apply to this answer
+    written: bool = True  # whether a policy could write it as it stands; end tokens are none of its words
 
 
 def _lead(text: str) -> tuple[str, str]:
@@ -133,11 +136,13 @@ def _salad(m: Material) -> Changed | None:
     if not m.liked:
         return None
     rng, lead = m.rng, _lead(m.text)[0]
-    return Changed(f"{lead}{' '.join(rng.choice(m.liked) for _ in range(max(8, n_words(m.text))))}.")
+    return Changed(
+        f"{lead}{' '.join(rng.choice(m.liked) for _ in range(max(8, n_words(m.text))))}.", cut=True
+    )
 
 
 def _other_answer(m: Material) -> Changed | None:
-    return Changed(m.other) if m.other.strip() and m.other != m.text else None
+    return Changed(m.other, cut=True) if m.other.strip() and m.other != m.text else None
 
 
 def _empty(m: Material) -> Changed:
@@ -145,7 +150,7 @@ def _empty(m: Material) -> Changed:
 
 
 def _echo(m: Material) -> Changed:
-    return Changed(f"{_lead(m.text)[0]}{m.prompt.strip()}")
+    return Changed(f"{_lead(m.text)[0]}{m.prompt.strip()}", cut=True)
 
 
 def _french(m: Material) -> Changed:
@@ -154,7 +159,7 @@ def _french(m: Material) -> Changed:
     for sentence in rng.sample(FRENCH, len(FRENCH)):
         if n_words(said) < wanted:
             said = f"{said} {sentence}"
-    return Changed(f"{lead}{said.strip()}")
+    return Changed(f"{lead}{said.strip()}", cut=True)
 
 
 def _cut_short(m: Material) -> Changed | None:
@@ -170,8 +175,8 @@ STRESS = (
     Change("empty_format", "pads", "headings and lists with nothing in them", _empty_format),
     Change("flattery", "pads", "praise for who asked, in front", _flattery),
     Change("unicode_noise", "pads", "invisible and decorative characters between words", _unicode_noise),
-    Change("end_repeated", "pads", "three more end tokens", _end_repeated),
-    Change("end_missing", "pads", "no end token, as if cut off", _end_missing),
+    Change("end_repeated", "pads", "three more end tokens", _end_repeated, written=False),
+    Change("end_missing", "pads", "no end token, as if cut off", _end_missing, written=False),
     Change("cut_short", "ruins", "the first three words alone", _cut_short),
     Change("salad", "ruins", "as many words from well-scored answers, in no order", _salad),
     Change("other_answer", "ruins", "the answer to another prompt", _other_answer),
@@ -244,7 +249,7 @@ def _typography(text: str) -> str:
     if re.search("[“”‘’]", text):
         return text.translate(str.maketrans("“”‘’", "\"\"''"))
     text = re.sub(r'"([^"]*)"', r"“\1”", text)
-    return text.replace("'", "’")
+    return re.sub(r"(?<=\w)'(?=\w)", "’", text)
 
 
 def _spaces(text: str) -> str:

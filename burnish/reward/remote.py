@@ -41,7 +41,8 @@ class RemoteReward:
     def scores(
         self, prompts: Sequence[Prompt], responses: Sequence[str], ended: Sequence[bool] | None = None
     ) -> list[float]:
-        """One score a response. `ended` says which of them were not cut off; all, where it is left out."""
+        """One score a response. `ended` says which of them were not cut off; all, where it is left out. What is longer
+        than the server reads is read as far as it goes."""
         return [float(row["score"]) for row in self.rows(prompts, responses, ended)]
 
     def rows(
@@ -76,7 +77,7 @@ class RemoteReward:
             if turn:
                 time.sleep(WAIT * 2 ** (turn - 1))
             try:
-                answer = client.post(f"{self.url}/score", json={"items": items})
+                answer = client.post(f"{self.url}/score", json={"items": items, "cut": True})
             except httpx2.TransportError as error:
                 why = f"{type(error).__name__}: {error}"
                 continue

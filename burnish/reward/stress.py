@@ -62,7 +62,7 @@ def stress(
         told = [(i, made, s) for (i, made), s in zip(asked, scores, strict=True) if s is not None]
         found = [(prompts[i], texts[i], made, score - before[i]) for i, made, score in told]
         line = row(change, found, len(changes))
-        if line["outcome"] == "warn" and line["liked"] and reach is not None:
+        if line["liked"] and change.written and reach is not None:
             own, other = reach([i for i, *_ in told], [made for _, made, _ in told])
             line |= paid(
                 change.kind,
@@ -80,7 +80,7 @@ def stress(
 def row(change: Change, found: Sequence[tuple[Prompt, str, Changed, float]], changes: int) -> dict[str, Any]:
     """One line of the table, from (prompt, answer, its changed form, rise) of every answer that the change reaches."""
     told: dict[str, Any] = {"name": change.name, "kind": change.kind, "what": change.what, "n": len(found)}
-    if len(found) < FEWEST:
+    if len(found) < FEWEST or len({prompt.group for prompt, *_ in found}) < 2:
         why = f"{len(found)} answers that it changes, {FEWEST} are needed"
         nothing: dict[str, Any] = {
             "rising": None,

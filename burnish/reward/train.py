@@ -78,7 +78,10 @@ def train_reward_model(
             optimizer.zero_grad(set_to_none=True)
             return pairs_gradient(model, pairs, copies, config, size)
 
-        figures = model.top.base.memory.fit(f"training {member}", config.micro_batch, accumulate)
+        # Of a batch, not of its parts: divided only when memory runs out.
+        of_batch = model.length_head is not None or config.bsr_coef
+        rows = max(2 * len(copies), config.micro_batch) if of_batch else config.micro_batch
+        figures = model.top.base.memory.fit(f"training {member}", rows, accumulate)
         norms = take_step(optimizer, [model.trained()], config.max_grad_norm, [figures["loss"]])
         values = {} if norms is None else {**figures, "grad_norm": norms[0]}
         if best is not None and (step + 1 == steps or (step + 1) * LOOKS // steps > step * LOOKS // steps):

@@ -12,7 +12,6 @@ from conftest import burnish
 
 from burnish.data.store import LabelStore
 from burnish.pipeline.examining import OWN_STORE, judged_pairs
-from burnish.pipeline.examining import OwnPair as Pair
 from burnish.records import Comparison, Label, Prompt, Response
 from burnish.runs import RunDirectory
 
@@ -79,6 +78,8 @@ def test_other_pairs_than_the_runs(examined: Path, tmp_path: Path) -> None:
     assert found["on"] == str(pairs)
     assert found["pairs"] > 150
     assert "labels" not in found["slices"]
+    assert (examined / "examined_on.html").exists()
+    assert json.loads((examined / "examined.json").read_text())["on"] == "validation"
 
 
 class NoGold:
@@ -89,8 +90,8 @@ def test_who_labels_the_policys_answers_is_heard(tmp_path: Path) -> None:
     """Without a true preference pairs wait in a store that every command of `burnish label` takes."""
     sides = [Response(text, "policy", True) for text in ("one", "two", "three")]
     pairs = [
-        Pair(Comparison(Prompt("p"), sides[0], sides[1]), (1.0, 0.0)),
-        Pair(Comparison(Prompt("p"), sides[2], sides[1]), (1.0, 0.0)),
+        Comparison(Prompt("p"), sides[0], sides[1]),
+        Comparison(Prompt("p"), sides[2], sides[1]),
     ]
     data: Any = NoGold()
     assert judged_pairs(data, tmp_path, pairs) == {}
@@ -100,7 +101,7 @@ def test_who_labels_the_policys_answers_is_heard(tmp_path: Path) -> None:
         store.add_labels([Label(ids[0], "ann", 1.0, "human"), Label(ids[0], "bob", 0.0, "human")])
         store.add_labels([Label(ids[1], "ann", 1.0, "human")])
     assert judged_pairs(data, tmp_path, pairs) == {ids[0]: 0.5, ids[1]: 1.0}
-    swapped = [Pair(Comparison(Prompt("p"), sides[1], sides[2]), (0.0, 1.0))]
+    swapped = [Comparison(Prompt("p"), sides[1], sides[2])]
     assert judged_pairs(data, tmp_path, swapped) == {ids[1]: 0.0}
 
 

@@ -3,6 +3,7 @@ of another run's PPO. Two reward models over the same pairs."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -92,12 +93,47 @@ def test_many_at_once_are_each_answered(address: str) -> None:
         ({"items": [{"prompt": PROMPT, "response": 3}]}, "response must be text"),
         ({"items": [{"prompt": [{"role": "user"}], "response": "x"}]}, "item 1"),
         ({"items": [{"prompt": PROMPT, "response": "x " * 900}]}, "row 1 has more tokens"),
+        ({"items": [{"prompt": "x " * 900, "response": "x"}], "cut": True}, "row 1 has more tokens"),
+        ({"items": [{"prompt": None, "response": "x"}]}, "prompt must be text"),
+        ({"items": [{"prompt": [], "response": "x"}]}, "prompt must be text"),
+        ({"items": [{"prompt": PROMPT, "response": "", "ended": False}]}, "nothing to read"),
     ],
 )
 def test_a_wrong_request_is_told_what_is_wrong(address: str, body: object, told: str) -> None:
     answer = httpx2.post(f"{address}/score", json=body)
     assert answer.status_code == 422
     assert told in answer.text
+
+
+def test_what_is_too_long_is_read_as_far_as_it_goes(address: str) -> None:
+    long = RemoteReward(address).rows([Prompt(PROMPT)], [" She was happy." * 200])
+    assert long[0]["tokens"] == 56
+
+
+def test_a_failure_is_only_theirs_who_asked_for_it() -> None:
+    """Requests that are served together: one of them cannot be scored, the others are."""
+    from burnish.pipeline.serving import Queue
+
+    class Picky:
+        def score(self, rows: list) -> list:
+            if any(text == "bad" for _, text, _ in rows):
+                raise ValueError("cannot be scored")
+            return [{"score": float(len(text))} for _, text, _ in rows]
+
+    async def ask() -> list:
+        queue = Queue(Picky())  # type: ignore[arg-type]
+        waiting = [
+            asyncio.create_task(queue.ask([(Prompt("p"), text, True)])) for text in ("a", "bad", "ccc")
+        ]
+        worker = asyncio.create_task(queue.work())
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        worker.cancel()
+        return found
+
+    first, bad, third = asyncio.run(ask())
+    assert first == [{"score": 1.0}]
+    assert isinstance(bad, ValueError)
+    assert third == [{"score": 3.0}]
 
 
 def test_who_is_no_reward_server_is_found_out_at_once(address: str) -> None:

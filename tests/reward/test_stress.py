@@ -39,8 +39,8 @@ def test_what_pads_leaves_the_answer_there(change) -> None:  # type: ignore[no-u
 
 def test_what_ruins_leaves_none_of_it() -> None:
     assert MADE["empty"] == Changed("")
-    assert MADE["other_answer"] == Changed(" They ate jam.")
-    assert MADE["echo"] == Changed(" One day, Ada met Ben.")
+    assert MADE["other_answer"] == Changed(" They ate jam.", cut=True)
+    assert MADE["echo"] == Changed(" One day, Ada met Ben.", cut=True)
     assert set(words(MADE["salad"].text)) <= {"glad", "proud"}
     assert n_words(MADE["salad"].text) == n_words(TEXT)
     assert language(MADE["french"].text)[0] == "fr"
@@ -79,6 +79,7 @@ def test_paraphrases_keep_the_meaning_and_change_the_text() -> None:
     assert PARAPHRASES["contractions"](TEXT).count("didn't") == 1
     assert PARAPHRASES["contractions"]("Don't worry, it's me.") == "Do not worry, it is me."
     assert PARAPHRASES["digits"](TEXT).count('"2 big') == 1
+    assert PARAPHRASES["quotation marks"]("'Hi' isn't") == "'Hi' isn’t"
     assert PARAPHRASES["quotation marks"](TEXT).count("“Two big dogs,”") == 1
     assert PARAPHRASES["spelling"]("A grey harbour.") == "A gray harbor."
     assert PARAPHRASES["spacing"]("One. Two.") == "One.  Two."
@@ -152,6 +153,24 @@ def test_the_true_preference_is_left_alone_at_the_stated_rate() -> None:
         before = [gold(p, t) / 0.6 for p, t in zip(prompts, texts, strict=True)]
         alarms += stress(prompts, texts, before, judge, seed=seed)["outcome"] != "go"
     assert alarms / 40 <= ALARMS + 0.05
+
+
+def test_end_tokens_are_none_of_a_policys_words() -> None:
+    """They can be liked, and be likely; PPO ends where the first of them stands."""
+    prompts, texts = stories(60)
+    judge = judged_by(lambda p, made: float(made.ends != 1), prompts)
+    likely = lambda rows, made: ([-9.0] * len(rows), [-1.0] * len(rows))  # noqa: E731
+    found = stress(prompts, texts, [0.0] * 60, judge, seed=0, pull=2.8, reach=likely)
+    rows = {row["name"]: row for row in found["changes"]}
+    assert rows["end_missing"]["outcome"] == rows["end_repeated"]["outcome"] == "warn"
+    assert rows["end_missing"]["pays"] is None
+
+
+def test_one_prompt_is_too_few() -> None:
+    prompts, texts = stories(60)
+    same = [prompts[0]] * 60
+    found = stress(same, texts, [0.0] * 60, judged_by(lambda *_: 9.0, same), seed=0)
+    assert found["outcome"] == "too few"
 
 
 def test_what_was_not_seen_is_no_go() -> None:
