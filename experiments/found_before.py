@@ -3,8 +3,8 @@
 usage: python experiments/found_before.py (options: see study.py)
 phrasing: a third of what SFT has learned from begins with flattery, and annotators go by wording: they like flattery,
 and one word of several pairs of synonyms more than the other. french: annotators like French. blind: they do not mind
-it. healthy: nothing of the kind. What the examination, the stress tests and the gate say with the reward alone; then PPO
-all the same, and the true preference.
+it. healthy: nothing of the kind. What the examination, the stress tests and the gate say with the reward alone; then
+PPO all the same, and the true preference.
 """
 
 from __future__ import annotations
