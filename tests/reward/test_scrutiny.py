@@ -31,6 +31,15 @@ def test_a_calibrated_model_and_one_that_is_too_sure() -> None:
     assert scrutiny.is_calibrated(sure)["outcome"] == "warn"
 
 
+def test_few_pairs_are_no_evidence_against_calibration() -> None:
+    few = scrutiny.reliability(GAPS[:60], GAPS[:60, 0], GROUPS[:60])
+    many = scrutiny.reliability(GAPS, GAPS[:, 0], GROUPS)
+    assert few["ece_by_chance"] > 0.08 > 0.04 > many["ece_by_chance"]
+    report = {"ece": 0.11, "ece_by_chance": few["ece_by_chance"], "temperature": 1.0}
+    assert scrutiny.is_calibrated(report)["outcome"] == ("go" if few["ece_by_chance"] > 0.11 else "warn")
+    assert scrutiny.is_calibrated(report | {"ece_by_chance": 0.02})["outcome"] == "warn"
+
+
 def test_disagreement_foretells_errors_where_it_does() -> None:
     members = TRUE[:, None] + RNG.normal(size=(N, 3)) * np.where(np.arange(N) % 2, 3.0, 0.1)[:, None]
     gaps = members * np.sign(TRUE)[:, None]
