@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from burnish.config.reward import RewardConfig
-from burnish.models.heads import Pooling, ScalarHead, new_reward_head, raw_scores
+from burnish.models.heads import Pooling, ScalarHead, raw_scores
 from burnish.models.pairs import EncodedPairs
 from burnish.parallel import side_by_side
 from burnish.randomness import derive_seed
-from burnish.reward.train import train_reward_model
+from burnish.reward.train import new_models, train_reward_model
 
 DEPTH = 3  # of the embedded model's four layers, where probes of the quickstart read
 
@@ -23,29 +23,16 @@ def members(
     """`config.members` reward models of the same pairs."""
     base = pairs.sequences.base
     _ = pairs.sequences.features  # before threads share them
-    names = [f"member-{k}" for k in range(config.members)]
-    heads = [
-        new_reward_head(
-            base,
-            seed,
-            name,
-            layers=base.layers,
-            dropout=config.dropout,
-            pooling=pooling,
-            head_of=names[0] if config.shared_head else None,
-            length_head=config.length == "odin",
-        )
-        for name in names
-    ]
+    heads = new_models(base, [f"member-{k}" for k in range(config.members)], config, seed, pooling)
     loops = [
         train_reward_model(
             head, pairs, config, learning_rate=rate, seed=derive_seed(seed, "reward"), member=name
         )
-        for head, name in zip(heads, names, strict=True)
+        for name, head in heads.items()
     ]
     for _ in side_by_side(loops, in_threads=base.device.type == "cpu"):
         pass
-    return heads
+    return list(heads.values())
 
 
 def margins(heads: Sequence[ScalarHead], pairs: EncodedPairs) -> np.ndarray:

@@ -15,7 +15,7 @@ from burnish.config.model import TINY_MODEL
 from burnish.config.ppo import PPOConfig
 from burnish.config.reward import RewardConfig
 from burnish.models.artefacts import load_reward_model, save_reward_model
-from burnish.models.heads import Pooling, Reading, ScalarHead, averaged, new_reward_head, raw_scores
+from burnish.models.heads import Pooling, Reading, averaged, raw_scores
 from burnish.models.pairs import EncodedPairs
 from burnish.models.rates import USUAL, ladder
 from burnish.models.sampling import sample_rollout
@@ -35,7 +35,7 @@ from burnish.reward.length import fit_correction
 from burnish.reward.probe import Probed, choose, choose_other, probe, probed_depths
 from burnish.reward.saved import prepare, save_ensemble
 from burnish.reward.sweep import trial_loss
-from burnish.reward.train import train_reward_model
+from burnish.reward.train import new_models, train_reward_model
 
 AVERAGE = "average"  # of the members' weights
 ROLES = ("members", "watcher", "examiner")
@@ -211,29 +211,18 @@ def train_group(
     dropout."""
     base = pairs.sequences.base
     _ = pairs.sequences.features  # before threads share them
-    heads: dict[str, ScalarHead] = {}
-    loops = []
-    for name in names:
-        heads[name] = new_reward_head(
-            base,
-            seed,
-            name,
-            layers=base.layers,
-            dropout=config.dropout,
-            pooling=pooling,
-            head_of=names[0] if config.shared_head else None,
-            length_head=config.length == "odin",
+    heads = new_models(base, names, config, seed, pooling)
+    loops = [
+        train_reward_model(
+            head,
+            pairs,
+            config,
+            learning_rate=learning_rate,
+            seed=derive_seed(seed, "reward"),
+            member=name,
         )
-        loops.append(
-            train_reward_model(
-                heads[name],
-                pairs,
-                config,
-                learning_rate=learning_rate,
-                seed=derive_seed(seed, "reward"),
-                member=name,
-            )
-        )
+        for name, head in heads.items()
+    ]
     for number, stats in side_by_side(loops, in_threads=base.device.type == "cpu"):
         journal.log("reward", stats, {"member": names[number]})
     if config.shared_head and len(heads) > 1:

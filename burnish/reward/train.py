@@ -11,8 +11,9 @@ import torch
 from burnish.config.reward import RewardConfig
 from burnish.errors import TrainingError
 from burnish.models.batches import CPU
-from burnish.models.heads import ScalarHead
+from burnish.models.heads import Pooling, ScalarHead, new_reward_head
 from burnish.models.pairs import EncodedPairs
+from burnish.models.shared_base import Base
 from burnish.models.steps import set_rates, take_step, warm_up_then_down
 from burnish.objectives.losses import bradley_terry_loss, odin_loss
 from burnish.randomness import generator
@@ -39,6 +40,25 @@ def pair_order(groups: Sequence[str], config: RewardConfig, seed: int, member: s
         shuffled = torch.randperm(n, generator=generator(seed, "order", member, epoch), device=CPU)
         order.append(shuffled.repeat_interleave(times[shuffled]))
     return [elements[i] for i in torch.cat(order).tolist()]
+
+
+def new_models(
+    base: Base, names: Sequence[str], config: RewardConfig, seed: int, pooling: Pooling
+) -> dict[str, ScalarHead]:
+    """Fresh reward models by their names, as configured; the first one's head is that of all, where it is shared."""
+    return {
+        name: new_reward_head(
+            base,
+            seed,
+            name,
+            layers=base.layers,
+            dropout=config.dropout,
+            pooling=pooling,
+            head_of=names[0] if config.shared_head else None,
+            length_head=config.length == "odin",
+        )
+        for name in names
+    }
 
 
 def train_reward_model(
