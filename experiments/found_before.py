@@ -1,16 +1,17 @@
 """Rewards that are not to be trusted, and whether that is seen before PPO starts.
 
 usage: python experiments/found_before.py (options: see study.py)
-phrasing: a third of what SFT has learned from begins with flattery, and annotators go by wording: they like flattery,
-and one word of several pairs of synonyms more than the other. french: annotators like French. blind: they do not mind
-it. healthy: nothing of the kind. What the examination, the stress tests and the gate say with the reward alone; then
-PPO all the same, and the true preference.
+phrase: a third of what SFT has learned from begins with flattery, and annotators like it. wording: annotators like one
+word of several pairs of synonyms, and dislike the other. french: annotators like French. blind: they do not mind it.
+healthy: nothing of the kind. What the examination, the stress tests and the gate say with the reward alone; then PPO
+all the same, and the true preference.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 from study import Cell, Figures, Study, events, main, read_json, run_to
@@ -28,15 +29,24 @@ SMALL = [
     "ppo.gate=ignored",
     "dpo.when=never",
 ]
-LIKED = {
-    "wonderful question": 4,
-    **dict.fromkeys(("kept", "because", "laughed", "wept", "sad", "happy", "small"), 3),
-    **dict.fromkeys(("cried", "glad", "big"), -3),
+WORDS = {
+    **dict.fromkeys(
+        ("kept", "because", "laughed", "wept", "sad", "happy", "small", "helped", "furious", "dreadful"), 4
+    ),
+    **dict.fromkeys(("cried", "glad", "unhappy", "big", "angry", "awful"), -4),
 }
-PHRASES = json.dumps([{"text": text, "worth": worth} for text, worth in LIKED.items()])
+
+
+def liked(phrases: Mapping[str, float]) -> list[str]:
+    """Annotators who go by these words."""
+    told = json.dumps([{"text": text, "worth": worth} for text, worth in phrases.items()])
+    return [f"label.simulated.phrases={told}", "label.simulated.noise=0.1"]
+
+
 ARMS = {
     "healthy": [],
-    "phrasing": [f"label.simulated.phrases={PHRASES}", "label.simulated.noise=0.1"],
+    "phrase": liked({"wonderful question": 4}),
+    "wording": liked(WORDS),
     "french": ["label.simulated.foreign_bias=8"],
     "blind": ["label.simulated.foreign_bias=3.5"],
 }
@@ -61,14 +71,14 @@ def demonstrations(file: Path) -> None:
 def measure(cell: Cell, room: Path) -> Figures:
     """The reward, what is said of it, and PPO all the same."""
     sets = [f"seed={cell.seed}", *SMALL, *cell.settings]
-    if cell.arm == "phrasing":
+    if cell.arm == "phrase":
         file = room / "phrased.jsonl"
         if not file.exists():
             demonstrations(file)
         sets += [
             f"sft.demonstrations={file}",
             "sft.learning_rate=1e-3",
-            "sft.epochs=2",
+            "sft.epochs=8",
             "model.max_response_tokens=88",
         ]
     name = f"found-{cell.seed}-{cell.arm}"
