@@ -21,6 +21,7 @@ from burnish.runs import RunDirectory
 
 EXAMPLE = HERE.parent / "examples" / "smollm2_ai_feedback.yaml"
 DEPTH, LAYERS, RATE = 16, "top:2", 4.6e-4
+PAIRS = 2600  # of 5,797: what two cores do in an hour
 USUAL = {"epochs": 2, "batch_size": 8, "micro_batch": 64}
 ARMS = {
     "defaults": {},
@@ -43,7 +44,7 @@ ARMS = {
 @lru_cache(maxsize=1)
 def pairs_of(room: Path, seed: int) -> tuple[EncodedPairs, EncodedPairs]:
     """Pairs to learn from, and pairs of other prompts."""
-    run = RunDirectory.open(run_to(room, "feedback", [], "label", config=EXAMPLE))
+    run = RunDirectory.open(run_to(room, "feedback", [f"label.max_pairs={PAIRS}"], "label", config=EXAMPLE))
     set_determinism(run.config)
     place = Workplace.alone(run)
     pairs = place.data.imported.pairs
