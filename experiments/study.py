@@ -97,11 +97,15 @@ def main(study: Study) -> None:
     rows = newest(read_rows(asked.kept), cells)
     print(table(study, rows))
     if asked.page is not None and study.plots is not None:
-        charts = Charts()
-        page = render(
-            "study.html", charts, name=study.name, about=study.about, charts=charts.many(study.plots(rows))
-        )
-        asked.page.write_text(page, encoding="utf-8")
+        asked.page.write_text(plotted(study, rows), encoding="utf-8")
+
+
+def plotted(study: Study, rows: Sequence[Row]) -> str:
+    """The study's plots as a page."""
+    assert study.plots is not None
+    charts = Charts()
+    drawn = charts.many(study.plots(rows))
+    return render("study.html", charts, name=study.name, about=study.about, drawn=drawn)
 
 
 def carry_out(study: Study, cells: Sequence[Cell], room: Path, kept: Path) -> None:

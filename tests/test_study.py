@@ -12,7 +12,9 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "experiments"))
 
 import study
-from study import Cell, Study, carry_out, newest, read_rows, table, told
+from study import Cell, Study, carry_out, newest, plotted, read_rows, table, told
+
+from burnish.report.charts import figure, line
 
 ARMS = {"plain": {"x": 1.0}, "other": {"x": 3.0}}
 
@@ -79,6 +81,16 @@ def test_a_table_is_made_of_kept_rows_alone(tmp_path: Path) -> None:
     half = table(make(), newest(read_rows(kept), cells(3)[:1]))
     assert "| plain | 1 | 1.000 | stop |  |" in half
     assert "other" not in half.partition("Commit")[0]
+
+
+def test_plots_are_made_of_kept_rows_too(tmp_path: Path) -> None:
+    def plots(rows: Any) -> Any:
+        return [("Figure", "A note.", figure([line([0, 1], [r["figures"]["y"] for r in rows], "y")], "y"))]
+
+    carry_out(make(), cells(1), tmp_path, tmp_path / "kept.jsonl")
+    page = plotted(make(plots=plots), read_rows(tmp_path / "kept.jsonl"))
+    assert 'id="chart-0"' in page
+    assert '"y": [1.0, 3.0]' in page
 
 
 def test_cells_of_a_table() -> None:
