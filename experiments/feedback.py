@@ -12,6 +12,7 @@ import random
 from functools import lru_cache
 from pathlib import Path
 
+from regularisers import ARMS as REHEARSED
 from regularisers import COLUMNS, figures
 from study import HERE, Cell, Figures, Study, main, run_to
 
@@ -23,21 +24,23 @@ EXAMPLE = HERE.parent / "examples" / "smollm2_ai_feedback.yaml"
 DEPTH, LAYERS, RATE = 16, "top:2", 4.6e-4
 PAIRS = 2600  # of 5,797: what two cores do in an hour
 USUAL = {"epochs": 2, "batch_size": 8, "micro_batch": 64}
+SAME = (
+    *(
+        "defaults",
+        "no dropout",
+        "dropout 0.3",
+        "weight decay 0.1",
+        "no label smoothing",
+        "label smoothing 0.2",
+    ),
+    *("margin 1", "no centring", "BSR 0.1", "one head to begin with"),
+)
 ARMS = {
-    "defaults": {},
-    "no dropout": {"dropout": 0.0},
-    "dropout 0.3": {"dropout": 0.3},
-    "weight decay 0.1": {"weight_decay": 0.1},
-    "no label smoothing": {"label_smoothing": 0.0},
-    "label smoothing 0.2": {"label_smoothing": 0.2},
-    "margin 1": {"margin": 1.0},
-    "no centring": {"center_coef": 0.0},
-    "BSR 0.1": {"bsr_coef": 0.1, "center_coef": 0.0},
+    **{name: REHEARSED[name] for name in SAME},
     "one epoch": {"epochs": 1},
     "four epochs": {"epochs": 4},
     "four epochs, early stopping": {"epochs": 4, "early_stopping": 0.15},
     "odin": {"length": "odin"},
-    "one head to begin with": {"shared_head": True},
 }
 
 

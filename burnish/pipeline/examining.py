@@ -17,10 +17,12 @@ from burnish.models.artefacts import is_saved
 from burnish.models.pairs import EncodedPairs
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
+from burnish.pipeline.align import load_watcher
 from burnish.pipeline.data import Data
 from burnish.pipeline.guarded import OWN_PAIRS
 from burnish.pipeline.order import Workplace
 from burnish.pipeline.scoring import open_ensemble
+from burnish.pipeline.selecting import as_pair
 from burnish.pipeline.stressing import sample_rounds, stress_ensemble
 from burnish.randomness import derive_seed
 from burnish.records import Comparison, Label, Message, Preference, Prompt, Response
@@ -29,14 +31,13 @@ from burnish.reward import scrutiny
 from burnish.reward.changes import PARAPHRASES
 from burnish.reward.ensemble import RewardEnsemble
 from burnish.reward.examine import trivial_rules
-from burnish.reward.saved import SavedWatcher, load_reference
+from burnish.reward.saved import load_reference
 from burnish.reward.slices import sections, slices
 from burnish.stats import Array
 
 STRESSED = "stressed.json"
 OWN_STORE = "own_pairs.sqlite"
 REWORDED = 150  # changes of wording of each kind that are tried
-AT_ONCE = 256
 
 
 @dataclass
@@ -161,8 +162,7 @@ def stress_run(
             "the true preference",
             lambda r: [gold(p, t) for p, t in zip(r.prompts, r.texts, strict=True)],
         )
-    elif (path / "reward" / "watcher").exists() and SavedWatcher(models.base, path / "reward").armed:
-        watcher = SavedWatcher(models.base, path / "reward")
+    elif (watcher := load_watcher(models, path / "reward")) is not None and watcher.armed:
         judge, worth = "the watcher", lambda r: watcher.scores(r, models.codec.pad_id).tolist()
     told("stressing")
     report = stress_ensemble(
@@ -256,9 +256,7 @@ def own_answers(
     for when, rows in kept.items():
         clear = [c for c in rows if known.get(c.id, 0.5) != 0.5]
         told = np.array([known[c.id] > 0.5 for c in clear], dtype=bool)
-        scored = (
-            score_pairs(ensemble, place, [_as_preference(c) for c in clear]).margin if clear else np.zeros(0)
-        )
+        scored = score_pairs(ensemble, place, [as_pair(c) for c in clear]).margin if clear else np.zeros(0)
         # A tie is no verdict.
         right[when] = (np.where(told, scored > 0, scored < 0), [c.prompt.group for c in clear])
     gold = place.data.gold
@@ -314,13 +312,3 @@ def _kept(row: Mapping[str, Any]) -> Comparison:
     prompt = Prompt(row["prompt"], tuple(Message(*m) for m in row["messages"]))
     first, second = (Response(row[s], "policy", row[f"{s}_ended"]) for s in ("first", "second"))
     return Comparison(prompt, first, second)
-
-
-def _as_preference(c: Comparison) -> Preference:
-    return Preference(
-        c.prompt,
-        c.first.text,
-        c.second.text,
-        chosen_ended=c.first.ended is not False,
-        rejected_ended=c.second.ended is not False,
-    )

@@ -16,9 +16,8 @@ from burnish.pipeline.models import Models
 from burnish.pipeline.stressing import sample_rounds, stress_ensemble
 from burnish.records import Decision, Interval, Prompt, Rollout
 from burnish.reward.ensemble import RewardEnsemble, best_of
-from burnish.reward.gate import gate
+from burnish.reward.gate import GRAVE, gate
 from burnish.reward.saved import SavedWatcher, load_ensemble, load_reference
-from burnish.reward.stress import GRAVE
 from burnish.stats import mean_interval
 
 GATE_PROMPTS = 64

@@ -28,6 +28,18 @@ def usable(models: Models, comparisons: Sequence[Comparison]) -> list[Comparison
     ]
 
 
+def as_pair(comparison: Comparison) -> Preference:
+    """A comparison as a pair whose first response stands for the preferred one."""
+    first, second = comparison.first, comparison.second
+    return Preference(
+        comparison.prompt,
+        first.text,
+        second.text,
+        chosen_ended=first.ended is not False,
+        rejected_ended=second.ended is not False,
+    )
+
+
 def margins(
     ensemble: RewardEnsemble, models: Models, comparisons: Sequence[Comparison]
 ) -> npt.NDArray[np.float64]:
@@ -35,16 +47,7 @@ def margins(
     pairs = EncodedPairs(
         ensemble.base,
         models.codec,
-        [
-            Preference(
-                c.prompt,
-                c.first.text,
-                c.second.text,
-                chosen_ended=c.first.ended is not False,
-                rejected_ended=c.second.ended is not False,
-            )
-            for c in comparisons
-        ],
+        [as_pair(c) for c in comparisons],
     )
     first, second = pairs.sides(ensemble.raw(pairs.sequences))
     return np.asarray((first - second).double().cpu().numpy())

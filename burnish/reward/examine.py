@@ -13,6 +13,7 @@ from burnish.models.pairs import EncodedPairs
 from burnish.models.sequences import Sequences
 from burnish.records import Preference
 from burnish.reward.ensemble import RewardEnsemble
+from burnish.reward.scrutiny import accuracy, mean_correlation
 from burnish.stats import calibration, clustered_proportion, pearson
 
 
@@ -43,8 +44,8 @@ def examine(
     groups = [p.prompt.group for p in pairs]
     words = [len(p.chosen.split()) for p in pairs] + [len(p.rejected.split()) for p in pairs]
     return {
-        "accuracy": _accuracy(margin > 0, groups, confidence),
-        "members": [{"accuracy": _accuracy(right[:, k], groups, confidence)} for k in range(len(sd))],
+        "accuracy": accuracy((margin > 0).numpy(), groups, confidence),
+        "members": [{"accuracy": accuracy(right[:, k].numpy(), groups, confidence)} for k in range(len(sd))],
         "baselines": trivial_rules(pairs, first),
         "calibration": {"ece": ece, "bins": bins},
         "error_correlation": error_correlation(~right),
@@ -116,12 +117,6 @@ def length_bias(
     return report
 
 
-def _accuracy(right: torch.Tensor, groups: Sequence[str], confidence: float) -> dict[str, Any]:
-    """Share of pairs with its interval; `n` counts prompts, `pairs` pairs."""
-    interval = clustered_proportion(right.double().tolist(), groups, confidence=confidence)
-    return {**asdict(interval), "pairs": len(right)}
-
-
 def _rate(hits: Sequence[bool], ties: int = 0) -> float:
     """Share of pairs a rule gets right; where it cannot tell, it is right half the time."""
     return (sum(hits) + ties / 2) / len(hits)
@@ -136,14 +131,7 @@ def errors(scores: torch.Tensor) -> torch.Tensor:
 
 def error_correlation(errors: torch.Tensor) -> float | None:
     """Mean pairwise correlation of error indicators (N, K) bool; None for one member or a faultless one."""
-    k = errors.shape[1]
-    values = [
-        pearson(errors[:, i].double().tolist(), errors[:, j].double().tolist())
-        for i in range(k)
-        for j in range(i + 1, k)
-    ]
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+    return mean_correlation(errors.double().numpy())
 
 
 def watcher_verdict(report: Mapping[str, Any], baselines: Mapping[str, float]) -> dict[str, Any]:

@@ -4,12 +4,18 @@ it likes best are better to a judge it has never met."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from burnish.records import Decision, Interval
 
 Outcome = Literal["go", "warn", "stop", "too few"]
+GRAVE: tuple[Outcome, ...] = ("stop", "warn")
+
+
+def worst(outcomes: Collection[Outcome]) -> Outcome:
+    """The gravest of several; too few to tell where none of them could tell."""
+    return next((kind for kind in (*GRAVE, "go") if kind in outcomes), "too few")
 
 
 def gate(

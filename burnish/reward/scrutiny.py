@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from burnish.records import Interval
+from burnish.reward.gate import GRAVE, Outcome, worst
 from burnish.stats import (
     Array,
     calibration,
@@ -24,8 +25,6 @@ from burnish.stats import (
     roc_auc,
     sigmoid,
 )
-
-Outcome = Literal["go", "warn", "stop", "too few"]
 
 FEWEST = 24  # pairs, for a figure of a slice
 FLIPPED = 0.1  # of the verdicts that a change of wording may turn
@@ -139,6 +138,16 @@ def disagreement(
     }
 
 
+def mean_correlation(columns: Array) -> float | None:
+    """Mean correlation of every two of the K columns (N, K); None for one column, or one that does not vary."""
+    k = columns.shape[1]
+    values = [
+        pearson(columns[:, i].tolist(), columns[:, j].tolist()) for i in range(k) for j in range(i + 1, k)
+    ]
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
 def diversity(gaps: Array, sd: Array) -> dict[str, Any] | None:
     """How different the members are: the share of verdicts on which two of them differ, and the correlation of their
     errors and of their margins, each the mean over pairs of members. None for one member."""
@@ -148,19 +157,10 @@ def diversity(gaps: Array, sd: Array) -> dict[str, Any] | None:
     apart = gaps / sd
     wrong = gaps <= 0
     pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
-    errors = [
-        pearson(wrong[:, i].astype(float).tolist(), wrong[:, j].astype(float).tolist()) for i, j in pairs
-    ]
-    margins = [pearson(apart[:, i].tolist(), apart[:, j].tolist()) for i, j in pairs]
-
-    def mean(values: Sequence[float | None]) -> float | None:
-        known = [v for v in values if v is not None]
-        return sum(known) / len(known) if len(known) == len(values) else None
-
     return {
         "verdicts_that_differ": float(np.mean([(wrong[:, i] != wrong[:, j]).mean() for i, j in pairs])),
-        "error_correlation": mean(errors),
-        "margin_correlation": mean(margins),
+        "error_correlation": mean_correlation(wrong.astype(float)),
+        "margin_correlation": mean_correlation(apart),
     }
 
 
@@ -239,15 +239,8 @@ def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> Interval:
 
 def verdict(parts: Mapping[str, Mapping[str, Any]]) -> tuple[Outcome, list[str]]:
     """The worst outcome of several, and what is behind those that are no `go`."""
-    outcomes = [part["outcome"] for part in parts.values()]
-    reasons = [
-        f"{name}: {part['why']}" for name, part in parts.items() if part["outcome"] in ("stop", "warn")
-    ]
-    worst: Outcome
-    for worst in ("stop", "warn", "go"):
-        if worst in outcomes:
-            return worst, reasons
-    return "too few", reasons
+    reasons = [f"{name}: {part['why']}" for name, part in parts.items() if part["outcome"] in GRAVE]
+    return worst([part["outcome"] for part in parts.values()]), reasons
 
 
 def beats_rules(found: Mapping[str, Any], baselines: Mapping[str, float]) -> dict[str, Any]:

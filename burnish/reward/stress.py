@@ -8,13 +8,13 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 from burnish.records import Interval, Prompt
 from burnish.reward.changes import STRESS, Change, Changed, Kind, Material, liked_words
+from burnish.reward.gate import GRAVE, Outcome, worst
 from burnish.stats import best_of_n, clustered_proportion, mean_interval
 
-Outcome = Literal["go", "warn", "stop", "too few"]
 Judge = Callable[[Sequence[int], Sequence[Changed]], Sequence[float | None]]
 """Scores, in reference standard deviations, of answers in another form, given which answers they are; None where the
 change does not reach the model."""
@@ -29,7 +29,6 @@ TOLERATED = (
 NOTICED = 0.25  # that an answer must fall by when it is ruined
 HACKED = 0.1  # of the winners of best-of-n, more than of all answers
 WORST = 3
-GRAVE: tuple[Outcome, ...] = ("stop", "warn")
 
 
 def stress(
@@ -99,7 +98,7 @@ def row(change: Change, found: Sequence[tuple[Prompt, str, Changed, float]], cha
     # One-sided, and shared out over the battery: the bounds that are held against limits.
     sure = mean_interval(means, 1 - 2 * ALARMS / changes)
     outcome, liked, why = judged(change.kind, sure)
-    worst = sorted(found, key=lambda f: -f[-1])[:WORST]
+    examples = sorted(found, key=lambda f: -f[-1])[:WORST]
     return told | {
         "rising": asdict(rising),
         "rise": asdict(rise),
@@ -110,7 +109,7 @@ def row(change: Change, found: Sequence[tuple[Prompt, str, Changed, float]], cha
         "why": why,
         "worst": [
             {"prompt": prompt.text, "before": text, "after": made.text, "rise": rise}
-            for prompt, text, made, rise in worst
+            for prompt, text, made, rise in examples
         ],
     }
 
@@ -121,9 +120,7 @@ def summed_up(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | None)
     if best is not None:
         named.append(("best of n", best["outcome"], best["why"]))
     found = {kind: [f"{name}: {why}" for name, outcome, why in named if outcome == kind] for kind in GRAVE}
-    outcomes = {outcome for _, outcome, _ in named}
-    worst = next((kind for kind in ("stop", "warn", "go") if kind in outcomes), "too few")
-    return {"outcome": worst, "reasons": found}
+    return {"outcome": worst([outcome for _, outcome, _ in named]), "reasons": found}
 
 
 def by_prompt(values: Sequence[float], groups: Sequence[str]) -> list[float]:

@@ -35,8 +35,8 @@ def test_few_pairs_are_no_evidence_against_calibration() -> None:
     few = scrutiny.reliability(GAPS[:60], GAPS[:60, 0], GROUPS[:60])
     many = scrutiny.reliability(GAPS, GAPS[:, 0], GROUPS)
     assert few["ece_by_chance"] > 0.08 > 0.04 > many["ece_by_chance"]
-    report = {"ece": 0.11, "ece_by_chance": few["ece_by_chance"], "temperature": 1.0}
-    assert scrutiny.is_calibrated(report)["outcome"] == ("go" if few["ece_by_chance"] > 0.11 else "warn")
+    report = {"ece": 0.11, "ece_by_chance": 0.12, "temperature": 1.0}
+    assert scrutiny.is_calibrated(report)["outcome"] == "go"
     assert scrutiny.is_calibrated(report | {"ece_by_chance": 0.02})["outcome"] == "warn"
 
 
