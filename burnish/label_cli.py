@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from burnish.errors import DataError
+
+if TYPE_CHECKING:
+    from burnish.config.judge import JudgeConfig
 
 app = typer.Typer(no_args_is_help=True, help="Labels from AI judges, from people and from vendors.")
 
@@ -25,6 +29,8 @@ class VendorName(StrEnum):
 
 
 StoreArg = Annotated[Path, typer.Argument(help="A label store (.sqlite), or the run directory it lies in.")]
+
+PageOption = Annotated[Path | None, typer.Option(help="Page to write as well, .html.")]
 
 
 def store_file(path: Path) -> Path:
@@ -68,27 +74,12 @@ def judge(
 ) -> None:
     """Ask an AI judge about every comparison that has no label yet, in both orders. Answers are kept beside the store
     (NAME.judge.jsonl): started again it goes on, and asks nothing twice."""
-    from burnish.config.judge import JudgeConfig
-    from burnish.config.loading import validated
     from burnish.data.store import LabelStore
     from burnish.monitor.live import View
     from burnish.pipeline.judged import label_comparisons
     from burnish.pipeline.vendors import unlabelled
 
-    settings = validated(
-        JudgeConfig,
-        {
-            "model": model,
-            "endpoint": endpoint,
-            "api_key_env": api_key_env,
-            "gguf_file": gguf_file,
-            "rubric": rubric,
-            "budget": budget,
-            "price_in": price_in,
-            "price_out": price_out,
-            "concurrency": concurrency,
-        },
-    )
+    settings = _judge_settings(locals())
     file = store_file(store)
     with LabelStore(file) as labels:
         open_ = unlabelled(labels, only)[:limit]
@@ -96,6 +87,74 @@ def judge(
             labels, open_, settings, guidelines, file.with_suffix(".judge.jsonl"), View("", 1.0)
         )
     tell(report, as_json)
+
+
+@app.command()
+def audit(
+    what: Annotated[
+        Path,
+        typer.Argument(help="A label store (.sqlite) or run: the judge is asked. Or a file of rankings."),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="The judge: its name at the endpoint, or a folder.")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Base URL of an OpenAI-compatible API; without: a local model.")
+    ] = None,
+    api_key_env: Annotated[str, typer.Option(help="Environment variable with the key.")] = "OPENAI_API_KEY",
+    gguf_file: Annotated[str | None, typer.Option(help="A GGUF file of a local model.")] = None,
+    rubric: Annotated[str | None, typer.Option(help="Template of the question.")] = None,
+    rewording: Annotated[str | None, typer.Option(help="Another template, for the probe wording.")] = None,
+    guidelines: Annotated[str | None, typer.Option(help="What labelers go by.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Comparisons.")] = 200,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="position, stability, wording, padding or people; may be given again. All without."
+        ),
+    ] = None,
+    own: Annotated[
+        str | None,
+        typer.Option(help="Source of answers that the judge's own model wrote, for self-preference."),
+    ] = None,
+    ids: Annotated[
+        str | None, typer.Option(help="Of a file only rankings whose id this pattern matches.")
+    ] = None,
+    budget: Annotated[float | None, typer.Option(help="Dollars at most.")] = None,
+    price_in: Annotated[float, typer.Option(help="Dollars for a million tokens of questions.")] = 0.0,
+    price_out: Annotated[float, typer.Option(help="Dollars for a million tokens of answers.")] = 0.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    page: PageOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """What a judge goes by besides the worth of answers. On a store: position, padding, contradictions, wording, and
+    length and its own hand against people's labels. On rankings: place, second readings. Answers are kept in
+    NAME.audit.jsonl; no label is added."""
+    from burnish.pipeline.auditing import PROBES, audit_judge, audit_readings
+    from burnish.report import labels as told_of
+    from burnish.report.told import as_text, write_page
+
+    if what.is_file() and what.suffix != ".sqlite":
+        report = audit_readings(what, ids, seed)
+    else:
+        settings = _judge_settings(locals())
+        file = store_file(what)
+        report = audit_judge(
+            file,
+            settings,
+            file.with_suffix(".audit.jsonl"),
+            n=n,
+            probes=probe or PROBES,
+            own=own,
+            guidelines=guidelines,
+            rewording=rewording,
+            seed=seed,
+            told=_told,
+        )
+    account = told_of.audit(report)
+    write_page(account, page)
+    print(json.dumps(report) if as_json else as_text(account))
 
 
 @app.command()
@@ -212,6 +271,19 @@ def terminal(
     from burnish.pipeline.people import ask_in_terminal
 
     ask_in_terminal(store_file(store), name, only, guidelines, limit)
+
+
+def _judge_settings(given: dict[str, Any]) -> JudgeConfig:
+    """The judge that a command's options name."""
+    from burnish.config.judge import JudgeConfig
+    from burnish.config.loading import validated
+
+    options = ("model", "endpoint", "api_key_env", "gguf_file", "rubric", "budget", "price_in", "price_out")
+    return validated(JudgeConfig, {name: given[name] for name in (*options, "concurrency")})
+
+
+def _told(what: str) -> None:
+    print(what, file=sys.stderr)
 
 
 def tell(report: dict[str, Any], as_json: bool) -> None:

@@ -36,17 +36,28 @@ def clustered_proportion(
     outcomes and for one outside [0, 1].
     """
     x = _unit("outcomes", outcomes)
-    index, n = _cluster_index(clusters, len(x))
+    n = _cluster_index(clusters, len(x))[1]
     p = float(x.mean())
     effective = float(n)
     if 1 < n < len(x) and np.ptp(x) > 0:
         from scipy.stats import t  # loads in half a second: not for those who only read a report
 
-        residuals = np.bincount(index, weights=x - p, minlength=n)
-        variance = n / (n - 1) * float(residuals @ residuals) / len(x) ** 2
         shrunk = (_z(confidence) / float(t.ppf(0.5 + confidence / 2, n - 1))) ** 2
-        effective = (len(x) if variance == 0 else min(len(x), p * (1 - p) / variance)) * shrunk
+        effective = effective_number(outcomes, clusters) * shrunk
     return replace(_wilson(p, effective, confidence), n=n)
+
+
+def effective_number(outcomes: Sequence[float], clusters: Sequence[Hashable]) -> float:
+    """How many independent outcomes in [0, 1] would have the variance that the cluster sums show: never more than there
+    are, and the number of clusters where all outcomes agree, or there is one cluster."""
+    x = _unit("outcomes", outcomes)
+    index, n = _cluster_index(clusters, len(x))
+    if n == 1 or n == len(x) or np.ptp(x) == 0:
+        return float(n)
+    p = float(x.mean())
+    residuals = np.bincount(index, weights=x - p, minlength=n)
+    variance = n / (n - 1) * float(residuals @ residuals) / len(x) ** 2
+    return float(len(x) if variance == 0 else min(len(x), p * (1 - p) / variance))
 
 
 def clustered_bootstrap(

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from burnish.checkpoints import atomic_write
-from burnish.data.lines import must_exist, read_lines
+from burnish.data.lines import read_lines
+from burnish.data.rows import Unusable, messages_of, missing_column, numbered_rows, tiers_of
 from burnish.errors import DataError
 from burnish.records import Message, Preference, Prompt
 
 COLUMNS = ("chosen", "rejected")
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
-FILES = {".csv", ".tsv", ".txt", ".md", ".xlsx", ".arrow", ".zip", ".gz", ".yaml", ".yml", ".pkl"}
 EXCERPT = 120
 
 
@@ -35,10 +34,6 @@ class ImportResult:
     rows: int
     rejected: Counter[str] = field(default_factory=Counter)
     subsets: list[str] = field(default_factory=list)  # of every pair; empty where no row names one
-
-
-class _Rejected(Exception):
-    """One row that cannot be used; the message is the reason."""
 
 
 def read_preferences(
@@ -63,21 +58,21 @@ def read_preferences(
     result = ImportResult([], 0)
     notes: list[dict[str, Any]] = []
     seen: set[str] = set()
-    for number, row in _rows(source, split):
+    for number, row in numbered_rows(source, split):
         for read in _readers(row, str(source)):
             result.rows += 1
             try:
                 pair = read()
                 key = json.dumps([pair.prompt.id, pair.chosen, pair.rejected])
                 if key in seen:
-                    raise _Rejected("duplicate")
+                    raise Unusable("duplicate")
                 if fits is not None and not fits(pair):
-                    raise _Rejected("too long")
+                    raise Unusable("too long")
                 seen.add(key)
                 result.pairs.append(pair)
                 if isinstance(row, Mapping) and row.get("subset") is not None:
                     result.subsets.append(str(row["subset"]))
-            except _Rejected as reason:
+            except Unusable as reason:
                 result.rejected[str(reason)] += 1
                 excerpt = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
                 notes.append({"line": number, "reason": str(reason), "excerpt": excerpt[:EXCERPT]})
@@ -109,73 +104,19 @@ def _check_share(
     )
 
 
-def _rows(source: str | Path, split: str) -> Iterator[tuple[int, Any]]:
-    """Numbered rows; a line that is not JSON comes as its text."""
-    name = str(source)
-    if name.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
-        for number, line in read_lines(Path(source)):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError:
-                    yield number, line
-    elif name.endswith(".parquet"):
-        yield from _parquet(Path(source))
-    elif _looks_like_a_file(name):
-        must_exist(Path(name))
-        raise DataError(f"{source} is no known kind of file; give .jsonl, .jsonl.gz or .parquet")
-    else:
-        yield from enumerate(_dataset(name, split), 1)
-
-
-def _looks_like_a_file(name: str) -> bool:
-    """A data set's name is `name` or `owner/name`, dots and all; whatever it cannot be is a file."""
-    path = Path(name)
-    return path.exists() or path.is_absolute() or len(path.parts) > 2 or path.suffix.lower() in FILES
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    from pyarrow import ArrowException, parquet
-
-    must_exist(path)
-    try:
-        table = parquet.ParquetFile(path)
-        number = 0
-        for batch in table.iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except ArrowException as error:
-        raise DataError(f"{path} is not a readable Parquet file: {error}") from None
-
-
-def _dataset(name: str, split: str) -> Iterable[Any]:
-    import datasets
-
-    try:
-        rows: Iterable[Any] = datasets.load_dataset(name, split=split)
-        return rows
-    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise DataError(
-            f"{name!r} is neither a file (.jsonl, .jsonl.gz, .parquet) nor a data set that can be loaded "
-            f"(split {split!r}): {first}"
-        ) from error
-
-
 def _readers(row: Any, source: str) -> list[Callable[[], Preference]]:
     """What makes a pair of a row, or raises why there is none; several for a ranking."""
     if not (isinstance(row, dict) and "ranking" in row and "chosen" not in row):
         return [lambda: _ended(_pair(row, source), row)]
     if "responses" not in row:
-        _missing("responses", row, source)
+        missing_column("responses", row, source)
     try:
-        prompt, responses, tiers, ended = _ranking(row)
-    except _Rejected as reason:
+        prompt, responses, tiers, ended = tiers_of(row)
+    except Unusable as reason:
         told = str(reason)
 
         def fail() -> Preference:
-            raise _Rejected(told)
+            raise Unusable(told)
 
         return [fail]
 
@@ -192,34 +133,14 @@ def _readers(row: Any, source: str) -> list[Callable[[], Preference]]:
     ]
 
 
-def _ranking(row: Mapping[str, Any]) -> tuple[Prompt, list[str], list[list[int]], list[bool]]:
-    """Prompt, responses, tiers of their indices and which of them ended."""
-    asked, responses, tiers = row.get("prompt"), row["responses"], row["ranking"]
-    if not (isinstance(responses, list) and all(isinstance(r, str) for r in responses)):
-        raise _Rejected("not text")
-    ended = row.get("ended") or [True] * len(responses)
-    if not (isinstance(ended, list) and all(isinstance(e, bool) for e in ended)):
-        raise _Rejected("ended is neither true nor false")
-    listed = isinstance(tiers, list) and all(isinstance(tier, list) for tier in tiers)
-    ranks = [i for tier in tiers for i in tier] if listed else []
-    whole = all(isinstance(i, int) for i in ranks) and set(ranks) <= set(range(len(responses)))
-    if len(ranks) != len(set(ranks)) or not whole or len(ended) != len(responses) or not ranks:
-        raise _Rejected("ranking does not fit the responses")
-    if len(tiers) < 2:
-        raise _Rejected("all tied")
-    if isinstance(asked, str):
-        return Prompt(asked), responses, tiers, ended
-    return Prompt.from_messages(_messages(asked)), responses, tiers, ended
-
-
 def _pair(row: Any, source: str) -> Preference:
     if isinstance(row, str):
-        raise _Rejected("malformed JSON")
+        raise Unusable("malformed JSON")
     if not isinstance(row, dict):
-        raise _Rejected("not an object")
+        raise Unusable("not an object")
     for column in COLUMNS:
         if column not in row:
-            _missing(column, row, source)
+            missing_column(column, row, source)
     chosen, rejected, prompt = row["chosen"], row["rejected"], row.get("prompt")
     if isinstance(chosen, str) and isinstance(rejected, str):
         if prompt is None:
@@ -227,38 +148,20 @@ def _pair(row: Any, source: str) -> Preference:
         if isinstance(prompt, str):
             return _check(Prompt(prompt), chosen, rejected)
         if isinstance(prompt, list):
-            return _check(Prompt.from_messages(_messages(prompt)), chosen, rejected)
-        raise _Rejected("not text")
+            return _check(Prompt.from_messages(messages_of(prompt)), chosen, rejected)
+        raise Unusable("not text")
     if isinstance(chosen, list) and isinstance(rejected, list):
-        a, b = _messages(chosen), _messages(rejected)
+        a, b = messages_of(chosen), messages_of(rejected)
         if prompt is None:
             return _check(*_shared(a, b))
-        before = [Message("user", prompt)] if isinstance(prompt, str) else _messages(prompt)
+        before = [Message("user", prompt)] if isinstance(prompt, str) else messages_of(prompt)
         return _check(_continued(before, a, b), _reply(a), _reply(b))
-    raise _Rejected("not text")
-
-
-def _missing(column: str, row: Mapping[str, Any], source: str) -> None:
-    """A column that is missing is one mistake for the whole file, not one a row."""
-    near = difflib.get_close_matches(column, list(row), 1, cutoff=0.6)
-    hint = f"; did you mean to name {near[0]!r} {column!r}?" if near else ""
-    raise DataError(f"{source} has no column {column!r}; its columns are {', '.join(row)}{hint}")
-
-
-def _messages(value: Any) -> list[Message]:
-    if not isinstance(value, list) or not value:
-        raise _Rejected("empty prompt")
-    turns = []
-    for turn in value:
-        if not isinstance(turn, dict) or not isinstance(turn.get("content"), str) or "role" not in turn:
-            raise _Rejected("not text")
-        turns.append(Message(str(turn["role"]), turn["content"]))
-    return turns
+    raise Unusable("not text")
 
 
 def _reply(turns: Sequence[Message]) -> str:
     if turns[-1].role != "assistant":
-        raise _Rejected("does not end in an answer")
+        raise Unusable("does not end in an answer")
     return turns[-1].content
 
 
@@ -267,7 +170,7 @@ def _continued(before: list[Message], chosen: list[Message], rejected: list[Mess
     (after a system turn, perhaps), or go on from it."""
     shared = chosen[:-1]
     if shared != rejected[:-1]:
-        raise _Rejected("no shared prompt")
+        raise Unusable("no shared prompt")
     held = any(shared[i : i + len(before)] == before for i in range(len(shared)))
     return Prompt.from_messages(shared if held else [*before, *shared])
 
@@ -275,13 +178,13 @@ def _continued(before: list[Message], chosen: list[Message], rejected: list[Mess
 def _ended(pair: Preference, row: Mapping[str, Any]) -> Preference:
     flags = {name: row[name] for name in ("chosen_ended", "rejected_ended") if row.get(name) is not None}
     if not all(isinstance(flag, bool) for flag in flags.values()):
-        raise _Rejected("ended is neither true nor false")
+        raise Unusable("ended is neither true nor false")
     return replace(pair, **flags)
 
 
 def _shared(chosen: list[Message], rejected: list[Message]) -> tuple[Prompt, str, str]:
     if chosen[:-1] != rejected[:-1] or len(chosen) < 2:
-        raise _Rejected("no shared prompt")
+        raise Unusable("no shared prompt")
     return Prompt.from_messages(chosen[:-1]), _reply(chosen), _reply(rejected)
 
 
@@ -293,17 +196,17 @@ def _dialogue(chosen: str, rejected: str) -> tuple[Prompt, str, str]:
 def _turns(text: str) -> list[Message]:
     parts = TURN.split(text if text.startswith("\n\n") else f"\n\n{text}")
     if parts[0].strip() or len(parts) < 5:
-        raise _Rejected("no shared prompt")
+        raise Unusable("no shared prompt")
     return [Message(ROLES[r], t.strip()) for r, t in zip(parts[1::2], parts[2::2], strict=True)]
 
 
 def _check(prompt: Prompt, chosen: str, rejected: str) -> Preference:
     if not prompt.text.strip():
-        raise _Rejected("empty prompt")
+        raise Unusable("empty prompt")
     if not (chosen.strip() and rejected.strip()):
-        raise _Rejected("empty answer")
+        raise Unusable("empty answer")
     if chosen.strip() == rejected.strip():
-        raise _Rejected("identical sides")
+        raise Unusable("identical sides")
     return Preference(prompt, chosen, rejected)
 
 
@@ -352,11 +255,11 @@ def read_demonstrations(path: str | Path) -> list[tuple[Prompt, str]]:
         try:
             row = json.loads(line)
             if "messages" in row:
-                turns = _messages(row["messages"])
+                turns = messages_of(row["messages"])
                 found.append((Prompt.from_messages(turns[:-1]), _reply(turns)))
             else:
                 found.append((Prompt(row["prompt"]), row["completion"]))
-        except (json.JSONDecodeError, KeyError, TypeError, _Rejected) as error:
+        except (json.JSONDecodeError, KeyError, TypeError, Unusable) as error:
             raise DataError(
                 f"{path}, line {number}: no demonstration ({error}); it needs `prompt` and `completion`, or "
                 "`messages` that end in an assistant's turn"

@@ -67,11 +67,11 @@ def preference(forth: Answer, back: Answer) -> float | None:
     if forth.log_odds is not None and back.log_odds is not None and not ties:
         lean = (forth.log_odds - back.log_odds) / 2
         return 1.0 / (1.0 + math.exp(-max(-50.0, min(50.0, lean))))
-    a, b = _side(forth), _side(back)
+    a, b = side(forth), side(back)
     return None if a is None or b is None else (a + 1.0 - b) / 2
 
 
-def _side(answer: Answer) -> float | None:
+def side(answer: Answer) -> float | None:
     """1 for the answer shown first, 0 for the second, one half for a tie."""
     if answer.vote is not None:
         return SHARES[answer.vote]
@@ -98,10 +98,11 @@ def judge_comparisons(
     ledger: Ledger,
     config: JudgeConfig,
     told: Callable[[int], None] = lambda done: None,
+    time: str = "",
 ) -> Judged:
     """Ask about every comparison in both orders, `config.concurrency` questions at once; what the ledger knows is not
-    asked again. Stops asking when the budget does not hold another question."""
-    return asyncio.run(_Round(judge, rubric, ledger, config, told).carry_out(comparisons))
+    asked again, unless it is another `time`. Stops asking when the budget does not hold another question."""
+    return asyncio.run(_Round(judge, rubric, ledger, config, told, time).carry_out(comparisons))
 
 
 @dataclass
@@ -111,6 +112,7 @@ class _Round:
     ledger: Ledger
     config: JudgeConfig
     told: Callable[[int], None]
+    time: str = ""
     under_way: dict[str, asyncio.Event] = field(default_factory=dict)
     done: int = 0
     spent_out: bool = False
@@ -150,7 +152,8 @@ class _Round:
 
     async def _once(self, question: str) -> Answer | None:
         """The answer to one question; None when the budget does not hold it."""
-        key = content_id("judge", self.judge.name, self.judge.settings, question)
+        parts = ("judge", self.judge.name, self.judge.settings, question)
+        key = content_id(*parts, self.time) if self.time else content_id(*parts)
         while key in self.under_way:  # another comparison makes the same question
             await self.under_way[key].wait()
         known = self.ledger.known(key)
@@ -212,9 +215,9 @@ def behaviour(judged: Judged, comparisons: Iterable[Comparison], confidence: flo
     how often the longer answer won, which is to be held against any accuracy of it; cost."""
     known = {c.id: c for c in comparisons}
     answered = {i: pair for i, pair in judged.both.items() if all(a.why is None for a in pair)}
-    firm = [(a, b) for a, b in ((_side(x), _side(y)) for x, y in answered.values()) if 0.5 not in (a, b)]
+    firm = [(a, b) for a, b in ((side(x), side(y)) for x, y in answered.values()) if 0.5 not in (a, b)]
     flips = sum(a == b for a, b in firm)
-    sides = [(side, i) for i, pair in answered.items() for a in pair if (side := _side(a)) is not None]
+    sides = [(s, i) for i, pair in answered.items() for a in pair if (s := side(a)) is not None]
     odds = [
         (x.log_odds + y.log_odds) / 2
         for x, y in answered.values()

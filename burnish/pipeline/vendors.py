@@ -22,8 +22,10 @@ KEY = "key.jsonl"
 
 
 def unlabelled(store: LabelStore, only: Path | None = None) -> list[Comparison]:
-    """Comparisons without a label, in their order, or those of them that a selection names, in its order."""
-    return selected(store, {label.comparison_id for label in store.labels()}, only)
+    """Comparisons without a label, in their order; with a selection those that it names and no person has labelled, in
+    its order: it may well name what a judge was unsure of."""
+    labels = (label for label in store.labels() if only is None or label.source == "human")
+    return selected(store, {label.comparison_id for label in labels}, only)
 
 
 def selected(store: LabelStore, without: Container[str], only: Path | None) -> list[Comparison]:

@@ -1,0 +1,70 @@
+"""One account, told twice: as lines of text, and as a page with charts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from burnish.checkpoints import atomic_write
+from burnish.report.embed import Chart, Charts, render
+
+State = Literal["ok", "open", "miss"]
+MARKS: Mapping[State, str] = {"ok": "✓", "open": "…", "miss": "!"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing to know first: `ok`, `open` (not known) or `miss`."""
+
+    state: State
+    head: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under their headings; the first column names the row."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass
+class Told:
+    """An account: its title, the points, tables and charts."""
+
+    title: str
+    points: list[Point] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
+
+
+def as_text(told: Told) -> str:
+    """Points and tables as lines."""
+    lines = [f"{MARKS[p.state]} {p.head}: {p.text}" for p in told.points]
+    for table in told.tables:
+        cells = [list(table.columns), *(list(row) for row in table.rows)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
+        lines += ["", table.title]
+        lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+        lines += [table.note] if table.note else []
+    return "\n".join(lines)
+
+
+def write_page(told: Told, path: Path | None) -> None:
+    """The page; nothing without a path."""
+    if path is None:
+        return
+    charts = Charts()
+    atomic_write(path, render("told.html", charts, told=told, marks=MARKS, drawn=charts.many(told.charts)))
+
+
+def interval(found: Mapping[str, Any] | None, form: str = ".3f") -> str:
+    """A figure with its interval; a dash for none."""
+    if found is None:
+        return "-"
+    return f"{found['value']:{form}} [{found['ci_low']:{form}}, {found['ci_high']:{form}}]"
