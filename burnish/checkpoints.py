@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from burnish.errors import RunError
 
@@ -30,20 +31,40 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def atomic_write(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
+@contextmanager
+def _aside(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the path's place when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     with disk_errors(path.parent):
         try:
             with aside.open("wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Replace a file in one step."""
+    with _aside(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def atomic_lines(path: Path, lines: Iterable[str]) -> int:
+    """Replace a file by lines in one step, without holding them all; gzipped where its name ends in .gz. How many."""
+    count = 0
+    with _aside(path) as file:
+        packed = (
+            gzip.GzipFile(fileobj=file, mode="wb", mtime=0) if path.suffix == ".gz" else nullcontext(file)
+        )
+        with packed as sink:
+            for line in lines:
+                sink.write(f"{line}\n".encode())
+                count += 1
+    return count
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,6 +14,7 @@ from burnish.errors import DataError
 
 if TYPE_CHECKING:
     from burnish.config.judge import JudgeConfig
+    from burnish.data.store import Place
 
 app = typer.Typer(no_args_is_help=True, help="Labels from AI judges, from people and from vendors.")
 
@@ -28,27 +29,39 @@ class VendorName(StrEnum):
     ARGILLA = "argilla"
 
 
-StoreArg = Annotated[Path, typer.Argument(help="A label store (.sqlite), or the run directory it lies in.")]
+class ConsensusName(StrEnum):
+    """How labels of one comparison are put together."""
+
+    MEAN = "mean"
+    DAWID_SKENE = "dawid_skene"
+
+
+StoreArg = Annotated[
+    str, typer.Argument(help="A label store: a .sqlite file, the run it lies in, or a URL of PostgreSQL.")
+]
 
 PageOption = Annotated[Path | None, typer.Option(help="Page to write as well, .html.")]
 
 
-def store_file(path: Path) -> Path:
-    """The store that a path means. Raises DataError where there is none, or it is no file."""
-    file = path
+def store_place(given: str) -> Place:
+    """The store that an argument means: a file, a run's, or a URL. Raises DataError where there is none, or it is no
+    file."""
+    from burnish.data.store import is_url
+
+    if is_url(given):
+        return given
+    path = Path(given)
+    place: Place = path
     if path.is_dir():
         from burnish.runs import RunDirectory, project_of
 
         shared = RunDirectory.open(path).config.label.store
-        if shared is not None and "://" in shared:
-            raise DataError(
-                f"{path} has its labels at {shared}: these commands take a .sqlite file; import and export from Python "
-                "(burnish.data.store.LabelStore)"
-            )
-        file = project_of(path) / "labels.sqlite" if shared is None else Path(shared)
-    if not file.is_file():
-        raise DataError(f"{file} does not exist; give a label store, or a run that has collected comparisons")
-    return file
+        place = project_of(path) / "labels.sqlite" if shared is None else shared
+    if not is_url(place) and not Path(place).is_file():
+        raise DataError(
+            f"{place} does not exist; give a label store, or a run that has collected comparisons"
+        )
+    return place if is_url(place) else Path(place)
 
 
 @app.command()
@@ -74,17 +87,17 @@ def judge(
 ) -> None:
     """Ask an AI judge about every comparison that has no label yet, in both orders. Answers are kept beside the store
     (NAME.judge.jsonl): started again it goes on, and asks nothing twice."""
-    from burnish.data.store import LabelStore
+    from burnish.data.store import LabelStore, beside
     from burnish.monitor.live import View
     from burnish.pipeline.judged import label_comparisons
     from burnish.pipeline.vendors import unlabelled
 
     settings = _judge_settings(locals())
-    file = store_file(store)
+    file = store_place(store)
     with LabelStore(file) as labels:
         open_ = unlabelled(labels, only)[:limit]
         report = label_comparisons(
-            labels, open_, settings, guidelines, file.with_suffix(".judge.jsonl"), View("", 1.0)
+            labels, open_, settings, guidelines, beside(file, ".judge.jsonl"), View("", 1.0)
         )
     tell(report, as_json)
 
@@ -92,8 +105,8 @@ def judge(
 @app.command()
 def audit(
     what: Annotated[
-        Path,
-        typer.Argument(help="A label store (.sqlite) or run: the judge is asked. Or a file of rankings."),
+        str,
+        typer.Argument(help="A label store, a run, or a URL: the judge is asked. Or a file of rankings."),
     ],
     model: Annotated[
         str | None, typer.Option(help="The judge: its name at the endpoint, or a folder.")
@@ -131,19 +144,20 @@ def audit(
     """What a judge goes by besides the worth of answers. On a store: position, padding, contradictions, wording, and
     length and its own hand against people's labels. On rankings: place, second readings. Answers are kept in
     NAME.audit.jsonl; no label is added."""
+    from burnish.data.store import beside
     from burnish.pipeline.auditing import PROBES, audit_judge, audit_readings
     from burnish.report import labels as told_of
     from burnish.report.told import as_text, write_page
 
-    if what.is_file() and what.suffix != ".sqlite":
-        report = audit_readings(what, ids, seed)
+    if Path(what).is_file() and Path(what).suffix != ".sqlite":
+        report = audit_readings(Path(what), ids, seed)
     else:
         settings = _judge_settings(locals())
-        file = store_file(what)
+        place = store_place(what)
         report = audit_judge(
-            file,
+            place,
             settings,
-            file.with_suffix(".audit.jsonl"),
+            beside(place, ".audit.jsonl"),
             n=n,
             probes=probe or PROBES,
             own=own,
@@ -155,6 +169,84 @@ def audit(
     account = told_of.audit(report)
     write_page(account, page)
     print(json.dumps(report) if as_json else as_text(account))
+
+
+@app.command()
+def agree(
+    store: StoreArg,
+    consensus: Annotated[
+        ConsensusName, typer.Option(help="How labels are weighed.")
+    ] = ConsensusName.DAWID_SKENE,
+    page: PageOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Whether annotators agree, and who cannot be relied on: Krippendorff's alpha, gold questions, agreement with the
+    others, a lean to a place or to length, drift, spammers. Judges count as annotators."""
+    from burnish.pipeline.agreeing import agreement
+    from burnish.report import labels as told_of
+    from burnish.report.told import as_text, write_page
+
+    report = agreement(store_place(store), consensus.value)
+    account = told_of.agree(report)
+    write_page(account, page)
+    print(json.dumps(report) if as_json else as_text(account))
+
+
+class DumpName(StrEnum):
+    """What a store is written as."""
+
+    LABELS = "labels"
+    PAIRS = "pairs"
+    RANKINGS = "rankings"
+
+
+@app.command()
+def load(
+    store: Annotated[
+        str, typer.Argument(help="A label store: a .sqlite file (made if need be), a run, or a URL.")
+    ],
+    file: Annotated[Path, typer.Argument(help="JSON lines, .gz or not.")],
+    guidelines: Annotated[str | None, typer.Option(help="What the labels were given by.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Add labels to a store: prompt, responses (two or more), ranking or preference, annotator; perhaps shown, seconds,
+    cost, at, source, models, ended. Rows with `gold: true` are questions whose answer is known; they come first."""
+    from burnish.data.exchange import load_labels
+    from burnish.data.guidelines import load_guidelines
+    from burnish.data.store import LabelStore, is_url
+
+    new = not is_url(store) and not Path(store).exists()
+    with LabelStore(Path(store) if new else store_place(store)) as labels:
+        told = None if guidelines is None else labels.add_guidelines(load_guidelines(guidelines))
+        tell(load_labels(labels, file, told).report(), as_json)
+
+
+@app.command()
+def dump(
+    store: StoreArg,
+    file: Annotated[Path, typer.Argument(help="File to write, .jsonl or .jsonl.gz.")],
+    as_: Annotated[DumpName, typer.Option("--as", help="labels can be loaded again.")] = DumpName.LABELS,
+    consensus: Annotated[ConsensusName, typer.Option(help="Of pairs and rankings.")] = ConsensusName.MEAN,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Write a store's labels, or what they come to: pairs of a chosen and a rejected answer, or rankings."""
+    from burnish.data.exchange import dump_labels, dump_rankings
+    from burnish.data.preferences import write_preferences
+    from burnish.data.store import LabelStore
+    from burnish.labels.consensus import consensus_of
+
+    with LabelStore(store_place(store)) as labels:
+        if as_ is DumpName.LABELS:
+            rows = dump_labels(labels, file)
+        else:
+            found = consensus_of(labels.labels(), consensus.value)
+            if as_ is DumpName.RANKINGS:
+                rows = dump_rankings(labels, file, found)
+            else:
+                pairs = labels.preferences(consensus=found)
+                write_preferences(pairs, file)
+                rows = len(pairs)
+    tell({"path": str(file), "rows": rows}, as_json)
 
 
 @app.command()
@@ -180,7 +272,7 @@ def export(
     from burnish.pipeline.vendors import export_batch
 
     report = export_batch(
-        store_file(store),
+        store_place(store),
         folder,
         vendor.value,
         n=n,
@@ -210,7 +302,7 @@ def import_(
     file again changes nothing."""
     from burnish.pipeline.vendors import import_batch
 
-    tell(import_batch(store_file(store), folder, results, vendor.value, least_gold, pay), as_json)
+    tell(import_batch(store_place(store), folder, results, vendor.value, least_gold, pay), as_json)
 
 
 class HowName(StrEnum):
@@ -235,7 +327,7 @@ def select(
     reserve: Annotated[
         float, typer.Option(min=0.0, max=0.5, help="Share of all comparisons that is kept for measuring.")
     ] = 0.1,
-    store: Annotated[Path | None, typer.Option(help="A store other than the run's.")] = None,
+    store: Annotated[str | None, typer.Option(help="A store other than the run's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -245,7 +337,7 @@ def select(
 
     report = select_comparisons(
         run,
-        store_file(store or run),
+        store_place(store or str(run)),
         out,
         n=n,
         how=how.value,
@@ -270,7 +362,7 @@ def terminal(
     back; started again it goes on with what you have not answered."""
     from burnish.pipeline.people import ask_in_terminal
 
-    ask_in_terminal(store_file(store), name, only, guidelines, limit)
+    ask_in_terminal(store_place(store), name, only, guidelines, limit)
 
 
 def _judge_settings(given: dict[str, Any]) -> JudgeConfig:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -20,9 +21,13 @@ Severity = Literal["info", "warning", "critical"]
 Source = Literal["simulated", "imported", "human", "judge"]
 
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+@lru_cache(maxsize=8192)  # ids are asked for again and again while a text is on its way into a store
 def content_id(*parts: str) -> str:
     """A 16-hex-digit id that depends on the parts alone, so that the same content is stored once."""
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:16]
+    return hashlib.sha256(_encode(parts).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +47,14 @@ class Prompt:
 
     text: str
     messages: tuple[Message, ...] = ()
+    _id: str = field(init=False, default="", repr=False, compare=False)
 
     @property
     def id(self) -> str:
-        return content_id("prompt", self.text, *(f"{m.role}\x1f{m.content}" for m in self.messages))
+        if not self._id:
+            turns = (f"{m.role}\x1f{m.content}" for m in self.messages)
+            object.__setattr__(self, "_id", content_id("prompt", self.text, *turns))
+        return self._id
 
     @property
     def group(self) -> str:
@@ -81,17 +90,22 @@ class Comparison:
     first: Response
     second: Response
     round: int = 0
+    _id: str = field(init=False, default="", repr=False, compare=False)
 
     @property
     def id(self) -> str:
-        return content_id("comparison", self.prompt.id, *sorted((self.first.text, self.second.text)))
+        if not self._id:
+            sides = sorted((self.first.text, self.second.text))
+            object.__setattr__(self, "_id", content_id("comparison", self.prompt.id, *sides))
+        return self._id
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
     """One annotator's answer. `preference` is the probability that the comparison's *first* response is
     the better one: 1 first, 0 second, 0.5 tie. `strength` is free for graded answers; `cost` in dollars; `guidelines`
-    names the wording it was given under, None where that is not known."""
+    names the wording it was given under, `swapped` whether the second response was shown first, `at` when it was given
+    (ISO 8601; the store's own time without); None where that is not known."""
 
     comparison_id: str
     annotator: str
@@ -101,6 +115,8 @@ class Label:
     seconds: float | None = None
     cost: float = 0.0
     guidelines: str | None = None
+    swapped: bool | None = None
+    at: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

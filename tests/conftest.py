@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -11,17 +14,56 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from hypothesis import settings
+from sqlalchemy import create_engine, text
 
 from burnish.config.model import ModelConfig
+from burnish.data.store import LabelStore, Place
 from burnish.models.load import Codec, load_model
 from burnish.models.shared_base import Base
 from burnish.records import Prompt
+from tests.databases import server, server_programs
 
 torch.set_num_threads(1)
 
 # The same examples on every machine, however slow it is.
 settings.register_profile("burnish", deadline=None, derandomize=True)
 settings.load_profile("burnish")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Callable[[], str]]:
+    """Makes new databases of one server."""
+    programs = server_programs()
+    if programs is None:
+        pytest.skip("needs PostgreSQL's server (Debian: apt-get install postgresql)")
+    number = count()
+    with server(programs) as url:
+        admin = create_engine(url.format(database="postgres"), isolation_level="AUTOCOMMIT")
+
+        def new() -> str:
+            name = f"labels{next(number)}"
+            with admin.connect() as connection:
+                connection.execute(text(f"CREATE DATABASE {name}"))
+            return url.format(database=name)
+
+        yield new
+        admin.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Where a new label store is to be: a file, and a database of PostgreSQL."""
+    if request.param == "sqlite":
+        return tmp_path / "labels.sqlite"
+    new: Callable[[], str] = request.getfixturevalue("postgres")
+    return new()
+
+
+@pytest.fixture
+def store(place: Place) -> Iterator[LabelStore]:
+    """A new label store, in a file and on PostgreSQL."""
+    with LabelStore(place) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

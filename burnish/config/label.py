@@ -44,6 +44,8 @@ class LabelConfig(Section):
         None  # a file of what labelers go by; None: the package's own (imported labels: unknown)
     )
     labels_per_pair: int = Field(1, ge=1)
+    # What several labels of a comparison come to: their mean, or everybody weighed by how well they agree.
+    consensus: Literal["mean", "dawid_skene"] = "mean"
     missing_share: float = Field(
         0.0, ge=0, lt=1
     )  # of comparisons that people or a judge may leave without labels

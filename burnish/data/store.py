@@ -3,94 +3,63 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from sqlalchemy import (
-    CheckConstraint,
-    ForeignKey,
-    create_engine,
-    event,
-    func,
-    select,
-)
+from sqlalchemy import create_engine, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
+from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.orm import Session, aliased
 
 from burnish.data.guidelines import Guidelines
 from burnish.data.migrate import migrate
+from burnish.data.tables import (
+    CheckRow,
+    ComparisonRow,
+    GoldRow,
+    GuidelinesRow,
+    LabelRow,
+    PromptRow,
+    ResponseRow,
+    Table,
+)
 from burnish.errors import DataError
-from burnish.records import Comparison, Label, Message, Preference, Prompt, Response, Source, content_id
+from burnish.records import Comparison, Label, Message, Preference, Prompt, Response, content_id
 
 CHUNK = 500
+STREAMED = {"yield_per": 1000}  # rows in memory at once
+# A label's fields, in their order, as the table names them.
+LABEL_COLUMNS = (
+    *("comparison_id", "annotator", "preference", "source", "strength", "seconds", "cost", "guidelines"),
+    *("swapped", "created"),
+)
+INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 Item = TypeVar("Item")
+Place = Path | str
+"""Where a store is: a file of SQLite, or a URL."""
 
 
-class Table(DeclarativeBase):
-    """Declarative base."""
+def is_url(where: Place) -> bool:
+    return not isinstance(where, Path) and "://" in where
 
 
-class PromptRow(Table):
-    """A prompt; `messages` is JSON, empty for plain text."""
-
-    __tablename__ = "prompts"
-    id: Mapped[str] = mapped_column(primary_key=True)
-    text: Mapped[str]
-    messages: Mapped[str]
-
-
-class ResponseRow(Table):
-    """A response to a prompt."""
-
-    __tablename__ = "responses"
-    id: Mapped[str] = mapped_column(primary_key=True)
-    prompt_id: Mapped[str] = mapped_column(ForeignKey("prompts.id"))
-    text: Mapped[str]
-    source: Mapped[str]
-    ended: Mapped[bool | None]
+def shown(where: Place) -> str:
+    """A place as it may be shown: without its password."""
+    try:
+        return make_url(str(where)).render_as_string() if is_url(where) else str(where)
+    except ArgumentError:
+        return "the URL"
 
 
-class ComparisonRow(Table):
-    """A question, with the order its two responses were first stored in."""
-
-    __tablename__ = "comparisons"
-    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    id: Mapped[str] = mapped_column(unique=True)
-    prompt_id: Mapped[str] = mapped_column(ForeignKey("prompts.id"))
-    first_id: Mapped[str] = mapped_column(ForeignKey("responses.id"))
-    second_id: Mapped[str] = mapped_column(ForeignKey("responses.id"))
-    round: Mapped[int]
-
-
-class LabelRow(Table):
-    """One annotator's answer in one round; never changed, never deleted."""
-
-    __tablename__ = "labels"
-    __table_args__ = (CheckConstraint("preference >= 0 AND preference <= 1"),)
-    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    id: Mapped[str] = mapped_column(unique=True)
-    comparison_id: Mapped[str] = mapped_column(ForeignKey("comparisons.id"), index=True)
-    annotator: Mapped[str]
-    source: Mapped[str]
-    preference: Mapped[float]
-    strength: Mapped[float | None]
-    seconds: Mapped[float | None]
-    cost: Mapped[float]
-    round: Mapped[int]
-    created: Mapped[str]
-    guidelines: Mapped[str | None]
-
-
-class GuidelinesRow(Table):
-    """A wording that labels were given under."""
-
-    __tablename__ = "guidelines"
-    id: Mapped[str] = mapped_column(primary_key=True)
-    text: Mapped[str]
+def beside(where: Place, suffix: str) -> Path:
+    """A file that belongs to a store: NAME`suffix` beside its file, or in the current folder for a database NAME."""
+    if not is_url(where):
+        return Path(where).with_suffix(suffix)
+    return Path(f"{make_url(str(where)).database or 'labels'}{suffix}")
 
 
 @dataclass(frozen=True)
@@ -104,12 +73,28 @@ class Snapshot:
 class LabelStore:
     """Comparisons and labels. Ids depend on content alone, so adding the same thing twice adds it once."""
 
-    def __init__(self, where: Path | str) -> None:
-        url = f"sqlite:///{where}" if isinstance(where, Path) or "://" not in where else where
-        self.engine = create_engine(url)
+    def __init__(self, where: Place) -> None:
+        url = str(where) if is_url(where) else f"sqlite:///{where}"
+        try:
+            self.engine = create_engine(url)
+        except (ArgumentError, ImportError) as error:
+            raise DataError(
+                f"{shown(where)} cannot be opened as a label store ({error}); give a .sqlite file or "
+                "postgresql+psycopg://USER@HOST/DATABASE (pip install 'burnish[postgres]')"
+            ) from None
+        if self.engine.dialect.name not in INSERTS:
+            raise DataError(
+                f"the label store runs on SQLite or PostgreSQL, not on {self.engine.dialect.name}; give such a URL"
+            )
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine, "connect", _sqlite_settings)
-        migrate(self.engine)
+        try:
+            migrate(self.engine)
+        except OperationalError as error:
+            told = str(error.orig).strip().splitlines()[0]
+            raise DataError(
+                f"{shown(where)} cannot be reached ({told}); look at the URL and the server"
+            ) from None
 
     def close(self) -> None:
         """Release the database; SQLite's write-ahead log is folded in."""
@@ -128,28 +113,21 @@ class LabelStore:
         labelling a comparison that did not come from this store.
         """
         with Session(self.engine) as session, session.begin():
-            before = session.scalar(select(func.count()).select_from(ComparisonRow)) or 0
+            new = 0
             for chunk in _chunks(comparisons):
-                self._insert(session, PromptRow, {c.prompt.id: _prompt_row(c.prompt) for c in chunk})
-                sides = [(c.prompt, r) for c in chunk for r in (c.first, c.second)]
-                self._insert(
-                    session, ResponseRow, {_response_id(p, r): _response_row(p, r) for p, r in sides}
-                )
-                self._insert(session, ComparisonRow, {c.id: _comparison_row(c) for c in chunk})
-            after = session.scalar(select(func.count()).select_from(ComparisonRow)) or 0
-        return after - before
+                self._insert_texts(session, chunk)
+                new += self._insert(session, ComparisonRow, [_comparison_row(c) for c in chunk])
+            return new
 
     def add_labels(self, labels: Iterable[Label], round: int = 0) -> int:
         """Append labels in one transaction; a repetition of (comparison, annotator, round) is left out. Returns
         how many are new."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
+        now = _now()
         with Session(self.engine) as session, session.begin():
-            before = session.scalar(select(func.count()).select_from(LabelRow)) or 0
-            for chunk in _chunks(labels):
-                rows = [_label_row(label, round, now) for label in chunk]
-                self._insert(session, LabelRow, {row["id"]: row for row in rows})
-            after = session.scalar(select(func.count()).select_from(LabelRow)) or 0
-        return after - before
+            return sum(
+                self._insert(session, LabelRow, [_label_row(label, round, now) for label in chunk])
+                for chunk in _chunks(labels)
+            )
 
     def differing(self, labels: Iterable[Label], round: int = 0) -> int:
         """How many of these labels the store has with another answer: of the same annotator, to the same question. They
@@ -162,29 +140,87 @@ class LabelStore:
                 found += sum(given[i] != preference for i, preference in session.execute(query))
         return found
 
-    def oriented(self, pairs: Sequence[tuple[Comparison, float]]) -> list[float]:
-        """How far the first side is preferred as the store has it, given comparisons of it and how far their own first
-        side is: another run may have stored the same question the other way round."""
-        first = {c.id: c.first.text for c in self.comparisons()}
-        return [p if first[c.id] == c.first.text else 1.0 - p for c, p in pairs]
+    def add_gold(self, questions: Iterable[tuple[Comparison, float]]) -> int:
+        """Keep questions whose answer is known, each with how far its first side is to be preferred; returns how many
+        are new."""
+        with Session(self.engine) as session, session.begin():
+            new = 0
+            for chunk in _chunks(questions):
+                self._insert_texts(session, [c for c, _ in chunk])
+                rows = [{**_comparison_row(c), "preference": p} for c, p in chunk]
+                for row in rows:
+                    del row["round"]
+                new += self._insert(session, GoldRow, rows)
+            return new
+
+    def gold(self) -> Iterator[tuple[Comparison, float]]:
+        """Questions whose answer is known, with how far the first side is to be preferred."""
+        for preference, comparison in self._questions(GoldRow):
+            yield comparison, preference
+
+    def add_checks(self, answers: Iterable[Label], round: int = 0) -> int:
+        """Append answers to gold questions (their `comparison_id` is the question's); returns how many are new."""
+        now = _now()
+        with Session(self.engine) as session, session.begin():
+            return sum(
+                self._insert(session, CheckRow, [_check_row(label, round, now) for label in chunk])
+                for chunk in _chunks(answers)
+            )
+
+    def checks(self) -> Iterator[Label]:
+        """Answers to gold questions, in the order they were given."""
+        query = select(CheckRow).order_by(CheckRow.number)
+        with Session(self.engine) as session, session.scalars(query, execution_options=STREAMED) as rows:
+            for r in rows:
+                yield Label(
+                    r.gold_id,
+                    r.annotator,
+                    r.preference,
+                    "human",
+                    seconds=r.seconds,
+                    cost=r.cost,
+                    swapped=r.swapped,
+                    at=r.created,
+                )
+
+    def swapped(self, comparisons: Iterable[Comparison], *, gold: bool = False) -> list[bool]:
+        """Of each whether the store has it with the sides the other way round: another run may have stored the same
+        question before. False for one that it does not have."""
+        table = GoldRow if gold else ComparisonRow
+        found = []
+        with Session(self.engine) as session:
+            for chunk in _chunks(comparisons):
+                query = select(table.id, table.first_id).where(table.id.in_({c.id for c in chunk}))
+                first = {row.id: row.first_id for row in session.execute(query)}
+                ours = [(c.id, _response_id(c.prompt, c.first)) for c in chunk]
+                found += [first.get(i, side) != side for i, side in ours]
+        return found
+
+    def known(self, ids: Iterable[str], *, gold: bool = False) -> set[str]:
+        """Which of these ids the store has: of comparisons, or of gold questions."""
+        table = GoldRow if gold else ComparisonRow
+        found: set[str] = set()
+        with Session(self.engine) as session:
+            for chunk in _chunks(ids):
+                found |= set(session.scalars(select(table.id).where(table.id.in_(chunk))))
+        return found
 
     def add_guidelines(self, guidelines: Guidelines) -> str:
         """Keep a wording; its id, to be given with labels."""
         with Session(self.engine) as session, session.begin():
             row = {"id": guidelines.id, "text": guidelines.text}
-            self._insert(session, GuidelinesRow, {guidelines.id: row})
+            self._insert(session, GuidelinesRow, [row])
         return guidelines.id
 
     def take_over(self, other: LabelStore, at: Snapshot) -> None:
         """Everything that a snapshot of another store holds, as that one has it."""
-        theirs = list(other.comparisons(at=at))
-        self.add_comparisons(theirs)
-        swapped = {c.id for c in theirs if self.stored(c).first != c.first}
+        self.add_comparisons(other.comparisons(at=at))
+        sides = zip(other.comparisons(at=at), self.swapped(other.comparisons(at=at)), strict=True)
+        swapped = {c.id for c, is_swapped in sides if is_swapped}
         for text in other.guidelines().values():
             self.add_guidelines(Guidelines(text))
         self.add_labels(
-            replace(label, preference=1 - label.preference) if label.comparison_id in swapped else label
-            for label in other.labels(at=at)
+            turned(label) if label.comparison_id in swapped else label for label in other.labels(at=at)
         )
 
     def guidelines(self) -> dict[str, str]:
@@ -192,17 +228,23 @@ class LabelStore:
         with Session(self.engine) as session:
             return {row.id: row.text for row in session.scalars(select(GuidelinesRow))}
 
-    def _insert(self, session: Session, table: type[Table], rows: dict[str, dict[str, Any]]) -> None:
-        """Insert rows whose id is not there yet, on SQLite and PostgreSQL alike."""
+    def _insert_texts(self, session: Session, comparisons: Sequence[Comparison]) -> None:
+        self._insert(session, PromptRow, [_prompt_row(c.prompt) for c in comparisons])
+        sides = [(c.prompt, r) for c in comparisons for r in (c.first, c.second)]
+        self._insert(session, ResponseRow, [_response_row(p, r) for p, r in sides])
+
+    def _insert(self, session: Session, table: type[Table], rows: Sequence[dict[str, Any]]) -> int:
+        """Insert rows whose id is not there yet, on SQLite and PostgreSQL alike; of several with one id the first.
+        Returns how many are new."""
         if not rows:
-            return
-        dialect = {"sqlite": sqlite, "postgresql": postgresql}.get(self.engine.dialect.name)
-        if dialect is None:
-            raise DataError(
-                f"the label store runs on SQLite or PostgreSQL, not on {self.engine.dialect.name}; give such a URL"
-            )
-        statement = dialect.insert(table).on_conflict_do_nothing(index_elements=["id"])
-        session.execute(statement, list(rows.values()))
+            return 0
+        once: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            once.setdefault(row["id"], row)
+        new = table.__table__
+        insert = INSERTS[self.engine.dialect.name](new).on_conflict_do_nothing(index_elements=["id"])
+        # Counted by what comes back: not every driver tells of many rows how many were inserted.
+        return len(session.connection().execute(insert.returning(new.c.id), list(once.values())).all())
 
     def snapshot(self) -> Snapshot:
         """How far the store has come."""
@@ -212,21 +254,29 @@ class LabelStore:
 
     def comparisons(self, round: int | None = None, at: Snapshot | None = None) -> Iterator[Comparison]:
         """Comparisons in the order they were added, all or those of a snapshot."""
-        first, second = aliased(ResponseRow), aliased(ResponseRow)
-        query = (
-            select(ComparisonRow, PromptRow, first, second)
-            .join(PromptRow, PromptRow.id == ComparisonRow.prompt_id)
-            .join(first, first.id == ComparisonRow.first_id)
-            .join(second, second.id == ComparisonRow.second_id)
-            .order_by(ComparisonRow.number)
-        )
-        if round is not None:
-            query = query.where(ComparisonRow.round == round)
+        conditions = [] if round is None else [ComparisonRow.round == round]
         if at is not None:
-            query = query.where(ComparisonRow.number <= at.comparisons)
-        with Session(self.engine) as session:
-            for row, prompt, a, b in session.execute(query):
-                yield Comparison(_prompt(prompt), _response(a), _response(b), row.round)
+            conditions.append(ComparisonRow.number <= at.comparisons)
+        for of_round, comparison in self._questions(ComparisonRow, *conditions):
+            yield replace(comparison, round=of_round) if of_round else comparison
+
+    def _questions(self, table: Any, *conditions: Any) -> Iterator[tuple[Any, Comparison]]:
+        """A table's questions in order, each with its own column: the round of a comparison, the answer to gold."""
+        first, second = aliased(ResponseRow), aliased(ResponseRow)
+        own = table.preference if table is GoldRow else table.round
+        sides = (first.text, first.source, first.ended, second.text, second.source, second.ended)
+        # Columns, not objects: there may be a hundred thousand.
+        query = (
+            select(own, PromptRow.text, PromptRow.messages, *sides)
+            .join_from(table, PromptRow, PromptRow.id == table.prompt_id)
+            .join(first, first.id == table.first_id)
+            .join(second, second.id == table.second_id)
+            .where(*conditions)
+            .order_by(table.number)
+        )
+        with Session(self.engine) as session, session.execute(query, execution_options=STREAMED) as rows:
+            for value, text, messages, *pair in rows:
+                yield value, Comparison(_prompt(text, messages), Response(*pair[:3]), Response(*pair[3:]))
 
     def stored(self, comparison: Comparison) -> Comparison:
         """The comparison with its sides in the stored order (as given when it is not stored)."""
@@ -240,23 +290,15 @@ class LabelStore:
         self, comparison_ids: Sequence[str] | None = None, at: Snapshot | None = None
     ) -> Iterator[Label]:
         """Labels in the order they were given, all or those of a snapshot."""
-        query = select(LabelRow).order_by(LabelRow.number)
+        columns = (getattr(LabelRow, name) for name in LABEL_COLUMNS)
+        query = select(*columns).order_by(LabelRow.number)
         if at is not None:
             query = query.where(LabelRow.number <= at.labels)
         if comparison_ids is not None:
             query = query.where(LabelRow.comparison_id.in_(comparison_ids))
-        with Session(self.engine) as session:
-            for r in session.scalars(query):
-                yield Label(
-                    r.comparison_id,
-                    r.annotator,
-                    r.preference,
-                    cast(Source, r.source),
-                    r.strength,
-                    r.seconds,
-                    r.cost,
-                    r.guidelines,
-                )
+        with Session(self.engine) as session, session.execute(query, execution_options=STREAMED) as rows:
+            for row in rows:
+                yield Label(*row)
 
     def _consensus(self, at: Snapshot | None = None) -> dict[str, float]:
         """Mean preference for the first response, per labelled comparison."""
@@ -266,10 +308,13 @@ class LabelStore:
         with Session(self.engine) as session:
             return {i: float(mean) for i, mean in session.execute(query)}
 
-    def preferences(self, at: Snapshot | None = None) -> list[Preference]:
+    def preferences(
+        self, at: Snapshot | None = None, consensus: Mapping[str, float] | None = None
+    ) -> list[Preference]:
         """Labelled comparisons with a winner, in order, all or as a snapshot has them; those at exactly one half are
-        left out (and counted in `consensus_report`)."""
-        consensus = self._consensus(at)
+        left out (and counted in `consensus_report`). `consensus` says how far the first side of each is preferred: the
+        mean of its labels without."""
+        consensus = self._consensus(at) if consensus is None else consensus
         pairs = []
         for c in self.comparisons(at=at):
             mean = consensus.get(c.id)
@@ -311,8 +356,7 @@ class LabelStore:
         """Rows of every table."""
         with Session(self.engine) as session:
             return {
-                t.__tablename__: session.scalar(select(func.count()).select_from(t)) or 0
-                for t in (PromptRow, ResponseRow, ComparisonRow, LabelRow)
+                t.__tablename__: _count(session, t) for t in (PromptRow, ResponseRow, ComparisonRow, LabelRow)
             }
 
 
@@ -322,9 +366,29 @@ def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield chunk
 
 
+def _count(session: Session, table: type[Table]) -> int:
+    return session.scalar(select(func.count()).select_from(table)) or 0
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def turned(label: Label) -> Label:
+    """The same answer about the same question with its sides the other way round."""
+    swapped = None if label.swapped is None else not label.swapped
+    return replace(label, preference=1.0 - label.preference, swapped=swapped)
+
+
 def _sqlite_settings(connection: Any, _: Any) -> None:
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "foreign_keys=ON", "busy_timeout=10000", "synchronous=NORMAL"):
+    for pragma in (
+        "journal_mode=WAL",
+        "foreign_keys=ON",
+        "busy_timeout=10000",
+        "synchronous=NORMAL",
+        "cache_size=-65536",
+    ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
@@ -334,8 +398,8 @@ def _prompt_row(prompt: Prompt) -> dict[str, Any]:
     return {"id": prompt.id, "text": prompt.text, "messages": json.dumps(messages, ensure_ascii=False)}
 
 
-def _prompt(row: PromptRow) -> Prompt:
-    return Prompt(row.text, tuple(Message(*m) for m in json.loads(row.messages)))
+def _prompt(text: str, messages: str) -> Prompt:
+    return Prompt(text, tuple(Message(*m) for m in json.loads(messages)) if messages != "[]" else ())
 
 
 def _response_id(prompt: Prompt, response: Response) -> str:
@@ -350,10 +414,6 @@ def _response_row(prompt: Prompt, response: Response) -> dict[str, Any]:
         "source": response.source,
         "ended": response.ended,
     }
-
-
-def _response(row: ResponseRow) -> Response:
-    return Response(row.text, row.source, row.ended)
 
 
 def _comparison_row(c: Comparison) -> dict[str, Any]:
@@ -381,6 +441,17 @@ def _label_row(label: Label, round: int, now: str) -> dict[str, Any]:
         "seconds": label.seconds,
         "cost": label.cost,
         "round": round,
-        "created": now,
+        "created": label.at or now,
         "guidelines": label.guidelines,
+        "swapped": label.swapped,
+    }
+
+
+def _check_row(label: Label, round: int, now: str) -> dict[str, Any]:
+    row = _label_row(label, round, now)
+    kept = ("annotator", "preference", "swapped", "seconds", "cost", "created")
+    return {
+        "id": content_id("check", label.comparison_id, label.annotator, str(round)),
+        "gold_id": label.comparison_id,
+        **{name: row[name] for name in kept},
     }

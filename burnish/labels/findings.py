@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from burnish.stats import clustered_bootstrap, clustered_proportion, effective_number
+from burnish.stats import clustered_mean, clustered_proportion, effective_number
 
 Array = npt.NDArray[np.float64]
 Side = Literal["both", "more"]
@@ -101,16 +101,16 @@ def mean_against(
     confidence: float = 0.95,
 ) -> Tested | None:
     """A mean held against `null`, whole clusters at a time; None with fewer than 12 clusters. Outcomes in [0, 1] get
-    Wilson's interval on their effective number, others a bootstrap."""
+    Wilson's interval on their effective number, others Student's by the spread of their cluster sums."""
     n = len(set(clusters))
     if n < FEWEST:
         return None
     x = np.asarray(values, dtype=np.float64)
+    off = x - null
     if null and x.min() >= 0 and x.max() <= 1:
         found = clustered_proportion(x.tolist(), clusters, confidence=confidence)
     else:
-        found = clustered_bootstrap(x.tolist(), clusters, seed=seed, confidence=confidence)
-    off = x - null
+        found = clustered_mean(x.tolist(), clusters, confidence=confidence)
     index = {c: i for i, c in enumerate(dict.fromkeys(clusters))}
     sums = np.bincount([index[c] for c in clusters], weights=off)
     step = float(np.abs(off).max()) or 0.5

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from burnish.checkpoints import atomic_write
 from burnish.data.lines import read_lines
 from burnish.errors import DataError
-from burnish.records import Comparison, Label, Preference, content_id
+from burnish.records import Comparison, Label, Preference, Prompt, Response, content_id
 
 Choice = Literal["a", "b", "tie", "skip"]
 CHOICES: tuple[Choice, ...] = ("a", "b", "tie", "skip")
@@ -53,6 +53,7 @@ class Returned:
     seconds: float | None = None
     cost: float = 0.0
     rejected: str | None = None  # by the vendor's reviewer
+    at: str | None = None  # ISO 8601
 
 
 def make_items(
@@ -104,6 +105,9 @@ class Imported:
     """What came of a vendor's results."""
 
     labels: list[Label] = field(default_factory=list)
+    checks: list[tuple[Comparison, Label]] = field(
+        default_factory=list
+    )  # gold, its first side the better; answers
     rows: int = 0
     skipped: int = 0
     rejected: list[dict[str, Any]] = field(default_factory=list)
@@ -142,8 +146,11 @@ def take_back(
     rows = list(returned)
     for row in rows:
         item = items.get(row.item_id)
-        if item is not None and item.expected is not None and row.choice in ("a", "b", "tie"):
+        if item is not None and item.expected is not None and row.worker and row.choice in ("a", "b", "tie"):
             found.gold.setdefault(row.worker, []).append(row.choice == item.expected)
+            asked = _question(item)
+            right = 0.5 if row.choice == "tie" else float(row.choice == item.expected)
+            found.checks.append((asked, _label(row, asked.id, right, item, vendor, guidelines_id)))
     failed = {
         worker
         for worker, answers in found.gold.items()
@@ -161,18 +168,31 @@ def take_back(
             found.skipped += 1
         elif item is not None and item.comparison_id is not None:
             shown = {"a": 1.0, "b": 0.0, "tie": 0.5}[row.choice or "tie"]
-            found.labels.append(
-                Label(
-                    item.comparison_id,
-                    f"{vendor}:{row.worker}",
-                    1.0 - shown if item.swapped else shown,
-                    "human",
-                    seconds=row.seconds,
-                    cost=row.cost,
-                    guidelines=guidelines_id,
-                )
-            )
+            value = 1.0 - shown if item.swapped else shown
+            found.labels.append(_label(row, item.comparison_id, value, item, vendor, guidelines_id))
     return found
+
+
+def _question(item: Item) -> Comparison:
+    """A gold question; what its answer must be stands first."""
+    better, other = item.answer_a, item.answer_b
+    if item.expected == "b":
+        better, other = other, better
+    return Comparison(Prompt(item.prompt), Response(better), Response(other))
+
+
+def _label(row: Returned, asked: str, value: float, item: Item, vendor: str, guidelines_id: str) -> Label:
+    return Label(
+        asked,
+        f"{vendor}:{row.worker}",
+        value,
+        "human",
+        seconds=row.seconds,
+        cost=row.cost,
+        guidelines=guidelines_id,
+        swapped=item.swapped,
+        at=row.at,
+    )
 
 
 def _unusable(row: Returned, item: Item | None, failed: set[str]) -> str | None:

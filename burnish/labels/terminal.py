@@ -64,7 +64,14 @@ class Session:
             if key in KEYS:
                 shown = KEYS[key]
                 value = 1.0 - shown if self.swapped(c) else shown
-                label = Label(c.id, self.annotator, value, "human", guidelines=self.guidelines_id)
+                label = Label(
+                    c.id,
+                    self.annotator,
+                    value,
+                    "human",
+                    guidelines=self.guidelines_id,
+                    swapped=self.swapped(c),
+                )
                 self._settle()
                 self._last = (at, replace(label, seconds=round(self.clock() - began, 1)))
                 return at + 1

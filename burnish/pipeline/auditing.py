@@ -13,7 +13,7 @@ from typing import Any
 from burnish.config.judge import JudgeConfig
 from burnish.data.guidelines import load_guidelines
 from burnish.data.rankings import read_rankings
-from burnish.data.store import LabelStore
+from burnish.data.store import LabelStore, Place, shown
 from burnish.errors import ConfigError, DataError
 from burnish.labels.audit import (
     Both,
@@ -46,7 +46,7 @@ LEVEL = 0.05  # of false discoveries among what is reported
 
 
 def audit_judge(
-    file: Path | str,
+    file: Place,
     config: JudgeConfig,
     ledger: Path,
     *,
@@ -70,7 +70,7 @@ def audit_judge(
         people = opinions(store)
         asked = drawn(list(store.comparisons()), people, n, seed)
     if not asked:
-        raise DataError(f"{file} has no comparisons to ask about; collect or import some")
+        raise DataError(f"{shown(file)} has no comparisons to ask about; collect or import some")
     rubric = load_rubric(config.rubric, load_guidelines(guidelines))
     other = _reworded(rubric, rewording)
     changed = _changed(asked, seed) if "padding" in probes else {}

@@ -165,11 +165,20 @@ class Data:
         """Who learns from what is sampled for a training prompt: in every round the same."""
         return part_of(prompt, self._shares(self.reward.examiner_share))
 
+    def preferences(self) -> list[Preference]:
+        """What the run's labels come to: labelled comparisons with a winner."""
+        if self.label.consensus == "mean":
+            return self.store.preferences(self.snapshot)
+        from burnish.labels.consensus import consensus_of
+
+        found = consensus_of(self.store.labels(at=self.snapshot), self.label.consensus)
+        return self.store.preferences(self.snapshot, found)
+
     def _usable_pairs(self) -> list[Preference]:
         """Labelled pairs with a side that won and a length the model can take; the rest is counted in a file."""
         kept: list[Preference] = []
         dropped = []
-        for pair in self.store.preferences(self.snapshot):
+        for pair in self.preferences():
             if self.fits(pair):
                 kept.append(pair)
             else:

@@ -27,7 +27,7 @@ def export_pairs(run: Path, path: Path, *, conversational: bool) -> dict[str, An
         raise RunError(f"{run} has no labels yet; carry it out with `burnish run --until label`")
     try:
         store = place.data.store
-        pairs, counts = store.preferences(place.data.snapshot), store.consensus_report()
+        pairs, counts = place.data.preferences(), store.consensus_report()
     finally:
         place.data.close()
     write_preferences(pairs, path, conversational=conversational)

@@ -9,7 +9,7 @@ from pathlib import Path
 from burnish.checkpoints import write_json
 from burnish.config.label import LabelConfig
 from burnish.data.guidelines import load_guidelines
-from burnish.data.store import LabelStore
+from burnish.data.store import LabelStore, beside, is_url
 from burnish.errors import DataError
 from burnish.pipeline.data import SNAPSHOT, Data
 from burnish.pipeline.journal import Journal
@@ -70,9 +70,7 @@ def judge_labels(data: Data, comparisons: list[Comparison], journal: Journal, co
 
 def judge_ledger(run: Path, store: str | None) -> Path:
     """Where a judge's answers are kept: with the store that runs share, where they do."""
-    if store is None or "://" in store:
-        return run / "judge" / "label.jsonl"
-    return Path(store).with_suffix(".judge.jsonl")
+    return run / "judge" / "label.jsonl" if store is None or is_url(store) else beside(store, ".judge.jsonl")
 
 
 def import_labels(data: Data, config: LabelConfig) -> None:
@@ -90,12 +88,12 @@ def import_labels(data: Data, config: LabelConfig) -> None:
         voice = "import" if times[drawn.id] == 1 else f"import-{times[drawn.id]}"
         voices.append(voice)
     data.store.add_comparisons(c for c, _ in drawn_pairs)
-    preferences = data.store.oriented(drawn_pairs)
+    swapped = data.store.swapped(c for c, _ in drawn_pairs)
     add_labels(
         data.store,
         [
-            Label(c.id, voice, preference, "imported", guidelines=told)
-            for (c, _), voice, preference in zip(drawn_pairs, voices, preferences, strict=True)
+            Label(c.id, voice, 1.0 - p if other_way else p, "imported", guidelines=told)
+            for (c, p), voice, other_way in zip(drawn_pairs, voices, swapped, strict=True)
         ],
     )
 

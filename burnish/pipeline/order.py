@@ -88,6 +88,7 @@ ROUND = (
             *("burnish.models", "burnish.objectives", "burnish.records", "burnish.randomness"),
             *("burnish.parallel", "burnish.policy.sft", "burnish.policy.optimizer_state"),
             *("burnish.data", "burnish.rehearse", "burnish.textstats", "burnish.evaluate.champion"),
+            "burnish.labels.consensus",
             *(
                 "burnish.pipeline.models",
                 "burnish.pipeline.data",

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from burnish.data.guidelines import load_guidelines
-from burnish.data.store import LabelStore
+from burnish.data.store import LabelStore, Place, shown
 from burnish.errors import ConfigError, DataError, Waiting
 from burnish.labels.terminal import Session
 from burnish.pipeline.vendors import selected
@@ -16,7 +16,7 @@ from burnish.records import Comparison, Label
 
 
 def ask_in_terminal(
-    file: Path, name: str, only: Path | None, guidelines: str | None, limit: int | None
+    file: Place, name: str, only: Path | None, guidelines: str | None, limit: int | None
 ) -> None:
     """A session with one person, who is asked what they have not answered yet."""
     if not name.strip() or ":" in name:
@@ -28,7 +28,7 @@ def ask_in_terminal(
         answered = {label.comparison_id for label in store.labels() if label.annotator == annotator}
         asked = selected(store, answered, only)[:limit]
         if not asked:
-            raise DataError(f"{file} has nothing that {name} has not answered")
+            raise DataError(f"{shown(file)} has nothing that {name} has not answered")
         store.add_guidelines(told)
         Session(
             asked,

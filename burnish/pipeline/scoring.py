@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.checkpoints import atomic_write
-from burnish.data.store import LabelStore
+from burnish.data.store import LabelStore, Place, shown
 from burnish.errors import DataError, RunError
 from burnish.labels.select import How, acquisition, choose, is_reserved
 from burnish.models.sequences import Sequences
@@ -93,7 +93,7 @@ def score_texts(path: Path, rows: Sequence[tuple[Prompt, str]]) -> Iterator[dict
 
 def select_comparisons(
     path: Path,
-    store: Path,
+    store: Place,
     out: Path,
     *,
     n: int,
@@ -106,7 +106,7 @@ def select_comparisons(
     with LabelStore(store) as labels:
         pool = [c for c in unlabelled(labels) if is_reserved(c.id, reserve) == (how == "reserved")]
     if not pool:
-        raise DataError(f"{store} has no comparison without a label to choose from; collect more")
+        raise DataError(f"{shown(store)} has no comparison without a label to choose from; collect more")
     scores = None
     if how not in ("random", "reserved"):
         place, ensemble = open_ensemble(path)

@@ -12,7 +12,7 @@ from burnish.checkpoints import atomic_folder, atomic_write
 from burnish.data.guidelines import load_guidelines
 from burnish.data.lines import read_lines
 from burnish.data.preferences import read_preferences
-from burnish.data.store import LabelStore
+from burnish.data.store import LabelStore, Place, shown, turned
 from burnish.errors import DataError, RunError
 from burnish.labels.items import make_items, read_key, take_back, write_key
 from burnish.labels.vendors import VENDORS
@@ -38,7 +38,7 @@ def selected(store: LabelStore, without: Container[str], only: Path | None) -> l
 
 
 def export_batch(
-    store: Path,
+    store: Place,
     folder: Path,
     vendor: str,
     *,
@@ -58,7 +58,7 @@ def export_batch(
         comparisons = unlabelled(labels, only)[:n]
         labels.add_guidelines(told)
     if not comparisons:
-        raise DataError(f"{store} has no comparison without a label; collect more, or look at --only")
+        raise DataError(f"{shown(store)} has no comparison without a label; collect more, or look at --only")
     golden = read_preferences(gold).pairs if gold is not None else []
     items = make_items(comparisons, golden, gold_share, seed)
     with atomic_folder(folder) as aside:
@@ -77,7 +77,7 @@ def export_batch(
 
 
 def import_batch(
-    store: Path, folder: Path, results: Path, vendor: str, least_gold: float, pay: float
+    store: Place, folder: Path, results: Path, vendor: str, least_gold: float, pay: float
 ) -> dict[str, Any]:
     """Labels from a vendor's results file; what could not be used goes to RESULTS.rejected.jsonl."""
     items, told = read_key(folder / KEY)
@@ -94,8 +94,11 @@ def import_batch(
         foreign = [label for label in found.labels if label.comparison_id not in known]
         if foreign:
             raise DataError(
-                f"{len(foreign)} of {len(found.labels)} answers are about comparisons that {store} does not have: it "
-                "is not the store that this batch came from"
+                f"{len(foreign)} of {len(found.labels)} answers are about comparisons that {shown(store)} does not "
+                "have: it is not the store that this batch came from"
             )
         new = labels.add_labels(found.labels)
+        labels.add_gold((asked, 1.0) for asked, _ in found.checks)
+        swapped = labels.swapped((asked for asked, _ in found.checks), gold=True)
+        labels.add_checks(turned(a) if s else a for (_, a), s in zip(found.checks, swapped, strict=True))
     return {**found.report(), "new_labels": new}

@@ -74,6 +74,7 @@ class SimulatedAnnotators:
             float(picked),
             "simulated",
             guidelines=self.guidelines,
+            swapped=False,
         )
 
 

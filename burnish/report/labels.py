@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from burnish.report.charts import interval_chart
-from burnish.report.told import Point, Table, Told, interval
+from burnish.report.told import Point, State, Table, Told, interval
 
 Report = Mapping[str, Any]
+CHARTED = 20  # annotators in a chart
+USUAL, TENTATIVE = 0.2, 0.667  # of alpha: what preferences come to, and what is called tentative
 
 
 def audit(report: Report) -> Told:
@@ -111,3 +113,114 @@ def _reading_points(report: Report) -> list[Point]:
         bad = ", ".join(f"{reason}: {n}" for reason, n in report["unusable"].items())
         points.append(Point("open", "Left out", bad))
     return points
+
+
+def agree(report: Report) -> Told:
+    """Of a store's labels and those who gave them."""
+    rows = report["annotators"]
+    told = Told(f"Agreement of {len(rows)} annotators")
+    told.points += [_alpha_point(report), *_flag_points(rows), _consensus_point(report)]
+    text = f"{report['hours']:.1f} hours, {report['cost']:.2f} dollars"
+    told.points.append(Point("ok", f"{report['labels']} labels of {report['comparisons']} comparisons", text))
+    columns = (
+        "annotator",
+        "",
+        "labels",
+        "agreement",
+        "weighed",
+        "gold",
+        "first shown",
+        "longer",
+        "drift",
+        "ties",
+        "s",
+        "$",
+    )
+    cells = [
+        (
+            r["annotator"],
+            ", ".join(r["flags"]),
+            str(r["labels"]),
+            interval(r["agreement"]),
+            "-" if r["weighed"] is None else f"{r['weighed']:.3f}",
+            interval(r["gold"], ".2f"),
+            interval(r["position"], ".2f"),
+            interval(r["length"], "+.2f"),
+            interval(r["drift"], "+.2f"),
+            f"{r['ties']:.1%}",
+            f"{r['seconds'] / r['labels']:.1f}",
+            f"{r['cost']:.2f}",
+        )
+        for r in rows
+    ]
+    note = (
+        "agreement: with the mean of the others, ties apart. weighed: how often they say the better side. "
+        "longer: how much more often than the others they prefer the longer answer. s: seconds a label. Flags are "
+        "corrected for the number of tests."
+    )
+    told.tables.append(Table("Annotators", columns, cells, note))
+    for name, title, null, x_title in (
+        ("agreement", "Agreement with the others", 0.5, "share"),
+        ("position", "Chooses what was shown first", 0.5, "share"),
+        ("length", "Prefers the longer, beyond the others", 0.0, "difference"),
+    ):
+        spans = [(r["annotator"], *_ends(r[name])) for r in rows if r[name]][:CHARTED]
+        if spans:
+            told.charts.append((title, "With 95 % intervals.", interval_chart(spans, null, x_title)))
+    if len(report["over_time"]) > 1:
+        spans = [(f"tenth {r['tenth']}", *_ends(r)) for r in report["over_time"]]
+        note = "Agreement with the others by tenths of the labels, in the order they were given."
+        told.charts.append(("Over time", note, interval_chart(spans, 0.5, "share")))
+    return told
+
+
+def _ends(found: Report) -> tuple[float, float, float]:
+    return found["value"], found["ci_low"], found["ci_high"]
+
+
+def _alpha_point(report: Report) -> Point:
+    alpha = report["alpha"]
+    if alpha is None:
+        text = (
+            "no two annotators have answered the same comparison, so that nobody can be held against anybody"
+        )
+        return Point("open", "Agreement is not known", text)
+    state: State = "ok" if alpha["value"] >= TENTATIVE else "open" if alpha["value"] >= USUAL else "miss"
+    people = report["alpha_of_people"]
+    more = f"; without judges {interval(people)}" if people else ""
+    text = (
+        f"{interval(alpha)} on {alpha['n']} prompts{more}; .8 is called reliable, .667 tentative, preferences usually "
+        "come to between .2 and .5"
+    )
+    return Point(state, "Krippendorff's alpha", text)
+
+
+def _flag_points(rows: Sequence[Report]) -> list[Point]:
+    points = []
+    for flag, head in (
+        ("spammer", "Answers by chance, or by side"),
+        ("fails gold", "Fails gold questions"),
+        ("position", "Leans to a place"),
+        ("length", "Leans to length"),
+        ("drift", "Drifts"),
+    ):
+        named = [r["annotator"] for r in rows if flag in r["flags"]]
+        if named:
+            points.append(Point("miss", head, ", ".join(named)))
+    return points or [
+        Point("ok", "No annotator stands out", "by agreement, gold questions, place, length or drift")
+    ]
+
+
+def _consensus_point(report: Report) -> Point:
+    if report["consensus"] == "mean":
+        return Point(
+            "open",
+            "Consensus",
+            "the mean: where no comparison has several answers nobody can be weighed",
+        )
+    text = (
+        f"weighed, it turns {report['winners_that_differ_from_the_mean']} winners of the mean; "
+        f"{report['flip_rate']:.1%} of labels are expected to be wrong"
+    )
+    return Point("ok", "Consensus", text)

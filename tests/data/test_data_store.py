@@ -11,12 +11,12 @@ from alembic.script import ScriptDirectory
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
 from burnish.data import migrate as migrate_module
 from burnish.data.guidelines import load_guidelines
-from burnish.data.store import LabelStore
+from burnish.data.store import LabelStore, Place, beside, shown, turned
 from burnish.errors import DataError
 from burnish.records import Comparison, Label, Message, Prompt, Response
 
@@ -34,20 +34,19 @@ def test_ids_depend_on_content_and_not_on_sides(prompt: str, a: str, b: str) -> 
     assert one.id != Comparison(Prompt(prompt + "!"), Response(a), Response(b)).id
 
 
-def test_round_trip_keeps_everything(tmp_path: Path) -> None:
+def test_round_trip_keeps_everything(tmp_path: Path, place: Place) -> None:
     chat = Prompt.from_messages(
         [Message("user", "hello"), Message("assistant", "hé"), Message("user", "日本")]
     )
     given_ = [comparison(), Comparison(chat, Response("x"), Response("y", "b", None), round=2)]
-    with LabelStore(tmp_path / "l.sqlite") as store:
+    with LabelStore(place) as store:
         assert store.add_comparisons(given_) == 2
-    with LabelStore(tmp_path / "l.sqlite") as store:
+    with LabelStore(place) as store:
         assert list(store.comparisons()) == given_
         assert list(store.comparisons(round=2)) == given_[1:]
 
 
-def test_adding_twice_adds_once(tmp_path: Path) -> None:
-    store = LabelStore(tmp_path / "l.sqlite")
+def test_adding_twice_adds_once(store: LabelStore) -> None:
     c = comparison()
     label = Label(c.id, "ann", 1.0, "human", strength=2.0, seconds=3.0, cost=0.1)
     assert store.add_comparisons([c, c]) == 1
@@ -58,8 +57,7 @@ def test_adding_twice_adds_once(tmp_path: Path) -> None:
     assert next(store.labels([c.id])) == label
 
 
-def test_the_stored_order_stays(tmp_path: Path) -> None:
-    store = LabelStore(tmp_path / "l.sqlite")
+def test_the_stored_order_stays(store: LabelStore) -> None:
     c = comparison()
     store.add_comparisons([c])
     swapped = Comparison(c.prompt, c.second, c.first)
@@ -69,18 +67,16 @@ def test_the_stored_order_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("statement", ["UPDATE labels SET preference = 0", "DELETE FROM labels"])
-def test_labels_cannot_be_changed_or_deleted(tmp_path: Path, statement: str) -> None:
-    store = LabelStore(tmp_path / "l.sqlite")
+def test_labels_cannot_be_changed_or_deleted(store: LabelStore, statement: str) -> None:
     c = comparison()
     store.add_comparisons([c])
     store.add_labels([Label(c.id, "a", 1.0, "human")])
-    with pytest.raises(IntegrityError, match="append-only"), store.engine.begin() as connection:
+    with pytest.raises(DBAPIError, match="append-only"), store.engine.begin() as connection:
         connection.execute(text(statement))
     assert store.count()["labels"] == 1
 
 
-def test_a_label_needs_a_comparison_and_a_probability(tmp_path: Path) -> None:
-    store = LabelStore(tmp_path / "l.sqlite")
+def test_a_label_needs_a_comparison_and_a_probability(store: LabelStore) -> None:
     store.add_comparisons([comparison()])
     with pytest.raises(IntegrityError):
         store.add_labels([Label("nowhere", "a", 1.0, "human")])
@@ -89,8 +85,7 @@ def test_a_label_needs_a_comparison_and_a_probability(tmp_path: Path) -> None:
     assert store.count()["labels"] == 0
 
 
-def test_consensus_counts_ties_and_the_unlabelled(tmp_path: Path) -> None:
-    store = LabelStore(tmp_path / "l.sqlite")
+def test_consensus_counts_ties_and_the_unlabelled(store: LabelStore) -> None:
     cs = [comparison(n) for n in range(4)]
     store.add_comparisons(cs)
     votes = {0: [1, 1, 0], 1: [0], 2: [1, 0]}
@@ -104,8 +99,7 @@ def test_consensus_counts_ties_and_the_unlabelled(tmp_path: Path) -> None:
     assert (report["labelled"], report["ties"], report["unlabelled"]) == (3, 1, 1)
 
 
-def test_what_annotators_disagree_about_and_what_was_cut_off_is_known(tmp_path: Path) -> None:
-    store = LabelStore(tmp_path / "l.sqlite")
+def test_what_annotators_disagree_about_and_what_was_cut_off_is_known(store: LabelStore) -> None:
     c = comparison()
     store.add_comparisons([c, comparison(1)])
     store.add_labels([Label(c.id, name, vote, "human") for name, vote in (("a", 1), ("b", 0.5), ("c", 1))])
@@ -123,17 +117,17 @@ def test_sqlite_runs_in_wal_mode(tmp_path: Path) -> None:
         assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1
 
 
-def test_a_question_that_stands_the_other_way_round_keeps_its_meaning(tmp_path: Path) -> None:
+def test_a_question_that_stands_the_other_way_round_keeps_its_meaning(tmp_path: Path, place: Place) -> None:
     """Another run stored it first, with the sides swapped."""
-    with LabelStore(tmp_path / "l.sqlite") as store:
+    with LabelStore(place) as store:
         c = comparison()
         store.add_comparisons([c])
         swapped = Comparison(c.prompt, c.second, c.first)
-        assert store.oriented([(swapped, 1.0), (c, 1.0)]) == [0.0, 1.0]
+        assert store.swapped([swapped, comparison(1), c]) == [True, False, False]
 
 
-def test_other_answers_of_the_same_annotator_are_seen(tmp_path: Path) -> None:
-    with LabelStore(tmp_path / "l.sqlite") as store:
+def test_other_answers_of_the_same_annotator_are_seen(tmp_path: Path, place: Place) -> None:
+    with LabelStore(place) as store:
         store.add_comparisons([comparison(0), comparison(1)])
         given = [Label(comparison(i).id, "ann", 1.0, "human") for i in range(2)]
         store.add_labels(given)
@@ -176,7 +170,83 @@ def test_the_newest_schema_is_the_one_that_is_asked_for() -> None:
     assert ScriptDirectory.from_config(config).get_current_head() == migrate_module.HEAD
 
 
-def test_guidelines_are_known_by_their_words(tmp_path: Path) -> None:
+def test_gold_questions_are_no_comparisons(store: LabelStore) -> None:
+    c = comparison(1)
+    swapped = Comparison(c.prompt, c.second, c.first)
+    assert store.add_gold([(c, 1.0), (comparison(2), 0.0)]) == 2
+    assert store.add_gold([(swapped, 0.0)]) == 0
+    assert store.swapped([swapped, c], gold=True) == [True, False]
+    assert [(q.first.text, p) for q, p in store.gold()] == [("one", 1.0), ("one", 0.0)]
+    answer = Label(c.id, "ann", 0.0, "human", seconds=3.0, cost=0.1, swapped=True, at="2026-11-26T00:00:00")
+    assert store.add_checks([answer, answer]) == 1
+    (kept,) = store.checks()
+    assert kept == answer
+    assert kept.at == answer.at
+    assert store.known([c.id, "x"], gold=True) == {c.id}
+    assert store.known([c.id]) == set()
+    assert list(store.comparisons()) == []
+    assert store.preferences() == []
+    with pytest.raises(IntegrityError):
+        store.add_checks([Label("nowhere", "ann", 1.0, "human")])
+
+
+def test_a_label_keeps_which_side_was_shown_first_and_when(store: LabelStore) -> None:
+    c = comparison()
+    store.add_comparisons([c])
+    told = [
+        Label(c.id, n, 1.0, "human", swapped=s, at="2026-01-02T03:04:05")
+        for n, s in (("a", True), ("b", None))
+    ]
+    store.add_labels(told)
+    assert list(store.labels()) == told
+    assert [label.at for label in store.labels()] == ["2026-01-02T03:04:05"] * 2
+    assert (turned(told[0]).preference, turned(told[0]).swapped, turned(told[1]).swapped) == (
+        0.0,
+        False,
+        None,
+    )
+
+
+def test_a_store_is_taken_over_as_it_was(store: LabelStore, tmp_path: Path) -> None:
+    """Into one that has a question the other way round."""
+    c, new = comparison(), comparison(1)
+    store.add_comparisons([Comparison(c.prompt, c.second, c.first)])
+    with LabelStore(tmp_path / "other.sqlite") as other:
+        other.add_comparisons([c, new])
+        other.add_labels([Label(i, "a", 1.0, "human", swapped=False) for i in (c.id, new.id)])
+        store.take_over(other, other.snapshot())
+    assert [(label.preference, label.swapped) for label in store.labels()] == [(0.0, True), (1.0, False)]
+
+
+def test_a_consensus_of_ones_own_takes_the_place_of_the_mean(store: LabelStore) -> None:
+    cs = [comparison(n) for n in range(3)]
+    store.add_comparisons(cs)
+    store.add_labels([Label(c.id, "a", 1.0, "human") for c in cs])
+    pairs = store.preferences(consensus={cs[0].id: 0.2, cs[1].id: 0.5})
+    assert [(p.chosen, p.confidence) for p in pairs] == [("two", pytest.approx(0.8))]
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("mysql://u:secret@h/d", "cannot be opened"),
+        ("postgresql+psycopg://u:secret@127.0.0.1:1/d", "cannot be reached"),
+        ("nonsense://", "cannot be opened"),
+    ],
+)
+def test_a_url_that_leads_nowhere_is_said_without_its_password(url: str, why: str) -> None:
+    with pytest.raises(DataError, match=why) as error:
+        LabelStore(url)
+    assert "secret" not in str(error.value)
+
+
+def test_files_of_a_store_lie_beside_it() -> None:
+    assert beside(Path("a/b.sqlite"), ".judge.jsonl") == Path("a/b.judge.jsonl")
+    assert beside("postgresql+psycopg://u:secret@h/team", ".judge.jsonl") == Path("team.judge.jsonl")
+    assert shown("postgresql+psycopg://u:secret@h/team") == "postgresql+psycopg://u:***@h/team"
+
+
+def test_guidelines_are_known_by_their_words(tmp_path: Path, place: Place) -> None:
     ours = load_guidelines()
     assert "prefer the shorter" in ours.text
     file = tmp_path / "mine.md"
@@ -184,7 +254,7 @@ def test_guidelines_are_known_by_their_words(tmp_path: Path) -> None:
     mine = load_guidelines(str(file))
     file.write_text("Prefer what is true!\n")
     assert len({ours.id, mine.id, load_guidelines(str(file)).id}) == 3
-    with LabelStore(tmp_path / "l.sqlite") as store:
+    with LabelStore(place) as store:
         assert store.add_guidelines(mine) == store.add_guidelines(mine) == mine.id
         assert store.guidelines() == {mine.id: "Prefer what is true.\n"}
     file.write_text(" \n")

@@ -6,15 +6,11 @@ import gzip
 import json
 import math
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).parents[2] / "experiments"))
-
 from planted import PlantedJudge, comparisons, worth
 from typer.testing import CliRunner
 

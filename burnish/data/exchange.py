@@ -1,0 +1,282 @@
+"""Labels with their annotators in and out, as JSON lines: pairs and rankings of any number of answers.
+
+A row: `prompt` (text or messages), `responses` (two or more), and of them either `ranking` (tiers of indices, best
+first) or, for two, `preference` (how far the first is preferred, 0 to 1); `annotator`. It may have `source` (human,
+judge, imported, simulated), `shown` (indices in the order shown), `seconds`, `cost` (of the whole row), `at` (ISO
+8601), `ended` (of every answer), `models` (which wrote them). With `gold: true` it is a question whose answer is known,
+has no annotator, and stands before the answers to it, by which their givers are measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import combinations, islice
+from pathlib import Path
+from typing import Any, get_args
+
+from burnish.checkpoints import atomic_lines
+from burnish.data.lines import read_lines
+from burnish.data.rankings import Tiers
+from burnish.data.rows import Unusable, tiers_of
+from burnish.data.store import LabelStore, turned
+from burnish.errors import DataError
+from burnish.records import Comparison, Label, Prompt, Response, Source
+
+ROWS = 1000  # read before they are written
+EXCERPT = 120
+
+
+@dataclass
+class Loaded:
+    """What came of a file: rows, comparisons and labels that are new, gold questions and answers to them, labels that
+    were there with another answer, and rows that could not be used, by reason."""
+
+    rows: int = 0
+    comparisons: int = 0
+    labels: int = 0
+    gold: int = 0
+    checks: int = 0
+    contradicting: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    first_rejected: dict[str, int] = field(default_factory=dict)  # the first line with each reason
+
+    def report(self) -> dict[str, Any]:
+        lines = {r: f"{n}, first in line {self.first_rejected[r]}" for r, n in self.rejected.items()}
+        names = ("rows", "comparisons", "labels", "gold", "checks", "contradicting")
+        return {**{name: getattr(self, name) for name in names}, "rejected": lines}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row as questions, and what one annotator said of each (with gold: what is known)."""
+
+    asked: Sequence[Comparison]
+    labels: Sequence[Label]
+    gold: bool
+
+
+def load_labels(store: LabelStore, path: Path, guidelines: str | None = None) -> Loaded:
+    """Add the rows of a file to a store, a thousand at a time: stopped half way and begun again it ends the same.
+    Raises DataError when more than half cannot be used."""
+    found = Loaded()
+    lines = ((number, line) for number, line in read_lines(path) if line.strip())
+    while chunk := list(islice(lines, ROWS)):
+        rows = []
+        for number, line in chunk:
+            found.rows += 1
+            try:
+                rows.append(_read(line, guidelines))
+            except Unusable as reason:
+                found.rejected[str(reason)] += 1
+                found.first_rejected.setdefault(str(reason), number)
+        _add(store, rows, found)
+    bad = found.rejected.total()
+    if not found.rows or bad > found.rows / 2:
+        told = "; ".join(
+            f"{r}: {n}, first in line {found.first_rejected[r]}" for r, n in found.rejected.items()
+        )
+        raise DataError(
+            f"{bad} of {found.rows} rows of {path} cannot be used ({told or 'it is empty'}); a row needs prompt, "
+            "responses, annotator, and ranking or preference"
+        )
+    return found
+
+
+def _add(store: LabelStore, rows: Sequence[_Row], found: Loaded) -> None:
+    golden = [(c, label.preference) for row in rows if row.gold for c, label in _questions(row)]
+    found.gold += store.add_gold(golden)
+    asked = [pair for row in rows if not row.gold for pair in _questions(row)]
+    measured = store.known({c.id for c, _ in asked}, gold=True)
+    checks = [(c, label) for c, label in asked if c.id in measured]
+    found.checks += store.add_checks(_as_stored(store, checks, gold=True))
+    plain = [(c, label) for c, label in asked if c.id not in measured]
+    found.comparisons += store.add_comparisons(c for c, _ in plain)
+    labels = _as_stored(store, plain)
+    found.contradicting += store.differing(labels)
+    found.labels += store.add_labels(labels)
+
+
+def _questions(row: _Row) -> Iterator[tuple[Comparison, Label]]:
+    return zip(row.asked, row.labels, strict=True)
+
+
+def _as_stored(
+    store: LabelStore, pairs: Sequence[tuple[Comparison, Label]], *, gold: bool = False
+) -> list[Label]:
+    swapped = store.swapped((c for c, _ in pairs), gold=gold)
+    return [
+        turned(label) if other_way else label for (_, label), other_way in zip(pairs, swapped, strict=True)
+    ]
+
+
+def _read(line: str, guidelines: str | None) -> _Row:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        raise Unusable("malformed JSON") from None
+    if not isinstance(row, dict):
+        raise Unusable("not an object")
+    for name in ("prompt", "responses"):
+        if name not in row:
+            raise Unusable(f"no {name}")
+    prompt, responses, tiers, ended = _answered(row)
+    if len({r.strip() for r in responses}) < len(responses) or not all(r.strip() for r in responses):
+        raise Unusable("an answer is empty, or stands twice")
+    models = row.get("models") or ["imported"] * len(responses)
+    if len(models) != len(responses):
+        raise Unusable("models does not fit the responses")
+    sides = [Response(text, str(m), e) for text, m, e in zip(responses, models, ended, strict=True)]
+    gold = row.get("gold") is True
+    label = _label(row, gold, guidelines)
+    place = {i: level for level, tier in enumerate(tiers) for i in tier}
+    pairs = list(combinations(sorted(place), 2))
+    shown = _shown(row, len(responses))
+    asked, labels = [], []
+    for i, j in pairs:
+        c = Comparison(prompt, sides[i], sides[j])
+        value = 0.5 + 0.5 * ((place[i] < place[j]) - (place[i] > place[j]))
+        asked.append(c)
+        labels.append(
+            replace(
+                label,
+                comparison_id=c.id,
+                preference=value if "ranking" in row else float(row["preference"]),
+                seconds=None if label.seconds is None else label.seconds / len(pairs),
+                cost=label.cost / len(pairs),
+                swapped=None if shown is None else shown.index(j) < shown.index(i),
+            )
+        )
+    return _Row(asked, labels, gold)
+
+
+def _answered(row: Mapping[str, Any]) -> tuple[Prompt, list[str], Tiers, list[bool]]:
+    """Prompt, responses, tiers and which ended; of a preference the two in one tier."""
+    if "ranking" in row:
+        try:
+            return tiers_of(row)
+        except Unusable as reason:
+            if str(reason) != "all tied":
+                raise
+            return tiers_of({**row, "ranking": [*row["ranking"], []]})
+    value = row.get("preference")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise Unusable("neither a ranking nor a preference between 0 and 1")
+    if not isinstance(row["responses"], list) or len(row["responses"]) != 2:
+        raise Unusable("a preference is between two responses")
+    return tiers_of({**row, "ranking": [[0], [1]]})
+
+
+def _label(row: Mapping[str, Any], gold: bool, guidelines: str | None) -> Label:
+    annotator = row.get("annotator")
+    if not gold and (not isinstance(annotator, str) or not annotator.strip()):
+        raise Unusable("no annotator")
+    source = row.get("source", "human")
+    if source not in get_args(Source):
+        raise Unusable(f"source is none of {', '.join(get_args(Source))}")
+    seconds, cost, at = row.get("seconds"), row.get("cost", 0.0), row.get("at")
+    for value in (seconds, cost):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+            raise Unusable("seconds or cost is no number from 0 up")
+    if at is not None:
+        try:
+            datetime.fromisoformat(at)
+        except (TypeError, ValueError):
+            raise Unusable("at is no ISO 8601 time") from None
+    return Label("", annotator or "", 0.5, source, None, seconds, cost or 0.0, guidelines, None, at)
+
+
+def _shown(row: Mapping[str, Any], n: int) -> list[int] | None:
+    shown = row.get("shown")
+    if shown is None:
+        return None
+    if not isinstance(shown, list) or sorted(map(str, shown)) != sorted(map(str, range(n))):
+        raise Unusable("shown is no order of the responses")
+    return [int(i) for i in shown]
+
+
+def dump_labels(store: LabelStore, path: Path) -> int:
+    """Every label as a row that `load_labels` takes, gold questions and answers to them included; how many rows."""
+    return atomic_lines(path, (json.dumps(row, ensure_ascii=False) for row in _label_rows(store)))
+
+
+def _label_rows(store: LabelStore) -> Iterator[dict[str, Any]]:
+    golden = {c.id: c for c, _ in store.gold()}
+    yield from ({**_question(c), "preference": p, "gold": True} for c, p in store.gold())
+    yield from (_answer(golden[label.comparison_id], label) for label in store.checks())
+    asked = store.comparisons()
+    while chunk := {c.id: c for c in islice(asked, ROWS)}:
+        for label in store.labels(list(chunk)):
+            yield _answer(chunk[label.comparison_id], label)
+
+
+def _question(c: Comparison) -> dict[str, Any]:
+    return {
+        "prompt": _prompt(c.prompt),
+        "responses": [c.first.text, c.second.text],
+        "ended": [c.first.ended is not False, c.second.ended is not False],
+        "models": [c.first.source, c.second.source],
+    }
+
+
+def _answer(c: Comparison, label: Label) -> dict[str, Any]:
+    row = {
+        **_question(c),
+        "preference": label.preference,
+        "annotator": label.annotator,
+        "source": label.source,
+        "cost": label.cost,
+        "at": label.at,
+    }
+    if label.seconds is not None:
+        row["seconds"] = label.seconds
+    if label.swapped is not None:
+        row["shown"] = [1, 0] if label.swapped else [0, 1]
+    return row
+
+
+def _prompt(prompt: Prompt) -> str | list[dict[str, str]]:
+    return (
+        [{"role": m.role, "content": m.content} for m in prompt.messages] if prompt.messages else prompt.text
+    )
+
+
+def dump_rankings(store: LabelStore, path: Path, consensus: Mapping[str, float]) -> int:
+    """A row for every prompt with its answers ranked by consensus: by how often each is expected to win against the
+    others it was compared with; those within rounding share a tier. Prompts whose answers were not all compared with
+    each other are told by as many rows as they have comparisons. Returns how many rows."""
+    by_prompt: dict[str, list[tuple[Comparison, float]]] = defaultdict(list)
+    for c in store.comparisons():
+        if c.id in consensus:
+            by_prompt[c.prompt.id].append((c, consensus[c.id]))
+    rows = (row for group in by_prompt.values() for row in _ranked(group))
+    return atomic_lines(path, (json.dumps(row, ensure_ascii=False) for row in rows))
+
+
+def _ranked(group: Sequence[tuple[Comparison, float]]) -> Iterable[dict[str, Any]]:
+    texts = list(dict.fromkeys(r.text for c, _ in group for r in (c.first, c.second)))
+    if len(group) < len(texts) * (len(texts) - 1) // 2:
+        for pair in group:
+            yield from _ranked([pair])
+        return
+    won = dict.fromkeys(texts, 0.0)
+    ended = {r.text: r.ended is not False for c, _ in group for r in (c.first, c.second)}
+    for c, p in group:
+        won[c.first.text] += p
+        won[c.second.text] += 1 - p
+    tiers: list[list[int]] = []
+    for at in sorted(range(len(texts)), key=lambda i: -won[texts[i]]):
+        if tiers and abs(won[texts[tiers[-1][0]]] - won[texts[at]]) < 1e-9:
+            tiers[-1].append(at)
+        else:
+            tiers.append([at])
+    if len(tiers) > 1:
+        yield {
+            "prompt": _prompt(group[0][0].prompt),
+            "responses": texts,
+            "ranking": tiers,
+            "ended": [ended[t] for t in texts],
+        }

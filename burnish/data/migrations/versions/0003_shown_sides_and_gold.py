@@ -1,0 +1,36 @@
+"""Which side a label's giver saw first; questions whose answer is known, and what was answered to them."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    """Labels of before do not say which side was shown first. Gold questions stand apart from comparisons: nothing is
+    trained on them."""
+    op.add_column("labels", sa.Column("swapped", sa.Boolean))
+    op.create_table(
+        "gold",
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("id", sa.String, nullable=False, unique=True),
+        sa.Column("prompt_id", sa.String, sa.ForeignKey("prompts.id"), nullable=False),
+        sa.Column("first_id", sa.String, sa.ForeignKey("responses.id"), nullable=False),
+        sa.Column("second_id", sa.String, sa.ForeignKey("responses.id"), nullable=False),
+        sa.Column("preference", sa.Float, nullable=False),
+        sa.CheckConstraint("preference >= 0 AND preference <= 1"),
+    )
+    op.create_table(
+        "checks",
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("id", sa.String, nullable=False, unique=True),
+        sa.Column("gold_id", sa.String, sa.ForeignKey("gold.id"), nullable=False, index=True),
+        sa.Column("annotator", sa.String, nullable=False),
+        sa.Column("preference", sa.Float, nullable=False),
+        sa.Column("swapped", sa.Boolean),
+        sa.Column("seconds", sa.Float),
+        sa.Column("cost", sa.Float, nullable=False),
+        sa.Column("created", sa.String, nullable=False),
+        sa.CheckConstraint("preference >= 0 AND preference <= 1"),
+    )

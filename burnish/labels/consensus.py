@@ -1,0 +1,129 @@
+"""What a comparison's labels come to: how far its first side is preferred, by their mean, or with everybody weighed by
+how well they agree with the rest (Dawid and Skene 1979, by crowd-kit).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from burnish.records import Label
+
+How = Literal["mean", "dawid_skene"]
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int32]
+ITERATIONS = 50
+WHOLE = 30  # labels of the median annotator from which everybody gets a confusion matrix, not one figure
+SURE = 1e-3  # no consensus of a model is surer than this
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Labels as columns, in the order they were given: `comparison` and `annotator` are numbers into `ids` and
+    `names`; `value` is how far the first side is preferred, `swapped` 1, 0, or -1 where it is not known which side was
+    shown first."""
+
+    ids: Sequence[str]
+    names: Sequence[str]
+    comparison: Indices
+    annotator: Indices
+    value: Array
+    swapped: npt.NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+
+def votes_of(labels: Iterable[Label]) -> Votes:
+    """Columns of labels."""
+    ids: dict[str, int] = {}
+    names: dict[str, int] = {}
+    columns: list[tuple[int, int, float, int]] = []
+    for label in labels:
+        shown = -1 if label.swapped is None else int(label.swapped)
+        number = ids.setdefault(label.comparison_id, len(ids))
+        columns.append((number, names.setdefault(label.annotator, len(names)), label.preference, shown))
+    if not columns:
+        none = np.zeros(0, dtype=np.int32)
+        return Votes([], [], none, none, np.zeros(0), np.zeros(0, dtype=np.int8))
+    c, a, v, s = zip(*columns, strict=True)
+    return Votes(
+        list(ids),
+        list(names),
+        np.array(c, dtype=np.int32),
+        np.array(a, dtype=np.int32),
+        np.array(v, dtype=np.float64),
+        np.array(s, dtype=np.int8),
+    )
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """`consensus` (N,) of every comparison; `accuracy` of every annotator, how often they say what the consensus says
+    (ties apart), None by the mean; `overlap`, the share of comparisons with two labels or more."""
+
+    consensus: Array
+    accuracy: Array | None
+    overlap: float
+
+
+def weigh(votes: Votes, how: How) -> Weighed:
+    """The consensus. Where no comparison has two labels nobody can be weighed: the mean."""
+    n = len(votes.ids)
+    counts = np.bincount(votes.comparison, minlength=n)
+    mean = np.bincount(votes.comparison, weights=votes.value, minlength=n) / np.maximum(counts, 1)
+    overlap = float((counts > 1).mean()) if n else 0.0
+    if how == "mean" or not overlap:
+        return Weighed(mean, None, overlap)
+    return _dawid_skene(votes, mean, counts, overlap)
+
+
+def _dawid_skene(votes: Votes, mean: Array, counts: npt.NDArray[np.intp], overlap: float) -> Weighed:
+    import pandas
+    from crowdkit.aggregation import DawidSkene, OneCoinDawidSkene
+
+    said = np.where(votes.value > 0.5, "first", np.where(votes.value < 0.5, "second", "tie"))
+    told = counts[votes.comparison] > 1  # a lone label says nothing of whoever gave it
+    table = pandas.DataFrame(
+        {"task": votes.comparison[told], "worker": votes.annotator[told], "label": said[told]}
+    )
+    given = np.bincount(votes.annotator[told], minlength=len(votes.names))
+    whole = np.median(given[given > 0]) >= WHOLE
+    with warnings.catch_warnings():  # what crowd-kit asks of pandas is said to go in pandas 4
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model: Any = (DawidSkene if whole else OneCoinDawidSkene)(n_iter=ITERATIONS).fit(table)
+    probabilities = model.probas_
+    zero = np.zeros(len(probabilities))
+    first, tie = (
+        np.asarray(probabilities[c], dtype=np.float64) if c in probabilities else zero
+        for c in ("first", "tie")
+    )
+    consensus = mean.copy()
+    consensus[np.asarray(probabilities.index)] = np.clip(first + tie / 2, SURE, 1 - SURE)
+    return Weighed(consensus, _accuracy(model, len(votes.names)), overlap)
+
+
+def _accuracy(model: Any, size: int) -> Array:
+    """(A,) probability of everybody's saying the side that is better, both sides alike; nan for who was not weighed."""
+    found = np.full(size, np.nan)
+    if hasattr(model, "skills_"):
+        found[np.asarray(model.skills_.index)] = model.skills_.to_numpy()
+        return found
+    errors = model.errors_  # rows (annotator, said), columns what is true
+    sides = [side for side in ("first", "second") if side in errors.columns]
+    for annotator, said in errors.groupby(level=0):
+        rows = said.droplevel(0)
+        found[annotator] = np.mean([rows.loc[side, side] if side in rows.index else 0.0 for side in sides])
+    return found
+
+
+def consensus_of(labels: Iterable[Label], how: How) -> Mapping[str, float]:
+    """By comparison how far its first side is preferred."""
+    votes = votes_of(labels)
+    found: Any = weigh(votes, how).consensus
+    return dict(zip(votes.ids, found.tolist(), strict=True))
