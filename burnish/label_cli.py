@@ -192,6 +192,54 @@ def agree(
     print(json.dumps(report) if as_json else as_text(account))
 
 
+@app.command("route")
+def route_(
+    store: StoreArg,
+    agreement: Annotated[
+        float, typer.Option("--agreement", min=0.501, max=0.999, help="With people, of what the judge keeps.")
+    ] = 0.85,
+    judge: Annotated[
+        str | None, typer.Option(help="Part of the judge's name, where there are several.")
+    ] = None,
+    check: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of what the judge keeps that people see all the same."),
+    ] = 0.05,
+    price_judge: Annotated[
+        float | None, typer.Option(min=0.0, help="Dollars a judge's label; without: what they have cost.")
+    ] = None,
+    price_person: Annotated[
+        float | None, typer.Option(min=0.0, help="Dollars a person's label; without: what they have cost.")
+    ] = None,
+    people_each: Annotated[int, typer.Option(min=1, help="People who see a comparison.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="File to write: those for people, for --only.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    page: PageOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Which comparisons the judge may answer alone, and which people are to see: its confidence is fitted on
+    comparisons that both have labelled (drawn at random); the agreement asked holds but for a risk of 5 %. Costs
+    nothing."""
+    from burnish.pipeline.routing import route
+    from burnish.report import labels as told_of
+    from burnish.report.told import as_text, write_page
+
+    report = route(
+        store_place(store),
+        target=agreement,
+        judge=judge,
+        check=check,
+        price_judge=price_judge,
+        price_person=price_person,
+        people_each=people_each,
+        out=out,
+        seed=seed,
+    )
+    account = told_of.route(report)
+    write_page(account, page)
+    print(json.dumps(report) if as_json else as_text(account))
+
+
 class DumpName(StrEnum):
     """What a store is written as."""
 
@@ -311,6 +359,7 @@ class HowName(StrEnum):
     VARIANCE = "variance"
     BALD = "bald"
     ENTROPY = "entropy"
+    D_OPTIMAL = "d_optimal"
     RANDOM = "random"
     RESERVED = "reserved"
 

@@ -127,3 +127,12 @@ def consensus_of(labels: Iterable[Label], how: How) -> Mapping[str, float]:
     votes = votes_of(labels)
     found: Any = weigh(votes, how).consensus
     return dict(zip(votes.ids, found.tolist(), strict=True))
+
+
+def opinions(labels: Iterable[Label]) -> dict[str, float]:
+    """By comparison the mean of what anybody but a judge said: how far the first side is preferred."""
+    given: dict[str, list[float]] = {}
+    for label in labels:
+        if label.source != "judge":
+            given.setdefault(label.comparison_id, []).append(label.preference)
+    return {i: sum(values) / len(values) for i, values in given.items()}

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from burnish.errors import DataError
 from burnish.records import content_id
 
-How = Literal["variance", "bald", "entropy", "random", "reserved"]
+How = Literal["variance", "bald", "entropy", "d_optimal", "random", "reserved"]
 Array = npt.NDArray[np.float64]
 
 

@@ -149,6 +149,13 @@ def averaged(models: Sequence[ScalarHead]) -> ScalarHead:
 
 
 @torch.no_grad()
+def read_features(model: ScalarHead, sequences: Sequences) -> torch.Tensor:
+    """(N, D) what the head reads of every sequence."""
+    base, rows = model.top.base, range(len(sequences))
+    return base.memory.fit("scores", at_once(base.device), lambda n: sequences.each(model.pooled, n, rows))
+
+
+@torch.no_grad()
 def raw_scores(model: ScalarHead, sequences: Sequences) -> torch.Tensor:
     """(N,) raw scores of every sequence."""
     base, rows = model.top.base, range(len(sequences))

@@ -27,6 +27,7 @@ from burnish.labels.audit import (
     verdict,
     wording,
 )
+from burnish.labels.consensus import opinions
 from burnish.labels.findings import Finding, Tested, findings
 from burnish.labels.judge import Judge, annotator, behaviour, judge_comparisons, open_judge
 from burnish.labels.ledger import Ledger
@@ -67,7 +68,7 @@ def audit_judge(
     if unknown:
         raise ConfigError(f"--probe {unknown[0]!r} is unknown; there are {', '.join(PROBES)}")
     with LabelStore(file) as store:
-        people = opinions(store)
+        people = opinions(store.labels())
         asked = drawn(list(store.comparisons()), people, n, seed)
     if not asked:
         raise DataError(f"{shown(file)} has no comparisons to ask about; collect or import some")
@@ -132,15 +133,6 @@ def audit_readings(path: Path, ids: str | None, seed: int = 0) -> dict[str, Any]
         "longer": longer_wins(rankings),
         **_outcome([*first_places(rankings, seed), stable]),
     }
-
-
-def opinions(store: LabelStore) -> dict[str, float]:
-    """By comparison the mean of what anybody but a judge said: how far the first side is preferred."""
-    given: dict[str, list[float]] = {}
-    for label in store.labels():
-        if label.source != "judge":
-            given.setdefault(label.comparison_id, []).append(label.preference)
-    return {i: sum(values) / len(values) for i, values in given.items()}
 
 
 def drawn(comparisons: list[Comparison], first: dict[str, float], n: int, seed: int) -> list[Comparison]:

@@ -15,14 +15,14 @@ from burnish.checkpoints import atomic_write, read_json
 from burnish.config.collect import CollectConfig
 from burnish.config.select import SelectConfig
 from burnish.data.store import LabelStore, Snapshot
-from burnish.labels.select import acquisition, choose
+from burnish.labels.select import choose
 from burnish.models.logprobs import Policy
 from burnish.models.sampling import sample_rollout
 from burnish.pipeline.data import SNAPSHOT, Data, label_store_of
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
 from burnish.pipeline.rounds import aligned, asked_before, followed, pairs_of_round
-from burnish.pipeline.selecting import margins, usable
+from burnish.pipeline.selecting import usable, worth
 from burnish.records import Comparison, Decision, Prompt, Response
 from burnish.reward.ensemble import RewardEnsemble
 from burnish.reward.saved import load_ensemble, prepare
@@ -105,7 +105,7 @@ def collect_more(models: Models, data: Data, journal: Journal, earlier: RunDirec
     )
     asked = {c.id for c in known}
     candidates = usable(models, list({c.id: c for c in sampled if c.id not in asked}.values()))
-    picks = pick(data, config.select, ensemble, models, candidates, wanted, seed)
+    picks = pick(data, config.select, ensemble, models, candidates, known, wanted, seed)
     rows = [{"comparison": c.id, "why": why, "score": score} for c, why, score in picks]
     atomic_write(journal.path / SELECTED, "".join(json.dumps(row) + "\n" for row in rows))
     data.store.add_comparisons(replace(c, round=number) for c, _, _ in picks)
@@ -126,6 +126,7 @@ def pick(
     ensemble: RewardEnsemble,
     models: Models,
     candidates: Sequence[Comparison],
+    known: Sequence[Comparison],
     n: int,
     seed: int,
 ) -> list[tuple[Comparison, str, float | None]]:
@@ -135,7 +136,10 @@ def pick(
     n_measures = round(n * len(measures) / max(1, len(candidates)))
     scores = None
     if select.how != "random" and taught:
-        scores = acquisition(margins(ensemble, models, taught), select.how)
+        wanted = n - n_measures
+        scores = worth(
+            ensemble, models, taught, select.how, wanted - round(select.random_share * wanted), known
+        )
     chosen = choose(
         [c.id for c in taught],
         scores,

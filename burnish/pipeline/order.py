@@ -108,7 +108,12 @@ ROUND = (
         files=("prompts",),
         code=(
             "burnish.pipeline.collect",
-            *("burnish.pipeline.selecting", "burnish.labels.select"),
+            *(
+                "burnish.pipeline.selecting",
+                "burnish.labels.select",
+                "burnish.labels.design",
+                "burnish.stats",
+            ),
             *("burnish.reward.saved", "burnish.reward.ensemble", "burnish.reward.length"),
         ),
         writes=Writes(records=("collect", "prompts"), files=("selected.jsonl",)),

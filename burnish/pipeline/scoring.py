@@ -10,12 +10,12 @@ from typing import Any
 from burnish.checkpoints import atomic_write
 from burnish.data.store import LabelStore, Place, shown
 from burnish.errors import DataError, RunError
-from burnish.labels.select import How, acquisition, choose, is_reserved
+from burnish.labels.select import How, choose, is_reserved
 from burnish.models.sequences import Sequences
 from burnish.pipeline.data import fits
 from burnish.pipeline.order import Workplace, set_determinism
-from burnish.pipeline.selecting import margins, usable
-from burnish.pipeline.vendors import unlabelled
+from burnish.pipeline.selecting import usable, worth
+from burnish.pipeline.vendors import labelled, unlabelled
 from burnish.records import Message, Prompt
 from burnish.reward.ensemble import RewardEnsemble
 from burnish.reward.saved import load_ensemble, prepare
@@ -105,6 +105,7 @@ def select_comparisons(
     """Write the comparisons that are worth a label to `out`, a line each, with why they were taken."""
     with LabelStore(store) as labels:
         pool = [c for c in unlabelled(labels) if is_reserved(c.id, reserve) == (how == "reserved")]
+        past = list(labelled(labels)) if how == "d_optimal" else []
     if not pool:
         raise DataError(f"{shown(store)} has no comparison without a label to choose from; collect more")
     scores = None
@@ -114,7 +115,7 @@ def select_comparisons(
         pool = usable(place.models, pool)
         if not pool:
             raise DataError(f"none of {whole} comparisons fits the lengths that {path} was trained with")
-        scores = acquisition(margins(ensemble, place.models, pool), how)
+        scores = worth(ensemble, place.models, pool, how, n - round(random_share * n), past)
     chosen = choose([c.id for c in pool], scores, n, how=how, random_share=random_share, seed=seed)
     lines = [
         {"comparison": pool[i].id, "why": why, "score": None if scores is None else float(scores[i])}

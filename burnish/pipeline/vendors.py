@@ -28,6 +28,12 @@ def unlabelled(store: LabelStore, only: Path | None = None) -> list[Comparison]:
     return selected(store, {label.comparison_id for label in labels}, only)
 
 
+def labelled(store: LabelStore) -> list[Comparison]:
+    """Comparisons that have a label."""
+    known = {label.comparison_id for label in store.labels()}
+    return [c for c in store.comparisons() if c.id in known]
+
+
 def selected(store: LabelStore, without: Container[str], only: Path | None) -> list[Comparison]:
     """Comparisons `without` those, in their order, or those of them that a selection names, in its order."""
     found = {c.id: c for c in store.comparisons() if c.id not in without}

@@ -246,9 +246,9 @@ def interval_chart(rows: Sequence[tuple[str, float, float, float]], marker: floa
     return figure([trace], "", x_title, shapes=[shape], yaxis=axis, showlegend=False)
 
 
-def calibration_chart(bins: Sequence[Row], fitted: Sequence[Row] = ()) -> Figure:
+def calibration_chart(bins: Sequence[Row], fitted: Sequence[Row] = (), name: str = "ensemble") -> Figure:
     """Accuracy against confidence; on the diagonal a model is as sure as it is right. `fitted`: at the temperature that
-    fits best."""
+    fits best. `name`: of what is sure."""
 
     def points(rows: Sequence[Row], name: str, colour: int) -> Figure:
         sizes = [max(6.0, min(22.0, b["n"] ** 0.5 * 1.5)) for b in rows]
@@ -263,7 +263,7 @@ def calibration_chart(bins: Sequence[Row], fitted: Sequence[Row] = ()) -> Figure
             "name": name,
         }
 
-    traces = [points(bins, "ensemble", 0)]
+    traces = [points(bins, name, 0)]
     if fitted:
         traces.append(points(fitted, "temperature fitted", 2))
     diagonal = line([0.5, 1.0], [0.5, 1.0], "calibrated", 4, dash="dot")

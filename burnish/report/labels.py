@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from burnish.report.charts import interval_chart
+from burnish.report.charts import calibration_chart, interval_chart
 from burnish.report.told import Point, State, Table, Told, interval
 
 Report = Mapping[str, Any]
@@ -224,3 +224,69 @@ def _consensus_point(report: Report) -> Point:
         f"{report['flip_rate']:.1%} of labels are expected to be wrong"
     )
     return Point("ok", "Consensus", text)
+
+
+def route(report: Report) -> Told:
+    """Of what a judge may keep, and what that costs."""
+    plan, target = report["plan"], report["target"]
+    told = Told(f"Routing between {report['judge']} and people")
+    if plan["surety"] is None:
+        text = (
+            f"no bound was shown to reach {target:.0%} agreement on {report['calibrated_on']} comparisons: a bound "
+            f"needs {plan['needed']} above it without a disagreement, or more with some. All go to people"
+        )
+        told.points.append(Point("miss", "The judge is trusted with nothing", text))
+    else:
+        text = (
+            f"where it is {plan['confidence']:.1%} sure or more: {plan['coverage']['value']:.1%} of comparisons; there "
+            f"it agreed with people on {interval(plan['agreement'])}"
+        )
+        told.points.append(Point("ok", f"The judge keeps what it can at {target:.0%} agreement", text))
+    saved = report["cost_all_people"] - plan["cost"]
+    text = (
+        f"{plan['cost']:.2f} dollars [{plan['cost_low']:.2f}, {plan['cost_high']:.2f}] and {plan['hours']:.1f} hours "
+        f"for {report['waiting']} comparisons; people alone {report['cost_all_people']:.2f} dollars and "
+        f"{report['hours_all_people']:.1f} hours"
+    )
+    told.points.append(Point("ok" if saved > 0 else "open", "Expected cost", text))
+    fit = report["reliability"]
+    text = (
+        f"temperature {fit['temperature']:.2f}; calibration error {fit['ece']:.3f}, {fit['ece_fitted']:.3f} with it; "
+        f"agrees with people on {interval(report['agreement'])}, {report['calibrated_on']} comparisons"
+    )
+    told.points.append(Point("ok", "The judge beside people", text))
+    if report["unjudged"]:
+        text = f"{report['unjudged']} comparisons have no label of its yet: ask it, then route again"
+        told.points.append(Point("open", "Not judged yet", text))
+    if report["path"]:
+        routed = ", ".join(f"{n} {why}" for why, n in report["routed"].items()) or "none"
+        told.points.append(Point("ok", f"For people: {report['path']}", routed))
+    rows = [
+        (
+            f"{p['target']:.0%}",
+            "-" if p["confidence"] is None else f"{p['confidence']:.3f}",
+            interval(p["agreement"]),
+            interval(p["coverage"]),
+            f"{p['to_people']:.0f}",
+            f"{p['cost']:.2f} [{p['cost_low']:.2f}, {p['cost_high']:.2f}]",
+            f"{p['hours']:.1f}",
+        )
+        for p in report["plans"]
+    ]
+    columns = ("target", "sure from", "agreement seen", "judge keeps", "for people", "dollars", "hours")
+    told.tables.append(
+        Table(
+            "What agreement costs", columns, rows, "A target is missed by one calibration of twenty at most."
+        )
+    )
+    spans = [(f"{p['target']:.0%}", *_ends(p["coverage"])) for p in report["plans"]]
+    told.charts.append(
+        (
+            "What the judge keeps",
+            "By the agreement with people that is asked.",
+            interval_chart(spans, 0.0, "share"),
+        )
+    )
+    note = "On the diagonal the judge is as sure as people agree."
+    told.charts.append(("Reliability", note, calibration_chart(fit["bins"], fit["bins_fitted"], "as given")))
+    return told

@@ -101,6 +101,35 @@ def test_two_rounds_from_prompts_to_champion_and_the_same_when_killed(tmp_path: 
 
 
 @pytest.mark.e2e
+def test_three_rounds_with_weighed_labels_and_chosen_pairs_end_the_same_with_a_kill_in_each(
+    tmp_path: Path,
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    sets = (
+        *("rounds=3", "collect.n_pairs=216", "select.how=d_optimal", "label.consensus=dawid_skene"),
+        *("label.labels_per_pair=3", "label.simulated.annotators=5", "ppo.updates=2"),
+    )
+    burnish(*arguments(whole, *sets))
+    for sign in ("rounds/1/reward/checkpoint-*", "rounds/2/collect/checkpoint-*", "reward/checkpoint-*"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "burnish.cli", *arguments(killed, *sets)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_until(lambda sign=sign: any(killed.glob(sign)), process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    burnish(*arguments(killed, *sets))
+    assert fingerprint(killed) == fingerprint(whole)
+    why = [json.loads(line)["why"] for line in (whole / "selected.jsonl").read_text().splitlines()]
+    assert {"d_optimal", "random", "to measure"} == set(why)
+    with LabelStore(whole / "labels.sqlite") as ours, LabelStore(killed / "labels.sqlite") as theirs:
+        assert list(ours.labels()) == list(theirs.labels())
+
+
+@pytest.mark.e2e
 def test_rounds_wait_for_people_and_go_on(tmp_path: Path) -> None:
     """Nothing is aligned here (ppo.updates 0): the newest policy stays SFT."""
     path = tmp_path / "r"
