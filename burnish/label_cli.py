@@ -240,6 +240,51 @@ def route_(
     print(json.dumps(report) if as_json else as_text(account))
 
 
+@app.command("plan")
+def plan_(
+    run: Annotated[Path, typer.Argument(help="A run with a few hundred labels, or a rehearsal.")],
+    labels: Annotated[int, typer.Option("--labels", min=1, help="Labels that are thought of.")] = 10000,
+    accuracy: Annotated[
+        float | None, typer.Option(min=0.5, max=1.0, help="How many labels until the reward is so accurate?")
+    ] = None,
+    most: Annotated[int, typer.Option(min=80, help="Pairs that are read.")] = 1000,
+    price_judge: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Dollars a comparison by the judge; without: what they cost."),
+    ] = None,
+    price_person: Annotated[
+        float | None, typer.Option(min=0.0, help="Dollars a comparison by people; without: what they cost.")
+    ] = None,
+    store: Annotated[str | None, typer.Option(help="A store other than the run's.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the splits.")] = 0,
+    page: PageOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """How many labels will do, and what they cost: a learning curve of a linear reward on the run's features, carried
+    on with its interval; mixes of judge and people; prompts that show a win rate."""
+    from burnish.reward_cli import prepare_environment
+
+    prepare_environment()
+    from burnish.pipeline.planning import plan
+    from burnish.report import labels as told_of
+    from burnish.report.told import as_text, write_page
+
+    report = plan(
+        run,
+        store=None if store is None else store_place(store),
+        labels=labels,
+        most=most,
+        accuracy=accuracy,
+        price_judge=price_judge,
+        price_person=price_person,
+        seed=seed,
+        told=_told,
+    )
+    account = told_of.plan(report)
+    write_page(account, page)
+    print(json.dumps(report) if as_json else as_text(account))
+
+
 class DumpName(StrEnum):
     """What a store is written as."""
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "experiments"))
-
 import study
 from study import Cell, Study, carry_out, newest, plotted, read_rows, table, told
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from burnish.report.charts import calibration_chart, interval_chart
+from burnish.report.charts import Figure, calibration_chart, figure, interval_chart, line
 from burnish.report.told import Point, State, Table, Told, interval
 
 Report = Mapping[str, Any]
+CURVES = (("value", "expected", "solid"), ("ci_low", "low", "dot"), ("ci_high", "high", "dot"))
 CHARTED = 20  # annotators in a chart
 USUAL, TENTATIVE = 0.2, 0.667  # of alpha: what preferences come to, and what is called tentative
 
@@ -290,3 +291,71 @@ def route(report: Report) -> Told:
     note = "On the diagonal the judge is as sure as people agree."
     told.charts.append(("Reliability", note, calibration_chart(fit["bins"], fit["bins_fitted"], "as given")))
     return told
+
+
+def plan(report: Report) -> Told:
+    """Of how many labels will do."""
+    told = Told(f"Labels for {report['run']}")
+    ahead = {row["labels"]: row for row in report["expected"]}
+    here = report["seen"][-1]
+    text = (
+        f"{here['accuracy']:.3f} after {here['labels']} labels, of a linear reward on the run's features "
+        f"({report['prompts']} prompts); after {report['labels']} expected {interval(ahead[report['labels']])}"
+    )
+    told.points.append(Point("ok", "Accuracy", text))
+    target = report["target"]
+    if target is not None:
+        value, low, high = (_labels(target[k]) for k in ("value", "low", "high"))
+        state: State = "miss" if target["value"] is None else "open" if target["high"] is None else "ok"
+        told.points.append(
+            Point(state, f"Accuracy {target['accuracy']:.3f}", f"{value} labels, from {low} to {high}")
+        )
+    sources = report["sources"]
+    if sources["worth"] is not None:
+        people = "not known" if sources["people_agree"] is None else f"{sources['people_agree']:.3f}"
+        text = (
+            f"agrees with people on {sources['judge_agrees']:.3f} of {sources['compared']} comparisons (people with "
+            f"each other: {people}); one of its labels is worth {sources['worth']:.2f} of a person's, were errors "
+            "independent"
+        )
+        told.points.append(Point("ok", "The judge", text))
+    if not report["mixes"]:
+        told.points.append(Point("open", "Prices are not known", "give --price-person, and --price-judge"))
+    rows = [(f"{n:,}", interval(row)) for n, row in ahead.items()]
+    note = "Where the curve a - b n^-c through what was seen leads; the interval grows with the distance."
+    told.tables.append(Table("Accuracy against labels", ("labels", "expected accuracy"), rows, note))
+    if report["mixes"]:
+        columns = ("judge's share", "dollars", "worth, in people's labels", "expected accuracy")
+        told.tables.append(Table(f"{report['labels']:,} labels", columns, [_mix(m) for m in report["mixes"]]))
+    rows = [(f"{e['win_rate']:.0%}", f"{e['prompts']:,}") for e in report["examinations"]]
+    note = "Prompts that show so much at 95 % confidence in 80 of 100 examinations, ties apart."
+    told.tables.append(Table("Prompts for an examination", ("win rate", "prompts"), rows, note))
+    note = "Seen (points) and expected, with its interval."
+    told.charts.append(("Accuracy against labels", note, _curve_chart(report)))
+    return told
+
+
+def _mix(m: Report) -> tuple[str, ...]:
+    return f"{m['judge']:.0%}", f"{m['cost']:,.2f}", f"{m['worth']:,.0f}", interval(m["accuracy"])
+
+
+def _labels(n: float | None) -> str:
+    return "more than can be told" if n is None else f"{n:,.0f}"
+
+
+def _curve_chart(report: Report) -> Figure:
+    ahead, seen = report["expected"], report["seen"]
+    x = [row["labels"] for row in ahead]
+    traces = [line(x, [row[k] for row in ahead], name, 0, dash=dash) for k, name, dash in CURVES]
+    points = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [row["labels"] for row in seen],
+        "y": [row["accuracy"] for row in seen],
+        "error_y": {"type": "data", "array": [row["sd"] for row in seen], "thickness": 1, "width": 0},
+        "marker": {"size": 8},
+        "name": "seen, with the sd of splits",
+    }
+    return figure(
+        [points, *traces], "held-out accuracy", "labels", xaxis={"type": "log", "title": {"text": "labels"}}
+    )
