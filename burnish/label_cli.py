@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from burnish.errors import DataError
+from burnish.mturk_cli import app as mturk_app
 
 if TYPE_CHECKING:
     from burnish.config.judge import JudgeConfig
     from burnish.data.store import Place
 
 app = typer.Typer(no_args_is_help=True, help="Labels from AI judges, from people and from vendors.")
+app.add_typer(mturk_app, name="mturk")
 
 
 class VendorName(StrEnum):

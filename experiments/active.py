@@ -8,6 +8,7 @@ same random labels; before each step three members are trained on what is labell
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -15,7 +16,9 @@ import numpy as np
 from members import DEPTH, margins, members
 from study import Cell, Figures, Study, main, run_to
 
+from burnish.labels.design import d_optimal
 from burnish.labels.select import How, acquisition, choose
+from burnish.models.heads import ScalarHead, read_features
 from burnish.models.pairs import EncodedPairs
 from burnish.models.rates import USUAL, ladder
 from burnish.pipeline.order import Workplace
@@ -31,6 +34,23 @@ ARMS = {how: how for how in get_args(How) if how != "reserved"}
 
 def truth(pair: Preference) -> float:
     return gold(pair.prompt, pair.chosen) - gold(pair.prompt, pair.rejected)
+
+
+def worth(
+    heads: Sequence[ScalarHead], known: EncodedPairs, rest: list[int], labelled: list[int], how: How, n: int
+) -> np.ndarray:
+    """(N,) how much a label of each of the rest is worth, as `burnish label select` has it."""
+    if how != "d_optimal":
+        return acquisition(margins(heads, known.only(rest)), how)
+    chosen, rejected = known.sides(read_features(heads[0], known.sequences))
+    features = (chosen - rejected).float().numpy()
+    p = 1 / (1 + np.exp(-margins(heads, known).clip(-50, 50))).mean(1)
+    past = features[labelled] * np.sqrt(p * (1 - p))[labelled, None]
+    wanted = n - round(RANDOM_SHARE * n)
+    picked, gains = d_optimal(features[rest], (p * (1 - p))[rest], wanted, past=past)
+    scores = np.zeros(len(rest))
+    scores[picked] = gains
+    return scores
 
 
 def measure(cell: Cell, room: Path) -> Figures:
@@ -58,7 +78,9 @@ def measure(cell: Cell, room: Path) -> Figures:
         if number + 1 == len(STEPS):
             break
         rest = sorted(set(range(len(pool))) - set(labelled))
-        scores = None if how == "random" else acquisition(margins(heads, known.only(rest)), how)
+        scores = (
+            None if how == "random" else worth(heads, known, rest, labelled, how, STEPS[number + 1] - wanted)
+        )
         picked = choose(
             [ids[i] for i in rest],
             scores,

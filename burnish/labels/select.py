@@ -26,6 +26,7 @@ def acquisition(margins: Array, how: How) -> Array:
     that is missing or not finite.
     """
     assert margins.ndim == 2
+    assert how in ("variance", "bald", "entropy"), how
     bad = int((~np.isfinite(margins)).any(axis=1).sum())
     if bad:
         raise DataError(

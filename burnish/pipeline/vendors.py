@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from burnish.data.lines import read_lines
 from burnish.data.preferences import read_preferences
 from burnish.data.store import LabelStore, Place, shown, turned
 from burnish.errors import DataError, RunError
-from burnish.labels.items import make_items, read_key, take_back, write_key
+from burnish.labels.items import Returned, make_items, read_key, take_back, write_key
 from burnish.labels.vendors import VENDORS
 from burnish.records import Comparison
 
@@ -86,10 +86,17 @@ def import_batch(
     store: Place, folder: Path, results: Path, vendor: str, least_gold: float, pay: float
 ) -> dict[str, Any]:
     """Labels from a vendor's results file; what could not be used goes to RESULTS.rejected.jsonl."""
-    items, told = read_key(folder / KEY)
     returned = VENDORS[vendor]().read(results)
     paid = (replace(row, cost=row.cost or pay) for row in returned)
-    found = take_back(paid, items, vendor, told, least_gold=least_gold)
+    return take_results(store, folder, paid, results, vendor, least_gold)
+
+
+def take_results(
+    store: Place, folder: Path, returned: Iterable[Returned], results: Path, vendor: str, least_gold: float
+) -> dict[str, Any]:
+    """Labels from answers to a batch, which lie in the file `results`."""
+    items, told = read_key(folder / KEY)
+    found = take_back(returned, items, vendor, told, least_gold=least_gold)
     if not found.rows:
         raise DataError(f"{results} holds no answer; is it the results file of this batch?")
     if found.rejected:

@@ -1,0 +1,287 @@
+"""A batch on Mechanical Turk through its API: HITs made once, whatever is interrupted, assignments fetched, approved,
+and workers blocked. The sandbox is where everything goes unless the market is named.
+
+Source: Amazon Mechanical Turk API reference (CreateHIT, ListHITs, ListAssignmentsForHIT, ApproveAssignment,
+CreateWorkerBlock; HTMLQuestion and QuestionFormAnswers data structures; request tokens) and its pricing page.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from burnish.data.lines import read_lines
+from burnish.errors import ConfigError, DataError, RunError
+from burnish.labels.items import CHOICES, Choice, Item, Returned
+from burnish.labels.vendors import choice_of
+from burnish.records import content_id
+
+SANDBOX = "https://mturk-requester-sandbox.us-east-1.amazonaws.com"
+MARKET = "https://mturk-requester.us-east-1.amazonaws.com"
+PREVIEW = {SANDBOX: "https://workersandbox.mturk.com", MARKET: "https://worker.mturk.com"}
+QUESTION_SCHEMA = (
+    "http://mechanicalturk.amazonaws.com/AWSMechanicalTurkDataSchemas/2011-11-11/HTMLQuestion.xsd"
+)
+APPROVED_SHARE = "000000000000000000L0"  # the market's own qualification: percent of assignments approved
+FEE, FEE_OF_MANY, MANY, LEAST_FEE = (
+    0.2,
+    0.4,
+    10,
+    0.01,
+)  # of the reward; from so many assignments a HIT; dollars
+PAGE = 100  # results of one call
+HITS = "hits.jsonl"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What workers are offered: `reward` in dollars, how many answer each item, minutes for one, days that it is
+    offered, days after which it is paid without review, and the percentage of their work that must have been
+    approved (0: anybody)."""
+
+    reward: float
+    workers: int = 3
+    minutes: int = 30
+    days: int = 7
+    approve_after_days: int = 3
+    approved_share: int = 95
+    title: str = "Which of two answers is better?"
+    description: str = "Read a request and two answers to it, and say which one is better."
+    keywords: str = "comparison, text, reading, preference"
+
+    @property
+    def cost(self) -> float:
+        """Dollars of one assignment, the market's fee included."""
+        share = FEE_OF_MANY if self.workers >= MANY else FEE
+        return self.reward + max(LEAST_FEE, share * self.reward)
+
+
+def open_client(endpoint: str) -> Any:
+    """A client of the API. Raises ConfigError where boto3 or credentials are missing."""
+    try:
+        import boto3
+        from botocore.exceptions import NoCredentialsError, PartialCredentialsError
+    except ImportError:
+        raise ConfigError(
+            "Mechanical Turk's API needs boto3; install it with `pip install 'burnish[mturk]'`"
+        ) from None
+    client = boto3.client("mturk", region_name="us-east-1", endpoint_url=endpoint)
+    try:
+        client.get_account_balance()
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise ConfigError(
+            f"{endpoint} needs credentials ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        ) from None
+    return client
+
+
+class Requester:
+    """A batch in its folder (`key.jsonl`, `template.html`) and on the market. `hits.jsonl` has a line before a HIT is
+    asked for and one when it is there: whoever was stopped in between looks on the market for what it has made."""
+
+    def __init__(self, client: Any, folder: Path) -> None:
+        self.client = client
+        self.folder = folder
+        self.endpoint = str(client.meta.endpoint_url)
+        self.hits: dict[str, dict[str, Any]] = {}  # by item
+        self.unsure: set[str] = set()  # items that were asked for, and are not known to be there
+        self._read()
+
+    def _read(self) -> None:
+        path = self.folder / HITS
+        if not path.exists():
+            return
+        for _, line in read_lines(path):
+            row = json.loads(line)
+            if row["endpoint"] != self.endpoint:
+                raise RunError(
+                    f"{self.folder} was sent to {row['endpoint']}, not to {self.endpoint}; give --live, or leave it "
+                    "out, as when it was sent"
+                )
+            if "hit" in row:
+                self.hits[row["item"]] = row
+                self.unsure.discard(row["item"])
+            else:
+                self.unsure.add(row["item"])
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        with (self.folder / HITS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"endpoint": self.endpoint, **row}) + "\n")
+            file.flush()
+
+    def send(self, items: Sequence[Item], job: Job, budget: float, told: Callable[[int], None]) -> int:
+        """Make a HIT of every item that has none; how many are new. Raises ConfigError when the batch may cost more
+        than `budget` dollars, or than the account has."""
+        most = len(items) * job.workers * job.cost
+        if most > budget:
+            raise ConfigError(
+                f"{len(items)} items for {job.workers} workers at {job.cost:.3f} dollars with the fee come to "
+                f"{most:.2f}, more than --budget {budget:g}; export fewer, or raise it"
+            )
+        self._adopt()
+        wanted = [item for item in items if item.id not in self.hits]
+        left = float(self.client.get_account_balance()["AvailableBalance"])
+        needed = len(wanted) * job.workers * job.cost
+        if needed > left:
+            raise ConfigError(
+                f"the account has {left:.2f} dollars, {needed:.2f} are needed; prepay, or export fewer"
+            )
+        template = (self.folder / "template.html").read_text(encoding="utf-8")
+        for number, item in enumerate(wanted, 1):
+            self._write({"item": item.id})
+            self._keep(item.id, self.client.create_hit(**self._request(item, job, template))["HIT"], job.cost)
+            told(number)
+        return len(wanted)
+
+    def _request(self, item: Item, job: Job, template: str) -> dict[str, Any]:
+        day = 86400
+        request = {
+            "MaxAssignments": job.workers,
+            "AutoApprovalDelayInSeconds": job.approve_after_days * day,
+            "LifetimeInSeconds": job.days * day,
+            "AssignmentDurationInSeconds": job.minutes * 60,
+            "Reward": f"{job.reward:.2f}",
+            "Title": job.title,
+            "Keywords": job.keywords,
+            "Description": job.description,
+            "Question": question(item, template),
+            "RequesterAnnotation": self._annotation(item.id),
+            "UniqueRequestToken": content_id("hit", self._annotation(item.id), self.endpoint),
+        }
+        if job.approved_share:
+            request["QualificationRequirements"] = [
+                {
+                    "QualificationTypeId": APPROVED_SHARE,
+                    "Comparator": "GreaterThanOrEqualTo",
+                    "IntegerValues": [job.approved_share],
+                }
+            ]
+        return request
+
+    def _annotation(self, item: str) -> str:
+        """By which a HIT of ours is known on the market: batches have keys of their own."""
+        key = (self.folder / "key.jsonl").read_text(encoding="utf-8")
+        return f"burnish:{content_id('batch', key)}:{item}"
+
+    def _keep(self, item: str, hit: Mapping[str, Any], cost: float) -> None:
+        row = {"item": item, "hit": hit["HITId"], "type": hit.get("HITTypeId"), "cost": cost}
+        self._write(row)
+        self.hits[item] = {"endpoint": self.endpoint, **row}
+        self.unsure.discard(item)
+
+    def _adopt(self) -> None:
+        """Find on the market what was asked for when somebody was stopped."""
+        if not self.unsure:
+            return
+        ours = {self._annotation(item): item for item in self.unsure}
+        for hit in self._pages("list_hits", "HITs"):
+            item = ours.get(hit.get("RequesterAnnotation", ""))
+            if item is not None:
+                reward, workers = float(hit.get("Reward", 0)), int(hit.get("MaxAssignments", 1))
+                self._keep(item, hit, Job(reward, workers).cost)
+
+    def _pages(self, call: str, what: str, **given: Any) -> Iterator[dict[str, Any]]:
+        token: dict[str, str] = {}
+        while True:
+            page = getattr(self.client, call)(MaxResults=PAGE, **given, **token)
+            yield from page[what]
+            if not page.get("NextToken"):
+                return
+            token = {"NextToken": page["NextToken"]}
+
+    def assignments(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(item, assignment) of everything that was submitted. Raises RunError where nothing was sent."""
+        if not self.hits:
+            raise RunError(f"{self.folder} has not been sent; `burnish label mturk send` does")
+        for item, row in self.hits.items():
+            for found in self._pages("list_assignments_for_hit", "Assignments", HITId=row["hit"]):
+                yield item, found
+
+    def returned(self) -> list[Returned]:
+        """What workers answered."""
+        return [_returned(item, a, self.hits[item]["cost"]) for item, a in self.assignments()]
+
+    def approve(self, except_of: Sequence[str] = ()) -> dict[str, int]:
+        """Approve what is submitted, but for the work of the workers named, which is left for somebody to decide (and
+        is paid by itself when its time comes)."""
+        counts = {"approved": 0, "left": 0, "decided_before": 0}
+        for _, assignment in list(self.assignments()):
+            if assignment["AssignmentStatus"] != "Submitted":
+                counts["decided_before"] += 1
+            elif assignment["WorkerId"] in except_of:
+                counts["left"] += 1
+            else:
+                self.client.approve_assignment(AssignmentId=assignment["AssignmentId"])
+                counts["approved"] += 1
+        return counts
+
+    def block(self, worker: str, reason: str) -> None:
+        """Keep a worker from all work of this account. Too many blocks count against whoever makes them."""
+        self.client.create_worker_block(WorkerId=worker, Reason=reason)
+
+
+def question(item: Item, template: str) -> str:
+    """The XML of a HIT's page, its variables filled in; markup in an answer stays text."""
+    page = template
+    for name, value in item.shown.items():
+        page = page.replace(f"${{{name}}}", html.escape(value).replace("\n", "<br>").replace("$", "&#36;"))
+    whole = f"<!DOCTYPE html><html><head><meta charset='utf-8'></head><body>{page}</body></html>"
+    inside = whole.replace("]]>", "]]]]><![CDATA[>")  # what would end the section early
+    return (
+        f'<HTMLQuestion xmlns="{QUESTION_SCHEMA}"><HTMLContent><![CDATA[{inside}]]></HTMLContent>'
+        "<FrameHeight>0</FrameHeight></HTMLQuestion>"
+    )
+
+
+def answers(xml: str) -> dict[str, str]:
+    """Fields of a QuestionFormAnswers document. Raises DataError where it is none."""
+    try:
+        root = ElementTree.fromstring(xml)
+    except ElementTree.ParseError as error:
+        raise DataError(f"an assignment's answer is no XML ({error}); look at it on the market") from None
+    found = {}
+    for answer in root.iter():
+        if answer.tag.rpartition("}")[2] == "Answer":
+            parts = {child.tag.rpartition("}")[2]: child.text or "" for child in answer}
+            found[parts.get("QuestionIdentifier", "")] = parts.get("FreeText", "")
+    return found
+
+
+def chosen(fields: Mapping[str, str]) -> Choice | None:
+    """A worker's choice: the field `choice`, one of `choice.a` ... that is true, or either inside `taskAnswers`."""
+    if "taskAnswers" in fields:
+        try:
+            inside = json.loads(fields["taskAnswers"])
+        except json.JSONDecodeError:
+            return None
+        first = inside[0] if isinstance(inside, list) and inside else inside
+        if not isinstance(first, dict):
+            return None
+        value = first.get("choice")
+        picked = [c for c in CHOICES if isinstance(value, dict) and value.get(c) is True]
+        return picked[0] if len(picked) == 1 else choice_of(value)
+    picked = [c for c in CHOICES if fields.get(f"choice.{c}", "").lower() == "true"]
+    return picked[0] if len(picked) == 1 else choice_of(fields.get("choice"))
+
+
+def _returned(item: str, assignment: Mapping[str, Any], cost: float) -> Returned:
+    began, ended = assignment.get("AcceptTime"), assignment.get("SubmitTime")
+    seconds = (ended - began).total_seconds() if began is not None and ended is not None else None
+    return Returned(
+        item,
+        assignment["WorkerId"],
+        chosen(answers(assignment["Answer"])),
+        seconds,
+        cost,
+        "rejected" if assignment["AssignmentStatus"] == "Rejected" else None,
+        None if ended is None else ended.isoformat(timespec="seconds"),
+    )
+
+
+def as_json(rows: Sequence[Returned]) -> str:
+    return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)

@@ -1,0 +1,104 @@
+"""`burnish label mturk ...`: a batch on Mechanical Turk through its API, in the sandbox unless --live."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="A batch of `burnish label export --vendor mturk` on Mechanical Turk, through its API. Needs burnish[mturk].",
+)
+
+FolderArg = Annotated[Path, typer.Argument(help="The folder that `burnish label export` wrote.")]
+LiveOption = Annotated[
+    bool, typer.Option("--live", help="The market, where it costs money; without: the sandbox.")
+]
+GoldOption = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Share of gold questions that a worker must get right.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def _tell(report: dict[str, Any], as_json: bool) -> None:
+    from burnish.label_cli import tell
+
+    tell(report, as_json)
+
+
+@app.command()
+def send(
+    folder: FolderArg,
+    reward: Annotated[float, typer.Option(min=0.01, help="Dollars an answer, without the market's fee.")],
+    budget: Annotated[float, typer.Option(min=0.0, help="Dollars at most, fees included.")],
+    workers: Annotated[int, typer.Option(min=1, help="Workers who answer each item.")] = 3,
+    minutes: Annotated[int, typer.Option(min=1, help="For one answer.")] = 30,
+    days: Annotated[int, typer.Option(min=1, help="That items are offered.")] = 7,
+    approved_share: Annotated[
+        int,
+        typer.Option(
+            min=0, max=100, help="Percentage of a worker's work that must have been approved; 0: any."
+        ),
+    ] = 95,
+    live: LiveOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Offer every item of a batch to workers; given again it offers what is missing, and nothing twice."""
+    from burnish.labels.requester import Job
+    from burnish.pipeline.market import requester
+    from burnish.pipeline.market import send as send_batch
+
+    job = Job(reward, workers, minutes, days, approved_share=approved_share)
+
+    def told(number: int) -> None:
+        if number % 50 == 0:
+            print(f"{number} offered", file=sys.stderr)
+
+    _tell(send_batch(requester(folder, live), job, budget, told), as_json)
+
+
+@app.command()
+def fetch(
+    store: Annotated[
+        str, typer.Argument(help="The label store that the batch came from: a file, a run, or a URL.")
+    ],
+    folder: FolderArg,
+    least_gold: GoldOption = 0.7,
+    live: LiveOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take what workers have answered so far as labels; given again it adds what has come since."""
+    from burnish.label_cli import store_place
+    from burnish.pipeline.market import fetch as fetch_batch
+    from burnish.pipeline.market import requester
+
+    _tell(fetch_batch(requester(folder, live), store_place(store), least_gold), as_json)
+
+
+@app.command()
+def approve(
+    folder: FolderArg, least_gold: GoldOption = 0.7, live: LiveOption = False, as_json: JsonOption = False
+) -> None:
+    """Approve what was submitted, but for the work of who fails gold questions, which is named and left to you."""
+    from burnish.pipeline.market import approve as approve_batch
+    from burnish.pipeline.market import requester
+
+    _tell(approve_batch(requester(folder, live), least_gold), as_json)
+
+
+@app.command()
+def block(
+    folder: FolderArg,
+    worker: Annotated[str, typer.Option(help="The worker's id on the market.")],
+    reason: Annotated[str, typer.Option(help="Why; the worker is told.")],
+    live: LiveOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep a worker of this batch from all your work."""
+    from burnish.pipeline.market import block as block_worker
+    from burnish.pipeline.market import requester
+
+    _tell(block_worker(requester(folder, live), worker, reason), as_json)
