@@ -220,8 +220,8 @@ def test_answers_become_labels_and_gold_questions_tell_who_gives_them(batch: tup
         given = list(labels.labels())
         assert {label.annotator for label in given} == {"mturk:good"}
         assert [label.preference for label in given] == [1.0] * 5
-        assert {(label.seconds, label.cost, label.at) for label in given} == {
-            (30.0, pytest.approx(0.12), "2026-11-26T12:00:30+00:00")
+        assert {(label.seconds, round(label.cost, 6), label.at) for label in given} == {
+            (30.0, 0.12, "2026-11-26T12:00:30+00:00")
         }
         assert len({label.swapped for label in given}) == 2
         checks = list(labels.checks())
