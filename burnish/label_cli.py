@@ -453,12 +453,16 @@ def terminal(
     ] = None,
     guidelines: Annotated[str | None, typer.Option(help="What labelers go by.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Comparisons at most.")] = None,
+    most: Annotated[
+        int,
+        typer.Option(min=2, max=6, help="Answers at a time, where all of them are to be compared: an order."),
+    ] = 2,
 ) -> None:
     """Compare answers yourself: blind, sides shuffled. Every answer is kept at once but the last, which can be taken
     back; started again it goes on with what you have not answered."""
     from burnish.pipeline.people import ask_in_terminal
 
-    ask_in_terminal(store_place(store), name, only, guidelines, limit)
+    ask_in_terminal(store_place(store), name, only, guidelines, limit, most)
 
 
 def _judge_settings(given: dict[str, Any]) -> JudgeConfig:

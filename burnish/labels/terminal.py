@@ -1,9 +1,11 @@
-"""A person compares answers in a terminal: blind, sides shuffled, an answer taken back while it is the last one."""
+"""A person compares answers in a terminal: blind, shuffled, two or a few at a time, an answer taken back while it is
+the last one."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import monotonic
 
 from rich.columns import Columns
@@ -11,34 +13,102 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from burnish.records import Comparison, Label, content_id
+from burnish.records import Comparison, Label, Prompt, Response, content_id
 
-KEYS = {"a": 1.0, "b": 0.0, "t": 0.5}
-HELP = "a or b: the better answer   t: tie   s: skip   u: take the last answer back   g: guidelines   q: quit"
+LETTERS = "abcdef"  # of the answers of one question
+ORDER = re.compile(r"[a-f](?:[>=]?[a-f])*")
+HELP = "{order}   s: skip   u: take the last answer back   g: guidelines   q: quit"
+PAIR = "a or b: the better answer   t: tie"
+RANKING = "best first, = between ties, e.g. b>a=c"
+
+
+@dataclass(frozen=True)
+class Question:
+    """Answers to one prompt, in the order they are shown, and the comparisons that an order of them answers."""
+
+    prompt: Prompt
+    shown: Sequence[Response]
+    comparisons: Sequence[Comparison]
+
+
+def questions_of(comparisons: Sequence[Comparison], most: int, annotator: str) -> list[Question]:
+    """A question a comparison; or, with `most` above two, one for up to so many answers to a prompt that are all to be
+    compared with each other. The order they are shown in is drawn from all names, so that it stays as it is."""
+    left = {c.id: c for c in comparisons}
+    by_prompt: dict[str, list[Comparison]] = {}
+    for c in comparisons:
+        by_prompt.setdefault(c.prompt.id, []).append(c)
+    found = []
+    for c in comparisons:
+        if c.id not in left:
+            continue
+        answers, asked = [c.first, c.second], [c]
+        waiting = [o for o in by_prompt[c.prompt.id] if o.id in left]
+        for answer in dict.fromkeys(r for o in waiting for r in (o.first, o.second)):
+            sides = {frozenset((answer.text, a.text)) for a in answers}
+            with_all = [o for o in waiting if frozenset((o.first.text, o.second.text)) in sides]
+            if len(answers) < most and answer not in answers and len(with_all) == len(answers):
+                answers.append(answer)
+                asked += with_all
+        for o in asked:
+            del left[o.id]
+        found.append(Question(c.prompt, _shuffled(answers, asked, annotator), asked))
+    return found
+
+
+def _shuffled(answers: Sequence[Response], asked: Sequence[Comparison], annotator: str) -> list[Response]:
+    names = sorted(c.id for c in asked)
+    if len(asked) == 1:
+        first, second = asked[0].first, asked[0].second
+        return [second, first] if int(content_id("terminal", annotator, *names), 16) % 2 else [first, second]
+    return sorted(answers, key=lambda a: content_id("terminal", annotator, *names, a.text))
+
+
+def read_order(typed: str, n: int) -> list[int] | None:
+    """The tier of each of n answers, 0 the best, from `b>a=c` or `bac`; None where it is no order of all of them."""
+    typed = typed.replace(" ", "")
+    if n == 2 and typed in ("a", "b", "t"):
+        return {"a": [0, 1], "b": [1, 0], "t": [0, 0]}[typed]
+    letters = re.sub("[>=]", "", typed)
+    if not ORDER.fullmatch(typed) or sorted(letters) != sorted(LETTERS[:n]):
+        return None
+    tiers, tier, tied = [0] * n, -1, False
+    for letter in typed:
+        if letter in ">=":
+            tied = letter == "="
+            continue
+        tier += not tied
+        tiers[LETTERS.index(letter)] = tier
+        tied = False
+    return tiers
 
 
 @dataclass
 class Session:
-    """One person, from a list of comparisons to labels. `keep` is called with an answer when the next one is given, or
-    at the end: until then it can be taken back."""
+    """One person, from comparisons to labels, `most` answers at a time. `keep` is called with the labels of an answer
+    when the next one is given, or at the end: until then it can be taken back."""
 
     comparisons: Sequence[Comparison]
     annotator: str
     guidelines_id: str
     guidelines: str
-    keep: Callable[[Label], None]
+    keep: Callable[[Sequence[Label]], object]
     read: Callable[[str], str]
     console: Console
     clock: Callable[[], float] = monotonic
+    most: int = 2
     given: int = 0
     skipped: int = 0
-    _last: tuple[int, Label] | None = field(default=None)
+    _last: tuple[int, list[Label]] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        self.questions = questions_of(self.comparisons, self.most, self.annotator)
 
     def carry_out(self) -> None:
         """Ask until all are answered, the person quits, or the input ends."""
         at = 0
         try:
-            while at < len(self.comparisons):
+            while at < len(self.questions):
                 at = self._ask(at)
         except EOFError:
             self.console.print("The input has ended; what was answered is kept.")
@@ -46,34 +116,27 @@ class Session:
             self._settle()
         self.console.print(f"{self.given} answers kept, {self.skipped} skipped.")
 
-    def swapped(self, comparison: Comparison) -> bool:
-        """Whether this person sees the second answer first: drawn from both names, so that it stays so."""
-        return int(content_id("terminal", self.annotator, comparison.id), 16) % 2 == 1
-
     def _ask(self, at: int) -> int:
-        """Show a comparison and act on one key; the number of the next one."""
-        c = self.comparisons[at]
-        a, b = (c.second, c.first) if self.swapped(c) else (c.first, c.second)
-        self.console.rule(f"{at + 1} of {len(self.comparisons)}")
-        self.console.print(Panel(Text(c.prompt.text), title="Request"))
-        sides = [Panel(Text(r.text.strip()), title=f"Answer {n}") for n, r in (("A", a), ("B", b))]
+        """Show a question and act on one line; the number of the next one."""
+        question = self.questions[at]
+        n = len(question.shown)
+        self.console.rule(f"{at + 1} of {len(self.questions)}")
+        self.console.print(Panel(Text(question.prompt.text), title="Request"))
+        sides = [
+            Panel(Text(r.text.strip()), title=f"Answer {letter.upper()}")
+            for letter, r in zip(LETTERS, question.shown, strict=False)
+        ]
         self.console.print(Columns(sides, expand=True, equal=True))
         began = self.clock()
+        ask = (
+            "Which is better? (a, b, t, s, u, g, q) " if n == 2 else f"Which order? ({RANKING}; s, u, g, q) "
+        )
         while True:
-            key = self.read("Which is better? (a, b, t, s, u, g, q) ").strip().lower()
-            if key in KEYS:
-                shown = KEYS[key]
-                value = 1.0 - shown if self.swapped(c) else shown
-                label = Label(
-                    c.id,
-                    self.annotator,
-                    value,
-                    "human",
-                    guidelines=self.guidelines_id,
-                    swapped=self.swapped(c),
-                )
+            key = self.read(ask).strip().lower()
+            tiers = read_order(key, n)
+            if tiers is not None:
                 self._settle()
-                self._last = (at, replace(label, seconds=round(self.clock() - began, 1)))
+                self._last = (at, self._labels(question, tiers, round(self.clock() - began, 1)))
                 return at + 1
             if key == "s":
                 self.skipped += 1
@@ -82,13 +145,33 @@ class Session:
                 back, self._last = self._last[0], None
                 return back
             if key == "q":
-                return len(self.comparisons)
+                return len(self.questions)
             if key == "g":
                 self.console.print(Text(self.guidelines))
             elif key == "u":
                 self.console.print("There is no answer that could be taken back: only the last one can.")
             else:
-                self.console.print(HELP)
+                self.console.print(HELP.format(order=PAIR if n == 2 else RANKING))
+
+    def _labels(self, question: Question, tiers: Sequence[int], seconds: float) -> list[Label]:
+        """A label for every comparison that the order answers; they share its time."""
+        place = {r.text: i for i, r in enumerate(question.shown)}
+        found = []
+        for c in question.comparisons:
+            first, second = place[c.first.text], place[c.second.text]
+            value = 0.5 + 0.5 * ((tiers[first] < tiers[second]) - (tiers[first] > tiers[second]))
+            found.append(
+                Label(
+                    c.id,
+                    self.annotator,
+                    value,
+                    "human",
+                    seconds=seconds / len(question.comparisons),
+                    guidelines=self.guidelines_id,
+                    swapped=second < first,
+                )
+            )
+        return found
 
     def _settle(self) -> None:
         """Keep the answer that was still open to being taken back."""

@@ -12,13 +12,13 @@ from burnish.data.store import LabelStore, Place, shown
 from burnish.errors import ConfigError, DataError, Waiting
 from burnish.labels.terminal import Session
 from burnish.pipeline.vendors import selected
-from burnish.records import Comparison, Label
+from burnish.records import Comparison
 
 
 def ask_in_terminal(
-    file: Place, name: str, only: Path | None, guidelines: str | None, limit: int | None
+    file: Place, name: str, only: Path | None, guidelines: str | None, limit: int | None, most: int = 2
 ) -> None:
-    """A session with one person, who is asked what they have not answered yet."""
+    """A session with one person, who is asked what they have not answered yet, `most` answers at a time."""
     if not name.strip() or ":" in name:
         raise ConfigError(f"--name {name!r} is no name; give one without a colon")
     annotator = f"person:{name.strip()}"
@@ -35,14 +35,11 @@ def ask_in_terminal(
             annotator,
             told.id,
             told.text,
-            keep=lambda label: _keep(store, label),
+            keep=store.add_labels,
             read=console.input,
             console=console,
+            most=most,
         ).carry_out()
-
-
-def _keep(store: LabelStore, label: Label) -> None:
-    store.add_labels([label])
 
 
 def wait_for_people(
