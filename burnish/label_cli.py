@@ -16,6 +16,7 @@ from burnish.mturk_cli import app as mturk_app
 if TYPE_CHECKING:
     from burnish.config.judge import JudgeConfig
     from burnish.data.store import Place
+    from burnish.report.told import Told
 
 app = typer.Typer(no_args_is_help=True, help="Labels from AI judges, from people and from vendors.")
 app.add_typer(mturk_app, name="mturk")
@@ -149,7 +150,6 @@ def audit(
     from burnish.data.store import beside
     from burnish.pipeline.auditing import PROBES, audit_judge, audit_readings
     from burnish.report import labels as told_of
-    from burnish.report.told import as_text, write_page
 
     if Path(what).is_file() and Path(what).suffix != ".sqlite":
         report = audit_readings(Path(what), ids, seed)
@@ -168,9 +168,7 @@ def audit(
             seed=seed,
             told=_told,
         )
-    account = told_of.audit(report)
-    write_page(account, page)
-    print(json.dumps(report) if as_json else as_text(account))
+    _account(told_of.audit(report), report, page, as_json)
 
 
 @app.command()
@@ -186,12 +184,9 @@ def agree(
     others, a lean to a place or to length, drift, spammers. Judges count as annotators."""
     from burnish.pipeline.agreeing import agreement
     from burnish.report import labels as told_of
-    from burnish.report.told import as_text, write_page
 
     report = agreement(store_place(store), consensus.value)
-    account = told_of.agree(report)
-    write_page(account, page)
-    print(json.dumps(report) if as_json else as_text(account))
+    _account(told_of.agree(report), report, page, as_json)
 
 
 @app.command("route")
@@ -224,7 +219,6 @@ def route_(
     nothing."""
     from burnish.pipeline.routing import route
     from burnish.report import labels as told_of
-    from burnish.report.told import as_text, write_page
 
     report = route(
         store_place(store),
@@ -237,9 +231,7 @@ def route_(
         out=out,
         seed=seed,
     )
-    account = told_of.route(report)
-    write_page(account, page)
-    print(json.dumps(report) if as_json else as_text(account))
+    _account(told_of.route(report), report, page, as_json)
 
 
 @app.command("plan")
@@ -269,7 +261,6 @@ def plan_(
     prepare_environment()
     from burnish.pipeline.planning import plan
     from burnish.report import labels as told_of
-    from burnish.report.told import as_text, write_page
 
     report = plan(
         run,
@@ -282,9 +273,7 @@ def plan_(
         seed=seed,
         told=_told,
     )
-    account = told_of.plan(report)
-    write_page(account, page)
-    print(json.dumps(report) if as_json else as_text(account))
+    _account(told_of.plan(report), report, page, as_json)
 
 
 class DumpName(StrEnum):
@@ -308,8 +297,10 @@ def load(
     cost, at, source, models, ended. Rows with `gold: true` are questions whose answer is known; they come first."""
     from burnish.data.exchange import load_labels
     from burnish.data.guidelines import load_guidelines
+    from burnish.data.lines import must_exist
     from burnish.data.store import LabelStore, is_url
 
+    must_exist(file)
     new = not is_url(store) and not Path(store).exists()
     with LabelStore(Path(store) if new else store_place(store)) as labels:
         told = None if guidelines is None else labels.add_guidelines(load_guidelines(guidelines))
@@ -472,6 +463,14 @@ def _judge_settings(given: dict[str, Any]) -> JudgeConfig:
 
     options = ("model", "endpoint", "api_key_env", "gguf_file", "rubric", "budget", "price_in", "price_out")
     return validated(JudgeConfig, {name: given[name] for name in (*options, "concurrency")})
+
+
+def _account(told: Told, report: dict[str, Any], page: Path | None, as_json: bool) -> None:
+    """An account on the page, if one is asked for, and as text or JSON."""
+    from burnish.report.told import as_text, write_page
+
+    write_page(told, page)
+    print(json.dumps(report) if as_json else as_text(told))
 
 
 def _told(what: str) -> None:

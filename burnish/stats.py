@@ -226,15 +226,18 @@ def clustered_interval(
     return Interval(value, float(low), float(high), n)
 
 
-def fitted_temperature(gaps: Array) -> float:
+def fitted_temperature(gaps: Array, limit: float = 20.0) -> float:
     """The temperature T > 0 that makes mean_k sigmoid(gap_k / T) the likeliest of N pairs that all were won, `gaps` (N,
-    K) each of K models' raw score of the winner minus that of the loser (Guo et al. 2017). Between 1/20 and 20."""
+    K) each of K models' raw score of the winner minus that of the loser (Guo et al. 2017). Between 1 /
+    `limit` and `limit`."""
     from scipy.optimize import minimize_scalar
 
     def loss(log_t: float) -> float:
         return -float(np.log(np.clip(sigmoid(gaps / math.exp(log_t)).mean(1), 1e-12, None)).mean())
 
-    return math.exp(float(minimize_scalar(loss, bounds=(-math.log(20), math.log(20)), method="bounded").x))
+    return math.exp(
+        float(minimize_scalar(loss, bounds=(-math.log(limit), math.log(limit)), method="bounded").x)
+    )
 
 
 def sigmoid(x: Array) -> Array:

@@ -1,5 +1,5 @@
 """What `burnish label audit` says of judges whose faults are known: false findings where there are none, and planted
-ones found. A cell is 20 audits, each of another judge, another set of 200 comparisons and people who answered all.
+ones found. A cell is ten audits, each of another judge, another set of 200 comparisons and people who answered all.
 
   python experiments/audits.py --seeds 0 1 2 3 4
 """
@@ -19,7 +19,7 @@ from burnish.data.store import LabelStore
 from burnish.pipeline.auditing import audit_judge
 from burnish.records import Label
 
-AUDITS, PAIRS = 20, 200
+AUDITS, PAIRS = 10, 200
 PEOPLE = 0.85  # of answers that go by worth
 FAULTS = {
     "none": ({}, ()),

@@ -3,13 +3,15 @@
 A row: `prompt` (text or messages), `responses` (two or more), and of them either `ranking` (tiers of indices, best
 first) or, for two, `preference` (how far the first is preferred, 0 to 1); `annotator`. It may have `source` (human,
 judge, imported, simulated), `shown` (indices in the order shown), `seconds`, `cost` (of the whole row), `at` (ISO
-8601), `ended` (of every answer), `models` (which wrote them). With `gold: true` it is a question whose answer is known,
-has no annotator, and stands before the answers to it, by which their givers are measured.
+8601), `ended` (of every answer), `models` (which wrote them), `strength`, `guidelines` (their id). With `gold: true` it
+is a question whose answer is known, has no annotator, and stands before the answers to it, by which their givers are
+measured.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +24,7 @@ from burnish.checkpoints import atomic_lines
 from burnish.data.lines import read_lines
 from burnish.data.rankings import Tiers
 from burnish.data.rows import Unusable, tiers_of
-from burnish.data.store import LabelStore, turned
+from burnish.data.store import LabelStore
 from burnish.errors import DataError
 from burnish.records import Comparison, Label, Prompt, Response, Source
 
@@ -92,25 +94,16 @@ def _add(store: LabelStore, rows: Sequence[_Row], found: Loaded) -> None:
     asked = [pair for row in rows if not row.gold for pair in _questions(row)]
     measured = store.known({c.id for c, _ in asked}, gold=True)
     checks = [(c, label) for c, label in asked if c.id in measured]
-    found.checks += store.add_checks(_as_stored(store, checks, gold=True))
+    found.checks += store.add_checks(store.as_stored(checks, gold=True))
     plain = [(c, label) for c, label in asked if c.id not in measured]
     found.comparisons += store.add_comparisons(c for c, _ in plain)
-    labels = _as_stored(store, plain)
+    labels = store.as_stored(plain)
     found.contradicting += store.differing(labels)
     found.labels += store.add_labels(labels)
 
 
 def _questions(row: _Row) -> Iterator[tuple[Comparison, Label]]:
     return zip(row.asked, row.labels, strict=True)
-
-
-def _as_stored(
-    store: LabelStore, pairs: Sequence[tuple[Comparison, Label]], *, gold: bool = False
-) -> list[Label]:
-    swapped = store.swapped((c for c, _ in pairs), gold=gold)
-    return [
-        turned(label) if other_way else label for (_, label), other_way in zip(pairs, swapped, strict=True)
-    ]
 
 
 def _read(line: str, guidelines: str | None) -> _Row:
@@ -124,14 +117,19 @@ def _read(line: str, guidelines: str | None) -> _Row:
         if name not in row:
             raise Unusable(f"no {name}")
     prompt, responses, tiers, ended = _answered(row)
-    if len({r.strip() for r in responses}) < len(responses) or not all(r.strip() for r in responses):
-        raise Unusable("an answer is empty, or stands twice")
+    if len(set(responses)) < len(responses):
+        raise Unusable("an answer stands twice")
+    _check_text(prompt, responses)
     models = row.get("models") or ["imported"] * len(responses)
-    if len(models) != len(responses):
+    if not isinstance(models, list) or len(models) != len(responses):
         raise Unusable("models does not fit the responses")
     sides = [Response(text, str(m), e) for text, m, e in zip(responses, models, ended, strict=True)]
     gold = row.get("gold") is True
     label = _label(row, gold, guidelines)
+    if gold and (
+        row.get("preference") == 0.5 if "ranking" not in row else any(len(tier) > 1 for tier in tiers)
+    ):
+        raise Unusable("gold without an answer: it ties")
     place = {i: level for level, tier in enumerate(tiers) for i in tier}
     pairs = list(combinations(sorted(place), 2))
     shown = _shown(row, len(responses))
@@ -151,6 +149,16 @@ def _read(line: str, guidelines: str | None) -> _Row:
             )
         )
     return _Row(asked, labels, gold)
+
+
+def _check_text(prompt: Prompt, responses: Sequence[str]) -> None:
+    whole = "\n".join([prompt.text, *(m.content for m in prompt.messages), *responses])
+    if "\x00" in whole:
+        raise Unusable("a text has a NUL character in it")
+    try:
+        whole.encode()
+    except UnicodeEncodeError:
+        raise Unusable("a text has half a character in it") from None
 
 
 def _answered(row: Mapping[str, Any]) -> tuple[Prompt, list[str], Tiers, list[bool]]:
@@ -179,14 +187,21 @@ def _label(row: Mapping[str, Any], gold: bool, guidelines: str | None) -> Label:
         raise Unusable(f"source is none of {', '.join(get_args(Source))}")
     seconds, cost, at = row.get("seconds"), row.get("cost", 0.0), row.get("at")
     for value in (seconds, cost):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf
+        ):
             raise Unusable("seconds or cost is no number from 0 up")
     if at is not None:
         try:
             datetime.fromisoformat(at)
         except (TypeError, ValueError):
             raise Unusable("at is no ISO 8601 time") from None
-    return Label("", annotator or "", 0.5, source, None, seconds, cost or 0.0, guidelines, None, at)
+    strength, given_by = row.get("strength"), row.get("guidelines", guidelines)
+    if strength is not None and (isinstance(strength, bool) or not isinstance(strength, int | float)):
+        raise Unusable("strength is no number")
+    if given_by is not None and not isinstance(given_by, str):
+        raise Unusable("guidelines is no id")
+    return Label("", annotator or "", 0.5, source, strength, seconds, cost or 0.0, given_by, None, at)
 
 
 def _shown(row: Mapping[str, Any], n: int) -> list[int] | None:
@@ -199,7 +214,8 @@ def _shown(row: Mapping[str, Any], n: int) -> list[int] | None:
 
 
 def dump_labels(store: LabelStore, path: Path) -> int:
-    """Every label as a row that `load_labels` takes, gold questions and answers to them included; how many rows."""
+    """Every label as a row that `load_labels` takes, gold questions and answers to them included, but for the round it
+    was given in; how many rows."""
     return atomic_lines(path, (json.dumps(row, ensure_ascii=False) for row in _label_rows(store)))
 
 
@@ -231,8 +247,9 @@ def _answer(c: Comparison, label: Label) -> dict[str, Any]:
         "cost": label.cost,
         "at": label.at,
     }
-    if label.seconds is not None:
-        row["seconds"] = label.seconds
+    for name in ("seconds", "strength", "guidelines"):
+        if getattr(label, name) is not None:
+            row[name] = getattr(label, name)
     if label.swapped is not None:
         row["shown"] = [1, 0] if label.swapped else [0, 1]
     return row

@@ -7,9 +7,10 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func, select
 
 HEAD = "0003"
+WRITERS = 7255  # the advisory lock of whoever writes to a store on PostgreSQL
 
 
 def migrate(engine: Engine) -> None:
@@ -20,5 +21,7 @@ def migrate(engine: Engine) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":  # two may find it new at once
+            connection.execute(select(func.pg_advisory_xact_lock(WRITERS)))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

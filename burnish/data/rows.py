@@ -101,8 +101,8 @@ def tiers_of(row: Mapping[str, Any]) -> tuple[Prompt, list[str], list[list[int]]
         raise Unusable("ended is neither true nor false")
     listed = isinstance(tiers, list) and all(isinstance(tier, list) for tier in tiers)
     ranks = [i for tier in tiers for i in tier] if listed else []
-    whole = all(isinstance(i, int) for i in ranks) and set(ranks) <= set(range(len(responses)))
-    if len(ranks) != len(set(ranks)) or not whole or len(ended) != len(responses) or not ranks:
+    whole = all(type(i) is int for i in ranks) and set(ranks) <= set(range(len(responses)))
+    if not whole or len(ranks) != len(set(ranks)) or len(ended) != len(responses) or not ranks:
         raise Unusable("ranking does not fit the responses")
     if len(tiers) < 2:
         raise Unusable("all tied")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -16,7 +18,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.orm import Session, aliased
 
 from burnish.data.guidelines import Guidelines
-from burnish.data.migrate import migrate
+from burnish.data.migrate import WRITERS, migrate
 from burnish.data.tables import (
     CheckRow,
     ComparisonRow,
@@ -43,15 +45,21 @@ Place = Path | str
 """Where a store is: a file of SQLite, or a URL."""
 
 
+URL = re.compile(r"[A-Za-z][A-Za-z0-9]+(\+\w+)?:/")
+
+
 def is_url(where: Place) -> bool:
-    return not isinstance(where, Path) and "://" in where
+    """Whether a place is a URL, or was meant to be one: it may hold a password."""
+    return not isinstance(where, Path) and URL.match(where) is not None
 
 
 def shown(where: Place) -> str:
-    """A place as it may be shown: without its password."""
+    """A place as it may be shown: without its password, and without what follows a question mark."""
+    if not is_url(where):
+        return str(where)
     try:
-        return make_url(str(where)).render_as_string() if is_url(where) else str(where)
-    except ArgumentError:
+        return make_url(str(where)).set(query={}).render_as_string()
+    except (ArgumentError, ValueError):
         return "the URL"
 
 
@@ -77,10 +85,12 @@ class LabelStore:
         url = str(where) if is_url(where) else f"sqlite:///{where}"
         try:
             self.engine = create_engine(url)
-        except (ArgumentError, ImportError) as error:
+        except (ArgumentError, ImportError, ValueError) as error:
+            why = f" ({error})" if isinstance(error, ImportError) else ""  # others may hold the password
             raise DataError(
-                f"{shown(where)} cannot be opened as a label store ({error}); give a .sqlite file or "
-                "postgresql+psycopg://USER@HOST/DATABASE (pip install 'burnish[postgres]')"
+                f"{shown(where)} cannot be opened as a label store{why}; give a .sqlite file or "
+                "postgresql+psycopg://USER@HOST/DATABASE (pip install 'burnish[postgres]'; a password's own @ and / "
+                "percent-encoded)"
             ) from None
         if self.engine.dialect.name not in INSERTS:
             raise DataError(
@@ -106,13 +116,22 @@ class LabelStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        """One transaction. On PostgreSQL writers wait for each other, as they do on SQLite: numbers are then given in
+        the order in which rows come to be seen, and a snapshot by number stays what it was."""
+        with Session(self.engine) as session, session.begin():
+            if self.engine.dialect.name == "postgresql":
+                session.execute(select(func.pg_advisory_xact_lock(WRITERS)))
+            yield session
+
     def add_comparisons(self, comparisons: Iterable[Comparison]) -> int:
         """Store comparisons with their prompts and responses, in one transaction; returns how many are new.
 
         When the same question is there with its sides swapped, the stored order stays: ask `stored` before
         labelling a comparison that did not come from this store.
         """
-        with Session(self.engine) as session, session.begin():
+        with self._writing() as session:
             new = 0
             for chunk in _chunks(comparisons):
                 self._insert_texts(session, chunk)
@@ -123,7 +142,7 @@ class LabelStore:
         """Append labels in one transaction; a repetition of (comparison, annotator, round) is left out. Returns
         how many are new."""
         now = _now()
-        with Session(self.engine) as session, session.begin():
+        with self._writing() as session:
             return sum(
                 self._insert(session, LabelRow, [_label_row(label, round, now) for label in chunk])
                 for chunk in _chunks(labels)
@@ -143,7 +162,7 @@ class LabelStore:
     def add_gold(self, questions: Iterable[tuple[Comparison, float]]) -> int:
         """Keep questions whose answer is known, each with how far its first side is to be preferred; returns how many
         are new."""
-        with Session(self.engine) as session, session.begin():
+        with self._writing() as session:
             new = 0
             for chunk in _chunks(questions):
                 self._insert_texts(session, [c for c, _ in chunk])
@@ -161,7 +180,7 @@ class LabelStore:
     def add_checks(self, answers: Iterable[Label], round: int = 0) -> int:
         """Append answers to gold questions (their `comparison_id` is the question's); returns how many are new."""
         now = _now()
-        with Session(self.engine) as session, session.begin():
+        with self._writing() as session:
             return sum(
                 self._insert(session, CheckRow, [_check_row(label, round, now) for label in chunk])
                 for chunk in _chunks(answers)
@@ -196,6 +215,11 @@ class LabelStore:
                 found += [first.get(i, side) != side for i, side in ours]
         return found
 
+    def as_stored(self, pairs: Sequence[tuple[Comparison, Label]], *, gold: bool = False) -> list[Label]:
+        """Labels of questions as they were asked, turned to the sides that the store has them with."""
+        swapped = self.swapped((c for c, _ in pairs), gold=gold)
+        return [_turned(label) if other else label for (_, label), other in zip(pairs, swapped, strict=True)]
+
     def known(self, ids: Iterable[str], *, gold: bool = False) -> set[str]:
         """Which of these ids the store has: of comparisons, or of gold questions."""
         table = GoldRow if gold else ComparisonRow
@@ -207,21 +231,25 @@ class LabelStore:
 
     def add_guidelines(self, guidelines: Guidelines) -> str:
         """Keep a wording; its id, to be given with labels."""
-        with Session(self.engine) as session, session.begin():
+        with self._writing() as session:
             row = {"id": guidelines.id, "text": guidelines.text}
             self._insert(session, GuidelinesRow, [row])
         return guidelines.id
 
     def take_over(self, other: LabelStore, at: Snapshot) -> None:
-        """Everything that a snapshot of another store holds, as that one has it."""
+        """Everything that a snapshot of another store holds, as that one has it, and its gold questions."""
         self.add_comparisons(other.comparisons(at=at))
         sides = zip(other.comparisons(at=at), self.swapped(other.comparisons(at=at)), strict=True)
         swapped = {c.id for c, is_swapped in sides if is_swapped}
         for text in other.guidelines().values():
             self.add_guidelines(Guidelines(text))
         self.add_labels(
-            turned(label) if label.comparison_id in swapped else label for label in other.labels(at=at)
+            _turned(label) if label.comparison_id in swapped else label for label in other.labels(at=at)
         )
+        golden = {c.id: (c, p) for c, p in other.gold()}
+        self.add_gold(golden.values())
+        checks = [(golden[label.comparison_id][0], label) for label in other.checks()]
+        self.add_checks(self.as_stored(checks, gold=True))
 
     def guidelines(self) -> dict[str, str]:
         """Every wording by its id."""
@@ -374,7 +402,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def turned(label: Label) -> Label:
+def _turned(label: Label) -> Label:
     """The same answer about the same question with its sides the other way round."""
     swapped = None if label.swapped is None else not label.swapped
     return replace(label, preference=1.0 - label.preference, swapped=swapped)

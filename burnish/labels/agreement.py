@@ -168,7 +168,7 @@ def _annotator(
     if crowd is not None:
         ours, groups = hit[with_others], group[with_others].tolist()
         what = "agrees with the others less, or more, than annotators do on the whole"
-        agrees = mean_against(f"agreement of {name}", what, ours.tolist(), groups, null=crowd, seed=seed)
+        agrees = share_against(f"agreement of {name}", what, ours.tolist(), groups, most=crowd, side="both")
         late = np.arange(len(ours)) >= len(ours) // 2
         if 0 < late.sum() < len(ours):
             share = np.where(late, len(ours) / late.sum(), -len(ours) / (~late).sum())
@@ -200,7 +200,7 @@ def _annotator(
     row = {
         "annotator": name,
         "labels": len(mine),
-        "ties": float((~firm).mean()),
+        "ties": float((~firm).mean()) if len(mine) else 0.0,
         "with_others": int(with_others.sum()),
         **{
             k: _span(t)
@@ -238,6 +238,19 @@ def _flags(row: Mapping[str, Any], seen: set[str]) -> list[str]:
     return flags
 
 
+def pairwise_agreement(votes: Votes) -> float | None:
+    """How often two annotators of the same comparison say the same side, over all such pairs, ties apart; None where
+    there are none."""
+    if not len(votes):
+        return None
+    firm, n = votes.value != 0.5, len(votes.ids)
+    first = np.bincount(votes.comparison[firm & (votes.value > 0.5)], minlength=n)
+    second = np.bincount(votes.comparison[firm & (votes.value < 0.5)], minlength=n)
+    alike = float((first * (first - 1) + second * (second - 1)).sum())
+    pairs = float(((first + second) * (first + second - 1)).sum())
+    return alike / pairs if pairs else None
+
+
 def over_time(votes: Votes, hits: Hits) -> list[dict[str, float]]:
     """Agreement with the others by tenths of the labels, in the order they were given."""
     known = np.flatnonzero(~np.isnan(hits.hit))
@@ -246,8 +259,9 @@ def over_time(votes: Votes, hits: Hits) -> list[dict[str, float]]:
 
 
 def flip_rate(votes: Votes, consensus: Array) -> float | None:
-    """How often a label is expected to say the wrong side, were the consensus the truth; ties apart. None for none."""
-    firm = votes.value != 0.5
+    """How often a label is expected to say the wrong side, were the consensus the truth; ties apart, and of comparisons
+    with two labels or more: a lone one is its own consensus. None for none."""
+    firm = (votes.value != 0.5) & (np.bincount(votes.comparison)[votes.comparison] > 1)
     if not firm.any():
         return None
     p = consensus[votes.comparison[firm]]

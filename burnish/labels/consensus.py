@@ -24,7 +24,7 @@ SURE = 1e-3  # no consensus of a model is surer than this
 
 @dataclass(frozen=True)
 class Votes:
-    """Labels as columns, in the order they were given: `comparison` and `annotator` are numbers into `ids` and
+    """Labels as columns, by the time they were given: `comparison` and `annotator` are numbers into `ids` and
     `names`; `value` is how far the first side is preferred, `swapped` 1, 0, or -1 where it is not known which side was
     shown first."""
 
@@ -40,25 +40,28 @@ class Votes:
 
 
 def votes_of(labels: Iterable[Label]) -> Votes:
-    """Columns of labels."""
+    """Columns of labels, by their times; where these are the same in their order."""
     ids: dict[str, int] = {}
     names: dict[str, int] = {}
+    times: list[str] = []
     columns: list[tuple[int, int, float, int]] = []
     for label in labels:
         shown = -1 if label.swapped is None else int(label.swapped)
         number = ids.setdefault(label.comparison_id, len(ids))
+        times.append(label.at or "")
         columns.append((number, names.setdefault(label.annotator, len(names)), label.preference, shown))
     if not columns:
         none = np.zeros(0, dtype=np.int32)
         return Votes([], [], none, none, np.zeros(0), np.zeros(0, dtype=np.int8))
+    order = np.argsort(np.array(times), kind="stable")
     c, a, v, s = zip(*columns, strict=True)
     return Votes(
         list(ids),
         list(names),
-        np.array(c, dtype=np.int32),
-        np.array(a, dtype=np.int32),
-        np.array(v, dtype=np.float64),
-        np.array(s, dtype=np.int8),
+        np.array(c, dtype=np.int32)[order],
+        np.array(a, dtype=np.int32)[order],
+        np.array(v, dtype=np.float64)[order],
+        np.array(s, dtype=np.int8)[order],
     )
 
 
@@ -116,6 +119,8 @@ def _accuracy(model: Any, size: int) -> Array:
         return found
     errors = model.errors_  # rows (annotator, said), columns what is true
     sides = [side for side in ("first", "second") if side in errors.columns]
+    if not sides:  # everybody ties
+        return found
     for annotator, said in errors.groupby(level=0):
         rows = said.droplevel(0)
         found[annotator] = np.mean([rows.loc[side, side] if side in rows.index else 0.0 for side in sides])

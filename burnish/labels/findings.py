@@ -27,8 +27,7 @@ FEWEST = 12  # clusters below which nothing is tested
 @dataclass(frozen=True)
 class Tested:
     """One figure held against the value it has where there is nothing to find: `rows` outcomes in `n` clusters, `p` of
-    chance, `error` (standard error where there is nothing), `needed` (the least mean that any number of outcomes all
-    pointing one way could come to significance with, by their number)."""
+    chance, `error` its standard error where there is nothing, `step` how far one outcome can be from that value."""
 
     name: str
     what: str
@@ -100,7 +99,8 @@ def mean_against(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Tested | None:
-    """A mean held against `null`, whole clusters at a time; None with fewer than 12 clusters. Outcomes in [0, 1] get
+    """A mean held against `null`, around which outcomes are as likely to lie on one side as on the other where there is
+    nothing to find, whole clusters at a time; None with fewer than 12 clusters. Outcomes in [0, 1] get
     Wilson's interval on their effective number, others Student's by the spread of their cluster sums."""
     n = len(set(clusters))
     if n < FEWEST:
@@ -137,10 +137,12 @@ def share_against(
     clusters: Sequence[Hashable],
     *,
     most: float,
+    side: Side = "more",
     confidence: float = 0.95,
 ) -> Tested | None:
-    """A share held against the `most` that is let pass, by the binomial distribution of its effective number of trials:
-    outcomes of a cluster tell the same again, more or less. None with fewer than 12 clusters."""
+    """A share held against the `most` that is let pass (or, on both sides, against what is expected), by the binomial
+    distribution of its effective number of trials: outcomes of a cluster tell the same again, more or less. None with
+    fewer than 12 clusters."""
     n = len(set(clusters))
     if n < FEWEST:
         return None
@@ -148,10 +150,11 @@ def share_against(
 
     found = clustered_proportion(hits, clusters, confidence=confidence)
     trials = max(1, round(effective_number(hits, clusters)))
-    p = float(binomtest(round(found.value * trials), trials, most, alternative="greater").pvalue)
+    way = "greater" if side == "more" else "two-sided"
+    p = float(binomtest(round(found.value * trials), trials, most, alternative=way).pvalue)
     error = math.sqrt(most * (1 - most) / trials)
     return Tested(
-        name, what, found.value, found.ci_low, found.ci_high, most, n, len(hits), "more", p, error, 1.0 - most
+        name, what, found.value, found.ci_low, found.ci_high, most, n, len(hits), side, p, error, 1.0 - most
     )
 
 

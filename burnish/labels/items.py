@@ -17,6 +17,7 @@ from burnish.records import Comparison, Label, Preference, Prompt, Response, con
 
 Choice = Literal["a", "b", "tie", "skip"]
 CHOICES: tuple[Choice, ...] = ("a", "b", "tie", "skip")
+FAILS = "worker fails gold questions"
 FEWEST_GOLD = 3  # answers to gold questions that a worker is judged by
 
 
@@ -204,4 +205,4 @@ def _unusable(row: Returned, item: Item | None, failed: set[str]) -> str | None:
         return "no worker"
     if row.rejected:
         return "rejected by a reviewer"
-    return "worker fails gold questions" if row.worker in failed else None
+    return FAILS if row.worker in failed else None

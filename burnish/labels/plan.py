@@ -89,9 +89,9 @@ def _fit(x: Array, y: Array) -> tuple[float, float, float]:
         return np.asarray(weight * (p[0] - p[1] * x ** -p[2] - y))
 
     best = None
-    top = min(0.999, float(y.max()) + 0.02)
+    top = min(0.999, max(0.501, float(y.max()) + 0.02))
     for c in STARTS:
-        start = (top, max(1e-3, (top - float(y[0])) * float(x[0]) ** c), c)
+        start = (top, min(9.0, max(1e-3, (top - float(y[0])) * float(x[0]) ** c)), c)
         found = least_squares(off, start, bounds=((0.5, 0.0, EXPONENTS[0]), (1.0, 10.0, EXPONENTS[1])))
         if best is None or found.cost < best.cost:
             best = found
@@ -101,11 +101,12 @@ def _fit(x: Array, y: Array) -> tuple[float, float, float]:
 
 
 def worth_of_judge(agrees: float, among_people: float | None) -> float:
-    """How many labels of people one of a judge's is worth: ((2 A - 1) / (1 - 2 e_h))^2 with A its agreement with people
-    and (1 - 2 e_h)^2 = 2 P - 1 from people's agreement P among themselves, errors being independent. Where P is not
-    known people are taken to be without error, which makes the judge worth least."""
+    """How many labels of people one of a judge's is worth, errors being independent: a label with error e tells (1 - 2
+    e)^2; 2 A - 1 = (1 - 2 e_judge) (1 - 2 e_people) from its agreement A with a person, 2 P - 1 = (1 - 2 e_people)^2
+    from that of two people, so ((2 A - 1) / (2 P - 1))^2. Where P is not known people are taken to be without error,
+    which makes the judge worth least."""
     of_people = 1.0 if among_people is None else max(1e-3, 2 * among_people - 1)
-    return max(0.0, 2 * agrees - 1) ** 2 / of_people
+    return (max(0.0, 2 * agrees - 1) / of_people) ** 2
 
 
 def mixes(

@@ -22,10 +22,14 @@ DRAWN = 2000  # rankings up to which places are drawn; beyond, their mean is nor
 def first_places(rankings: Sequence[Ranking], seed: int = 0) -> list[Tested]:
     """For every place in the order shown how often the answer there came first (shared among ties), held against one
     of k: were the place nothing to the reader, the winner might as well stand on any. One test a place, of those
-    rankings that have the commonest number of answers; none with fewer than 12."""
-    sizes = [len(r.responses) for r in rankings]
+    rankings that have the commonest number of answers, all of them ranked, and one of a prompt; none with fewer than
+    12."""
+    whole = [r for r in rankings if sum(map(len, r.tiers)) == len(r.responses)]
+    sizes = [len(r.responses) for r in whole]
+    if not sizes:
+        return []
     k = max(set(sizes), key=sizes.count)
-    ours = [r for r in rankings if len(r.responses) == k]
+    ours = list({r.prompt.group: r for r in reversed(whole) if len(r.responses) == k}.values())
     if len(ours) < FEWEST:
         return []
     credit = np.zeros((len(ours), k))
@@ -75,15 +79,15 @@ def _ordinal(n: int) -> str:
 def repeated(rankings: Sequence[Ranking]) -> tuple[Tested | None, dict[str, Any] | None]:
     """How often a strict pair of both readings turned, and the figures beside it: items, agreement, and how often the
     best of one reading was the worst of the other. None and None without second readings."""
-    turned, groups, reversed_, items = [], [], 0, 0
-    for number, r in enumerate(rankings):
+    turned, groups, reversed_, items = [], list[str](), 0, 0
+    for r in rankings:
         if r.again is None:
             continue
         items += 1
         one, other = strict_pairs(r.tiers), strict_pairs(r.again)
         shared = one.keys() & other.keys()
         turned += [float(one[pair] != other[pair]) for pair in shared]
-        groups += [number] * len(shared)
+        groups += [r.prompt.group] * len(shared)
         reversed_ += bool(set(r.tiers[0]) & set(r.again[-1]) or set(r.tiers[-1]) & set(r.again[0]))
     if not turned:
         return None, None
@@ -96,10 +100,10 @@ def repeated(rankings: Sequence[Ranking]) -> tuple[Tested | None, dict[str, Any]
 def longer_wins(rankings: Sequence[Ranking]) -> dict[str, Any] | None:
     """How often the longer answer (in words) of a strict pair is the better one. No fault by itself."""
     hits, groups = [], []
-    for number, r in enumerate(rankings):
+    for r in rankings:
         length = [n_words(text) for text in r.responses]
         for (i, j), first in strict_pairs(r.tiers).items():
             if length[i] != length[j]:
                 hits.append(float(first == (length[i] > length[j])))
-                groups.append(number)
+                groups.append(r.prompt.group)
     return asdict(clustered_proportion(hits, groups)) if hits else None

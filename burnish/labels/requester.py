@@ -7,15 +7,18 @@ CreateWorkerBlock; HTMLQuestion and QuestionFormAnswers data structures; request
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
+import os
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from burnish.data.lines import read_lines
 from burnish.errors import ConfigError, DataError, RunError
 from burnish.labels.items import CHOICES, Choice, Item, Returned
 from burnish.labels.vendors import choice_of
@@ -34,8 +37,10 @@ FEE, FEE_OF_MANY, MANY, LEAST_FEE = (
     10,
     0.01,
 )  # of the reward; from so many assignments a HIT; dollars
+LARGEST = 65535  # bytes of a HIT's question
 PAGE = 100  # results of one call
 HITS = "hits.jsonl"
+UNSPEAKABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]")  # no XML may hold these
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ class Job:
     title: str = "Which of two answers is better?"
     description: str = "Read a request and two answers to it, and say which one is better."
     keywords: str = "comparison, text, reading, preference"
+
+    def __post_init__(self) -> None:
+        if abs(self.reward * 100 - round(self.reward * 100)) > 1e-9 or self.reward < 0.01:
+            raise ConfigError(f"--reward {self.reward:g} is not paid: give whole cents, 0.01 at least")
 
     @property
     def cost(self) -> float:
@@ -90,13 +99,20 @@ class Requester:
         self.endpoint = str(client.meta.endpoint_url)
         self.hits: dict[str, dict[str, Any]] = {}  # by item
         self.unsure: set[str] = set()  # items that were asked for, and are not known to be there
+        key = (folder / "key.jsonl").read_bytes()
+        self.batch = hashlib.sha256(key).hexdigest()[:16]  # by which its HITs are known on the market
         self._read()
 
     def _read(self) -> None:
         path = self.folder / HITS
         if not path.exists():
             return
-        for _, line in read_lines(path):
+        whole = path.read_text(encoding="utf-8")
+        if whole and not whole.endswith(
+            "\n"
+        ):  # stopped in the middle of a line; what it was about is looked for
+            path.write_text(whole[: whole.rfind("\n") + 1], encoding="utf-8")
+        for line in whole.split("\n")[:-1]:
             row = json.loads(line)
             if row["endpoint"] != self.endpoint:
                 raise RunError(
@@ -113,28 +129,36 @@ class Requester:
         with (self.folder / HITS).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"endpoint": self.endpoint, **row}) + "\n")
             file.flush()
+            os.fsync(file.fileno())
 
     def send(self, items: Sequence[Item], job: Job, budget: float, told: Callable[[int], None]) -> int:
         """Make a HIT of every item that has none; how many are new. Raises ConfigError when the batch may cost more
         than `budget` dollars, or than the account has."""
-        most = len(items) * job.workers * job.cost
-        if most > budget:
-            raise ConfigError(
-                f"{len(items)} items for {job.workers} workers at {job.cost:.3f} dollars with the fee come to "
-                f"{most:.2f}, more than --budget {budget:g}; export fewer, or raise it"
-            )
+        template = (self.folder / "template.html").read_text(encoding="utf-8")
+        for item in items:
+            size = len(question(item, template).encode())
+            if size > LARGEST:
+                raise DataError(
+                    f"item {item.id} makes a page of {size} bytes; the market takes {LARGEST}: leave it out"
+                )
         self._adopt()
         wanted = [item for item in items if item.id not in self.hits]
-        left = float(self.client.get_account_balance()["AvailableBalance"])
+        committed = sum(row["cost"] * row["workers"] for row in self.hits.values())
         needed = len(wanted) * job.workers * job.cost
+        if committed + needed > budget + 1e-9:
+            raise ConfigError(
+                f"{len(wanted)} items for {job.workers} workers at {job.cost:.3f} dollars with the fee come to "
+                f"{needed:.2f}, with what was offered before to {committed + needed:.2f}: more than --budget "
+                f"{budget:g}; export fewer, or raise it"
+            )
+        left = float(self.client.get_account_balance()["AvailableBalance"])
         if needed > left:
             raise ConfigError(
                 f"the account has {left:.2f} dollars, {needed:.2f} are needed; prepay, or export fewer"
             )
-        template = (self.folder / "template.html").read_text(encoding="utf-8")
         for number, item in enumerate(wanted, 1):
             self._write({"item": item.id})
-            self._keep(item.id, self.client.create_hit(**self._request(item, job, template))["HIT"], job.cost)
+            self._keep(item.id, self.client.create_hit(**self._request(item, job, template))["HIT"], job)
             told(number)
         return len(wanted)
 
@@ -164,12 +188,16 @@ class Requester:
         return request
 
     def _annotation(self, item: str) -> str:
-        """By which a HIT of ours is known on the market: batches have keys of their own."""
-        key = (self.folder / "key.jsonl").read_text(encoding="utf-8")
-        return f"burnish:{content_id('batch', key)}:{item}"
+        return f"burnish:{self.batch}:{item}"
 
-    def _keep(self, item: str, hit: Mapping[str, Any], cost: float) -> None:
-        row = {"item": item, "hit": hit["HITId"], "type": hit.get("HITTypeId"), "cost": cost}
+    def _keep(self, item: str, hit: Mapping[str, Any], job: Job) -> None:
+        row = {
+            "item": item,
+            "hit": hit["HITId"],
+            "type": hit.get("HITTypeId"),
+            "cost": job.cost,
+            "workers": job.workers,
+        }
         self._write(row)
         self.hits[item] = {"endpoint": self.endpoint, **row}
         self.unsure.discard(item)
@@ -183,7 +211,7 @@ class Requester:
             item = ours.get(hit.get("RequesterAnnotation", ""))
             if item is not None:
                 reward, workers = float(hit.get("Reward", 0)), int(hit.get("MaxAssignments", 1))
-                self._keep(item, hit, Job(reward, workers).cost)
+                self._keep(item, hit, Job(reward, workers))
 
     def _pages(self, call: str, what: str, **given: Any) -> Iterator[dict[str, Any]]:
         token: dict[str, str] = {}
@@ -225,11 +253,25 @@ class Requester:
         self.client.create_worker_block(WorkerId=worker, Reason=reason)
 
 
+@contextmanager
+def market_errors() -> Iterator[None]:
+    """What the market refuses becomes one clear message; what it has made before stands in hits.jsonl."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        raise RunError(
+            f"the market did not do it ({error}); what was done before is kept: mend it and give the same command again"
+        ) from error
+
+
 def question(item: Item, template: str) -> str:
     """The XML of a HIT's page, its variables filled in; markup in an answer stays text."""
     page = template
     for name, value in item.shown.items():
         page = page.replace(f"${{{name}}}", html.escape(value).replace("\n", "<br>").replace("$", "&#36;"))
+    page = UNSPEAKABLE.sub(" ", page)
     whole = f"<!DOCTYPE html><html><head><meta charset='utf-8'></head><body>{page}</body></html>"
     inside = whole.replace("]]>", "]]]]><![CDATA[>")  # what would end the section early
     return (

@@ -28,7 +28,9 @@ from burnish.stats import (
 Array = npt.NDArray[np.float64]
 RISK = 0.05  # that agreement is below the target after all
 STEPS = 16  # bounds that are tested
+TORN = 1e-9  # surety below which no side is named
 LIMIT = 1e-6  # how near to 0 or 1 a judge's probability is taken
+HOTTEST = 1000.0  # temperature that is fitted: a judge by votes is as sure of all
 FEWEST = 30  # comparisons with both labels from which anything is fitted
 
 
@@ -67,7 +69,7 @@ def calibrated(judge: Sequence[float], people: Sequence[float], groups: Sequence
     # A judge that is torn has to be taken one way: every other one as people said.
     torn = j == 0.5
     agrees = np.where(torn, np.arange(len(j)) % 2 == 0, (j > 0.5) == (h > 0.5))
-    temperature = fitted_temperature(np.where(agrees, surety, -surety)[:, None])
+    temperature = fitted_temperature(np.where(agrees, surety, -surety)[:, None], HOTTEST)
     return Calibrated(surety, agrees, [groups[int(i)] for i in kept], temperature)
 
 
@@ -105,7 +107,8 @@ def bound_for(target: float, known: Calibrated) -> Bound:
     if best is None:
         return Bound(None, None, 0, needed)
     seen = clustered_proportion(agrees[:best].tolist(), groups[:best])
-    least = 0.0 if best == len(order) else float(surety[best - 1])
+    # Where all are trusted, however unsure, a judge that is torn still names no side.
+    least = TORN if best == len(order) else max(TORN, float(surety[best - 1]))
     return Bound(least, asdict(seen), best, needed)
 
 
@@ -168,7 +171,7 @@ def reliability(known: Calibrated) -> dict[str, Any]:
     if 0 < half.sum() < len(half):
         for side in (half, ~half):
             gaps = np.where(known.agrees, known.surety, -known.surety)[~side]
-            fitted[side] = sigmoid(known.surety[side] / fitted_temperature(gaps[:, None]))
+            fitted[side] = sigmoid(known.surety[side] / fitted_temperature(gaps[:, None], HOTTEST))
     right = known.agrees.tolist()
     (before, bins), (after, bins_fitted) = (calibration(p.tolist(), right) for p in (raw, fitted))
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from burnish.data.store import LabelStore, Place, shown
 from burnish.errors import DataError
 from burnish.labels.agreement import Questions, alpha_interval, annotators, flip_rate, hits_of, over_time
 from burnish.labels.consensus import How, Votes, votes_of, weigh
+from burnish.records import Label
 from burnish.textstats import n_words
 
 
@@ -32,7 +33,12 @@ def agreement(place: Place, how: How = "dawid_skene", seed: int = 0) -> dict[str
         if not len(votes):
             raise DataError(f"{shown(place)} has no labels; collect or load some")
         questions = _questions(store, votes)
-        right = _checks(store)
+        right, checks = _checks(store)
+    for answer in checks:  # who failed gold questions may have no label left, and was paid all the same
+        spent[answer.annotator][0] += answer.seconds or 0.0
+        spent[answer.annotator][1] += answer.cost
+        sources.setdefault(answer.annotator, "human")
+    votes = replace(votes, names=[*votes.names, *sorted(right.keys() - set(votes.names))])
     weighed = weigh(votes, how)
     mean = weigh(votes, "mean").consensus
     rows, found = annotators(
@@ -78,15 +84,15 @@ def _questions(store: LabelStore, votes: Votes) -> Questions:
     return Questions(group, longer)
 
 
-def _checks(store: LabelStore) -> dict[str, list[bool]]:
+def _checks(store: LabelStore) -> tuple[dict[str, list[bool]], list[Label]]:
+    """By annotator which gold questions they got right; their answers."""
     expected = {c.id: p for c, p in store.gold()}
     right: dict[str, list[bool]] = defaultdict(list)
-    for answer in store.checks():
+    answers = list(store.checks())
+    for answer in answers:
         known = expected[answer.comparison_id]
-        right[answer.annotator].append(
-            (answer.preference > 0.5) == (known > 0.5) and answer.preference != 0.5
-        )
-    return right
+        right[answer.annotator].append(np.sign(answer.preference - 0.5) == np.sign(known - 0.5))
+    return right, answers
 
 
 def _of_people(votes: Votes, sources: dict[str, str]) -> Votes:

@@ -76,19 +76,18 @@ def audit_judge(
     other = _reworded(rubric, rewording)
     changed = _changed(asked, seed) if "padding" in probes else {}
     name = ""
-    abstentions = unasked = 0
+    abstentions = 0
     cost = 0.0
 
     with Ledger(ledger, config.budget) as book:
 
         def ask(what: str, comparisons: Sequence[Comparison], in_: Rubric, time: str = "") -> Both:
-            nonlocal name, abstentions, unasked, cost
+            nonlocal name, abstentions, cost
             told(f"audit: {what}, {len(comparisons)} comparisons in both orders")
             judge = open_(config)
             name = name or annotator(judge, rubric)
             judged = judge_comparisons(comparisons, judge, in_, book, config, time=time)
             abstentions += len(judged.both) - len(judged.labels)
-            unasked += judged.unasked
             cost += judged.cost
             if judged.unasked:
                 raise DataError(

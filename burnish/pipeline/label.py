@@ -88,14 +88,11 @@ def import_labels(data: Data, config: LabelConfig) -> None:
         voice = "import" if times[drawn.id] == 1 else f"import-{times[drawn.id]}"
         voices.append(voice)
     data.store.add_comparisons(c for c, _ in drawn_pairs)
-    swapped = data.store.swapped(c for c, _ in drawn_pairs)
-    add_labels(
-        data.store,
-        [
-            Label(c.id, voice, 1.0 - p if other_way else p, "imported", guidelines=told)
-            for (c, p), voice, other_way in zip(drawn_pairs, voices, swapped, strict=True)
-        ],
-    )
+    labels = [
+        (c, Label(c.id, voice, p, "imported", guidelines=told))
+        for (c, p), voice in zip(drawn_pairs, voices, strict=True)
+    ]
+    add_labels(data.store, data.store.as_stored(labels))
 
 
 def drawn_sides(pair: Preference) -> tuple[Comparison, float]:

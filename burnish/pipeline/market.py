@@ -9,8 +9,17 @@ from typing import Any
 from burnish.checkpoints import atomic_write
 from burnish.data.store import Place
 from burnish.errors import ConfigError, DataError
-from burnish.labels.items import read_key, take_back
-from burnish.labels.requester import MARKET, PREVIEW, SANDBOX, Job, Requester, as_json, open_client
+from burnish.labels.items import FAILS, read_key, take_back
+from burnish.labels.requester import (
+    MARKET,
+    PREVIEW,
+    SANDBOX,
+    Job,
+    Requester,
+    as_json,
+    market_errors,
+    open_client,
+)
 from burnish.pipeline.vendors import KEY, take_results
 
 RESULTS = "results.jsonl"
@@ -29,11 +38,12 @@ def requester(folder: Path, live: bool, client: Any = None) -> Requester:
 def send(batch: Requester, job: Job, budget: float, told: Callable[[int], None]) -> dict[str, Any]:
     """Make the HITs that are not there yet; what they may cost, and where they can be seen."""
     items = list(read_key(batch.folder / KEY)[0].values())
-    new = batch.send(items, job, budget, told)
+    with market_errors():
+        new = batch.send(items, job, budget, told)
     return {
         "hits": len(batch.hits),
         "new": new,
-        "at_most": len(items) * job.workers * job.cost,
+        "at_most": sum(row["cost"] * row["workers"] for row in batch.hits.values()),
         "at": batch.endpoint,
         "seen_at": PREVIEW.get(batch.endpoint),
     }
@@ -42,7 +52,8 @@ def send(batch: Requester, job: Job, budget: float, told: Callable[[int], None])
 def fetch(batch: Requester, store: Place, least_gold: float) -> dict[str, Any]:
     """Labels of what has been answered so far, as `burnish label import` takes them from a file; the answers
     themselves are kept in results.jsonl."""
-    returned = batch.returned()
+    with market_errors():
+        returned = batch.returned()
     if not returned:
         raise DataError(f"nobody has answered {batch.folder} yet; look again later")
     path = batch.folder / RESULTS
@@ -53,18 +64,19 @@ def fetch(batch: Requester, store: Place, least_gold: float) -> dict[str, Any]:
 def approve(batch: Requester, least_gold: float) -> dict[str, Any]:
     """Approve submitted work but for that of workers who fail gold questions; it is named."""
     items, told = read_key(batch.folder / KEY)
-    gold = take_back(batch.returned(), items, VENDOR, told, least_gold=least_gold)
-    failing = sorted(
-        {row["worker"] for row in gold.rejected if row["reason"] == "worker fails gold questions"}
-    )
-    return {**batch.approve(failing), "failing": failing}
+    with market_errors():
+        gold = take_back(batch.returned(), items, VENDOR, told, least_gold=least_gold)
+    failing = sorted({row["worker"] for row in gold.rejected if row["reason"] == FAILS})
+    with market_errors():
+        return {**batch.approve(failing), "failing": failing}
 
 
 def block(batch: Requester, worker: str, reason: str) -> dict[str, Any]:
     """Block a worker of this batch."""
     if not reason.strip():
         raise ConfigError("--reason is empty; the worker is shown it: say why")
-    if worker not in {row.worker for row in batch.returned()}:
-        raise ConfigError(f"{worker} has answered nothing in {batch.folder}; look at its results.jsonl")
-    batch.block(worker, reason)
+    with market_errors():
+        if worker not in {row.worker for row in batch.returned()}:
+            raise ConfigError(f"{worker} has answered nothing in {batch.folder}; look at its results.jsonl")
+        batch.block(worker, reason)
     return {"blocked": worker}

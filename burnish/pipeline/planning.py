@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from burnish.data.store import LabelStore, Place
 from burnish.errors import DataError, RunError
-from burnish.labels.agreement import hits_of
+from burnish.labels.agreement import pairwise_agreement
 from burnish.labels.consensus import opinions, votes_of
 from burnish.labels.plan import Curve, examinations, fit_curve, mixes, worth_of_judge
 from burnish.models.artefacts import saved_reading
@@ -164,8 +164,6 @@ def _sources(
         for i in judged
         if i in people and 0.5 not in (judged[i], people[i])
     ]
-    hits = hits_of(votes_of(label for label in labels if label.source != "judge")).hit
-    among = hits[~np.isnan(hits)]
     theirs = [label for label in labels if label.source == "judge"]
     ours = [label for label in labels if label.source != "judge"]
 
@@ -176,7 +174,7 @@ def _sources(
         return paid / len({label.comparison_id for label in bought})
 
     agrees = float(np.mean(both)) if both else None
-    alone = float(among.mean()) if len(among) else None
+    alone = pairwise_agreement(votes_of(ours))
     return {
         "price_judge": price(price_judge, theirs),
         "price_person": price(price_person, ours),

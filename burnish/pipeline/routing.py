@@ -107,8 +107,8 @@ def _prices(
     people = [label for label in labels if label.source != "judge"]
     seconds = [label.seconds for label in people if label.seconds is not None]
     return Prices(
-        judge=float(np.mean(theirs)) if price_judge is None else price_judge,
-        person=float(np.mean([label.cost for label in people])) if price_person is None else price_person,
+        judge=sum(theirs) / len(theirs) if price_judge is None else price_judge,
+        person=sum(label.cost for label in people) / len(people) if price_person is None else price_person,
         seconds=median(seconds) if seconds else 0.0,
         people_each=people_each,
     )

@@ -58,6 +58,8 @@ def worth(
     margins = _margins(ensemble, pairs)
     if how != "d_optimal":
         return acquisition(margins, how)
+    if n == 0:
+        return np.zeros(len(comparisons))
     before = _encoded(ensemble, models, usable(models, past)) if past else None
     picked, gains = d_optimal(
         _features(ensemble, pairs),

@@ -12,9 +12,9 @@ from burnish.checkpoints import atomic_folder, atomic_write
 from burnish.data.guidelines import load_guidelines
 from burnish.data.lines import read_lines
 from burnish.data.preferences import read_preferences
-from burnish.data.store import LabelStore, Place, shown, turned
+from burnish.data.store import LabelStore, Place, shown
 from burnish.errors import DataError, RunError
-from burnish.labels.items import Returned, make_items, read_key, take_back, write_key
+from burnish.labels.items import FAILS, Returned, make_items, read_key, take_back, write_key
 from burnish.labels.vendors import VENDORS
 from burnish.records import Comparison
 
@@ -112,6 +112,7 @@ def take_results(
             )
         new = labels.add_labels(found.labels)
         labels.add_gold((asked, 1.0) for asked, _ in found.checks)
-        swapped = labels.swapped((asked for asked, _ in found.checks), gold=True)
-        labels.add_checks(turned(a) if s else a for (_, a), s in zip(found.checks, swapped, strict=True))
-    return {**found.report(), "new_labels": new}
+        labels.add_checks(labels.as_stored(found.checks, gold=True))
+        failing = {f"{vendor}:{row['worker']}" for row in found.rejected if row["reason"] == FAILS}
+        kept = sum(label.annotator in failing for label in labels.labels()) if failing else 0
+    return {**found.report(), "new_labels": new, "labels_kept_of_who_fails_by_now": kept}

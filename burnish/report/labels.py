@@ -149,7 +149,7 @@ def agree(report: Report) -> Told:
             interval(r["length"], "+.2f"),
             interval(r["drift"], "+.2f"),
             f"{r['ties']:.1%}",
-            f"{r['seconds'] / r['labels']:.1f}",
+            "-" if not r["labels"] else f"{r['seconds'] / r['labels']:.1f}",
             f"{r['cost']:.2f}",
         )
         for r in rows
@@ -181,10 +181,14 @@ def _ends(found: Report) -> tuple[float, float, float]:
 
 def _alpha_point(report: Report) -> Point:
     alpha = report["alpha"]
-    if alpha is None:
-        text = (
-            "no two annotators have answered the same comparison, so that nobody can be held against anybody"
+    if alpha is None and report["overlap"]:
+        return Point(
+            "open",
+            "Agreement is not known",
+            "all answers are alike, or all tie: there is nothing to differ about",
         )
+    if alpha is None:
+        text = "no two annotators have answered the same comparison: nobody can be held against anybody"
         return Point("open", "Agreement is not known", text)
     state: State = "ok" if alpha["value"] >= TENTATIVE else "open" if alpha["value"] >= USUAL else "miss"
     people = report["alpha_of_people"]
@@ -215,15 +219,11 @@ def _flag_points(rows: Sequence[Report]) -> list[Point]:
 
 def _consensus_point(report: Report) -> Point:
     if report["consensus"] == "mean":
-        return Point(
-            "open",
-            "Consensus",
-            "the mean: where no comparison has several answers nobody can be weighed",
-        )
-    text = (
-        f"weighed, it turns {report['winners_that_differ_from_the_mean']} winners of the mean; "
-        f"{report['flip_rate']:.1%} of labels are expected to be wrong"
-    )
+        why = "" if report["overlap"] else ": where no comparison has several answers nobody can be weighed"
+        return Point("open", "Consensus", f"the mean{why}")
+    text = f"weighed, it turns {report['winners_that_differ_from_the_mean']} winners of the mean"
+    if report["flip_rate"] is not None:
+        text += f"; {report['flip_rate']:.1%} of labels are expected to be wrong"
     return Point("ok", "Consensus", text)
 
 

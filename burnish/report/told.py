@@ -44,7 +44,11 @@ class Told:
 
 
 def as_text(told: Told) -> str:
-    """Points and tables as lines."""
+    """Points and tables as lines; control characters, which names of annotators may hold, are left out."""
+    return "".join(c for c in _lines(told) if c == "\n" or c.isprintable())
+
+
+def _lines(told: Told) -> str:
     lines = [f"{MARKS[p.state]} {p.head}: {p.text}" for p in told.points]
     for table in told.tables:
         cells = [list(table.columns), *(list(row) for row in table.rows)]

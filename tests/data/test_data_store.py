@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from burnish.data import migrate as migrate_module
 from burnish.data.guidelines import load_guidelines
-from burnish.data.store import LabelStore, Place, beside, shown, turned
+from burnish.data.store import LabelStore, Place, beside, shown
 from burnish.errors import DataError
 from burnish.records import Comparison, Label, Message, Prompt, Response
 
@@ -200,11 +201,12 @@ def test_a_label_keeps_which_side_was_shown_first_and_when(store: LabelStore) ->
     store.add_labels(told)
     assert list(store.labels()) == told
     assert [label.at for label in store.labels()] == ["2026-01-02T03:04:05"] * 2
-    assert (turned(told[0]).preference, turned(told[0]).swapped, turned(told[1]).swapped) == (
-        0.0,
-        False,
-        None,
-    )
+    other_way = Comparison(c.prompt, c.second, c.first)
+    assert store.as_stored([(c, told[0]), (other_way, told[0]), (other_way, told[1])]) == [
+        told[0],
+        replace(told[0], preference=0.0, swapped=False),
+        replace(told[1], preference=0.0),
+    ]
 
 
 def test_a_store_is_taken_over_as_it_was(store: LabelStore, tmp_path: Path) -> None:
@@ -231,6 +233,9 @@ def test_a_consensus_of_ones_own_takes_the_place_of_the_mean(store: LabelStore) 
     [
         ("mysql://u:secret@h/d", "cannot be opened"),
         ("postgresql+psycopg://u:secret@127.0.0.1:1/d", "cannot be reached"),
+        ("postgresql+psycopg://u:secret@word:more@h/d", "cannot be opened"),
+        ("postgresql+psycopg:/u:secret@h/d", "cannot be opened"),
+        ("postgresql+psycopg://u@127.0.0.1:1/d?sslpassword=secret", "cannot be reached"),
         ("nonsense://", "cannot be opened"),
     ],
 )

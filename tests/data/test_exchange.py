@@ -64,20 +64,30 @@ def test_a_ranking_of_four_is_six_labels_that_share_time_and_money(store: LabelS
 def test_loading_again_or_what_was_dumped_changes_nothing(store: LabelStore, tmp_path: Path) -> None:
     rows = [
         {"prompt": "g", "responses": ["right", "wrong"], "preference": 1, "gold": True},
-        pair(1, shown=[1, 0], seconds=4.0, cost=0.25, source="judge", at="2026-01-02T03:04:05"),
+        pair(
+            1,
+            shown=[1, 0],
+            seconds=4.0,
+            cost=0.25,
+            strength=2.0,
+            guidelines="g",
+            source="judge",
+            at="2026-01-02T03:04:05",
+        ),
         pair(2, preference=0.3, annotator="bea"),
+        pair(3, responses=["", " "]),
         pair(2, preference=0.0, annotator="cy", responses=["y", "x"]),
         {"prompt": "g", "responses": ["wrong", "right"], "preference": 1, "annotator": "ann"},
     ]
     file = written(tmp_path / "l.jsonl", rows)
     found = load_labels(store, file)
-    assert (found.gold, found.checks, found.comparisons, found.labels) == (1, 1, 2, 3)
+    assert (found.gold, found.checks, found.comparisons, found.labels) == (1, 1, 3, 4)
     (check,) = store.checks()
     assert check.preference == 0.0, "as the gold question stands"
-    assert [label.preference for label in store.labels()] == [1.0, 0.3, 1.0]
+    assert [label.preference for label in store.labels()] == [1.0, 0.3, 1.0, 1.0]
     assert load_labels(store, file).labels == 0
     out = tmp_path / "dumped.jsonl.gz"
-    assert dump_labels(store, out) == 5
+    assert dump_labels(store, out) == 6
     with LabelStore(tmp_path / "other.sqlite") as other:
         load_labels(other, out)
         assert list(other.labels()) == list(store.labels())
@@ -104,7 +114,20 @@ def test_a_label_that_contradicts_its_giver_is_counted_and_left_out(
         (pair(preference=1.5), "neither a ranking nor a preference between 0 and 1"),
         (pair(preference=True), "neither a ranking"),
         (pair(responses=["x", "y", "z"]), "a preference is between two responses"),
-        (pair(responses=["x", " x "]), "stands twice"),
+        (pair(responses=["x", "x"]), "stands twice"),
+        (pair(responses=["x", "y\x00"]), "NUL character"),
+        (pair(responses=["x", "\ud800"]), "half a character"),
+        (pair(cost=float("nan")), "no number from 0 up"),
+        (pair(seconds=float("inf")), "no number from 0 up"),
+        (pair(models=5), "models does not fit"),
+        (pair(strength="much"), "strength is no number"),
+        ({"prompt": "q", "responses": ["x", "y"], "ranking": [[[0]], [1]], "annotator": "a"}, "does not fit"),
+        (
+            {"prompt": "q", "responses": ["x", "y"], "ranking": [[True], [False]], "annotator": "a"},
+            "does not fit",
+        ),
+        ({"prompt": "q", "responses": ["x", "y"], "preference": 0.5, "gold": True}, "it ties"),
+        ({"prompt": "q", "responses": ["x", "y"], "ranking": [[0, 1]], "gold": True}, "it ties"),
         (pair(source="robot"), "source is none of simulated, imported, human, judge"),
         (pair(seconds=-1), "no number from 0 up"),
         (pair(cost="1"), "no number from 0 up"),

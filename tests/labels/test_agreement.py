@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from burnish.cli import app
 from burnish.data.store import LabelStore
 from burnish.errors import DataError
-from burnish.labels.agreement import alpha, alpha_interval, flip_rate, hits_of
+from burnish.labels.agreement import alpha, alpha_interval, flip_rate, hits_of, pairwise_agreement
 from burnish.labels.consensus import consensus_of, votes_of, weigh
 from burnish.pipeline.agreeing import agreement
 from burnish.records import Comparison, Label, Prompt, Response
@@ -179,6 +179,10 @@ def test_gold_questions_find_who_fails_them(tmp_path: Path) -> None:
     assert "fails gold" not in rows["a"]["flags"], "20 of 30, where 21 were asked for"
     assert "fails gold" in rows["b"]["flags"]
     assert rows["c"]["gold"] is None
+    with LabelStore(path) as store:
+        store.add_checks(Label(c.id, "gone", 0.0, "human", cost=0.5) for c in golden)
+    gone = {row["annotator"]: row for row in agreement(path)["annotators"]}["gone"]
+    assert (gone["labels"], gone["flags"], gone["cost"]) == (0, ["fails gold"], 15.0)
 
 
 def test_weighing_beats_the_mean_where_annotators_differ_and_is_the_mean_without_overlap() -> None:
@@ -215,9 +219,52 @@ def test_a_lone_label_beside_others_keeps_its_value_and_ties_count_half() -> Non
 
 def test_flip_rate_golden() -> None:
     """Consensus .8 and .6 of the first: labels that say first are wrong with .2 and .4, the one for second with .8."""
-    votes = votes_of([label(1, "a", 1.0), label(1, "b", 0.0), label(2, "a", 1.0), label(2, "b", 0.5)])
-    assert flip_rate(votes, np.array([0.8, 0.6])) == pytest.approx((0.2 + 0.8 + 0.4) / 3)
-    assert flip_rate(votes_of([label(1, "a", 0.5)]), np.array([0.5])) is None
+    votes = votes_of(
+        [label(1, "a", 1.0), label(1, "b", 0.0), label(2, "a", 1.0), label(2, "b", 0.5), label(3, "a", 1.0)]
+    )
+    assert flip_rate(votes, np.array([0.8, 0.6, 1.0])) == pytest.approx((0.2 + 0.8 + 0.4) / 3)
+    assert flip_rate(votes_of([label(1, "a", 0.5), label(1, "b", 0.5)]), np.array([0.5])) is None
+
+
+def test_pairwise_agreement_golden() -> None:
+    """Three of one question, two against one: one pair of three agrees; two of another agree; a tie is no side."""
+    votes = votes_of(
+        [
+            label(1, "a", 1),
+            label(1, "b", 1),
+            label(1, "c", 0),
+            label(2, "a", 0),
+            label(2, "b", 0),
+            label(2, "c", 0.5),
+        ]
+    )
+    assert pairwise_agreement(votes) == pytest.approx(2 / 4)
+    assert pairwise_agreement(votes_of([label(1, "a", 1.0)])) is None
+
+
+def test_labels_stand_by_their_times() -> None:
+    given = [label(q, "a", float(q), at=f"2026-01-0{3 - q}T00:00:00") for q in (0, 1)]
+    votes = votes_of(given)
+    assert [votes.ids[c] for c in votes.comparison] == ["1", "0"]
+    assert votes.value.tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("value", [0.5, 1.0])
+def test_a_crowd_that_always_says_the_same_is_told_of(tmp_path: Path, value: float) -> None:
+    labels = [label(q, who, value) for q in range(30) for who in "ab"]
+    shown = CliRunner().invoke(app, ["label", "agree", str(stored(tmp_path / "l.sqlite", labels, 30))])
+    assert shown.exit_code == 0, shown.output
+    assert "nothing to differ about" in shown.output
+
+
+def test_who_is_as_good_as_the_crowd_is_not_found_to_differ(tmp_path: Path) -> None:
+    """Nine of ten agree: by flipping signs around .9 a fifth of such annotators would be found."""
+    found = 0
+    for seed in range(8):
+        people = {f"p{k}": 0.95 for k in range(6)}
+        report = agreement(stored(tmp_path / f"{seed}.sqlite", crowd(60, seed, people), 60))
+        found += sum(f["p"] < 0.05 for f in report["findings"] if f["name"].startswith("agreement"))
+    assert found <= 5, "of 48"
 
 
 def test_judges_are_told_apart_from_people(tmp_path: Path) -> None:

@@ -30,6 +30,17 @@ def test_a_curve_without_noise_is_recovered() -> None:
     assert curve.labels_for(0.86)["value"] is None
 
 
+def test_curves_of_any_shape_are_fitted() -> None:
+    """Steep ones, and ones below chance: a single split may look like either."""
+    for row in (
+        [0.5, 0.97, 0.97, 0.97, 0.97],
+        [0.45, 0.4, 0.47, 0.44, 0.46],
+        [0.9, 0.8, 0.7, 0.6, 0.5],
+        [1.0] * 5,
+    ):
+        assert 0.4 < fit_curve(SIZES, np.array([row] * 3), 1 / 3).at(1000).value <= 1.0
+
+
 def test_the_interval_grows_with_the_distance_and_with_noise() -> None:
     curve, louder = (fit_curve(SIZES, curves(noise), 1 / 3) for noise in (0.01, 0.03))
 
@@ -55,8 +66,9 @@ def test_the_interval_is_corrected_for_what_splits_share() -> None:
 
 
 def test_what_a_judge_is_worth_golden() -> None:
-    """Agreement .8 with people of whom two agree on .82: (2 * .8 - 1)^2 / (2 * .82 - 1) = .36 / .64."""
-    assert worth_of_judge(0.8, 0.82) == pytest.approx(0.5625)
+    """Agreement .8 with people of whom two agree on .82: ((2 * .8 - 1) / (2 * .82 - 1))^2 = (.6 / .64)^2."""
+    assert worth_of_judge(0.8, 0.82) == pytest.approx(0.8789, abs=1e-4)
+    assert worth_of_judge(0.75, 0.75) == pytest.approx(1.0), "whoever agrees as a person does is worth one"
     assert worth_of_judge(0.8, None) == pytest.approx(0.36)
     assert worth_of_judge(0.5, 0.82) == 0.0
     assert worth_of_judge(0.3, 0.82) == 0.0

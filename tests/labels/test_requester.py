@@ -110,11 +110,11 @@ def test_who_was_stopped_after_asking_finds_what_was_made(batch: tuple[Path, Pat
         pass
 
     class Killed(Requester):
-        def _keep(self, item: str, hit: Any, cost: float) -> None:
+        def _keep(self, item: str, hit: Any, job: Job) -> None:
             made.append({"item": item, "annotation": self._annotation(item)})
             if len(made) == 3:
                 raise Stopped
-            super()._keep(item, hit, cost)
+            super()._keep(item, hit, job)
 
     with Stubber(api) as stub:
         stub_sending(stub, 3)
@@ -148,7 +148,7 @@ def test_who_was_stopped_after_asking_finds_what_was_made(batch: tuple[Path, Pat
 def test_neither_the_budget_nor_the_account_is_overrun(batch: tuple[Path, Path]) -> None:
     _, folder = batch
     with pytest.raises(
-        ConfigError, match=r"9 items for 2 workers at 0.120 dollars with the fee come to 2.16, more"
+        ConfigError, match=r"9 items for 2 workers at 0.120 dollars with the fee come to 2.16, with"
     ):
         send(Requester(client(), folder), JOB, 2.15, lambda n: None)
     api = client()
@@ -157,12 +157,51 @@ def test_neither_the_budget_nor_the_account_is_overrun(batch: tuple[Path, Path])
         with pytest.raises(ConfigError, match=r"the account has 2.00 dollars, 2.16 are needed"):
             send(Requester(api, folder), JOB, 10.0, lambda n: None)
     assert not (folder / "hits.jsonl").exists()
+    sent(folder)
+    lines = (folder / "hits.jsonl").read_text().splitlines(keepends=True)
+    (folder / "hits.jsonl").write_text("".join(lines[:-2]))  # the last item has still to be offered
+    with pytest.raises(
+        ConfigError, match=r"1 items for 2 .* come to 0.24, with what was offered before to 2.16: more"
+    ):
+        send(Requester(client(), folder), JOB, 2.0, lambda n: None)
+
+
+def test_a_line_that_was_cut_off_is_asked_about_again(batch: tuple[Path, Path]) -> None:
+    _, folder = batch
+    made = sent(folder)
+    whole = (folder / "hits.jsonl").read_text()
+    (folder / "hits.jsonl").write_text(whole[:-20])
+    found = Requester(client(), folder)
+    assert len(found.hits) == 8
+    assert found.unsure == set(made.hits) - set(found.hits)
+
+
+def test_what_the_market_refuses_is_said_and_what_it_made_is_kept(batch: tuple[Path, Path]) -> None:
+    _, folder = batch
+    api = client()
+    with Stubber(api) as stub:
+        stub_sending(stub, 2)
+        stub.add_client_error("create_hit", "RequestError", "No more today")
+        with pytest.raises(RunError, match=r"No more today.*what was done before is kept"):
+            send(Requester(api, folder), JOB, 10.0, lambda n: None)
+    found = Requester(client(), folder)
+    assert (len(found.hits), len(found.unsure)) == (2, 1)
+
+
+def test_a_page_that_is_too_large_is_said_before_anything_is_paid(batch: tuple[Path, Path]) -> None:
+    _, folder = batch
+    (folder / "template.html").write_text("x" * 70000)
+    with pytest.raises(DataError, match="the market takes 65535"):
+        send(Requester(client(), folder), JOB, 10.0, lambda n: None)
 
 
 def test_fees() -> None:
     assert Job(0.5, 3).cost == pytest.approx(0.6)
     assert Job(0.5, 10).cost == pytest.approx(0.7)
     assert Job(0.02, 3).cost == pytest.approx(0.03), "a cent at least"
+    for reward in (0.016, 0.0, -1.0):
+        with pytest.raises(ConfigError, match="whole cents"):
+            Job(reward)
 
 
 def test_the_sandbox_and_the_market_are_not_mixed_up(batch: tuple[Path, Path]) -> None:
@@ -281,6 +320,7 @@ def test_a_page_keeps_markup_as_text_and_cannot_end_its_section() -> None:
     assert "<script>" not in content
     assert "<p>a &lt;i&gt; &#36;{answer_a} ]]&gt;</p>" in content
     assert "<p>&lt;script&gt;x&lt;/script&gt;</p><p>line<br>line</p>" in content
+    assert ElementTree.fromstring(question(Item("i", "a\x01b", "x", "y", None, False), template))[0].text
     assert ElementTree.fromstring(question(item, template + "]]>"))[0].text == content.replace(
         "</p></body>", "</p>]]></body>"
     )
