@@ -43,6 +43,18 @@ StoreArg = Annotated[
     str, typer.Argument(help="A label store: a .sqlite file, the run it lies in, or a URL of PostgreSQL.")
 ]
 
+EndpointOption = Annotated[
+    str | None, typer.Option(help="Base URL of an OpenAI-compatible API; without: a local model.")
+]
+KeyOption = Annotated[str, typer.Option(help="Environment variable with the key.")]
+GgufOption = Annotated[str | None, typer.Option(help="A GGUF file of a local model.")]
+RubricOption = Annotated[str | None, typer.Option(help="Template of the question.")]
+BudgetOption = Annotated[float | None, typer.Option(help="Dollars at most.")]
+PriceInOption = Annotated[float, typer.Option(help="Dollars for a million tokens of questions.")]
+PriceOutOption = Annotated[float, typer.Option(help="Dollars for a million tokens of answers.")]
+ConcurrencyOption = Annotated[int, typer.Option(min=1, help="Questions at once.")]
+OnlyOption = Annotated[Path | None, typer.Option(help="Only those in this file of `burnish label select`.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 PageOption = Annotated[Path | None, typer.Option(help="Page to write as well, .html.")]
 
 
@@ -71,22 +83,18 @@ def store_place(given: str) -> Place:
 def judge(
     store: StoreArg,
     model: Annotated[str, typer.Option(help="The model: its name at the endpoint, or a local folder.")],
-    endpoint: Annotated[
-        str | None, typer.Option(help="Base URL of an OpenAI-compatible API; without: a local model.")
-    ] = None,
-    api_key_env: Annotated[str, typer.Option(help="Environment variable with the key.")] = "OPENAI_API_KEY",
-    gguf_file: Annotated[str | None, typer.Option(help="A GGUF file of a local model.")] = None,
-    rubric: Annotated[str | None, typer.Option(help="Template of the question.")] = None,
+    endpoint: EndpointOption = None,
+    api_key_env: KeyOption = "OPENAI_API_KEY",
+    gguf_file: GgufOption = None,
+    rubric: RubricOption = None,
     guidelines: Annotated[str | None, typer.Option(help="What labelers go by.")] = None,
-    budget: Annotated[float | None, typer.Option(help="Dollars at most.")] = None,
-    price_in: Annotated[float, typer.Option(help="Dollars for a million tokens of questions.")] = 0.0,
-    price_out: Annotated[float, typer.Option(help="Dollars for a million tokens of answers.")] = 0.0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 8,
-    only: Annotated[
-        Path | None, typer.Option(help="Only those in this file of `burnish label select`.")
-    ] = None,
+    budget: BudgetOption = None,
+    price_in: PriceInOption = 0.0,
+    price_out: PriceOutOption = 0.0,
+    concurrency: ConcurrencyOption = 8,
+    only: OnlyOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Comparisons at most.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Ask an AI judge about every comparison that has no label yet, in both orders. Answers are kept beside the store
     (NAME.judge.jsonl): started again it goes on, and asks nothing twice."""
@@ -114,12 +122,10 @@ def audit(
     model: Annotated[
         str | None, typer.Option(help="The judge: its name at the endpoint, or a folder.")
     ] = None,
-    endpoint: Annotated[
-        str | None, typer.Option(help="Base URL of an OpenAI-compatible API; without: a local model.")
-    ] = None,
-    api_key_env: Annotated[str, typer.Option(help="Environment variable with the key.")] = "OPENAI_API_KEY",
-    gguf_file: Annotated[str | None, typer.Option(help="A GGUF file of a local model.")] = None,
-    rubric: Annotated[str | None, typer.Option(help="Template of the question.")] = None,
+    endpoint: EndpointOption = None,
+    api_key_env: KeyOption = "OPENAI_API_KEY",
+    gguf_file: GgufOption = None,
+    rubric: RubricOption = None,
     rewording: Annotated[str | None, typer.Option(help="Another template, for the probe wording.")] = None,
     guidelines: Annotated[str | None, typer.Option(help="What labelers go by.")] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Comparisons.")] = 200,
@@ -136,13 +142,13 @@ def audit(
     ids: Annotated[
         str | None, typer.Option(help="Of a file only rankings whose id this pattern matches.")
     ] = None,
-    budget: Annotated[float | None, typer.Option(help="Dollars at most.")] = None,
-    price_in: Annotated[float, typer.Option(help="Dollars for a million tokens of questions.")] = 0.0,
-    price_out: Annotated[float, typer.Option(help="Dollars for a million tokens of answers.")] = 0.0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 8,
+    budget: BudgetOption = None,
+    price_in: PriceInOption = 0.0,
+    price_out: PriceOutOption = 0.0,
+    concurrency: ConcurrencyOption = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
     page: PageOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """What a judge goes by besides the worth of answers. On a store: position, padding, contradictions, wording, and
     length and its own hand against people's labels. On rankings: place, second readings. Answers are kept in
@@ -178,7 +184,7 @@ def agree(
         ConsensusName, typer.Option(help="How labels are weighed.")
     ] = ConsensusName.DAWID_SKENE,
     page: PageOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Whether annotators agree, and who cannot be relied on: Krippendorff's alpha, gold questions, agreement with the
     others, a lean to a place or to length, drift, spammers. Judges count as annotators."""
@@ -212,7 +218,7 @@ def route_(
     out: Annotated[Path | None, typer.Option(help="File to write: those for people, for --only.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
     page: PageOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Which comparisons the judge may answer alone, and which people are to see: its confidence is fitted on
     comparisons that both have labelled (drawn at random); the agreement asked holds but for a risk of 5 %. Costs
@@ -252,7 +258,7 @@ def plan_(
     store: Annotated[str | None, typer.Option(help="A store other than the run's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the splits.")] = 0,
     page: PageOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """How many labels will do, and what they cost: a learning curve of a linear reward on the run's features, carried
     on with its interval; mixes of judge and people; prompts that show a win rate."""
@@ -291,7 +297,7 @@ def load(
     ],
     file: Annotated[Path, typer.Argument(help="JSON lines, .gz or not.")],
     guidelines: Annotated[str | None, typer.Option(help="What the labels were given by.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Add labels to a store: prompt, responses (two or more), ranking or preference, annotator; perhaps shown, seconds,
     cost, at, source, models, ended. Rows with `gold: true` are questions whose answer is known; they come first."""
@@ -313,7 +319,7 @@ def dump(
     file: Annotated[Path, typer.Argument(help="File to write, .jsonl or .jsonl.gz.")],
     as_: Annotated[DumpName, typer.Option("--as", help="labels can be loaded again.")] = DumpName.LABELS,
     consensus: Annotated[ConsensusName, typer.Option(help="Of pairs and rankings.")] = ConsensusName.MEAN,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a store's labels, or what they come to: pairs of a chosen and a rejected answer, or rankings."""
     from burnish.data.exchange import dump_labels, dump_rankings
@@ -341,9 +347,7 @@ def export(
     folder: Annotated[Path, typer.Argument(help="New folder for the batch.")],
     vendor: Annotated[VendorName, typer.Option(help="Whose shape it is to have.")],
     n: Annotated[int | None, typer.Option("--n", min=1, help="Comparisons at most.")] = None,
-    only: Annotated[
-        Path | None, typer.Option(help="Only those in this file of `burnish label select`.")
-    ] = None,
+    only: OnlyOption = None,
     redundancy: Annotated[int, typer.Option(min=1, help="Workers who answer each item.")] = 3,
     gold: Annotated[
         Path | None, typer.Option(help="Preference pairs whose answer is beyond doubt, to be mixed in.")
@@ -351,7 +355,7 @@ def export(
     gold_share: Annotated[float, typer.Option(min=0.0, max=0.5, help="Their share of the batch.")] = 0.1,
     guidelines: Annotated[str | None, typer.Option(help="What labelers go by.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the shuffle.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write comparisons that have no label yet as a batch for a vendor: sides shuffled, gold questions mixed in. The
     file key.jsonl is ours: without it nothing can be imported, and no worker may see it."""
@@ -382,7 +386,7 @@ def import_(
         float, typer.Option(min=0.0, max=1.0, help="Share of gold questions that a worker must get right.")
     ] = 0.7,
     pay: Annotated[float, typer.Option(min=0.0, help="Dollars a row, where results do not say.")] = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Take a vendor's results back as labels. What cannot be used is kept beside the results, with its reason; the same
     file again changes nothing."""
@@ -416,7 +420,7 @@ def select(
     ] = 0.1,
     store: Annotated[str | None, typer.Option(help="A store other than the run's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Choose comparisons without a label that are worth one: where the reward models disagree, beside a random part.
     Give the file to `label export`, `label terminal` or `label judge` as --only."""
@@ -439,9 +443,7 @@ def select(
 def terminal(
     store: StoreArg,
     name: Annotated[str, typer.Option(help="Who is answering; answers of others are asked again.")],
-    only: Annotated[
-        Path | None, typer.Option(help="Only those in this file of `burnish label select`.")
-    ] = None,
+    only: OnlyOption = None,
     guidelines: Annotated[str | None, typer.Option(help="What labelers go by.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Comparisons at most.")] = None,
     most: Annotated[

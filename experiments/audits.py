@@ -21,6 +21,11 @@ from burnish.records import Label
 
 AUDITS, PAIRS = 10, 200
 PEOPLE = 0.85  # of answers that go by worth
+# What a judge that likes words is right to be found with: every change that adds some.
+WORDY = (
+    *("verbosity", "filler", "answer_repeated", "stock_phrases", "flattery", "empty_format"),
+    "claim",
+)
 FAULTS = {
     "none": ({}, ()),
     "position 0.3": ({"position": 0.3}, ("position",)),
