@@ -71,8 +71,6 @@ def write_labels(path: Path) -> None:
 
 
 def main() -> None:
-    for width in (256, 576):
-        print(f"D-optimal, 1,000 of 100,000, {width} features: {select(width):.1f} s")
     with tempfile.TemporaryDirectory() as folder:
         room = Path(folder)
         write_labels(room / "labels.jsonl")
@@ -90,6 +88,8 @@ def main() -> None:
             print(f"label {command[0]}: {took:.1f} s")
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
         print(f"together {whole:.1f} s, at most {peak:.0f} MiB")
+    for width in (256, 576):
+        print(f"D-optimal, 1,000 of 100,000, {width} features: {select(width):.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a comparison's labels come to: how far its first side is preferred, by their mean, or with everybody weighed by
-how well they agree with the rest (Dawid and Skene 1979, by crowd-kit).
+how well they agree with the rest (Dawid and Skene 1979, by crowd-kit). One skill an annotator: which side is stored
+first means nothing, so that a matrix of confusions of first and second has nothing to learn.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ How = Literal["mean", "dawid_skene"]
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int32]
 ITERATIONS = 50
-WHOLE = 30  # labels of the median annotator from which everybody gets a confusion matrix, not one figure
 SURE = 1e-3  # no consensus of a model is surer than this
 
 
@@ -88,18 +88,16 @@ def weigh(votes: Votes, how: How) -> Weighed:
 
 def _dawid_skene(votes: Votes, mean: Array, counts: npt.NDArray[np.intp], overlap: float) -> Weighed:
     import pandas
-    from crowdkit.aggregation import DawidSkene, OneCoinDawidSkene
+    from crowdkit.aggregation import OneCoinDawidSkene
 
     said = np.where(votes.value > 0.5, "first", np.where(votes.value < 0.5, "second", "tie"))
     told = counts[votes.comparison] > 1  # a lone label says nothing of whoever gave it
     table = pandas.DataFrame(
         {"task": votes.comparison[told], "worker": votes.annotator[told], "label": said[told]}
     )
-    given = np.bincount(votes.annotator[told], minlength=len(votes.names))
-    whole = np.median(given[given > 0]) >= WHOLE
     with warnings.catch_warnings():  # what crowd-kit asks of pandas is said to go in pandas 4
         warnings.simplefilter("ignore", DeprecationWarning)
-        model: Any = (DawidSkene if whole else OneCoinDawidSkene)(n_iter=ITERATIONS).fit(table)
+        model: Any = OneCoinDawidSkene(n_iter=ITERATIONS).fit(table)
     probabilities = model.probas_
     zero = np.zeros(len(probabilities))
     first, tie = (
@@ -108,23 +106,9 @@ def _dawid_skene(votes: Votes, mean: Array, counts: npt.NDArray[np.intp], overla
     )
     consensus = mean.copy()
     consensus[np.asarray(probabilities.index)] = np.clip(first + tie / 2, SURE, 1 - SURE)
-    return Weighed(consensus, _accuracy(model, len(votes.names)), overlap)
-
-
-def _accuracy(model: Any, size: int) -> Array:
-    """(A,) probability of everybody's saying the side that is better, both sides alike; nan for who was not weighed."""
-    found = np.full(size, np.nan)
-    if hasattr(model, "skills_"):
-        found[np.asarray(model.skills_.index)] = model.skills_.to_numpy()
-        return found
-    errors = model.errors_  # rows (annotator, said), columns what is true
-    sides = [side for side in ("first", "second") if side in errors.columns]
-    if not sides:  # everybody ties
-        return found
-    for annotator, said in errors.groupby(level=0):
-        rows = said.droplevel(0)
-        found[annotator] = np.mean([rows.loc[side, side] if side in rows.index else 0.0 for side in sides])
-    return found
+    accuracy = np.full(len(votes.names), np.nan)
+    accuracy[np.asarray(model.skills_.index)] = model.skills_.to_numpy()
+    return Weighed(consensus, accuracy, overlap)
 
 
 def consensus_of(labels: Iterable[Label], how: How) -> Mapping[str, float]:
