@@ -67,8 +67,8 @@ def votes_of(labels: Iterable[Label]) -> Votes:
 
 @dataclass(frozen=True)
 class Weighed:
-    """`consensus` (N,) of every comparison; `accuracy` of every annotator, how often they say what the consensus says
-    (ties apart), None by the mean; `overlap`, the share of comparisons with two labels or more."""
+    """`consensus` (N,) of every comparison; `accuracy` (A,) of every annotator, the skill the model gives them (nan
+    for who was not weighed), None by the mean; `overlap`, the share of comparisons with two labels or more."""
 
     consensus: Array
     accuracy: Array | None
