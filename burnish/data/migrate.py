@@ -9,7 +9,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, func, select
 
-HEAD = "0003"
+HEAD = "0004"
 WRITERS = 7255  # the advisory lock of whoever writes to a store on PostgreSQL
 
 

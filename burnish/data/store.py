@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 from sqlalchemy import create_engine, event, func, make_url, select
@@ -96,6 +97,9 @@ class LabelStore:
             raise DataError(
                 f"the label store runs on SQLite or PostgreSQL, not on {self.engine.dialect.name}; give such a URL"
             )
+        self._one_writer = (
+            Lock()
+        )  # threads of one process wait here, not in SQLite, which tries again and again
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine, "connect", _sqlite_settings)
         try:
@@ -117,13 +121,20 @@ class LabelStore:
         self.close()
 
     @contextmanager
-    def _writing(self) -> Iterator[Session]:
-        """One transaction. On PostgreSQL writers wait for each other, as they do on SQLite: numbers are then given in
-        the order in which rows come to be seen, and a snapshot by number stays what it was."""
-        with Session(self.engine) as session, session.begin():
+    def writing(self) -> Iterator[Session]:
+        """One transaction, of one writer at a time: what it reads stays as it is until it ends. On PostgreSQL writers
+        wait for each other, as they do on SQLite: numbers are then given in the order in which rows come to be seen,
+        and a snapshot by number stays what it was."""
+        with self._one_writer, Session(self.engine) as session, session.begin():
             if self.engine.dialect.name == "postgresql":
                 session.execute(select(func.pg_advisory_xact_lock(WRITERS)))
+            else:
+                session.connection().exec_driver_sql("BEGIN IMMEDIATE")
             yield session
+
+    def reading(self) -> Session:
+        """A session to read with, closed by `with`."""
+        return Session(self.engine)
 
     def add_comparisons(self, comparisons: Iterable[Comparison]) -> int:
         """Store comparisons with their prompts and responses, in one transaction; returns how many are new.
@@ -131,7 +142,7 @@ class LabelStore:
         When the same question is there with its sides swapped, the stored order stays: ask `stored` before
         labelling a comparison that did not come from this store.
         """
-        with self._writing() as session:
+        with self.writing() as session:
             new = 0
             for chunk in _chunks(comparisons):
                 self._insert_texts(session, chunk)
@@ -141,12 +152,16 @@ class LabelStore:
     def add_labels(self, labels: Iterable[Label], round: int = 0) -> int:
         """Append labels in one transaction; a repetition of (comparison, annotator, round) is left out. Returns
         how many are new."""
+        with self.writing() as session:
+            return self.put_labels(session, labels, round)
+
+    def put_labels(self, session: Session, labels: Iterable[Label], round: int = 0) -> int:
+        """`add_labels` as a part of a transaction."""
         now = _now()
-        with self._writing() as session:
-            return sum(
-                self._insert(session, LabelRow, [_label_row(label, round, now) for label in chunk])
-                for chunk in _chunks(labels)
-            )
+        return sum(
+            self._insert(session, LabelRow, [_label_row(label, round, now) for label in chunk])
+            for chunk in _chunks(labels)
+        )
 
     def differing(self, labels: Iterable[Label], round: int = 0) -> int:
         """How many of these labels the store has with another answer: of the same annotator, to the same question. They
@@ -162,7 +177,7 @@ class LabelStore:
     def add_gold(self, questions: Iterable[tuple[Comparison, float]]) -> int:
         """Keep questions whose answer is known, each with how far its first side is to be preferred; returns how many
         are new."""
-        with self._writing() as session:
+        with self.writing() as session:
             new = 0
             for chunk in _chunks(questions):
                 self._insert_texts(session, [c for c, _ in chunk])
@@ -179,12 +194,16 @@ class LabelStore:
 
     def add_checks(self, answers: Iterable[Label], round: int = 0) -> int:
         """Append answers to gold questions (their `comparison_id` is the question's); returns how many are new."""
+        with self.writing() as session:
+            return self.put_checks(session, answers, round)
+
+    def put_checks(self, session: Session, answers: Iterable[Label], round: int = 0) -> int:
+        """`add_checks` as a part of a transaction."""
         now = _now()
-        with self._writing() as session:
-            return sum(
-                self._insert(session, CheckRow, [_check_row(label, round, now) for label in chunk])
-                for chunk in _chunks(answers)
-            )
+        return sum(
+            self._insert(session, CheckRow, [_check_row(label, round, now) for label in chunk])
+            for chunk in _chunks(answers)
+        )
 
     def checks(self) -> Iterator[Label]:
         """Answers to gold questions, in the order they were given."""
@@ -211,7 +230,7 @@ class LabelStore:
             for chunk in _chunks(comparisons):
                 query = select(table.id, table.first_id).where(table.id.in_({c.id for c in chunk}))
                 first = {row.id: row.first_id for row in session.execute(query)}
-                ours = [(c.id, _response_id(c.prompt, c.first)) for c in chunk]
+                ours = [(c.id, response_id(c.prompt, c.first)) for c in chunk]
                 found += [first.get(i, side) != side for i, side in ours]
         return found
 
@@ -231,7 +250,7 @@ class LabelStore:
 
     def add_guidelines(self, guidelines: Guidelines) -> str:
         """Keep a wording; its id, to be given with labels."""
-        with self._writing() as session:
+        with self.writing() as session:
             row = {"id": guidelines.id, "text": guidelines.text}
             self._insert(session, GuidelinesRow, [row])
         return guidelines.id
@@ -306,11 +325,16 @@ class LabelStore:
             for value, text, messages, *pair in rows:
                 yield value, Comparison(_prompt(text, messages), Response(*pair[:3]), Response(*pair[3:]))
 
+    def find(self, ids: Sequence[str], *, gold: bool = False) -> list[Comparison]:
+        """Those of these that the store has, in its order: comparisons, or gold questions."""
+        table: Any = GoldRow if gold else ComparisonRow
+        return [c for _, c in self._questions(table, table.id.in_(ids))]
+
     def stored(self, comparison: Comparison) -> Comparison:
         """The comparison with its sides in the stored order (as given when it is not stored)."""
         with Session(self.engine) as session:
             row = session.scalar(select(ComparisonRow).where(ComparisonRow.id == comparison.id))
-        if row is None or row.first_id == _response_id(comparison.prompt, comparison.first):
+        if row is None or row.first_id == response_id(comparison.prompt, comparison.first):
             return comparison
         return Comparison(comparison.prompt, comparison.second, comparison.first, comparison.round)
 
@@ -414,7 +438,7 @@ def _sqlite_settings(connection: Any, _: Any) -> None:
         "journal_mode=WAL",
         "foreign_keys=ON",
         "busy_timeout=10000",
-        "synchronous=NORMAL",
+        "synchronous=FULL",
         "cache_size=-65536",
     ):
         cursor.execute(f"PRAGMA {pragma}")
@@ -430,13 +454,14 @@ def _prompt(text: str, messages: str) -> Prompt:
     return Prompt(text, tuple(Message(*m) for m in json.loads(messages)) if messages != "[]" else ())
 
 
-def _response_id(prompt: Prompt, response: Response) -> str:
+def response_id(prompt: Prompt, response: Response) -> str:
+    """The id under which a store has a response."""
     return content_id("response", prompt.id, response.text)
 
 
 def _response_row(prompt: Prompt, response: Response) -> dict[str, Any]:
     return {
-        "id": _response_id(prompt, response),
+        "id": response_id(prompt, response),
         "prompt_id": prompt.id,
         "text": response.text,
         "source": response.source,
@@ -448,8 +473,8 @@ def _comparison_row(c: Comparison) -> dict[str, Any]:
     return {
         "id": c.id,
         "prompt_id": c.prompt.id,
-        "first_id": _response_id(c.prompt, c.first),
-        "second_id": _response_id(c.prompt, c.second),
+        "first_id": response_id(c.prompt, c.first),
+        "second_id": response_id(c.prompt, c.second),
         "round": c.round,
     }
 

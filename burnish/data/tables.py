@@ -97,3 +97,100 @@ class GuidelinesRow(Table):
     __tablename__ = "guidelines"
     id: Mapped[str] = mapped_column(primary_key=True)
     text: Mapped[str]
+
+
+class AccountRow(Table):
+    """Who may enter a page; `id` is the name, `password` a hash."""
+
+    __tablename__ = "accounts"
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    role: Mapped[str]
+    password: Mapped[str]
+    state: Mapped[str]
+    created: Mapped[str]
+
+
+class InvitationRow(Table):
+    """A link that makes an account; `id` is a hash of what stands in it."""
+
+    __tablename__ = "invitations"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    role: Mapped[str]
+    by: Mapped[str]
+    uses: Mapped[int]
+    expires: Mapped[float]
+
+
+class SessionRow(Table):
+    """Somebody who is in; `id` is a hash of what their browser holds."""
+
+    __tablename__ = "sessions"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    account: Mapped[str] = mapped_column(ForeignKey("accounts.id"), index=True)
+    expires: Mapped[float]
+
+
+class AuditRow(Table):
+    """Something that somebody did, or was refused."""
+
+    __tablename__ = "audit"
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    at: Mapped[str]
+    who: Mapped[str]
+    address: Mapped[str]
+    action: Mapped[str]
+    detail: Mapped[str]
+
+
+class TaskRow(Table):
+    """A question that was put to somebody: `shown` is a JSON list of response ids in their order, `until` when the
+    lease ends (open), or the answer can no longer be taken back (answered), `labels` what the answer comes to."""
+
+    __tablename__ = "tasks"
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    annotator: Mapped[str] = mapped_column(index=True)
+    kind: Mapped[str]
+    state: Mapped[str] = mapped_column(index=True)
+    shown: Mapped[str]
+    given: Mapped[float]
+    until: Mapped[float]
+    choice: Mapped[str | None]
+    reason: Mapped[str | None]
+    labels: Mapped[str | None]
+
+
+class AskedRow(Table):
+    """Which comparisons, or which gold question, a task asks about."""
+
+    __tablename__ = "asked"
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    task: Mapped[str] = mapped_column(ForeignKey("tasks.id"), index=True)
+    question: Mapped[str] = mapped_column(index=True)
+
+
+class SaveRow(Table):
+    """A save that was carried out, by the key its sender gave it."""
+
+    __tablename__ = "saves"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    task: Mapped[str] = mapped_column(ForeignKey("tasks.id"))
+
+
+class EditionRow(Table):
+    """A wording of the guidelines that was put up; the last one counts."""
+
+    __tablename__ = "editions"
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    guidelines: Mapped[str] = mapped_column(ForeignKey("guidelines.id"))
+    by: Mapped[str]
+    at: Mapped[str]
+
+
+class SettingRow(Table):
+    """What a page keeps for itself."""
+
+    __tablename__ = "settings"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]

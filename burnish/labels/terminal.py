@@ -13,55 +13,14 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from burnish.records import Comparison, Label, Prompt, Response, content_id
+from burnish.labels.questions import Question, labels_of, questions_of
+from burnish.records import Comparison, Label
 
 LETTERS = "abcdef"  # of the answers of one question
 ORDER = re.compile(r"[a-f](?:[>=]?[a-f])*")
 HELP = "{order}   s: skip   u: take the last answer back   g: guidelines   q: quit"
 PAIR = "a or b: the better answer   t: tie"
 RANKING = "best first, = between ties, e.g. b>a=c"
-
-
-@dataclass(frozen=True)
-class Question:
-    """Answers to one prompt, in the order they are shown, and the comparisons that an order of them answers."""
-
-    prompt: Prompt
-    shown: Sequence[Response]
-    comparisons: Sequence[Comparison]
-
-
-def questions_of(comparisons: Sequence[Comparison], most: int, annotator: str) -> list[Question]:
-    """A question a comparison; or, with `most` above two, one for up to so many answers to a prompt that are all to be
-    compared with each other. The order they are shown in is drawn from all names, so that it stays as it is."""
-    left = {c.id: c for c in comparisons}
-    by_prompt: dict[str, list[Comparison]] = {}
-    for c in comparisons:
-        by_prompt.setdefault(c.prompt.id, []).append(c)
-    found = []
-    for c in comparisons:
-        if c.id not in left:
-            continue
-        answers, asked = [c.first, c.second], [c]
-        waiting = [o for o in by_prompt[c.prompt.id] if o.id in left]
-        for answer in dict.fromkeys(r for o in waiting for r in (o.first, o.second)):
-            sides = {frozenset((answer.text, a.text)) for a in answers}
-            with_all = [o for o in waiting if frozenset((o.first.text, o.second.text)) in sides]
-            if len(answers) < most and answer not in answers and len(with_all) == len(answers):
-                answers.append(answer)
-                asked += with_all
-        for o in asked:
-            del left[o.id]
-        found.append(Question(c.prompt, _shuffled(answers, asked, annotator), asked))
-    return found
-
-
-def _shuffled(answers: Sequence[Response], asked: Sequence[Comparison], annotator: str) -> list[Response]:
-    names = sorted(c.id for c in asked)
-    if len(asked) == 1:
-        first, second = asked[0].first, asked[0].second
-        return [second, first] if int(content_id("terminal", annotator, *names), 16) % 2 else [first, second]
-    return sorted(answers, key=lambda a: content_id("terminal", annotator, *names, a.text))
 
 
 def read_order(typed: str, n: int) -> list[int] | None:
@@ -136,7 +95,7 @@ class Session:
             tiers = read_order(key, n)
             if tiers is not None:
                 self._settle()
-                self._last = (at, self._labels(question, tiers, round(self.clock() - began, 1)))
+                self._last = (at, self._labels(question, tiers, self.clock() - began))
                 return at + 1
             if key == "s":
                 self.skipped += 1
@@ -154,24 +113,9 @@ class Session:
                 self.console.print(HELP.format(order=PAIR if n == 2 else RANKING))
 
     def _labels(self, question: Question, tiers: Sequence[int], seconds: float) -> list[Label]:
-        """A label for every comparison that the order answers; they share its time."""
-        place = {r.text: i for i, r in enumerate(question.shown)}
-        found = []
-        for c in question.comparisons:
-            first, second = place[c.first.text], place[c.second.text]
-            value = 0.5 + 0.5 * ((tiers[first] < tiers[second]) - (tiers[first] > tiers[second]))
-            found.append(
-                Label(
-                    c.id,
-                    self.annotator,
-                    value,
-                    "human",
-                    seconds=seconds / len(question.comparisons),
-                    guidelines=self.guidelines_id,
-                    swapped=second < first,
-                )
-            )
-        return found
+        return labels_of(
+            question, tiers, self.annotator, seconds=round(seconds, 1), guidelines=self.guidelines_id
+        )
 
     def _settle(self) -> None:
         """Keep the answer that was still open to being taken back."""

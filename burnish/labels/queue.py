@@ -1,0 +1,559 @@
+"""Who is asked what next: leases, overlap, gold questions, practice, and answers that can be taken back for a while.
+
+The database decides, one writer at a time; what is held in memory only says where to look first. An answer is durable
+when `save` returns; it becomes a label when it can no longer be taken back (`settle`).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import islice
+from threading import RLock
+from typing import Any, Literal
+
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.orm import Session
+
+from burnish.data.store import LabelStore, response_id
+from burnish.data.tables import AskedRow, CheckRow, ComparisonRow, GoldRow, LabelRow, SaveRow, TaskRow
+from burnish.errors import DataError
+from burnish.labels.questions import Question, Sides, grouped, labels_of, question
+from burnish.records import Label, content_id
+
+Kind = Literal["compare", "rank"]
+GOLD = "gold"  # a task's kind, which nobody is told
+CHOICES = ("a3", "a2", "a1", "tie", "bad", "b1", "b2", "b3")
+"""Much better, better, slightly better: the answer shown first, or the one shown second; a tie; both are bad."""
+ASIDE = ("skip", "flag")
+OPEN, ANSWERED, SETTLED, RELEASED = "open", "answered", "settled", "released"
+STATES = {"skip": "skipped", "flag": "flagged"}
+BACK = 5  # answers that can be taken back
+AT_ONCE = 16  # candidates looked at together
+REBUILD = 5.0  # seconds between looks at the whole store
+LONGEST_REASON = 2000
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a project is labelled: people who see a comparison (`each`; `overlap_each` for a share `overlap` of them),
+    the share of gold questions, how many come first as practice and the share of these to be got right, how many
+    answers are ranked at once, seconds of a lease and to take an answer back, dollars an answer and for all."""
+
+    each: int = 1
+    overlap: float = 0.0
+    overlap_each: int = 2
+    gold_share: float = 0.05
+    practice: int = 5
+    least: float = 0.6
+    most: int = 2
+    lease: float = 1800.0
+    undo: float = 120.0
+    pay: float = 0.0
+    budget: float | None = None
+
+    def wanted(self, comparison: str) -> int:
+        """People who are to see it; which ones more see is decided by a hash."""
+        drawn = int(content_id("overlap", comparison), 16) / 2**64
+        return self.overlap_each if drawn < self.overlap else self.each
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question in somebody's hands; with `practice` they are told the answer afterwards."""
+
+    id: str
+    kind: Kind
+    question: Question
+    practice: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`choice` for two answers (`CHOICES`, or `ASIDE` for any task), `order` for more: the tier of each in the order
+    shown, 0 the best. `seconds` as the page measured them."""
+
+    choice: str | None = None
+    order: Sequence[int] | None = None
+    reason: str = ""
+    seconds: float | None = None
+    guidelines: str | None = None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A save that stands; `repeated` when it had been carried out before. Of practice, which of the answers shown is
+    the better one, and whether that was said."""
+
+    repeated: bool
+    better: Literal["a", "b"] | None = None
+    right: bool | None = None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far somebody has come: answers that stand, of practice how many there are, were given and were right."""
+
+    answers: int
+    practice: int
+    given: int
+    right: int
+
+
+class Refused(DataError):
+    """A save that is not carried out; `why` is unknown, not yours, answered, or bad."""
+
+    def __init__(self, why: str, message: str) -> None:
+        super().__init__(message)
+        self.why = why
+
+
+class Queue:
+    """One project's questions, for any number of annotators at once."""
+
+    def __init__(
+        self,
+        store: LabelStore,
+        rules: Rules,
+        only: Sequence[str] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.store, self.rules, self.clock = store, rules, clock
+        self._lock = RLock()
+        self._units: list[list[str]] = []
+        self._unit_of: dict[str, int] = {}
+        self._only = None if only is None else {i: at for at, i in enumerate(only)}
+        self._gold: list[str] = []
+        self._last = 0  # number of the newest comparison that is known here
+        self._live: dict[int, None] = {}  # units that may have room, in their order
+        self._busy: dict[int, float] = {}  # until when somebody has them
+        self._seen: dict[str, set[int]] = {}
+        self._rebuilt = 0.0
+        self._notice()
+        self._rebuild()
+
+    # What there is
+
+    def _notice(self) -> None:
+        """Comparisons and gold questions that have come since."""
+        columns = (ComparisonRow.number, ComparisonRow.id, ComparisonRow.prompt_id)
+        query = select(*columns, ComparisonRow.first_id, ComparisonRow.second_id)
+        with self.store.reading() as session:
+            rows = session.execute(query.where(ComparisonRow.number > self._last).order_by(columns[0])).all()
+            self._gold = list(session.scalars(select(GoldRow.id).order_by(GoldRow.number)))
+        if not rows:
+            return
+        self._last = rows[-1][0]
+        known = [Sides(*row[1:]) for row in rows]
+        if self._only is not None:
+            place = self._only
+            known = sorted((s for s in known if s.id in place), key=lambda s: place[s.id])
+        for asked in grouped(known, self.rules.most):
+            unit = len(self._units)
+            self._units.append([s.id for s in asked])
+            self._unit_of.update((s.id, unit) for s in asked)
+            self._live[unit] = None
+
+    def _rebuild(self) -> None:
+        """Where to look first, from the database."""
+        self._rebuilt = self.clock()
+        people: dict[str, int] = {}
+        with self.store.reading() as session:
+            given = select(LabelRow.comparison_id, func.count(LabelRow.annotator.distinct())).where(
+                LabelRow.source == "human"
+            )
+            for i, n in session.execute(given.group_by(LabelRow.comparison_id)):
+                people[i] = int(n)
+            state = select(AskedRow.question, TaskRow.state).join(TaskRow, TaskRow.id == AskedRow.task)
+            flagged = set()
+            for i, found in session.execute(state.where(TaskRow.state.in_((ANSWERED, STATES["flag"])))):
+                people[i] = people.get(i, 0) + 1
+                if found == STATES["flag"]:
+                    flagged.add(i)
+        self._live = {
+            unit: None
+            for unit, ids in enumerate(self._units)
+            if not flagged.intersection(ids) and any(people.get(i, 0) < self.rules.wanted(i) for i in ids)
+        }
+
+    def _seen_by(self, session: Session, annotator: str) -> set[int]:
+        if annotator not in self._seen:
+            mine = set(session.scalars(select(LabelRow.comparison_id).where(LabelRow.annotator == annotator)))
+            asked = select(AskedRow.question).join(TaskRow, TaskRow.id == AskedRow.task)
+            done = TaskRow.state.in_((ANSWERED, SETTLED, *STATES.values()))
+            mine |= set(session.scalars(asked.where(TaskRow.annotator == annotator, done)))
+            self._seen[annotator] = {self._unit_of[i] for i in mine if i in self._unit_of}
+        return self._seen[annotator]
+
+    def progress(self) -> tuple[int, int]:
+        """Questions that nobody needs to be asked any more, and all."""
+        with self._lock:
+            return len(self._units) - len(self._live), len(self._units)
+
+    # Next
+
+    def next(self, annotator: str) -> Task | None:
+        """The task somebody has, or a new one; None when there is nothing left for them, or the budget is spent."""
+        with self._lock:
+            with self.store.writing() as session:
+                now = self.clock()
+                mine = (TaskRow.annotator == annotator, TaskRow.state == OPEN, TaskRow.until > now)
+                held = session.scalar(select(TaskRow).where(*mine).order_by(TaskRow.number.desc()).limit(1))
+                if held is not None:
+                    held.until = now + self.rules.lease
+                    return self._task(session, held)
+                if self._spent(session):
+                    return None
+                given = self._next_gold(session, annotator) or self._next_unit(session, annotator, now)
+                if given is not None:
+                    return self._lease(session, annotator, *given, now=now)
+            if self.clock() - self._rebuilt < REBUILD:
+                return None
+            self._notice()
+            self._rebuild()
+            with self.store.writing() as session:
+                now = self.clock()
+                unit = self._next_unit(session, annotator, now)
+                return None if unit is None else self._lease(session, annotator, *unit, now=now)
+
+    def _spent(self, session: Session) -> bool:
+        if self.rules.budget is None:
+            return False
+        paid = sum(
+            session.scalar(select(func.coalesce(func.sum(t.cost), 0.0)).where(*which)) or 0.0
+            for t, which in ((LabelRow, (LabelRow.source == "human",)), (CheckRow, ()))
+        )
+        due = (
+            session.scalar(
+                select(func.count()).select_from(TaskRow).where(TaskRow.state.in_((OPEN, ANSWERED)))
+            )
+            or 0
+        )
+        return float(paid) + (due + 1) * self.rules.pay > self.rules.budget + 1e-9
+
+    def _next_gold(self, session: Session, annotator: str) -> tuple[str, list[str]] | None:
+        if not self._gold:
+            return None
+        asked = select(AskedRow.question).join(TaskRow, TaskRow.id == AskedRow.task)
+        was = TaskRow.state != RELEASED
+        mine = set(session.scalars(asked.where(TaskRow.annotator == annotator, TaskRow.kind == GOLD, was)))
+        mine |= set(session.scalars(select(CheckRow.gold_id).where(CheckRow.annotator == annotator)))
+        left = [i for i in self._gold if i not in mine]
+        tasks = session.scalar(
+            select(func.count()).select_from(TaskRow).where(TaskRow.annotator == annotator)
+        )
+        chance = random.Random(f"gold-{annotator}-{tasks}")
+        if not left or (len(mine) >= self.rules.practice and chance.random() >= self.rules.gold_share):
+            return None
+        return GOLD, [chance.choice(left)]
+
+    def _next_unit(self, session: Session, annotator: str, now: float) -> tuple[str, list[str]] | None:
+        seen = self._seen_by(session, annotator)
+        waiting = (u for u in list(self._live) if u not in seen and self._busy.get(u, 0.0) <= now)
+        while units := list(islice(waiting, AT_ONCE)):
+            ids = [i for unit in units for i in self._units[unit]]
+            rooms = self._rooms(session, ids, annotator, now)
+            for unit in units:
+                found = [rooms[i] for i in self._units[unit]]
+                free = [i for i in self._units[unit] if rooms[i] == "free"]
+                if free and not {"flagged"} & set(found):
+                    whole = len(free) == len(found)
+                    asked = free if whole else free[:1]
+                    self._busy[unit] = now + self.rules.lease
+                    return ("rank" if len(asked) > 1 else "compare"), asked
+                if set(found) <= {"full", "flagged"}:
+                    self._live.pop(unit, None)
+        return None
+
+    def _rooms(self, session: Session, ids: Sequence[str], annotator: str, now: float) -> dict[str, str]:
+        """Of each comparison whether it is free for somebody, theirs already, full, busy or flagged."""
+        done: dict[str, set[str]] = {i: set() for i in ids}
+        busy: dict[str, set[str]] = {i: set() for i in ids}
+        closed: dict[str, str] = {}
+        labels = select(LabelRow.comparison_id, LabelRow.annotator).where(
+            LabelRow.comparison_id.in_(ids), LabelRow.source == "human"
+        )
+        for i, who in session.execute(labels):
+            done[i].add(who)
+        columns = (AskedRow.question, TaskRow.annotator, TaskRow.state, TaskRow.until)
+        tasks = select(*columns).join(TaskRow, TaskRow.id == AskedRow.task)
+        for i, who, state, until in session.execute(tasks.where(AskedRow.question.in_(ids))):
+            if state == STATES["flag"]:
+                closed[i] = "flagged"
+            elif state in (ANSWERED, SETTLED):
+                done[i].add(who)
+            elif state == STATES["skip"] and who == annotator:
+                closed.setdefault(i, "mine")
+            elif state == OPEN and until > now:
+                busy[i].add(who)
+        found = {}
+        for i in ids:
+            wanted = self.rules.wanted(i)
+            if i in closed:
+                found[i] = closed[i]
+            elif len(done[i]) >= wanted:
+                found[i] = "full"
+            elif annotator in done[i]:
+                found[i] = "mine"
+            else:
+                found[i] = "free" if len(done[i] | busy[i]) < wanted else "busy"
+        return found
+
+    def _lease(self, session: Session, annotator: str, kind: str, ids: Sequence[str], *, now: float) -> Task:
+        comparisons = self.store.find(ids, gold=kind == GOLD)
+        asked = question(comparisons, annotator)
+        row = TaskRow(
+            id=secrets.token_hex(12),
+            annotator=annotator,
+            kind=kind,
+            state=OPEN,
+            shown=json.dumps([response_id(asked.prompt, r) for r in asked.shown]),
+            given=now,
+            until=now + self.rules.lease,
+        )
+        session.add(row)
+        session.flush()
+        session.add_all(AskedRow(task=row.id, question=c.id) for c in comparisons)
+        session.flush()
+        return self._as_task(session, row, asked)
+
+    def _task(self, session: Session, row: TaskRow) -> Task:
+        ids = session.scalars(select(AskedRow.question).where(AskedRow.task == row.id)).all()
+        comparisons = self.store.find(ids, gold=row.kind == GOLD)
+        texts = {response_id(c.prompt, r): r for c in comparisons for r in (c.first, c.second)}
+        shown = [texts[i] for i in json.loads(row.shown)]
+        return self._as_task(session, row, Question(comparisons[0].prompt, shown, comparisons))
+
+    def _as_task(self, session: Session, row: TaskRow, asked: Question) -> Task:
+        kind: Kind = "rank" if row.kind == "rank" else "compare"
+        return Task(row.id, kind, asked, row.kind == GOLD and self._is_practice(session, row))
+
+    def _is_practice(self, session: Session, row: TaskRow) -> bool:
+        earlier = select(func.count()).select_from(TaskRow)
+        mine = (TaskRow.annotator == row.annotator, TaskRow.kind == GOLD, TaskRow.state != RELEASED)
+        before = session.scalar(earlier.where(*mine, TaskRow.number < row.number))
+        return (before or 0) < self.rules.practice
+
+    # Answers
+
+    def save(self, annotator: str, task: str, key: str, answer: Answer) -> Saved:
+        """Keep an answer. `key` is the sender's own: the same one again, whatever comes with it, changes nothing.
+        Raises Refused for a task that is not theirs, was answered already, or cannot be answered so."""
+        name = content_id("save", annotator, key)
+        with self._lock, self.store.writing() as session:
+            row = session.scalar(select(TaskRow).where(TaskRow.id == task))
+            if row is None:
+                raise Refused("unknown", "there is no such question; reload the page")
+            if row.annotator != annotator:
+                raise Refused("not yours", "this question was given to somebody else; reload the page")
+            before = session.get(SaveRow, name)
+            if before is not None:
+                if before.task != task:
+                    raise Refused("bad", "this key belongs to another save; give every save a key of its own")
+                return self._told(session, row, repeated=True)
+            if row.state != OPEN:
+                raise Refused("answered", "this question was answered before, or given back")
+            asked, now = self._task(session, row), self.clock()
+            self._take(session, row, asked, answer, now)
+            session.add(SaveRow(id=name, task=task))
+            if asked.practice:
+                row.until = now
+            session.flush()
+            self._settle(session, now, annotator)
+            told = self._told(session, row, repeated=False)
+            self._after(session, row)
+            return told
+
+    def _take(self, session: Session, row: TaskRow, asked: Task, answer: Answer, now: float) -> None:
+        if len(answer.reason) > LONGEST_REASON:
+            raise Refused("bad", f"the reason has more than {LONGEST_REASON} letters; shorten it")
+        row.reason, row.until = answer.reason.strip() or None, now + self.rules.undo
+        if answer.choice in ASIDE:
+            row.choice, row.state = answer.choice, STATES[answer.choice]
+            return
+        tiers, strength, row.choice = _tiers(asked, answer)
+        row.state = ANSWERED
+        spent = max(0.0, now - row.given)
+        seconds = spent if answer.seconds is None else min(max(0.0, answer.seconds), spent)
+        labels = labels_of(
+            asked.question,
+            tiers,
+            annotator=row.annotator,
+            seconds=round(seconds, 1),
+            guidelines=answer.guidelines,
+            strength=strength,
+            at=datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds"),
+        )
+        cost = self.rules.pay / len(labels)
+        row.labels = json.dumps([_as_row(replace(label, cost=cost)) for label in labels])
+
+    def _told(self, session: Session, row: TaskRow, *, repeated: bool) -> Saved:
+        """What the giver of an answer hears; the answer to a gold question only in practice."""
+        if row.kind != GOLD or row.labels is None or not self._is_practice(session, row):
+            return Saved(repeated)
+        said = _labels(row)[0]
+        known = _known(session, said.comparison_id)
+        first_is_better = known > 0.5
+        shown_first = first_is_better != bool(said.swapped)
+        return Saved(repeated, "a" if shown_first else "b", _agrees(said.preference, known))
+
+    def _after(self, session: Session, row: TaskRow) -> None:
+        """Bring what is held in memory up to an answer."""
+        asked = session.scalars(select(AskedRow.question).where(AskedRow.task == row.id)).all()
+        for i in asked:
+            unit = self._unit_of.get(i)
+            if row.kind == GOLD or unit is None:
+                continue
+            self._busy.pop(unit, None)
+            whole = len(asked) == len(self._units[unit])
+            if whole:  # else there is something left of it, for others and for them
+                self._seen_by(session, row.annotator).add(unit)
+            alone = whole and all(self.rules.wanted(j) == 1 for j in self._units[unit])
+            if row.state == STATES["flag"] or (row.state != STATES["skip"] and alone):
+                self._live.pop(unit, None)
+
+    def undo(self, annotator: str) -> Task | None:
+        """Take the last answer back and ask it again; None when none can be taken back any more."""
+        with self._lock, self.store.writing() as session:
+            now = self.clock()
+            states = (ANSWERED, *STATES.values())
+            mine = (TaskRow.annotator == annotator, TaskRow.state.in_(states), TaskRow.until > now)
+            row = session.scalar(select(TaskRow).where(*mine).order_by(TaskRow.until.desc()).limit(1))
+            if row is None:
+                return None
+            held = (TaskRow.annotator == annotator, TaskRow.state == OPEN)
+            for other in session.scalars(select(TaskRow).where(*held)):
+                other.state = RELEASED
+                self._give_back(session, other, 0.0)
+            row.state, row.labels, row.choice, row.reason = OPEN, None, None, None
+            row.until = now + self.rules.lease
+            session.flush()
+            self._give_back(session, row, row.until)
+            return self._task(session, row)
+
+    def _give_back(self, session: Session, row: TaskRow, until: float) -> None:
+        for i in session.scalars(select(AskedRow.question).where(AskedRow.task == row.id)):
+            unit = self._unit_of.get(i)
+            if unit is not None and row.kind != GOLD:
+                self._live[unit] = None
+                self._busy[unit] = until
+                self._seen_by(session, row.annotator).discard(unit)
+
+    def release(self, annotator: str) -> None:
+        """Somebody goes: what they answered stands, what they hold is free."""
+        with self._lock, self.store.writing() as session:
+            held = (TaskRow.annotator == annotator, TaskRow.state == OPEN)
+            for row in session.scalars(select(TaskRow).where(*held)):
+                row.state = RELEASED
+                self._give_back(session, row, 0.0)
+            self._settle(session, self.clock() + self.rules.undo, annotator)
+
+    def put_back(self, task: str) -> bool:
+        """A flagged question is asked again, of others."""
+        with self._lock, self.store.writing() as session:
+            row = session.scalar(select(TaskRow).where(TaskRow.id == task, TaskRow.state == STATES["flag"]))
+            if row is None:
+                return False
+            row.state = STATES["skip"]
+            for i in session.scalars(select(AskedRow.question).where(AskedRow.task == task)):
+                if i in self._unit_of:
+                    self._live[self._unit_of[i]] = None
+            return True
+
+    def settle(self, *, all: bool = False) -> int:
+        """Make labels of answers that can no longer be taken back, or of all; how many answers."""
+        with self._lock, self.store.writing() as session:
+            now = self.clock()
+            return self._settle(session, now + self.rules.undo if all else now)
+
+    def _settle(self, session: Session, now: float, annotator: str | None = None) -> int:
+        return settle(self.store, session, now, annotator)
+
+    def standing(self, annotator: str) -> Standing:
+        """How far somebody has come."""
+        with self.store.reading() as session:
+            mine = (TaskRow.annotator == annotator, TaskRow.state.in_((ANSWERED, SETTLED)))
+            rows = session.scalars(
+                select(TaskRow).where(*mine, TaskRow.kind == GOLD).order_by(TaskRow.number)
+            ).all()[: self.rules.practice]
+            said = [_labels(row)[0] for row in rows]
+            right = sum(_agrees(s.preference, _known(session, s.comparison_id)) for s in said)
+            answers = session.scalar(select(func.count()).select_from(TaskRow).where(*mine))
+        practice = min(self.rules.practice, len(self._gold))
+        return Standing(answers or 0, practice, len(said), right)
+
+
+def settle(store: LabelStore, session: Session, now: float, annotator: str | None = None) -> int:
+    """Labels of answers whose time to be taken back is over, and of those of one annotator before their last few."""
+    query = select(TaskRow).where(TaskRow.state == ANSWERED)
+    if annotator is not None:
+        query = query.where(TaskRow.annotator == annotator)
+        newest = session.scalars(query.order_by(TaskRow.until.desc()).offset(BACK - 1).limit(1)).first()
+        late = or_(TaskRow.until <= now, TaskRow.until < newest.until) if newest else TaskRow.until <= now
+    else:
+        late = TaskRow.until <= now
+    rows = session.scalars(query.where(late).order_by(TaskRow.until, TaskRow.number)).all()
+    store.put_labels(session, [label for row in rows if row.kind != GOLD for label in _labels(row)])
+    store.put_checks(session, [label for row in rows if row.kind == GOLD for label in _labels(row)])
+    if rows:
+        session.execute(update(TaskRow).where(TaskRow.id.in_([row.id for row in rows])).values(state=SETTLED))
+    return len(rows)
+
+
+def settle_overdue(store: LabelStore) -> int:
+    """`settle` for a store that no page serves any more; how many answers."""
+    with store.writing() as session:
+        return settle(store, session, time.time())
+
+
+def open_answers(store: LabelStore) -> int:
+    """Answers that can still be taken back, and are no labels yet."""
+    with store.reading() as session:
+        return session.scalar(select(func.count()).select_from(TaskRow).where(TaskRow.state == ANSWERED)) or 0
+
+
+def flagged(store: LabelStore) -> Iterator[tuple[str, str, str, str]]:
+    """Tasks that were flagged: their ids, who did it, why, and what was asked."""
+    columns = (TaskRow.id, TaskRow.annotator, TaskRow.reason, AskedRow.question)
+    query = select(*columns).join(AskedRow, AskedRow.task == TaskRow.id)
+    with store.reading() as session:
+        for task, who, why, asked in session.execute(query.where(TaskRow.state == STATES["flag"])):
+            yield task, who, why or "", asked
+
+
+def _tiers(task: Task, answer: Answer) -> tuple[Sequence[int], float | None, str]:
+    """The tier of each answer shown, how strong the preference is, and what was chosen, in a word."""
+    n = len(task.question.shown)
+    if task.kind == "rank":
+        order = answer.order
+        if order is None or len(order) != n or set(order) != set(range(len(set(order)))):
+            raise Refused("bad", f"order must give each of {n} answers its tier, 0 the best, without gaps")
+        return list(order), None, " ".join(map(str, order))
+    if answer.choice not in CHOICES:
+        raise Refused("bad", f"choice must be one of {', '.join((*CHOICES, *ASIDE))}")
+    if answer.choice in ("tie", "bad"):
+        return [0, 0], None, answer.choice
+    side, strength = answer.choice[0], answer.choice[1:]
+    return ([0, 1] if side == "a" else [1, 0]), float(strength), answer.choice
+
+
+def _as_row(label: Label) -> dict[str, Any]:
+    names = ("comparison_id", "annotator", "preference", "source", "strength", "seconds", "cost")
+    return {name: getattr(label, name) for name in (*names, "guidelines", "swapped", "at")}
+
+
+def _labels(row: TaskRow) -> list[Label]:
+    return [Label(**kept) for kept in json.loads(row.labels or "[]")]
+
+
+def _known(session: Session, gold: str) -> float:
+    return float(session.scalars(select(GoldRow.preference).where(GoldRow.id == gold)).one())
+
+
+def _agrees(said: float, known: float) -> bool:
+    return (said > 0.5) - (said < 0.5) == (known > 0.5) - (known < 0.5)

@@ -1,0 +1,290 @@
+"""Who is asked what next: nobody the same, nothing twice, nothing lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from burnish.data.store import LabelStore
+from burnish.labels.queue import Answer, Queue, Refused, Rules, Task, settle_overdue
+from burnish.records import Comparison, Prompt, Response
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        self.now += 0.001
+        return self.now
+
+
+def filled(store: LabelStore, n: int, answers: int = 2) -> list[Comparison]:
+    found = [
+        Comparison(Prompt(f"prompt {k}"), Response(f"answer {k}-{i}"), Response(f"answer {k}-{j}"))
+        for k in range(n)
+        for i in range(answers)
+        for j in range(i + 1, answers)
+    ]
+    store.add_comparisons(found)
+    return found
+
+
+def given(queue: Queue, who: str) -> Task:
+    task = queue.next(who)
+    assert task is not None
+    return task
+
+
+def answer_all(queue: Queue, who: str, choice: str = "a2") -> int:
+    n = 0
+    while (task := queue.next(who)) is not None:
+        queue.save(who, task.id, f"key-{task.id}", Answer(choice))
+        n += 1
+    return n
+
+
+def test_two_people_are_never_given_the_same_question(store: LabelStore) -> None:
+    filled(store, 6)
+    queue = Queue(store, Rules(), clock=Clock())
+    held = [given(queue, f"p{k}").question.comparisons[0].id for k in range(6)]
+    assert len(set(held)) == 6
+    assert queue.next("p7") is None
+
+
+def test_whoever_reloads_has_the_question_they_had(store: LabelStore) -> None:
+    filled(store, 3)
+    queue = Queue(store, Rules(), clock=Clock())
+    assert given(queue, "a").id == given(queue, "a").id
+
+
+def test_an_answer_is_a_label_of_the_side_that_was_meant(store: LabelStore) -> None:
+    comparisons = {c.id: c for c in filled(store, 40)}
+    queue = Queue(store, Rules(), clock=Clock())
+    meant = {}
+    while (task := queue.next("a")) is not None:
+        meant[task.question.comparisons[0].id] = task.question.shown[0].text
+        queue.save("a", task.id, task.id, Answer("a3", reason=" better ", seconds=2.0))
+    queue.settle(all=True)
+    labels = list(store.labels())
+    assert len(labels) == 40
+    for label in labels:
+        c = comparisons[label.comparison_id]
+        assert (c.first.text if label.preference == 1.0 else c.second.text) == meant[c.id]
+        assert label.swapped == (meant[c.id] == c.second.text)
+        assert (label.strength, label.source, label.annotator) == (3.0, "human", "a")
+    # Shown first is either of the two, about as often.
+    assert 8 < sum(bool(label.swapped) for label in labels) < 32
+
+
+def test_overlap_asks_so_many_people_and_no_more(store: LabelStore) -> None:
+    found = filled(store, 60)
+    rules = Rules(overlap=0.3, overlap_each=3)
+    queue = Queue(store, rules, clock=Clock())
+    for who in ("a", "b", "c", "d", "e"):
+        answer_all(queue, who)
+    queue.settle(all=True)
+    people = Counter(label.comparison_id for label in store.labels())
+    assert {c.id: rules.wanted(c.id) for c in found} == people
+    assert set(people.values()) == {1, 3}
+
+
+def test_a_lease_that_has_ended_frees_the_question_and_late_work_is_kept(store: LabelStore) -> None:
+    filled(store, 1)
+    clock = Clock()
+    queue = Queue(store, Rules(lease=60), clock=clock)
+    late = given(queue, "a")
+    assert queue.next("b") is None
+    clock.now += 61
+    again = given(queue, "b")
+    assert again.question.comparisons == late.question.comparisons
+    queue.save("b", again.id, "k", Answer("tie"))
+    queue.save("a", late.id, "k", Answer("tie"))
+    queue.settle(all=True)
+    assert Counter(label.annotator for label in store.labels()) == {"a": 1, "b": 1}
+
+
+def test_a_save_that_is_sent_again_changes_nothing(store: LabelStore) -> None:
+    filled(store, 2)
+    queue = Queue(store, Rules(), clock=Clock())
+    task = given(queue, "a")
+    assert not queue.save("a", task.id, "k1", Answer("a1")).repeated
+    assert queue.save("a", task.id, "k1", Answer("b3")).repeated
+    with pytest.raises(Refused, match="before") as refused:
+        queue.save("a", task.id, "k2", Answer("b3"))
+    assert refused.value.why == "answered"
+    other = given(queue, "a")
+    with pytest.raises(Refused, match="another save"):
+        queue.save("a", other.id, "k1", Answer("a1"))
+    queue.settle(all=True)
+    assert [label.strength for label in store.labels()] == [1.0]
+
+
+def test_a_key_of_before_an_answer_was_taken_back_does_not_answer_again(store: LabelStore) -> None:
+    filled(store, 1)
+    queue = Queue(store, Rules(), clock=Clock())
+    task = given(queue, "a")
+    queue.save("a", task.id, "k1", Answer("a1"))
+    back = queue.undo("a")
+    assert back is not None and back.id == task.id
+    assert queue.save("a", task.id, "k1", Answer("a1")).repeated
+    queue.settle(all=True)
+    assert list(store.labels()) == []
+    queue.save("a", task.id, "k2", Answer("b1"))
+    queue.settle(all=True)
+    assert len(list(store.labels())) == 1
+
+
+@pytest.mark.parametrize(
+    ("who", "answer", "why"),
+    [
+        ("b", Answer("a1"), "not yours"),
+        ("a", Answer("a9"), "bad"),
+        ("a", Answer(order=[0, 1]), "bad"),
+        ("a", Answer("a1", reason="x" * 2001), "bad"),
+    ],
+)
+def test_what_cannot_be_saved_is_refused_and_the_question_stays(
+    store: LabelStore, who: str, answer: Answer, why: str
+) -> None:
+    filled(store, 1)
+    queue = Queue(store, Rules(), clock=Clock())
+    task = given(queue, "a")
+    with pytest.raises(Refused) as refused:
+        queue.save(who, task.id, "k", answer)
+    assert refused.value.why == why
+    assert given(queue, "a").id == task.id
+    with pytest.raises(Refused) as unknown:
+        queue.save("a", "nothing", "k", Answer("a1"))
+    assert unknown.value.why == "unknown"
+
+
+def test_the_last_answers_can_be_taken_back_for_a_while(store: LabelStore) -> None:
+    filled(store, 9)
+    clock = Clock()
+    queue = Queue(store, Rules(undo=100), clock=clock)
+    tasks = []
+    for _ in range(8):
+        tasks.append(given(queue, "a"))
+        queue.save("a", tasks[-1].id, tasks[-1].id, Answer("a2"))
+    assert len(list(store.labels())) == 3, "all but the last five are labels"
+    held = given(queue, "a")
+    for task in reversed(tasks[3:]):
+        back = queue.undo("a")
+        assert back is not None and back.id == task.id
+    assert queue.undo("a") is None
+    assert held.question.comparisons[0].id not in {label.comparison_id for label in store.labels()}
+    task = given(queue, "a")
+    queue.save("a", task.id, "again", Answer("b2"))
+    assert queue.settle() == 0
+    clock.now += 101
+    assert queue.undo("a") is None
+    assert queue.settle() == 1
+
+
+def test_skipped_goes_to_others_and_flagged_to_nobody_until_it_is_put_back(store: LabelStore) -> None:
+    filled(store, 2)
+    queue = Queue(store, Rules(), clock=Clock())
+    skipped, flagged_one = given(queue, "a"), None
+    queue.save("a", skipped.id, "k1", Answer("skip"))
+    flagged_one = given(queue, "a")
+    queue.save("a", flagged_one.id, "k2", Answer("flag", reason="no language"))
+    assert queue.next("a") is None
+    assert given(queue, "b").question.comparisons == skipped.question.comparisons
+    assert queue.next("c") is None
+    assert queue.put_back(flagged_one.id)
+    assert given(queue, "c").question.comparisons == flagged_one.question.comparisons
+
+
+def test_up_to_four_answers_are_ranked_at_once(store: LabelStore) -> None:
+    filled(store, 2, answers=4)
+    queue = Queue(store, Rules(most=4), clock=Clock())
+    task = given(queue, "a")
+    assert (task.kind, len(task.question.shown), len(task.question.comparisons)) == ("rank", 4, 6)
+    with pytest.raises(Refused, match="tier"):
+        queue.save("a", task.id, "k", Answer(order=[0, 2, 2, 3]))
+    queue.save("a", task.id, "k", Answer(order=[1, 0, 1, 2]))
+    queue.settle(all=True)
+    best = task.question.shown[1].text
+    by_id = {c.id: c for c in task.question.comparisons}
+    labels = list(store.labels())
+    assert len(labels) == 6
+    assert sum(label.preference == 0.5 for label in labels) == 1
+    for label in labels:
+        c = by_id[label.comparison_id]
+        if best in (c.first.text, c.second.text):
+            assert label.preference == (1.0 if c.first.text == best else 0.0)
+
+
+def test_gold_comes_first_as_practice_and_later_unseen(store: LabelStore) -> None:
+    filled(store, 200)
+    golden = [(Comparison(Prompt(f"g{k}"), Response("good"), Response("bad")), 1.0) for k in range(40)]
+    store.add_gold(golden)
+    queue = Queue(store, Rules(practice=3, gold_share=0.2), clock=Clock())
+    for k in range(3):
+        task = given(queue, "a")
+        assert task.practice and task.kind == "compare"
+        side = "a" if task.question.shown[0].text == "good" else "b"
+        other = "b" if side == "a" else "a"
+        told = queue.save("a", task.id, f"p{k}", Answer(f"{side if k else other}2"))
+        assert (told.better, told.right) == (side, bool(k))
+        assert queue.undo("a") is None, "who was told cannot take it back"
+    assert queue.standing("a").right == 2 and queue.standing("a").given == 3
+    later = 0
+    for _ in range(100):
+        task = given(queue, "a")
+        assert not task.practice
+        told = queue.save("a", task.id, task.id, Answer("tie"))
+        assert told.better is None
+        later += task.question.shown[0].text in ("good", "bad")
+    assert 8 <= later <= 35
+    queue.settle(all=True)
+    assert len(list(store.checks())) == 3 + later
+    assert len(list(store.labels())) == 100 - later
+
+
+def test_a_spent_budget_gives_nothing_more(store: LabelStore) -> None:
+    filled(store, 9)
+    queue = Queue(store, Rules(pay=0.25, budget=1.0), clock=Clock())
+    assert answer_all(queue, "a") == 4
+    queue.settle(all=True)
+    assert sum(label.cost for label in store.labels()) == pytest.approx(1.0)
+
+
+def test_what_was_answered_before_a_kill_is_there_after(tmp_path: Path) -> None:
+    path = tmp_path / "labels.sqlite"
+    with LabelStore(path) as store:
+        filled(store, 4)
+        task = given(queue := Queue(store, Rules(), clock=Clock()), "a")
+        queue.save("a", task.id, "k", Answer("a2"))
+        held = given(queue, "b")
+    with LabelStore(path) as store:  # another process: nothing was handed over but the file
+        again = Queue(store, Rules(), clock=Clock())
+        assert again.save("a", task.id, "k", Answer("a2")).repeated
+        assert given(again, "b").id == held.id
+        assert settle_overdue(store) == 1
+        assert [label.comparison_id for label in store.labels()] == [task.question.comparisons[0].id]
+
+
+def test_two_servers_and_many_threads_lose_and_double_nothing(store: LabelStore) -> None:
+    filled(store, 60)
+    queues = [Queue(store, Rules()), Queue(store, Rules())]
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda k: answer_all(queues[k % 2], f"p{k}"), range(8)))
+    queues[0].settle(all=True)
+    people = Counter(label.comparison_id for label in store.labels())
+    assert sum(done) == 60
+    assert set(people.values()) == {1} and len(people) == 60
+
+
+def test_comparisons_that_come_later_are_asked_too(store: LabelStore) -> None:
+    filled(store, 1)
+    clock = Clock()
+    queue = Queue(store, Rules(), clock=clock)
+    assert answer_all(queue, "a") == 1
+    filled(store, 3)
+    clock.now += 10
+    assert answer_all(queue, "a") == 2
