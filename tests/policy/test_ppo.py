@@ -339,8 +339,10 @@ def test_inner_epochs_end_where_the_policy_has_moved_far_enough() -> None:
 
 
 def blind(ppo: PPO) -> PPO:
-    """With a value function that explains nothing and learns nothing."""
+    """With a value function that explains nothing and learns nothing: large, and another for each prompt. (Prompts of
+    one token repeated have one value between them, and explain nothing only up to rounding.)"""
     torch.manual_seed(1)
+    ppo.prompts = [Prompt("p"), Prompt("b"), Prompt("b p"), Prompt("p b b")]
     with torch.no_grad():
         ppo.value.head.weight.normal_(std=500.0)
     ppo.value_learning_rate = 0.0
