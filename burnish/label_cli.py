@@ -12,6 +12,7 @@ import typer
 
 from burnish.errors import DataError
 from burnish.mturk_cli import app as mturk_app
+from burnish.web_cli import label_serve
 
 if TYPE_CHECKING:
     from burnish.config.judge import JudgeConfig
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Labels from AI judges, from people and from vendors.")
 app.add_typer(mturk_app, name="mturk")
+app.command("serve")(label_serve)
 
 
 class VendorName(StrEnum):
@@ -322,22 +324,11 @@ def dump(
     as_json: JsonOption = False,
 ) -> None:
     """Write a store's labels, or what they come to: pairs of a chosen and a rejected answer, or rankings."""
-    from burnish.data.exchange import dump_labels, dump_rankings
-    from burnish.data.preferences import write_preferences
     from burnish.data.store import LabelStore
-    from burnish.labels.consensus import consensus_of
+    from burnish.pipeline.dumping import dump_store
 
     with LabelStore(store_place(store)) as labels:
-        if as_ is DumpName.LABELS:
-            rows = dump_labels(labels, file)
-        else:
-            found = consensus_of(labels.labels(), consensus.value)
-            if as_ is DumpName.RANKINGS:
-                rows = dump_rankings(labels, file, found)
-            else:
-                pairs = labels.preferences(consensus=found)
-                write_preferences(pairs, file)
-                rows = len(pairs)
+        rows = dump_store(labels, file, as_.value, consensus.value)
     tell({"path": str(file), "rows": rows}, as_json)
 
 

@@ -177,8 +177,7 @@ def serve(
         bool, typer.Option(help="The average of the members' weights in their place (reward.shared_head).")
     ] = False,
 ) -> None:
-    """Offer a run's reward models over HTTP, to `ppo.rewards` of another run (url) or to anybody: POST /score. Needs
-    burnish[serve]."""
+    """Offer a run's reward models over HTTP, to `ppo.rewards` of another run (url) or to anybody: POST /score."""
     prepare_environment()
     from burnish.pipeline.serving import serve as run_server
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "burnish"
 STAGES = {"labels", "reward", "policy", "monitor", "evaluate", "rehearse", "report"}
 FLOOR = {"objectives", "stats", "textstats", "records", "config", "errors", "randomness"}
 MIDDLE = {"models", "data", "runs", "inputs", "checkpoints", "locks", "parallel"}
-ABOVE = {"cli", "label_cli", "mturk_cli", "reward_cli", "pipeline", "web", "docs"}
+ABOVE = {"cli", "web_cli", "label_cli", "mturk_cli", "reward_cli", "pipeline", "web", "docs"}
 LEVEL = {
     **dict.fromkeys(FLOOR, 0),
     **dict.fromkeys(MIDDLE, 1),
@@ -21,7 +21,7 @@ LEVEL = {
     "pipeline": 3,
     "web": 3,
 }
-LEVEL |= {"cli": 4, "label_cli": 4, "mturk_cli": 4, "reward_cli": 4, "docs": 5}
+LEVEL |= {"cli": 4, "web_cli": 4, "label_cli": 4, "mturk_cli": 4, "reward_cli": 4, "docs": 5}
 
 
 def room(module: str) -> str:
@@ -142,6 +142,10 @@ LIGHT = [
     "burnish.monitor.trackers",
     "burnish.monitor.live",
     "burnish.stats",
+    "burnish.labels.queue",
+    "burnish.web.app",
+    "burnish.web_cli",
+    "burnish.rehearse.examples",
 ]
 
 

@@ -5,7 +5,7 @@ first) or, for two, `preference` (how far the first is preferred, 0 to 1); `anno
 judge, imported, simulated), `shown` (indices in the order shown), `seconds`, `cost` (of the whole row), `at` (ISO
 8601), `ended` (of every answer), `models` (which wrote them), `strength`, `guidelines` (their id). With `gold: true` it
 is a question whose answer is known, has no annotator, and stands before the answers to it, by which their givers are
-measured.
+measured. A row with none of ranking, preference and annotator is a question that waits for its answer.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from typing import Any, get_args
 
 from burnish.checkpoints import atomic_lines
 from burnish.data.lines import read_lines
+from burnish.data.preferences import read_preferences
 from burnish.data.rankings import Tiers
-from burnish.data.rows import Unusable, tiers_of
+from burnish.data.rows import Unusable, numbered_rows, tiers_of
 from burnish.data.store import LabelStore
 from burnish.errors import DataError
-from burnish.records import Comparison, Label, Prompt, Response, Source
+from burnish.records import Comparison, Label, Preference, Prompt, Response, Source
 
 ROWS = 1000  # read before they are written
 EXCERPT = 120
@@ -54,11 +55,12 @@ class Loaded:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row as questions, and what one annotator said of each (with gold: what is known)."""
+    """A row as questions, and what one annotator said of each (with gold: what is known; nothing where they wait)."""
 
     asked: Sequence[Comparison]
     labels: Sequence[Label]
     gold: bool
+    waits: bool = False
 
 
 def load_labels(store: LabelStore, path: Path, guidelines: str | None = None) -> Loaded:
@@ -88,10 +90,38 @@ def load_labels(store: LabelStore, path: Path, guidelines: str | None = None) ->
     return found
 
 
+def load_questions(store: LabelStore, path: Path) -> dict[str, Any]:
+    """Add what is to be labelled: rows as `load_labels` takes them, or preference pairs in any format that
+    `read_preferences` knows, whose answers are left out. Returns what came of it."""
+    first = next((row for _, row in numbered_rows(path, "train")), None)
+    if isinstance(first, Mapping) and "responses" in first and "chosen" not in first:
+        return load_labels(store, path).report()
+    read = read_preferences(path)
+    rejected, asked = Counter(read.rejected), []
+    for pair in read.pairs:
+        try:
+            asked.append(_unanswered(pair))
+        except Unusable as reason:
+            rejected[str(reason)] += 1
+    return {"rows": read.rows, "comparisons": store.add_comparisons(asked), "rejected": dict(rejected)}
+
+
+def _unanswered(pair: Preference) -> Comparison:
+    """A pair as a question; neither answer's place says which was chosen."""
+    _check_text(pair.prompt, (pair.chosen, pair.rejected))
+    sides = (
+        Response(pair.chosen, "imported", pair.chosen_ended),
+        Response(pair.rejected, "imported", pair.rejected_ended),
+    )
+    first, second = sorted(sides, key=lambda side: side.text)
+    return Comparison(pair.prompt, first, second)
+
+
 def _add(store: LabelStore, rows: Sequence[_Row], found: Loaded) -> None:
     golden = [(c, label.preference) for row in rows if row.gold for c, label in _questions(row)]
     found.gold += store.add_gold(golden)
-    asked = [pair for row in rows if not row.gold for pair in _questions(row)]
+    found.comparisons += store.add_comparisons(c for row in rows if row.waits for c in row.asked)
+    asked = [pair for row in rows if not row.gold and not row.waits for pair in _questions(row)]
     measured = store.known({c.id for c, _ in asked}, gold=True)
     checks = [(c, label) for c, label in asked if c.id in measured]
     found.checks += store.add_checks(store.as_stored(checks, gold=True))
@@ -116,7 +146,8 @@ def _read(line: str, guidelines: str | None) -> _Row:
     for name in ("prompt", "responses"):
         if name not in row:
             raise Unusable(f"no {name}")
-    prompt, responses, tiers, ended = _answered(row)
+    waits = not {"ranking", "preference", "annotator", "gold"} & row.keys()
+    prompt, responses, tiers, ended = _waiting(row) if waits else _answered(row)
     if len(set(responses)) < len(responses):
         raise Unusable("an answer stands twice")
     _check_text(prompt, responses)
@@ -124,6 +155,8 @@ def _read(line: str, guidelines: str | None) -> _Row:
     if not isinstance(models, list) or len(models) != len(responses):
         raise Unusable("models does not fit the responses")
     sides = [Response(text, str(m), e) for text, m, e in zip(responses, models, ended, strict=True)]
+    if waits:
+        return _Row([Comparison(prompt, a, b) for a, b in combinations(sides, 2)], (), False, waits=True)
     gold = row.get("gold") is True
     label = _label(row, gold, guidelines)
     if gold and (
@@ -176,6 +209,12 @@ def _answered(row: Mapping[str, Any]) -> tuple[Prompt, list[str], Tiers, list[bo
     if not isinstance(row["responses"], list) or len(row["responses"]) != 2:
         raise Unusable("a preference is between two responses")
     return tiers_of({**row, "ranking": [[0], [1]]})
+
+
+def _waiting(row: Mapping[str, Any]) -> tuple[Prompt, list[str], Tiers, list[bool]]:
+    if not isinstance(row["responses"], list) or len(row["responses"]) < 2:
+        raise Unusable("a question is between two responses or more")
+    return tiers_of({**row, "ranking": [[i] for i in range(len(row["responses"]))]})
 
 
 def _label(row: Mapping[str, Any], gold: bool, guidelines: str | None) -> Label:

@@ -83,6 +83,7 @@ class LabelStore:
     """Comparisons and labels. Ids depend on content alone, so adding the same thing twice adds it once."""
 
     def __init__(self, where: Place) -> None:
+        self.where = where
         url = str(where) if is_url(where) else f"sqlite:///{where}"
         try:
             self.engine = create_engine(url)

@@ -190,6 +190,12 @@ class Queue:
             self._seen[annotator] = {self._unit_of[i] for i in mine if i in self._unit_of}
         return self._seen[annotator]
 
+    def look_again(self) -> None:
+        """See what has been added or answered elsewhere at once, not after a while."""
+        with self._lock:
+            self._notice()
+            self._rebuild()
+
     def progress(self) -> tuple[int, int]:
         """Questions that nobody needs to be asked any more, and all."""
         with self._lock:
@@ -214,8 +220,7 @@ class Queue:
                     return self._lease(session, annotator, *given, now=now)
             if self.clock() - self._rebuilt < REBUILD:
                 return None
-            self._notice()
-            self._rebuild()
+            self.look_again()
             with self.store.writing() as session:
                 now = self.clock()
                 unit = self._next_unit(session, annotator, now)
@@ -264,7 +269,8 @@ class Queue:
                 if free and not {"flagged"} & set(found):
                     whole = len(free) == len(found)
                     asked = free if whole else free[:1]
-                    self._busy[unit] = now + self.rules.lease
+                    if all(self.rules.wanted(i) == 1 for i in self._units[unit]):
+                        self._busy[unit] = now + self.rules.lease
                     return ("rank" if len(asked) > 1 else "compare"), asked
                 if set(found) <= {"full", "flagged"}:
                     self._live.pop(unit, None)
@@ -413,9 +419,12 @@ class Queue:
             whole = len(asked) == len(self._units[unit])
             if whole:  # else there is something left of it, for others and for them
                 self._seen_by(session, row.annotator).add(unit)
-            alone = whole and all(self.rules.wanted(j) == 1 for j in self._units[unit])
-            if row.state == STATES["flag"] or (row.state != STATES["skip"] and alone):
+            if row.state == STATES["flag"] or (row.state != STATES["skip"] and self._full(session, unit)):
                 self._live.pop(unit, None)
+
+    def _full(self, session: Session, unit: int) -> bool:
+        rooms = self._rooms(session, self._units[unit], "", self.clock())
+        return set(rooms.values()) == {"full"}
 
     def undo(self, annotator: str) -> Task | None:
         """Take the last answer back and ask it again; None when none can be taken back any more."""
@@ -441,7 +450,8 @@ class Queue:
             unit = self._unit_of.get(i)
             if unit is not None and row.kind != GOLD:
                 self._live[unit] = None
-                self._busy[unit] = until
+                if all(self.rules.wanted(j) == 1 for j in self._units[unit]):
+                    self._busy[unit] = until
                 self._seen_by(session, row.annotator).discard(unit)
 
     def release(self, annotator: str) -> None:
@@ -524,6 +534,22 @@ def flagged(store: LabelStore) -> Iterator[tuple[str, str, str, str]]:
     with store.reading() as session:
         for task, who, why, asked in session.execute(query.where(TaskRow.state == STATES["flag"])):
             yield task, who, why or "", asked
+
+
+def remarks(store: LabelStore) -> Iterator[dict[str, Any]]:
+    """What people said besides their labels: reasons, that both answers are bad, what they skipped or flagged."""
+    said = or_(TaskRow.reason.is_not(None), TaskRow.choice.in_(("bad", *ASIDE)))
+    rows = select(TaskRow).where(said, TaskRow.kind != GOLD).order_by(TaskRow.number)
+    with store.reading() as session:
+        for row in session.scalars(rows):
+            asked = session.scalars(select(AskedRow.question).where(AskedRow.task == row.id)).all()
+            yield {
+                "annotator": row.annotator,
+                "choice": row.choice,
+                "reason": row.reason,
+                "shown": json.loads(row.shown),
+                "comparisons": list(asked),
+            }
 
 
 def _tiers(task: Task, answer: Answer) -> tuple[Sequence[int], float | None, str]:

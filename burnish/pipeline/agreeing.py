@@ -18,22 +18,27 @@ from burnish.textstats import n_words
 
 def agreement(place: Place, how: How = "dawid_skene", seed: int = 0) -> dict[str, Any]:
     """Agreement, annotators and consensus of a store's labels. Raises DataError where there is none."""
+    with LabelStore(place) as store:
+        return agreement_of(store, how, seed)
+
+
+def agreement_of(store: LabelStore, how: How = "dawid_skene", seed: int = 0) -> dict[str, Any]:
+    """`agreement` of a store that is open."""
     spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     sources: dict[str, str] = {}
-    with LabelStore(place) as store:
 
-        def counted() -> Any:
-            for label in store.labels():
-                spent[label.annotator][0] += label.seconds or 0.0
-                spent[label.annotator][1] += label.cost
-                sources[label.annotator] = label.source
-                yield label
+    def counted() -> Any:
+        for label in store.labels():
+            spent[label.annotator][0] += label.seconds or 0.0
+            spent[label.annotator][1] += label.cost
+            sources[label.annotator] = label.source
+            yield label
 
-        votes = votes_of(counted())
-        if not len(votes):
-            raise DataError(f"{shown(place)} has no labels; collect or load some")
-        questions = _questions(store, votes)
-        right, checks = _checks(store)
+    votes = votes_of(counted())
+    if not len(votes):
+        raise DataError(f"{shown(store.where)} has no labels; collect or load some")
+    questions = _questions(store, votes)
+    right, checks = _checks(store)
     for answer in checks:  # who failed gold questions may have no label left, and was paid all the same
         spent[answer.annotator][0] += answer.seconds or 0.0
         spent[answer.annotator][1] += answer.cost

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from burnish.errors import BurnishError, ConfigError
+from burnish.errors import BurnishError
 from burnish.pipeline.scoring import Answer, Scorer, as_prompt
 
 MOST_ITEMS = 1024  # of a request
@@ -73,11 +73,9 @@ class Queue:
 
 def make_app(path: Path, *, average: bool = False) -> Any:
     """The application: POST /score {"items": [{"prompt", "response", "ended"}]} and GET /health; with "cut": true
-    responses that are too long are read as far as the limit. Raises ConfigError where FastAPI is not installed."""
-    try:
-        from fastapi import Body, FastAPI, HTTPException
-    except ImportError:
-        raise ConfigError("serving rewards needs FastAPI and uvicorn; install burnish[serve]") from None
+    responses that are too long are read as far as the limit."""
+    from fastapi import Body, FastAPI, HTTPException
+
     scorer = Scorer(path, average=average)
     queue = Queue(scorer)
     about = {

@@ -18,11 +18,12 @@ Chart = tuple[str, str, Figure]
 class Charts:
     """Numbers the page's figures and keeps their data for the one script that draws them."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "chart") -> None:
         self.figures: dict[str, Any] = {}
+        self.prefix = prefix
 
     def add(self, title: str, note: str, figure: Figure) -> dict[str, Any]:
-        key = f"chart-{len(self.figures)}"
+        key = f"{self.prefix}-{len(self.figures)}"
         self.figures[key] = figure
         return {"id": key, "title": title, "note": note}
 

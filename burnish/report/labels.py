@@ -125,7 +125,7 @@ def agree(report: Report) -> Told:
     told.points.append(Point("ok", f"{report['labels']} labels of {report['comparisons']} comparisons", text))
     columns = (
         "annotator",
-        "",
+        "flags",
         "labels",
         "agreement",
         "weighed",

@@ -129,7 +129,8 @@ def test_a_key_of_before_an_answer_was_taken_back_does_not_answer_again(store: L
     task = given(queue, "a")
     queue.save("a", task.id, "k1", Answer("a1"))
     back = queue.undo("a")
-    assert back is not None and back.id == task.id
+    assert back is not None
+    assert back.id == task.id
     assert queue.save("a", task.id, "k1", Answer("a1")).repeated
     queue.settle(all=True)
     assert list(store.labels()) == []
@@ -174,7 +175,8 @@ def test_the_last_answers_can_be_taken_back_for_a_while(store: LabelStore) -> No
     held = given(queue, "a")
     for task in reversed(tasks[3:]):
         back = queue.undo("a")
-        assert back is not None and back.id == task.id
+        assert back is not None
+        assert back.id == task.id
     assert queue.undo("a") is None
     assert held.question.comparisons[0].id not in {label.comparison_id for label in store.labels()}
     task = given(queue, "a")
@@ -226,13 +228,15 @@ def test_gold_comes_first_as_practice_and_later_unseen(store: LabelStore) -> Non
     queue = Queue(store, Rules(practice=3, gold_share=0.2), clock=Clock())
     for k in range(3):
         task = given(queue, "a")
-        assert task.practice and task.kind == "compare"
+        assert task.practice
+        assert task.kind == "compare"
         side = "a" if task.question.shown[0].text == "good" else "b"
         other = "b" if side == "a" else "a"
         told = queue.save("a", task.id, f"p{k}", Answer(f"{side if k else other}2"))
         assert (told.better, told.right) == (side, bool(k))
         assert queue.undo("a") is None, "who was told cannot take it back"
-    assert queue.standing("a").right == 2 and queue.standing("a").given == 3
+    assert queue.standing("a").right == 2
+    assert queue.standing("a").given == 3
     later = 0
     for _ in range(100):
         task = given(queue, "a")
@@ -277,7 +281,8 @@ def test_two_servers_and_many_threads_lose_and_double_nothing(store: LabelStore)
     queues[0].settle(all=True)
     people = Counter(label.comparison_id for label in store.labels())
     assert sum(done) == 60
-    assert set(people.values()) == {1} and len(people) == 60
+    assert set(people.values()) == {1}
+    assert len(people) == 60
 
 
 def test_comparisons_that_come_later_are_asked_too(store: LabelStore) -> None:

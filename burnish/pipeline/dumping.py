@@ -1,0 +1,26 @@
+"""A store's labels as a file, as they are or as what they come to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from burnish.data.exchange import dump_labels, dump_rankings
+from burnish.data.preferences import write_preferences
+from burnish.data.store import LabelStore
+from burnish.labels.consensus import How, consensus_of
+
+Shape = Literal["labels", "pairs", "rankings"]
+
+
+def dump_store(store: LabelStore, file: Path, shape: Shape, how: How = "mean") -> int:
+    """Write labels, which can be loaded again, pairs of a chosen and a rejected answer, or rankings by consensus; how
+    many rows."""
+    if shape == "labels":
+        return dump_labels(store, file)
+    found = consensus_of(store.labels(), how)
+    if shape == "rankings":
+        return dump_rankings(store, file, found)
+    pairs = store.preferences(consensus=found)
+    write_preferences(pairs, file)
+    return len(pairs)

@@ -1,0 +1,192 @@
+"""The application: its pages, put together, and how it is served."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import anyio.to_thread
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from burnish.data.store import LabelStore, Place
+from burnish.errors import BurnishError, ConfigError
+from burnish.labels.queue import Refused
+from burnish.labels.served import announced
+from burnish.web import charts, dashboard, entry, label, people
+from burnish.web.accounts import Accounts, Denied
+from burnish.web.desk import STATIC, Desk, page, signed, somebody, wants_json
+from burnish.web.projects import Projects
+from burnish.web.shield import Shield
+
+THREADS = 16  # requests at work at once; connections to the database are no more
+LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
+REFUSED = {"unknown": 404, "not yours": 403, "answered": 409, "bad": 422}
+
+
+class _Static(StaticFiles):
+    """Files of ours; their address changes with them, so that browsers may keep them."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers["cache-control"] = "public, max-age=86400"
+        return response
+
+
+def make_app(
+    store: LabelStore,
+    projects: Projects,
+    *,
+    runs: Path | None = None,
+    hosts: tuple[str, ...] = (),
+    https: bool = False,
+    body_seconds: float | None = None,
+) -> FastAPI:
+    """The application; `store` keeps accounts, `hosts` are names it answers to besides this machine's own."""
+    desk = Desk(Accounts(store), projects, runs, https)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        projects.start()
+        yield
+        projects.close()
+
+    app = FastAPI(
+        title="Burnish",
+        lifespan=lifespan,
+        dependencies=[Depends(signed)],
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    app.state.desk = desk
+    for part in (entry, label, people, dashboard, charts):
+        app.include_router(part.router)
+    app.mount("/static", _Static(directory=STATIC), name="static")
+
+    @app.get("/")
+    def start(request: Request) -> Response:
+        account = somebody(request)
+        if runs is not None and account.role != "annotator":
+            return RedirectResponse("/runs", 303)
+        open_ = projects.all()
+        if account.role == "viewer" and open_:
+            return RedirectResponse(f"/dashboard/{quote(open_[0].name)}", 303)
+        return RedirectResponse(f"/label/{quote(open_[0].name)}" if len(open_) == 1 else "/projects", 303)
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"burnish": "ready"}
+
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, *hosts])
+    shield: dict[str, Any] = {"https": https}
+    if body_seconds is not None:
+        shield["seconds"] = body_seconds
+    app.add_middleware(Shield, **shield)
+    _errors(app)
+    return app
+
+
+def _errors(app: FastAPI) -> None:
+    """Every error in words, as a page, a part of one, or JSON; never what the program is made of."""
+
+    def answer(request: Request, status: int, why: str) -> Response:
+        if wants_json(request):
+            return JSONResponse({"error": why}, status)
+        whole = "hx-request" not in request.headers
+        if status == 401 and whole and request.method == "GET":
+            return RedirectResponse(f"/login?next={quote(request.url.path)}", 303)
+        return page(request, "error.html" if whole else "error_part.html", status=status, why=why)
+
+    @app.exception_handler(StarletteHTTPException)
+    def http(request: Request, error: HTTPException) -> Response:
+        return answer(request, error.status_code, str(error.detail))
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"][1:])
+        return answer(request, 422, f"{field}: {first['msg']}")
+
+    @app.exception_handler(Denied)
+    def denied(request: Request, error: Denied) -> Response:
+        return answer(request, 403, str(error))
+
+    @app.exception_handler(Refused)
+    def refused(request: Request, error: Refused) -> Response:
+        return answer(request, REFUSED[error.why], str(error))
+
+    @app.exception_handler(BurnishError)
+    def mistaken(request: Request, error: BurnishError) -> Response:
+        return answer(request, 422, str(error))
+
+
+def serve(
+    app: FastAPI,
+    host: str,
+    port: int,
+    *,
+    told: Callable[[str], None],
+    places: Sequence[Place] = (),
+    certificate: Path | None = None,
+    key: Path | None = None,
+    proxy: bool = False,
+    public: str | None = None,
+) -> None:
+    """Answer until interrupted; `told` is called with the page's address when it is up, which is also left beside the
+    stores at `places`. Raises ConfigError for a port that cannot be had, and where passwords would go over a network as
+    they are."""
+    import uvicorn
+
+    if host not in LOCAL and certificate is None and not proxy:
+        raise ConfigError(
+            f"--host {host} would send passwords over the network as they are: give --certificate and --key, or "
+            "--behind-proxy where a proxy on this machine speaks TLS"
+        )
+    for file in (certificate, key):
+        if file is not None and not file.is_file():
+            raise ConfigError(f"{file} does not exist; give the certificate and its key as PEM files")
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=500,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=3,
+        h11_max_incomplete_event_size=32 * 1024,
+        proxy_headers=proxy,
+        forwarded_allow_ips="127.0.0.1",
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )
+    listening = _listen(host, port)
+    name = public or (f"[{host}]" if ":" in host else host) + f":{listening.getsockname()[1]}"
+    url = f"{'https' if certificate is not None or proxy else 'http'}://{name}"
+    told(url)
+    with listening, announced(places, url):
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, *_, at = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(at)
+        listening.listen(256)
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{port} cannot be listened on ({error.strerror}); give another --port"
+        ) from None
+    return listening

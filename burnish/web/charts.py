@@ -1,0 +1,47 @@
+"""Pages with figures: Plotly and the script that draws, from this machine, and what such a page may do."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, Response
+
+from burnish.report.embed import Charts
+from burnish.web.accounts import Account
+from burnish.web.desk import page
+from burnish.web.shield import POLICY
+
+router = APIRouter()
+STYLED = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
+"""Plotly styles what it draws in place; scripts are only ours all the same."""
+KEPT = {"cache-control": "public, max-age=86400"}
+
+
+@router.get("/plotly.js")
+def plotly() -> Response:
+    found = find_spec("plotly")
+    assert found is not None
+    assert found.submodule_search_locations
+    file = Path(found.submodule_search_locations[0]) / "package_data" / "plotly.min.js"
+    return FileResponse(file, media_type="text/javascript", headers=KEPT)
+
+
+@router.get("/draw.js")
+def draw() -> Response:
+    import burnish.report
+
+    file = Path(str(burnish.report.__file__)).parent / "templates" / "report.js"
+    return FileResponse(file, media_type="text/javascript", headers=KEPT)
+
+
+def charted(
+    request: Request, template: str, account: Account, charts: Charts | None = None, **values: Any
+) -> Response:
+    """A page, or a part of one, with figures."""
+    figures = None if charts is None else charts.as_script()
+    response = page(request, template, account, figures=figures, **values)
+    response.headers["content-security-policy"] = STYLED
+    return response

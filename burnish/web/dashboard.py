@@ -1,0 +1,273 @@
+"""What a project has come to: labels by day and person, agreement and bias, cost against budget, what waits; in and
+out."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Form, HTTPException, Query, Request, UploadFile
+from fastapi.responses import FileResponse, RedirectResponse, Response
+from sqlalchemy import func, select
+from starlette.background import BackgroundTask
+
+from burnish.checkpoints import atomic_lines
+from burnish.data.exchange import load_questions
+from burnish.data.store import LabelStore
+from burnish.data.tables import CheckRow, LabelRow
+from burnish.errors import DataError
+from burnish.labels.queue import flagged, open_answers, remarks
+from burnish.pipeline.dumping import dump_store
+from burnish.report import labels as accounts_of
+from burnish.report.charts import COLOURS, Figure, figure
+from burnish.report.embed import Charts
+from burnish.web.accounts import Account
+from burnish.web.charts import charted
+from burnish.web.desk import Admin, Watcher, address, desk_of
+from burnish.web.label import Name, project_of
+from burnish.web.projects import Project
+
+router = APIRouter()
+Shape = Literal["labels", "pairs", "rankings", "remarks"]
+DAYS = 60  # of the chart
+PEOPLE = 20  # in a chart; who gave fewer labels share a colour
+
+
+def by_day(store: LabelStore) -> list[dict[str, Any]]:
+    """Labels and answers to gold questions of every annotator and day (UTC), with their cost and seconds."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for table in (LabelRow, CheckRow):
+        day = func.substr(table.created, 1, 10)
+        sums = (func.count(), func.sum(table.cost), func.sum(table.seconds))
+        with store.reading() as session:
+            rows = session.execute(select(day, table.annotator, *sums).group_by(day, table.annotator)).all()
+        for when, who, n, cost, seconds in rows:
+            row = found.setdefault(
+                (when, who), {"day": when, "annotator": who, "labels": 0, "cost": 0.0, "seconds": 0.0}
+            )
+            row["labels"] += n if table is LabelRow else 0
+            row["cost"] += cost or 0.0
+            row["seconds"] += seconds or 0.0
+    return [found[key] for key in sorted(found)]
+
+
+def _per_day(rows: list[dict[str, Any]], names: Mapping[str, str]) -> Figure:
+    days = sorted({row["day"] for row in rows})[-DAYS:]
+    given: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for row in rows:
+        given[names[row["annotator"]]][row["day"]] += row["labels"]
+    traces = [
+        {
+            "type": "bar",
+            "name": name,
+            "x": days,
+            "y": [per.get(day, 0) for day in days],
+            "marker": {"color": COLOURS[i % len(COLOURS)]},
+        }
+        for i, (name, per) in enumerate(sorted(given.items(), key=lambda item: -sum(item[1].values())))
+    ]
+    return figure(
+        traces,
+        "labels",
+        "day (UTC)",
+        barmode="stack",
+        xaxis={"type": "category", "title": {"text": "day (UTC)"}},
+    )
+
+
+def _spent(rows: list[dict[str, Any]], budget: float | None) -> Figure:
+    days = sorted({row["day"] for row in rows})
+    total, so_far = [], 0.0
+    for day in days:
+        so_far += sum(row["cost"] for row in rows if row["day"] == day)
+        total.append(so_far)
+    traces: list[Figure] = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "x": days,
+            "y": total,
+            "name": "spent",
+            "line": {"color": COLOURS[0]},
+        }
+    ]
+    if budget is not None:
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": days,
+                "y": [budget] * len(days),
+                "name": "budget",
+                "line": {"color": COLOURS[1], "dash": "dash"},
+            }
+        )
+    return figure(traces, "dollars", "day (UTC)", xaxis={"type": "category", "title": {"text": "day (UTC)"}})
+
+
+def _figures(project: Project) -> tuple[dict[str, Any], Charts]:
+    store, rules = project.store, project.queue.rules
+    rows = by_day(store)
+    by_person: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        mine = by_person.setdefault(
+            row["annotator"],
+            {"annotator": row["annotator"], "labels": 0, "cost": 0.0, "seconds": 0.0, "days": 0},
+        )
+        mine["days"] += 1
+        for name in ("labels", "cost", "seconds"):
+            mine[name] += row[name]
+    people = sorted(by_person.values(), key=lambda p: -p["labels"])
+    names = {p["annotator"]: p["annotator"] if i < PEOPLE else "others" for i, p in enumerate(people)}
+    charts = Charts("now")
+    drawn = []
+    if rows:
+        drawn.append(charts.add("Labels a day", "By who gave them.", _per_day(rows, names)))
+    if any(row["cost"] for row in rows) or rules.budget is not None:
+        drawn.append(
+            charts.add("Cost", "What labels and gold questions have cost.", _spent(rows, rules.budget))
+        )
+    done, all_ = project.queue.progress()
+    waiting = list(flagged(store))
+    asked = {c.id: c for c in store.find([i for *_, i in waiting])}
+    values = {
+        "people": people,
+        "labels": sum(p["labels"] for p in people),
+        "cost": sum(p["cost"] for p in people),
+        "hours": sum(p["seconds"] for p in people) / 3600,
+        "done": done,
+        "all": all_,
+        "fresh": open_answers(store),
+        "flags": [
+            {
+                "task": task,
+                "annotator": who,
+                "reason": why,
+                "prompt": asked[i].prompt.text if i in asked else "a gold question",
+            }
+            for task, who, why, i in waiting
+        ],
+        "drawn": drawn,
+    }
+    return values, charts
+
+
+class _Agreement:
+    """What a project's labels agree on, worked out again when there are others."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[int, dict[str, Any] | None]] = {}
+
+    def of(self, project: Project) -> dict[str, Any] | None:
+        """None where there are no labels."""
+        from burnish.pipeline.agreeing import agreement_of
+
+        with self._lock:
+            newest = project.store.snapshot().labels
+            if project.name not in self._known or self._known[project.name][0] != newest:
+                try:
+                    report = agreement_of(project.store)
+                except DataError:  # it has none yet, which the page says
+                    report = None
+                self._known[project.name] = (newest, report)
+            return self._known[project.name][1]
+
+
+_agreement = _Agreement()
+
+
+def _dashboard(request: Request, account: Account, project: Project, **values: Any) -> Response:
+    found, charts = _figures(project)
+    return charted(request, "dashboard.html", account, charts, project=project, **found, **values)
+
+
+@router.get("/dashboard/{name}")
+def dashboard(request: Request, name: Name, account: Watcher) -> Response:
+    return _dashboard(request, account, project_of(desk_of(request), name))
+
+
+@router.get("/dashboard/{name}/now")
+def now(request: Request, name: Name, account: Watcher) -> Response:
+    """The figures alone, which the page asks for again and again."""
+    project = project_of(desk_of(request), name)
+    found, charts = _figures(project)
+    return charted(request, "dashboard_now.html", account, charts, project=project, **found)
+
+
+@router.get("/dashboard/{name}/agreement")
+def agreement(request: Request, name: Name, account: Watcher) -> Response:
+    """Agreement and bias, which take a moment where labels are many."""
+    report = _agreement.of(project_of(desk_of(request), name))
+    charts = Charts("agree")
+    told = None if report is None else accounts_of.agree(report)
+    drawn = [] if told is None else charts.many(told.charts)
+    return charted(request, "agreement.html", account, charts, told=told, drawn=drawn)
+
+
+@router.get("/dashboard/{name}/export")
+def export(
+    request: Request,
+    name: Name,
+    account: Watcher,
+    shape: Annotated[Shape, Query(alias="as")] = "labels",
+) -> Response:
+    """A file of everything that has become a label."""
+    desk = desk_of(request)
+    project = project_of(desk, name)
+    room = tempfile.TemporaryDirectory(prefix="burnish-")
+    file = Path(room.name) / "export.jsonl"
+    if shape == "remarks":
+        rows = atomic_lines(file, (json.dumps(row, ensure_ascii=False) for row in remarks(project.store)))
+    else:
+        rows = dump_store(project.store, file, shape)
+    desk.accounts.note(account.name, address(request), "exported", f"{project.name}: {rows} {shape}")
+    return FileResponse(
+        file,
+        media_type="application/jsonl",
+        filename=f"{project.name}-{shape}.jsonl",
+        background=BackgroundTask(room.cleanup),
+    )
+
+
+@router.post("/dashboard/{name}/import")
+def import_(request: Request, name: Name, account: Admin, file: UploadFile) -> Response:
+    """More questions, pairs, gold or labels, as JSON lines."""
+    desk = desk_of(request)
+    project = project_of(desk, name)
+    given = Path(file.filename or "").name
+    ending = next((e for e in (".jsonl", ".jsonl.gz", ".parquet") if given.endswith(e)), None)
+    if ending is None:
+        raise HTTPException(422, "give a .jsonl, .jsonl.gz or .parquet file")
+    with tempfile.TemporaryDirectory(prefix="burnish-") as room:
+        kept = Path(room) / f"import{ending}"
+        with kept.open("wb") as copy:
+            while part := file.file.read(1 << 20):
+                copy.write(part)
+        try:
+            report = load_questions(project.store, kept)
+        except DataError as error:
+            raise DataError(str(error).replace(str(kept), given[:100])) from None
+    desk.accounts.note(account.name, address(request), "imported", f"{project.name}: {given}, {report}")
+    project.queue.look_again()
+    told = "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in report.items() if value)
+    return _dashboard(request, account, project, note=f"{given}: {told}.")
+
+
+@router.post("/dashboard/{name}/put-back")
+def put_back(
+    request: Request, name: Name, account: Admin, task: Annotated[str, Form(max_length=64)]
+) -> Response:
+    """A flagged question is asked again, of others."""
+    desk = desk_of(request)
+    project = project_of(desk, name)
+    if not project.queue.put_back(task):
+        raise HTTPException(404, "that question is not flagged, or not any more")
+    desk.accounts.note(account.name, address(request), "put back", task)
+    return RedirectResponse(f"/dashboard/{quote(project.name)}", 303)

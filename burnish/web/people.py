@@ -1,0 +1,59 @@
+"""Who may enter: invitations, roles, who is held or out, and the log. For admins."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Request
+from fastapi.responses import Response
+
+from burnish.web.accounts import ROLES, Account, Role, State
+from burnish.web.desk import Admin, address, desk_of, page
+
+router = APIRouter()
+
+
+def _people(request: Request, account: Account, **values: Any) -> Response:
+    accounts = desk_of(request).accounts
+    return page(
+        request,
+        "people.html",
+        account,
+        people=accounts.everybody(),
+        log=accounts.log(),
+        roles=ROLES,
+        **values,
+    )
+
+
+@router.get("/people")
+def people(request: Request, account: Admin) -> Response:
+    return _people(request, account)
+
+
+@router.post("/people/invite")
+def invite(
+    request: Request,
+    account: Admin,
+    role: Annotated[Role, Form()],
+    uses: Annotated[int, Form(ge=1, le=500)] = 1,
+) -> Response:
+    desk = desk_of(request)
+    token = desk.accounts.invite(role, account.name, uses)
+    desk.accounts.note(account.name, address(request), "invited", f"{role}, {uses} time(s)")
+    link = f"{request.url.scheme}://{request.headers['host']}/join/{token}"
+    return _people(request, account, link=link, invited=role, uses=uses)
+
+
+@router.post("/people/change")
+def change(
+    request: Request,
+    account: Admin,
+    name: Annotated[str, Form(max_length=200)],
+    role: Annotated[Role | None, Form()] = None,
+    state: Annotated[State | None, Form()] = None,
+) -> Response:
+    desk = desk_of(request)
+    changed = desk.accounts.change(name, role=role, state=state)
+    desk.accounts.note(account.name, address(request), "changed", f"{name}: {changed.role}, {changed.state}")
+    return _people(request, account, note=f"{name} is {changed.role}, {changed.state}.")

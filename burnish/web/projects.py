@@ -1,0 +1,152 @@
+"""What is labelled on a page: a store with its questions, its rules and its guidelines, in their editions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from burnish.data.guidelines import Guidelines, load_guidelines
+from burnish.data.lines import read_lines
+from burnish.data.store import LabelStore, Place
+from burnish.data.tables import EditionRow, GuidelinesRow
+from burnish.errors import DataError
+from burnish.labels.queue import Queue, Rules
+
+SETTLE = 10.0  # seconds between looks for answers that have become labels
+
+
+@dataclass(frozen=True)
+class Edition:
+    """A wording of the guidelines that was put up: its number from 1, when and by whom."""
+
+    number: int
+    guidelines: Guidelines
+    by: str = ""
+    at: str = ""
+
+
+@dataclass
+class Project:
+    """One store's questions; `examines` when they decide about a champion and nothing is learned from them."""
+
+    name: str
+    store: LabelStore
+    queue: Queue
+    first: Guidelines
+    examines: bool = False
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        place: Place,
+        rules: Rules,
+        guidelines: str | None = None,
+        only: Sequence[str] | None = None,
+        examines: bool = False,
+    ) -> Project:
+        store = LabelStore(place)
+        first = load_guidelines(guidelines)
+        store.add_guidelines(first)
+        return cls(name, store, Queue(store, rules, only), first, examines)
+
+    def edition(self) -> Edition:
+        """What labelers go by now."""
+        return self.editions()[-1]
+
+    def editions(self) -> list[Edition]:
+        """Every wording there was, the first of them from before anybody edited it."""
+        query = (
+            select(EditionRow, GuidelinesRow.text)
+            .join(GuidelinesRow, GuidelinesRow.id == EditionRow.guidelines)
+            .order_by(EditionRow.number)
+        )
+        with self.store.reading() as session:
+            rows = session.execute(query).all()
+        later = [Edition(n, Guidelines(text), row.by, row.at) for n, (row, text) in enumerate(rows, 2)]
+        return [Edition(1, self.first), *later]
+
+    def edit(self, text: str, by: str) -> Edition:
+        """Put up another wording. Raises DataError for an empty one."""
+        if not text.strip():
+            raise DataError("guidelines must say something; write what labelers are to go by")
+        new = Guidelines(text.replace("\r\n", "\n"))
+        if new.id == self.edition().guidelines.id:
+            return self.edition()
+        self.store.add_guidelines(new)
+        with self.store.writing() as session:
+            at = datetime.now(UTC).isoformat(timespec="seconds")
+            session.add(EditionRow(guidelines=new.id, by=by, at=at))
+        return self.edition()
+
+    def has_guidelines(self, given: str) -> bool:
+        with self.store.reading() as session:
+            found = select(func.count()).select_from(GuidelinesRow).where(GuidelinesRow.id == given)
+            return bool(session.scalar(found))
+
+    def close(self) -> None:
+        self.queue.settle(all=True)
+        self.store.close()
+
+
+class Projects:
+    """Those that are open, by name; others are looked for by `find` when they are asked for."""
+
+    def __init__(self, find: Callable[[str], Project | None] = lambda name: None) -> None:
+        self._open: dict[str, Project] = {}
+        self._find = find
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._settler = threading.Thread(target=self._settle, daemon=True)
+
+    def add(self, project: Project) -> None:
+        self._open[project.name] = project
+
+    def get(self, name: str) -> Project | None:
+        with self._lock:
+            if name not in self._open:
+                found = self._find(name)
+                if found is not None:
+                    self._open[name] = found
+            return self._open.get(name)
+
+    def all(self) -> list[Project]:
+        return list(self._open.values())
+
+    def start(self) -> None:
+        self._settler.start()
+
+    def _settle(self) -> None:
+        while not self._over.wait(SETTLE):
+            for project in self.all():
+                try:
+                    project.queue.settle()
+                except SQLAlchemyError:  # the database is away: it is looked for again
+                    logging.exception("answers of %s wait to become labels", project.name)
+
+    def close(self) -> None:
+        self._over.set()
+        if self._settler.is_alive():
+            self._settler.join()
+        for project in self.all():
+            project.close()
+
+
+def selection(file: Path | None) -> list[str] | None:
+    """The comparisons that a file of `burnish label select` names, in its order; None without a file."""
+    if file is None:
+        return None
+    return [str(json.loads(line)["comparison"]) for _, line in read_lines(file) if line.strip()]
+
+
+def project_name(place: Place) -> str:
+    """What a store's project is called."""
+    return Path(str(place).rsplit("/", 1)[-1].split("?")[0]).stem or "labels"

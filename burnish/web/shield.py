@@ -1,0 +1,111 @@
+"""What stands before every page: limits on bodies and their time, and headers that tell browsers to run and load
+nothing but what is ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import unquote
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+BODY = 256 * 1024
+IMPORT = 64 * 1024 * 1024
+SECONDS = 20.0  # for a body to come in
+IMPORT_SECONDS = 300.0
+SAFE = ("GET", "HEAD", "OPTIONS")
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=(), geolocation=()",
+}
+
+
+class Shield:
+    """Reads a request's body, as much and as long as is allowed, before anything else sees the request."""
+
+    def __init__(self, app: App, *, https: bool = False, seconds: float = SECONDS) -> None:
+        self.app, self.seconds = app, seconds
+        self.headers = dict(HEADERS)
+        if https:
+            self.headers["strict-transport-security"] = "max-age=31536000"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                given = list(message.get("headers", []))
+                names = {name for name, _ in given}
+                more = [(n.encode(), v.encode()) for n, v in self.headers.items() if n.encode() not in names]
+                if b"cache-control" not in names:
+                    more.append((b"cache-control", b"no-store"))
+                message = {**message, "headers": given + more}
+            await send(message)
+
+        target = scope["path"] + unquote(scope.get("query_string", b"").decode("latin-1"))
+        if "\x00" in target:
+            await _refuse(sending, 400, "a request has no NUL characters in it")
+            return
+        if scope["method"] in SAFE:
+            await self.app(scope, receive, sending)
+            return
+        imports = scope["path"].endswith("/import")
+        try:
+            async with asyncio.timeout(IMPORT_SECONDS if imports else self.seconds):
+                body = await _body(scope, receive, IMPORT if imports else BODY)
+        except TimeoutError:
+            await _refuse(sending, 408, "the request took too long to come in")
+            return
+        if body is None:
+            await _refuse(sending, 413, "the request is too large")
+            return
+        await self.app(scope, _again(body, receive), sending)
+
+
+async def _body(scope: Scope, receive: Receive, most: int) -> bytes | None:
+    """All of it; None where it is too large."""
+    told = dict(scope["headers"]).get(b"content-length", b"0")
+    if told.isdigit() and int(told) > most:
+        return None
+    body = bytearray()
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > most:
+            return None
+        if message["type"] == "http.disconnect" or not message.get("more_body"):
+            return bytes(body)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    waiting = [body]
+
+    async def receiving() -> Message:
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+        return await receive()
+
+    return receiving
+
+
+async def _refuse(send: Send, status: int, why: str) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": why.encode()})

@@ -1,0 +1,14 @@
+// Draws the figures that stand in a page, and those that come into it later.
+(() => {
+  const drawNew = (root) => {
+    for (const script of root.querySelectorAll("script.drawing:not([data-drawn])")) {
+      script.dataset.drawn = "yes";
+      const figures = JSON.parse(script.textContent);
+      draw(figures);
+    }
+  };
+  document.addEventListener("DOMContentLoaded", () => {
+    drawNew(document);
+    document.body.addEventListener("htmx:afterSettle", (event) => drawNew(event.detail.target));
+  });
+})();
