@@ -87,7 +87,7 @@ def main() -> None:
             policy = models.saved_policy(Path(room) / arm / arm.partition("_")[0])
             policy.temperature = reference.temperature
             rollout = sample(models, policy, prompts, settings, config.seed, arm)
-            answers[arm] = Answers(rollout, measured_kl(policy, reference, rollout, settings.kl_prompts))
+            answers[arm] = Answers.of(rollout, measured_kl(policy, reference, rollout, settings.kl_prompts))
     told, verdicts, _ = examine(
         models, data, place.journal.of("evaluate"), settings, answers, prompts, config.seed
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -13,15 +14,17 @@ from typing import Annotated, Any
 import typer
 
 from burnish.config.stages import StageName
-from burnish.errors import EXIT_CODES, BurnishError, ConfigError
+from burnish.environment import prepare_environment
+from burnish.errors import EXIT_CODES, BurnishError, ConfigError, Waiting
 from burnish.label_cli import app as label_app
 from burnish.reward_cli import app as reward_app
-from burnish.reward_cli import prepare_environment
+from burnish.web_cli import serve_runs
 
 EXIT_CHAMPION_IS_SFT = 10
 """The run finished, but nothing beat SFT: a code of its own."""
 EXIT_NOTHING_ALIGNED = 11
 """The gate stopped PPO, and nothing else was asked for."""
+PATIENCE = 5.0  # seconds between looks whether people have answered
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
@@ -40,6 +43,7 @@ app = typer.Typer(
 
 app.add_typer(label_app, name="label")
 app.add_typer(reward_app, name="reward")
+app.command("serve")(serve_runs)
 
 ConfigArg = Annotated[
     Path | None, typer.Argument(help="YAML configuration; without one, the embedded rehearsal.")
@@ -89,10 +93,17 @@ def run(
     force: Annotated[
         bool, typer.Option(help="Try PPO though the gate says stop (ppo.gate: ignored).")
     ] = False,
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait", help="Where people label or examine: stay, and go on when the last answer is in."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Carry out a run, or continue one that was stopped. A finished run is left as it is."""
-    _run(config, [*sets, *(["ppo.gate=ignored"] if force else [])], directory, until, redo, as_json)
+    forced = ["ppo.gate=ignored"] if force else []
+    _run(config, [*sets, *forced], directory, until, redo, as_json, wait)
 
 
 def _run(
@@ -102,6 +113,7 @@ def _run(
     until: StageName | None,
     redo: bool,
     as_json: bool,
+    wait: bool = False,
 ) -> None:
     from burnish.config.loading import load_config
 
@@ -111,7 +123,17 @@ def _run(
     from burnish.pipeline.order import run_pipeline
 
     path = directory or Path("runs") / loaded.name
-    done = run_pipeline(loaded, path, until=until, redo=redo)
+    while True:
+        try:
+            done = run_pipeline(loaded, path, until=until, redo=redo)
+            break
+        except Waiting as error:
+            if not wait:
+                raise
+            print(error, file=sys.stderr, flush=True)
+            while not error.over():
+                time.sleep(PATIENCE)
+            redo = False  # it was done before people were waited for
     summary_file = done.path / "summary.json"
     if until is not None or not summary_file.exists():
         _print({"run": str(done.path), "stages": _states(done.path)}, as_json)

@@ -1,5 +1,9 @@
 """Errors that are the user's to mend: each names the value, the rule and the next step."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 EXIT_CODES = {
     0: "done",
     1: "other error",
@@ -30,9 +34,14 @@ class ConfigError(BurnishError):
 
 
 class Waiting(BurnishError):
-    """The run cannot go on before people have done their part; what there is so far is kept."""
+    """The run cannot go on before people have done their part; what there is so far is kept. `over` tells whether they
+    have, without the run."""
 
     exit_code = 12
+
+    def __init__(self, message: str, over: Callable[[], bool]) -> None:
+        super().__init__(message)
+        self.over = over
 
 
 class DataError(BurnishError):

@@ -264,7 +264,7 @@ def plan_(
 ) -> None:
     """How many labels will do, and what they cost: a learning curve of a linear reward on the run's features, carried
     on with its interval; mixes of judge and people; prompts that show a win rate."""
-    from burnish.reward_cli import prepare_environment
+    from burnish.environment import prepare_environment
 
     prepare_environment()
     from burnish.pipeline.planning import plan

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from burnish.environment import prepare_environment
+
 app = typer.Typer(no_args_is_help=True, help="A run's reward models at work.")
 
 RunArg = Annotated[Path, typer.Argument(help="Run directory, e.g. runs/quickstart.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
-def prepare_environment() -> None:
-    """Before torch is loaded: no telemetry, no progress bars of other libraries."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA needs to be deterministic
 
 
 @app.command()
@@ -62,8 +53,9 @@ def explain(
     prepare_environment()
     from burnish.pipeline.explain import explain as explained
     from burnish.pipeline.explain import write_page
+    from burnish.records import Prompt
 
-    found = explained(directory, prompt, response)
+    found = explained(directory, Prompt(prompt), response)
     write_page(found, prompt, out)
     print(json.dumps(asdict(found)) if as_json else f"Score {found.score:+.2f}. Wrote {out}")
 

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -109,8 +110,44 @@ def label_serve(
         key=tls_key,
         proxy=behind_proxy,
         public=public,
-        told=lambda url: _tell(app.state.desk.accounts, url, f"/label/{project.name}", admin_link),
-        places=[place],
+        told=lambda url: _tell(app.state.desk.accounts, url, f"/label/{quote(project.name)}", admin_link),
+    )
+
+
+def serve_runs(
+    runs: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs"),
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8300,
+    certificate: CertificateOption = None,
+    tls_key: TlsKeyOption = None,
+    behind_proxy: ProxyOption = False,
+    public: PublicOption = None,
+    admin_link: AdminOption = False,
+) -> None:
+    """Watch runs in a browser: live figures with alerts and decisions, samples, the reward inspector, SFT and champion
+    side by side, two runs compared; and label what a run waits for. On the first start it prints the link by which you
+    make your account."""
+    from burnish.data.store import LabelStore
+    from burnish.web.app import make_app, serve
+    from burnish.web.projects import Projects
+    from burnish.web.waiting import project_for
+
+    if not runs.is_dir():
+        raise ConfigError(f"{runs} is no folder; give the one that runs lie in, usually runs")
+    store = LabelStore(runs / "accounts.sqlite")
+    projects = Projects(lambda name: project_for(runs, name))
+    app = make_app(
+        store, projects, runs=runs, hosts=(public,) if public else (), https=_https(certificate, behind_proxy)
+    )
+    serve(
+        app,
+        host,
+        port,
+        certificate=certificate,
+        key=tls_key,
+        proxy=behind_proxy,
+        public=public,
+        told=lambda url: _tell(app.state.desk.accounts, url, "/runs", admin_link),
     )
 
 

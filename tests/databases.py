@@ -30,8 +30,8 @@ def _ordinary() -> dict[str, int]:
 
 
 @contextmanager
-def server(programs: Path) -> Iterator[str]:
-    """The base URL of a running server, whose databases end with it."""
+def server(programs: Path, *, fsync: bool = False) -> Iterator[str]:
+    """The base URL of a running server, whose databases end with it; with `fsync` it writes as it does for others."""
     room = Path(tempfile.mkdtemp(prefix="burnish-pg-", dir="/tmp"))  # a socket's path has 107 letters at most
     who = _ordinary()
     if who:
@@ -54,7 +54,7 @@ def server(programs: Path) -> Iterator[str]:
             "-E",
             "UTF8",
         )
-        options = f"-k {room} -c listen_addresses='' -c fsync=off"
+        options = f"-k {room} -c listen_addresses='' -c fsync={'on' if fsync else 'off'}"
         log = str(room / "log")
         call(str(programs / "pg_ctl"), "-D", str(data), "-w", "-l", log, "-o", options, "start")
         try:

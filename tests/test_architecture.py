@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "burnish"
 STAGES = {"labels", "reward", "policy", "monitor", "evaluate", "rehearse", "report"}
-FLOOR = {"objectives", "stats", "textstats", "records", "config", "errors", "randomness"}
+FLOOR = {"environment", "objectives", "stats", "textstats", "records", "config", "errors", "randomness"}
 MIDDLE = {"models", "data", "runs", "inputs", "checkpoints", "locks", "parallel"}
 ABOVE = {"cli", "web_cli", "label_cli", "mturk_cli", "reward_cli", "pipeline", "web", "docs"}
 LEVEL = {

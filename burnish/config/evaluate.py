@@ -11,8 +11,9 @@ from burnish.config.strict import Section
 class EvaluateConfig(Section):
     """Win rates against SFT on held-out prompts; both sample sizes are fixed before anything is seen."""
 
-    examiner: Literal["panel", "reward_model", "judge"] = "panel"
+    examiner: Literal["panel", "reward_model", "judge", "people"] = "panel"
     judge: JudgeConfig = JudgeConfig()  # another one than labelled
+    people_each: int = Field(1, ge=1)  # people who see each pair of answers, where people examine
     n_selection: int = Field(128, ge=8)
     n_test: int = Field(256, ge=8)
     kl_prompts: int = Field(256, ge=2)  # two at least: a standard error needs them

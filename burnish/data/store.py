@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -310,18 +311,7 @@ class LabelStore:
 
     def _questions(self, table: Any, *conditions: Any) -> Iterator[tuple[Any, Comparison]]:
         """A table's questions in order, each with its own column: the round of a comparison, the answer to gold."""
-        first, second = aliased(ResponseRow), aliased(ResponseRow)
-        own = table.preference if table is GoldRow else table.round
-        sides = (first.text, first.source, first.ended, second.text, second.source, second.ended)
-        # Columns, not objects: there may be a hundred thousand.
-        query = (
-            select(own, PromptRow.text, PromptRow.messages, *sides)
-            .join_from(table, PromptRow, PromptRow.id == table.prompt_id)
-            .join(first, first.id == table.first_id)
-            .join(second, second.id == table.second_id)
-            .where(*conditions)
-            .order_by(table.number)
-        )
+        query = _question_query(table).where(*conditions)
         with Session(self.engine) as session, session.execute(query, execution_options=STREAMED) as rows:
             for value, text, messages, *pair in rows:
                 yield value, Comparison(_prompt(text, messages), Response(*pair[:3]), Response(*pair[3:]))
@@ -411,6 +401,21 @@ class LabelStore:
             return {
                 t.__tablename__: _count(session, t) for t in (PromptRow, ResponseRow, ComparisonRow, LabelRow)
             }
+
+
+@cache
+def _question_query(table: Any) -> Any:
+    """Columns, not objects: there may be a hundred thousand. Making the query takes longer than finding one row."""
+    first, second = aliased(ResponseRow), aliased(ResponseRow)
+    own = table.preference if table is GoldRow else table.round
+    sides = (first.text, first.source, first.ended, second.text, second.source, second.ended)
+    return (
+        select(own, PromptRow.text, PromptRow.messages, *sides)
+        .join_from(table, PromptRow, PromptRow.id == table.prompt_id)
+        .join(first, first.id == table.first_id)
+        .join(second, second.id == table.second_id)
+        .order_by(table.number)
+    )
 
 
 def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:

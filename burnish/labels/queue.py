@@ -259,8 +259,15 @@ class Queue:
 
     def _next_unit(self, session: Session, annotator: str, now: float) -> tuple[str, list[str]] | None:
         seen = self._seen_by(session, annotator)
-        waiting = (u for u in list(self._live) if u not in seen and self._busy.get(u, 0.0) <= now)
-        while units := list(islice(waiting, AT_ONCE)):
+        looked: set[int] = set()
+
+        def waiting() -> Iterator[int]:
+            return (
+                u for u in self._live if u not in seen and u not in looked and self._busy.get(u, 0.0) <= now
+            )
+
+        while units := list(islice(waiting(), AT_ONCE)):
+            looked.update(units)
             ids = [i for unit in units for i in self._units[unit]]
             rooms = self._rooms(session, ids, annotator, now)
             for unit in units:
@@ -269,7 +276,7 @@ class Queue:
                 if free and not {"flagged"} & set(found):
                     whole = len(free) == len(found)
                     asked = free if whole else free[:1]
-                    if all(self.rules.wanted(i) == 1 for i in self._units[unit]):
+                    if self._wants_one(unit):
                         self._busy[unit] = now + self.rules.lease
                     return ("rank" if len(asked) > 1 else "compare"), asked
                 if set(found) <= {"full", "flagged"}:
@@ -419,12 +426,20 @@ class Queue:
             whole = len(asked) == len(self._units[unit])
             if whole:  # else there is something left of it, for others and for them
                 self._seen_by(session, row.annotator).add(unit)
-            if row.state == STATES["flag"] or (row.state != STATES["skip"] and self._full(session, unit)):
+            if row.state == STATES["flag"] or (
+                row.state != STATES["skip"] and self._full(session, unit, whole)
+            ):
                 self._live.pop(unit, None)
 
-    def _full(self, session: Session, unit: int) -> bool:
+    def _full(self, session: Session, unit: int, whole: bool) -> bool:
+        """Whether an answer, to the whole of it or a part, was all that it wanted."""
+        if whole and self._wants_one(unit):
+            return True
         rooms = self._rooms(session, self._units[unit], "", self.clock())
         return set(rooms.values()) == {"full"}
+
+    def _wants_one(self, unit: int) -> bool:
+        return all(self.rules.wanted(i) == 1 for i in self._units[unit])
 
     def undo(self, annotator: str) -> Task | None:
         """Take the last answer back and ask it again; None when none can be taken back any more."""
@@ -450,7 +465,7 @@ class Queue:
             unit = self._unit_of.get(i)
             if unit is not None and row.kind != GOLD:
                 self._live[unit] = None
-                if all(self.rules.wanted(j) == 1 for j in self._units[unit]):
+                if self._wants_one(unit):
                     self._busy[unit] = until
                 self._seen_by(session, row.annotator).discard(unit)
 
@@ -500,18 +515,18 @@ class Queue:
 
 def settle(store: LabelStore, session: Session, now: float, annotator: str | None = None) -> int:
     """Labels of answers whose time to be taken back is over, and of those of one annotator before their last few."""
-    query = select(TaskRow).where(TaskRow.state == ANSWERED)
-    if annotator is not None:
-        query = query.where(TaskRow.annotator == annotator)
-        newest = session.scalars(query.order_by(TaskRow.until.desc()).offset(BACK - 1).limit(1)).first()
-        late = or_(TaskRow.until <= now, TaskRow.until < newest.until) if newest else TaskRow.until <= now
+    query = select(TaskRow).where(TaskRow.state == ANSWERED).order_by(TaskRow.until, TaskRow.number)
+    if annotator is None:
+        rows = list(session.scalars(query.where(TaskRow.until <= now)))
     else:
-        late = TaskRow.until <= now
-    rows = session.scalars(query.where(late).order_by(TaskRow.until, TaskRow.number)).all()
+        mine = list(session.scalars(query.where(TaskRow.annotator == annotator)))
+        kept = mine[-BACK:]
+        rows = [row for row in mine if row.until <= now or row not in kept]
+    if not rows:
+        return 0
     store.put_labels(session, [label for row in rows if row.kind != GOLD for label in _labels(row)])
     store.put_checks(session, [label for row in rows if row.kind == GOLD for label in _labels(row)])
-    if rows:
-        session.execute(update(TaskRow).where(TaskRow.id.in_([row.id for row in rows])).values(state=SETTLED))
+    session.execute(update(TaskRow).where(TaskRow.id.in_([row.id for row in rows])).values(state=SETTLED))
     return len(rows)
 
 

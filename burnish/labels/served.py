@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from burnish.checkpoints import atomic_write
 from burnish.data.store import Place, beside
 
 TIMEOUT = 0.5  # seconds to find out whether a page still answers
+EXAMINATION = "examination.sqlite"
+"""The store, in a run, of what people examine; answers in it are never deleted."""
+ASKED = "examination_asked.json"
+"""Which of its comparisons are asked now."""
 
 
 def _note(place: Place) -> Path:
     return beside(place, ".page.json")
 
 
-@contextmanager
-def announced(places: Sequence[Place], url: str) -> Iterator[None]:
-    """Leave a page's address beside its stores for as long as it is served."""
-    for place in places:
-        atomic_write(_note(place), json.dumps({"url": url}))
-    try:
-        yield
-    finally:
-        for place in places:
-            _note(place).unlink(missing_ok=True)
+def leave_note(place: Place, url: str, project: str) -> None:
+    """Leave the address of a project's page beside its store."""
+    atomic_write(_note(place), json.dumps({"url": f"{url}/label/{quote(project)}"}))
+
+
+def take_note_back(place: Place) -> None:
+    _note(place).unlink(missing_ok=True)
 
 
 def page_of(place: Place) -> str | None:

@@ -20,16 +20,19 @@ from burnish.reward.saved import load_ensemble
 from burnish.runs import RunDirectory
 
 
-def answers(path: Path, lines: Iterable[str], temperature: float | None) -> Iterator[dict[str, str]]:
-    """For every line (a prompt, or messages as a JSON list) what each policy says: {"sft": ..., "ppo": ...}, SFT alone
-    when it is the champion; best of n as it was examined. Line and seed decide the draws: the same line again gets
-    another answer, the same session the same ones."""
+def answers(
+    path: Path, lines: Iterable[str], temperature: float | None, first: int = 0, against: str | None = None
+) -> Iterator[dict[str, str]]:
+    """For every line (a prompt, or messages as a JSON list) what each policy says: {"sft": ..., "ppo": ...}, SFT and
+    the champion, or another one that SFT is held `against`; SFT alone when it is the champion; best of n as it was
+    examined. Line, its number (from `first`) and seed decide the draws: the same line again gets another answer, the
+    same session the same ones."""
     run = RunDirectory.open(path)
     if not (path / "evaluation.json").exists():
         raise RunError(f"{path} has no champion yet; carry it out to its end with `burnish run`")
     set_determinism(run.config)
     place = Workplace.alone(run)
-    champion = read_json(path / "evaluation.json")["champion"]
+    champion = against or read_json(path / "evaluation.json")["champion"]
     policies = {"sft": place.models.reference(temperature)}
     ensemble = None
     if champion.startswith(BEST_OF):
@@ -38,7 +41,7 @@ def answers(path: Path, lines: Iterable[str], temperature: float | None) -> Iter
     elif champion != "sft" and is_saved(policy_folder(path, champion)):
         policies[champion] = place.models.saved_policy(policy_folder(path, champion))
         policies[champion].temperature = policies["sft"].temperature
-    for number, line in enumerate(lines):
+    for number, line in enumerate(lines, first):
         prompt = parse(line)
         limit = place.models.config.max_prompt_tokens
         if len(place.models.codec.encode_prompt(prompt)) > limit:

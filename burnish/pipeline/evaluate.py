@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from burnish.checkpoints import write_json
+from burnish.checkpoints import read_json, write_json
 from burnish.config.evaluate import EvaluateConfig
-from burnish.errors import DataError
+from burnish.errors import DataError, RunError
 from burnish.evaluate.champion import BEST_OF, Candidate, choose_champion
 from burnish.evaluate.winrate import Examiner, head_to_head, win_rate
 from burnish.models.artefacts import is_saved, load_reward_model
@@ -28,6 +28,7 @@ from burnish.pipeline.data import Data
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.judged import examine_by_judge
 from burnish.pipeline.models import Models
+from burnish.pipeline.people import examine_by_people
 from burnish.pipeline.round_account import account_of_rounds
 from burnish.pipeline.rounds import policies
 from burnish.randomness import derive_seed
@@ -42,18 +43,22 @@ PANEL_SIZE = 5
 FEWEST = 8  # verdicts that a win rate may be made of
 CONCISE = "_concise"  # ends the name of a policy that is sampled under ppo.concise
 EXAMPLES = 8
+ANSWERS = "examination_answers.json"  # what people are asked about
 
 
 @dataclass
 class Answers:
-    """A policy's responses to the held-out prompts: selection first, then test."""
+    """A policy's responses to the held-out prompts, selection first, then test, and their lengths in tokens; `rollout`
+    only of those that were sampled by this process."""
 
-    rollout: Rollout
+    texts: list[str]
+    lengths: list[int]
     kl: dict[str, Any] | None = None
+    rollout: Rollout | None = None
 
-    @property
-    def texts(self) -> list[str]:
-        return self.rollout.texts
+    @classmethod
+    def of(cls, rollout: Rollout, kl: dict[str, Any] | None = None) -> Answers:
+        return cls(rollout.texts, rollout.lengths, kl, rollout)
 
 
 def evaluate(
@@ -70,9 +75,12 @@ def evaluate(
         )
     prompts = [*selection, *test]
     prepare(models.base, journal.path / "reward")
-    answers = sample_all(models, journal.run, prompts, config, seed)
-    if concise is not None:
-        answers |= sample_instructed(models, journal.path, prompts, config, concise, seed)
+    if config.examiner == "people":
+        answers = frozen(models, journal.run, prompts, config, seed)
+    else:
+        answers = sample_all(models, journal.run, prompts, config, seed)
+        if concise is not None:
+            answers |= sample_instructed(models, journal.path, prompts, config, concise, seed)
     describe, verdicts, behaved = examine(models, data, journal, config, answers, prompts, seed)
     told: dict[str, dict[str, Any]] = {"sft": {"mean_length": mean_length(answers["sft"], len(selection))}}
     candidates = []
@@ -116,18 +124,35 @@ def sample_all(
     """Responses of SFT, of every trained policy (of earlier rounds too) and of best-of-n, with the KL of each policy to
     SFT."""
     reference = models.reference(config.temperature)
-    answers = {"sft": Answers(sample(models, reference, prompts, config, seed, "sft"))}
+    answers = {"sft": Answers.of(sample(models, reference, prompts, config, seed, "sft"))}
     for name, folder in policies(run).items():
         policy = models.saved_policy(folder)
         policy.temperature = reference.temperature
         rollout = sample(models, policy, prompts, config, seed, name)
-        answers[name] = Answers(rollout, measured_kl(policy, reference, rollout, config.kl_prompts))
+        answers[name] = Answers.of(rollout, measured_kl(policy, reference, rollout, config.kl_prompts))
     n = config.best_of_n
     if n > 1:
         rounds = [sample(models, reference, prompts, config, seed, "best_of", turn) for turn in range(n)]
         ensemble = load_ensemble(models.base, run.path / "reward")
-        answers[f"{BEST_OF}{n}"] = Answers(best_of(ensemble, rounds, models.codec.pad_id))
+        answers[f"{BEST_OF}{n}"] = Answers.of(best_of(ensemble, rounds, models.codec.pad_id))
     return answers
+
+
+def frozen(
+    models: Models, run: RunDirectory, prompts: Sequence[Prompt], config: EvaluateConfig, seed: int
+) -> dict[str, Answers]:
+    """`sample_all` for people, who are asked about candidates alone, and take days: what was sampled is kept, so that a
+    run that goes on asks the same wherever it does."""
+    file = run.path / ANSWERS
+    if not file.exists():
+        fewer = config if config.best_of_n_candidate else config.model_copy(update={"best_of_n": 1})
+        answers = sample_all(models, run, prompts, fewer, seed)
+        kept = {n: {"texts": a.texts, "lengths": a.lengths, "kl": a.kl} for n, a in answers.items()}
+        write_json(file, {"prompts": [p.id for p in prompts], "answers": kept})
+    found = read_json(file)
+    if found["prompts"] != [p.id for p in prompts]:
+        raise RunError(f"{file} holds answers to other prompts; give --redo to sample and ask anew")
+    return {name: Answers(**a) for name, a in found["answers"].items()}
 
 
 def sample_instructed(
@@ -146,7 +171,7 @@ def sample_instructed(
             policy.temperature = reference.temperature
         rollout = sample(models, policy, told.prompts, config, seed, name + CONCISE)
         kl = None if name == "sft" else measured_kl(policy, reference, rollout, config.kl_prompts)
-        answers[name + CONCISE] = Answers(told.plain(rollout), kl)
+        answers[name + CONCISE] = Answers.of(told.plain(rollout), kl)
     return answers
 
 
@@ -203,6 +228,10 @@ def examine(
     judge how it behaved."""
     texts = {name: answer.texts for name, answer in answers.items()}
     baseline = texts.pop("sft")
+    if config.examiner == "people":
+        return examine_by_people(
+            journal.path, prompts, texts, baseline, config.people_each, data.label.guidelines
+        )
     if config.examiner == "judge":
         return examine_by_judge(
             data.store,
@@ -239,6 +268,7 @@ def build_examiner(
     model = load_reward_model(models.base, path / "reward" / "examiner")
     scores: dict[tuple[str, str], float] = {}
     for answer in answers.values():
+        assert answer.rollout is not None, "only people's examination reads them back"
         scores |= examiner_scores(models, model, answer.rollout)
 
     def judge(prompt: Prompt, first: str, second: str) -> float:
@@ -280,7 +310,7 @@ def account(
         if len(rows) < min(FEWEST, asked):
             raise DataError(
                 f"the examiner gave {len(rows)} verdicts on {name}'s {split} responses, {FEWEST} are needed: look at "
-                "evaluate.judge, and at the abstentions in judge/examiner.jsonl"
+                "evaluate.judge, and at the abstentions in judge/examiner.jsonl, or at what people flagged"
             )
 
     def rate(rows: list[tuple[int, float]]) -> Interval:
@@ -289,7 +319,7 @@ def account(
         return win_rate(outcomes, groups, seed=seed, draws=config.bootstrap, confidence=config.confidence)
 
     selection, test = rate(parts["selection"]), rate(parts["test"])
-    deltas = [float(a - b) for a, b in zip(answer.rollout.lengths, sft.rollout.lengths, strict=True)]
+    deltas = [float(a - b) for a, b in zip(answer.lengths, sft.lengths, strict=True)]
     outcomes = [v for _, v in parts["test"]]
     controlled = length_controlled_win_rate(
         outcomes,
@@ -330,7 +360,7 @@ def as_win_rate(interval: Interval) -> dict[str, float]:
 
 def mean_length(answers: Answers, n_selection: int) -> float:
     """Mean response length in tokens on the test prompts, end-of-sequence token included."""
-    return mean(answers.rollout.lengths[n_selection:])
+    return mean(answers.lengths[n_selection:])
 
 
 def gold_account(

@@ -42,14 +42,14 @@ class Explained:
     nearest: list[dict[str, Any]]
 
 
-def explain(path: Path, prompt: str, response: str) -> Explained:
+def explain(path: Path, prompt: Prompt, response: str) -> Explained:
     """Integrated gradients (Sundararajan et al. 2017) of the members' mean along the straight line from padding to the
     response's embeddings, the prompt left as it is. Completeness (their axiom: contributions add up to the difference)
     is checked, with more steps where it fails, and an error where it goes on failing."""
     place, ensemble = open_ensemble(path)
     codec = place.models.codec
-    prompt_ids = codec.encode_prompt(Prompt(prompt))
-    response_ids = codec.encode_response(response, to=Prompt(prompt))
+    prompt_ids = codec.encode_prompt(prompt)
+    response_ids = codec.encode_response(response, to=prompt)
     ids = torch.tensor([[*prompt_ids, *response_ids]], device=CPU)
     empty = torch.tensor([[*prompt_ids, *[codec.pad_id] * len(response_ids)]], device=CPU)
     total = torch.zeros(len(response_ids), device=CPU)

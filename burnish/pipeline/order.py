@@ -16,6 +16,7 @@ from burnish.config import RunConfig
 from burnish.data.store import LabelStore
 from burnish.errors import ConfigError, OutOfMemory, RunError, Waiting
 from burnish.inputs import Inputs, code_version, config_inputs, content_hash
+from burnish.labels.served import ASKED
 from burnish.models.load import find_device, resolve_path
 from burnish.models.memory import first_line, ran_out
 from burnish.monitor.live import View, open_view
@@ -23,7 +24,7 @@ from burnish.monitor.trackers import Trackers, open_trackers
 from burnish.pipeline.align import align
 from burnish.pipeline.collect import collect
 from burnish.pipeline.data import Data
-from burnish.pipeline.evaluate import evaluate
+from burnish.pipeline.evaluate import ANSWERS, evaluate
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.label import label
 from burnish.pipeline.models import Models
@@ -218,8 +219,11 @@ STAGES = (
         ),
         uses=("evaluate",),
         files=("examiner's rubric",),
-        code=("burnish.evaluate", "burnish.pipeline.evaluate", "burnish.pipeline.round_account"),
-        writes=Writes(files=("evaluation.json",)),
+        code=(
+            *("burnish.evaluate", "burnish.pipeline.evaluate", "burnish.pipeline.round_account"),
+            *("burnish.pipeline.people", "burnish.labels.queue", "burnish.labels.served"),
+        ),
+        writes=Writes(files=("evaluation.json", ANSWERS, ASKED)),
     ),
     Stage(
         "report",
@@ -279,7 +283,7 @@ def check_config(config: RunConfig) -> None:
     if config.evaluate.examiner == "panel" and config.label.source != "simulated":
         raise ConfigError(
             f"evaluate.examiner is 'panel' but label.source is {config.label.source!r}: only a rehearsal has simulated "
-            "annotators; set evaluate.examiner: reward_model or judge"
+            "annotators; set evaluate.examiner: reward_model, judge or people"
         )
     if config.label.source == "judge" and config.label.judge.model is None:
         raise ConfigError("label.source is 'judge' but label.judge.model names no model")

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 from rich.console import Console
 
+from burnish.checkpoints import atomic_write
 from burnish.data.guidelines import load_guidelines
 from burnish.data.store import LabelStore, Place, shown
 from burnish.errors import ConfigError, DataError, Waiting
+from burnish.labels.queue import flagged, settle_overdue
+from burnish.labels.served import ASKED, EXAMINATION, page_of
 from burnish.labels.terminal import Session
 from burnish.pipeline.vendors import selected
-from burnish.records import Comparison
+from burnish.records import Comparison, Prompt, Response
 
 
 def ask_in_terminal(
@@ -46,13 +54,83 @@ def wait_for_people(
     store: LabelStore, asked: Sequence[Comparison], path: Path, labels_per_pair: int, missing_share: float
 ) -> None:
     """Raises Waiting while more than a share of what was asked has fewer labels than were asked for."""
-    given: dict[str, int] = {}
-    for label in (label for label in store.labels() if label.source == "human"):
-        given[label.comparison_id] = given.get(label.comparison_id, 0) + 1
-    missing = sum(given.get(c.id, 0) < labels_per_pair for c in asked)
-    if missing > missing_share * len(asked):
+    ids, allowed = [c.id for c in asked], missing_share * len(asked)
+    missing = len(_missing(store, ids, labels_per_pair))
+    if missing > allowed:
         raise Waiting(
-            f"waiting for people: {missing} of {len(asked)} comparisons have fewer than {labels_per_pair} "
-            f"label(s). `burnish label terminal {path} --name YOU` asks you, `burnish label export` sends them to "
-            "others; then give the same command again (label.missing_share lets it go on without the last of them)"
+            f"waiting for people: {missing} of {len(asked)} comparisons have fewer than {labels_per_pair} label(s). "
+            f"{_where(store.where, path)}; `burnish label terminal {path} --name YOU` asks you here, `burnish label "
+            "export` sends them to others; then give the same command again, or give it --wait (label.missing_share "
+            "lets it go on without the last of them)",
+            partial(_is_over, store.where, ids, labels_per_pair, allowed),
         )
+
+
+def examine_by_people(
+    path: Path,
+    prompts: Sequence[Prompt],
+    texts: Mapping[str, Sequence[str]],
+    baseline: Sequence[str],
+    each: int,
+    guidelines: str | None,
+) -> tuple[str, dict[str, list[float | None]], dict[str, Any]]:
+    """What people say of every policy's responses against the baseline's: who judged, by policy the preference for its
+    response to each prompt (None where somebody flagged the question; identical texts tie without one), and how many
+    there were. Blind: questions lie in a store of their own, where nothing tells which policy wrote what. Raises
+    Waiting until `each` people have answered each."""
+    asked = {
+        (prompt.id, ours, theirs): Comparison(prompt, Response(ours, name), Response(theirs, "sft"))
+        for name, answers in texts.items()
+        for prompt, ours, theirs in zip(prompts, answers, baseline, strict=True)
+        if ours != theirs
+    }
+    with LabelStore(path / EXAMINATION) as store:
+        store.add_comparisons(asked.values())
+        store.add_guidelines(load_guidelines(guidelines))
+        ids = [c.id for c in asked.values()]
+        atomic_write(path / ASKED, json.dumps(ids))
+        missing = _missing(store, ids, each)
+        if missing:
+            raise Waiting(
+                f"waiting for people to examine: {len(missing)} of {len(ids)} comparisons have fewer than {each} "
+                f"answer(s). {_where(path / EXAMINATION, path)}; then give the same command again, or "
+                "give it --wait",
+                partial(_is_over, path / EXAMINATION, ids, each, 0),
+            )
+        given: dict[str, list[float]] = {}
+        people = set()
+        for c in asked.values():
+            stored = store.stored(c)
+            turned = stored.first.text != c.first.text
+            for label in store.labels([c.id]):
+                people.add(label.annotator)
+                given.setdefault(c.id, []).append(1 - label.preference if turned else label.preference)
+    outcomes: dict[str, list[float | None]] = {}
+    for name, answers in texts.items():
+        outcomes[name] = []
+        for prompt, ours, theirs in zip(prompts, answers, baseline, strict=True):
+            votes = [0.5] if ours == theirs else given.get(asked[prompt.id, ours, theirs].id)
+            outcomes[name].append(mean(votes) if votes else None)
+    answered = sum(map(len, given.values()))
+    about = {"people": len(people), "answers": answered, "flagged": len(ids) - len(given)}
+    return f"{len(people)} people, blind", outcomes, about
+
+
+def _missing(store: LabelStore, ids: Sequence[str], each: int) -> set[str]:
+    """Those of the comparisons that fewer people have labelled, and nobody has flagged as no question at all. Answers
+    that can no longer be taken back count, though no page is there to make labels of them."""
+    settle_overdue(store)
+    closed = {i for *_, i in flagged(store)}
+    given = Counter(label.comparison_id for label in store.labels() if label.source == "human")
+    return {i for i in ids if given[i] < each and i not in closed}
+
+
+def _is_over(place: Place, ids: Sequence[str], each: int, allowed: float) -> bool:
+    with LabelStore(place) as store:
+        return len(_missing(store, ids, each)) <= allowed
+
+
+def _where(place: Place, run: Path) -> str:
+    """Where people can answer: on the page that serves the store, or how to have one."""
+    page = page_of(place)
+    return f"They are asked at {page}" if page else f"`burnish serve {run.parent}` has a page for them"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+import sys
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,19 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from burnish.data.store import LabelStore, Place
+from burnish.data.store import LabelStore
 from burnish.errors import BurnishError, ConfigError
 from burnish.labels.queue import Refused
-from burnish.labels.served import announced
-from burnish.web import charts, dashboard, entry, label, people
+from burnish.web import charts, dashboard, entry, inspector, label, people
+from burnish.web import runs as run_pages
 from burnish.web.accounts import Accounts, Denied
 from burnish.web.desk import STATIC, Desk, page, signed, somebody, wants_json
+from burnish.web.models import ModelRoom
 from burnish.web.projects import Projects
 from burnish.web.shield import Shield
 
 THREADS = 16  # requests at work at once; connections to the database are no more
+SWITCH = 0.0005  # seconds until a thread at work lets another one: a request passes from one to the next
 LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
 REFUSED = {"unknown": 404, "not yours": 403, "answered": 409, "bad": 422}
 
@@ -57,9 +60,12 @@ def make_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        sys.setswitchinterval(SWITCH)
         projects.start()
         yield
         projects.close()
+        if desk.models is not None:
+            desk.models.close()
 
     app = FastAPI(
         title="Burnish",
@@ -72,6 +78,10 @@ def make_app(
     app.state.desk = desk
     for part in (entry, label, people, dashboard, charts):
         app.include_router(part.router)
+    if runs is not None:
+        desk.models = ModelRoom()
+        app.include_router(run_pages.router)
+        app.include_router(inspector.router)
     app.mount("/static", _Static(directory=STATIC), name="static")
 
     @app.get("/")
@@ -137,14 +147,13 @@ def serve(
     port: int,
     *,
     told: Callable[[str], None],
-    places: Sequence[Place] = (),
     certificate: Path | None = None,
     key: Path | None = None,
     proxy: bool = False,
     public: str | None = None,
 ) -> None:
     """Answer until interrupted; `told` is called with the page's address when it is up, which is also left beside the
-    stores at `places`. Raises ConfigError for a port that cannot be had, and where passwords would go over a network as
+    stores. Raises ConfigError for a port that cannot be had, and where passwords would go over a network as
     they are."""
     import uvicorn
 
@@ -174,14 +183,17 @@ def serve(
     name = public or (f"[{host}]" if ":" in host else host) + f":{listening.getsockname()[1]}"
     url = f"{'https' if certificate is not None or proxy else 'http'}://{name}"
     told(url)
-    with listening, announced(places, url):
+    desk: Desk = app.state.desk
+    desk.projects.announce(url)
+    with listening:
         uvicorn.Server(config).run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family, kind, *_, at = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind)
+        family, kind, protocol, _, at = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # With its protocol, or asyncio leaves Nagle's algorithm on, and replies wait 40 ms for an acknowledgement.
+        listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(at)
         listening.listen(256)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import Depends, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, PackageLoader
 from limits import RateLimitItem, parse
@@ -15,6 +17,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from burnish.web.accounts import Account, Accounts, Role
+from burnish.web.models import ModelRoom
 from burnish.web.projects import Projects
 from burnish.web.shield import SAFE
 from burnish.web.text import rendered
@@ -38,7 +41,7 @@ class Desk:
     runs: Path | None
     https: bool
     limiter: MovingWindowRateLimiter = field(default_factory=lambda: MovingWindowRateLimiter(MemoryStorage()))
-    models: Any = None
+    models: ModelRoom | None = None
 
     def __post_init__(self) -> None:
         self.templates = Environment(
@@ -46,6 +49,11 @@ class Desk:
         )
         self.templates.filters["rendered"] = rendered
         self.templates.globals["version"] = _version()
+
+    def ask(self, what: Callable[..., Any], *given: Any) -> Any:
+        """What a run's models say; see `ModelRoom.ask`."""
+        assert self.models is not None, "only pages of runs ask models"
+        return self.models.ask(what, *given)
 
     def limit(self, what: str, *who: str) -> None:
         """Raises HTTPException 429 for whoever asks too often."""
@@ -108,10 +116,10 @@ def somebody(request: Request) -> Account:
 
 
 def _of_role(*roles: Role) -> Any:
-    def allowed(request: Request, account: Annotated[Account, Depends(somebody)]) -> Account:
+    async def allowed(request: Request, account: Annotated[Account, Depends(somebody)]) -> Account:
         if account.role not in roles:
-            told = desk_of(request).accounts
-            told.note(account.name, address(request), "refused", f"{request.method} {request.url.path}")
+            told, what = desk_of(request).accounts, f"{request.method} {request.url.path}"
+            await run_in_threadpool(told.note, account.name, address(request), "refused", what)
             raise HTTPException(403, f"this is not for {account.role}s")
         return account
 

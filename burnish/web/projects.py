@@ -15,10 +15,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from burnish.data.guidelines import Guidelines, load_guidelines
 from burnish.data.lines import read_lines
-from burnish.data.store import LabelStore, Place
+from burnish.data.store import LabelStore, Place, beside
 from burnish.data.tables import EditionRow, GuidelinesRow
 from burnish.errors import DataError
 from burnish.labels.queue import Queue, Rules
+from burnish.labels.served import leave_note, take_note_back
 
 SETTLE = 10.0  # seconds between looks for answers that have become labels
 
@@ -60,7 +61,16 @@ class Project:
 
     def edition(self) -> Edition:
         """What labelers go by now."""
-        return self.editions()[-1]
+        newest = select(EditionRow, GuidelinesRow.text).join(
+            GuidelinesRow, GuidelinesRow.id == EditionRow.guidelines
+        )
+        with self.store.reading() as session:
+            found = session.execute(newest.order_by(EditionRow.number.desc()).limit(1)).first()
+            if found is None:
+                return Edition(1, self.first)
+            row, text = found
+            before = select(func.count()).select_from(EditionRow).where(EditionRow.number < row.number)
+            return Edition(2 + (session.scalar(before) or 0), Guidelines(text), row.by, row.at)
 
     def editions(self) -> list[Edition]:
         """Every wording there was, the first of them from before anybody edited it."""
@@ -103,19 +113,28 @@ class Projects:
     def __init__(self, find: Callable[[str], Project | None] = lambda name: None) -> None:
         self._open: dict[str, Project] = {}
         self._find = find
+        self._url: str | None = None
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._settler = threading.Thread(target=self._settle, daemon=True)
 
     def add(self, project: Project) -> None:
         self._open[project.name] = project
+        if self._url is not None:
+            leave_note(project.store.where, self._url, project.name)
+
+    def announce(self, url: str) -> None:
+        """Leave the page's address beside every store, for whoever waits for labels."""
+        self._url = url
+        for project in self.all():
+            leave_note(project.store.where, url, project.name)
 
     def get(self, name: str) -> Project | None:
         with self._lock:
             if name not in self._open:
                 found = self._find(name)
                 if found is not None:
-                    self._open[name] = found
+                    self.add(found)
             return self._open.get(name)
 
     def all(self) -> list[Project]:
@@ -137,6 +156,7 @@ class Projects:
         if self._settler.is_alive():
             self._settler.join()
         for project in self.all():
+            take_note_back(project.store.where)
             project.close()
 
 
@@ -149,4 +169,4 @@ def selection(file: Path | None) -> list[str] | None:
 
 def project_name(place: Place) -> str:
     """What a store's project is called."""
-    return Path(str(place).rsplit("/", 1)[-1].split("?")[0]).stem or "labels"
+    return beside(place, ".sqlite").stem

@@ -11,6 +11,7 @@ from conftest import burnish
 
 from burnish.models.standalone import Member
 from burnish.pipeline.explain import contributions, explain, raw_score_of, write_page
+from burnish.records import Prompt
 
 pytestmark = pytest.mark.e2e
 PROMPT = "One day, Zoe had a red ball."
@@ -18,7 +19,7 @@ ANSWER = " She was happy and laughed <with> her friends."
 
 
 def test_contributions_add_up_to_the_score_that_is_told_elsewhere(short_run: Path, tmp_path: Path) -> None:
-    found = explain(short_run, PROMPT, ANSWER)
+    found = explain(short_run, Prompt(PROMPT), ANSWER)
     done = burnish("reward", "score", str(short_run), "--prompt", PROMPT, "--json", stdin=f"{ANSWER}\n")
     assert found.score == pytest.approx(json.loads(done.stdout)["score"], abs=1e-3)
     assert sum(found.contributions) == pytest.approx(found.score - found.baseline, abs=0.05)

@@ -9,12 +9,12 @@ function draw(figures) {
     const { soft, line } = style();
     const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true };
     const own = figure.layout, merged = {
-      margin: { l: 52, r: own.yaxis2 ? 46 : 14, t: 10, b: 44 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      margin: { l: 52, r: own.yaxis2?.overlaying ? 46 : 14, t: 10, b: 44 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: soft, size: 12, family: "system-ui, sans-serif" }, hovermode: "x unified", hoverlabel: { font: { size: 12 } },
       legend: { orientation: "h", y: 0, yref: "container", yanchor: "bottom", font: { size: 11 } }, ...own,
       xaxis: { ...axis, ...own.xaxis }, yaxis: { ...axis, ...own.yaxis },
     };
-    if (own.yaxis2) merged.yaxis2 = { ...axis, tickmode: "auto", ...own.yaxis2 };
+    for (const name of Object.keys(own)) if (/^yaxis\d/.test(name)) merged[name] = { ...axis, tickmode: "auto", ...own[name] };
     return merged;
   };
   const paint = () => {

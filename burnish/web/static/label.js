@@ -2,7 +2,6 @@
 (() => {
   const task = document.getElementById("task"), notice = document.getElementById("notice");
   const guidelines = document.getElementById("guidelines");
-  const csrf = document.querySelector("meta[name=csrf]").content;
   const base = task.dataset.base;
   const WAITS = [500, 1000, 2000, 4000, 8000];
   let pending = null, tries = 0, shownAt = 0, watched = 0, picked = [], tied = false;
@@ -29,7 +28,7 @@
     send();
   };
   const again = (why) => {
-    const wait = WAITS[Math.min(tries++, WAITS.length - 1)];
+    const wait = WAITS[Math.min(tries++, WAITS.length - 1)] * (0.5 + Math.random());  // not all at once
     tell(`${why} Trying again.`);
     setTimeout(send, wait);
   };
@@ -42,7 +41,6 @@
     });
   };
 
-  document.body.addEventListener("htmx:configRequest", (event) => { event.detail.headers["X-CSRF-Token"] = csrf; });
   document.body.addEventListener("htmx:sendError", () => pending && again("The server does not answer."));
   document.body.addEventListener("htmx:timeout", () => pending && again("The server takes long."));
   document.body.addEventListener("htmx:responseError", (event) => {

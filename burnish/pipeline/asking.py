@@ -1,0 +1,35 @@
+"""A run's models at a page's service: what the reward makes of answers and why, and what both policies say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from burnish.checkpoints import read_json
+from burnish.errors import BurnishError
+from burnish.pipeline.chat import answers, parse
+from burnish.pipeline.explain import explain
+from burnish.pipeline.scoring import score_texts
+
+
+def judged(path: Path, prompt: str, responses: Sequence[str]) -> dict[str, Any]:
+    """Of every response its scores, and why it has them, or why that cannot be told."""
+    asked = parse(prompt)
+    found = []
+    for row, response in zip(score_texts(path, [(asked, r) for r in responses]), responses, strict=True):
+        try:
+            why: dict[str, Any] = asdict(explain(path, asked, response))
+        except BurnishError as error:
+            why = {"error": str(error)}
+        found.append({**row, "response": response, "why": why})
+    return {"answers": found}
+
+
+def both(path: Path, line: str, number: int) -> dict[str, str]:
+    """What SFT and the champion say to a prompt, or SFT and the candidate that came nearest to beating it; another
+    `number` draws other answers."""
+    found = read_json(path / "evaluation.json")
+    against = found["selected"] if found["champion"] == "sft" else found["champion"]
+    return next(iter(answers(path, [line], None, number, against)))

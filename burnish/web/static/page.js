@@ -1,0 +1,16 @@
+// What every page that changes something does: requests carry the page's signature, errors are told in words.
+(() => {
+  const csrf = document.querySelector("meta[name=csrf]").content;
+  document.addEventListener("htmx:configRequest", (event) => { event.detail.headers["X-CSRF-Token"] = csrf; });
+  const notice = document.getElementById("notice");
+  if (!notice || document.getElementById("task")) return;  // the labelling page has its own way with errors
+  const tell = (words) => { notice.textContent = words; };
+  document.addEventListener("htmx:beforeRequest", () => tell("The models are at work."));
+  document.addEventListener("htmx:afterSwap", () => tell(""));
+  document.addEventListener("htmx:sendError", () => tell("The server does not answer; try again."));
+  document.addEventListener("htmx:timeout", () => tell("The models took too long; try again."));
+  document.addEventListener("htmx:responseError", (event) => {
+    if (event.detail.xhr.status === 401) return location.reload();
+    tell(new DOMParser().parseFromString(event.detail.xhr.responseText, "text/html").body.textContent.trim());
+  });
+})();

@@ -1,0 +1,20 @@
+// Follows a run: asks for the part that moves whenever the server says that it has, until the run has come to rest.
+document.addEventListener("DOMContentLoaded", () => {
+  const now = document.getElementById("now");
+  const source = new EventSource(now.dataset.live);
+  let waiting = false, first = true;
+  const look = () => {
+    if (waiting) return;
+    waiting = true;
+    setTimeout(() => {
+      waiting = false;
+      htmx.ajax("GET", now.dataset.now, { target: "#now", swap: "innerHTML" });
+    }, 500);
+  };
+  source.addEventListener("changed", () => { if (!first) look(); first = false; });
+  source.addEventListener("over", (event) => {
+    source.close();
+    now.dataset.over = JSON.parse(event.data).state;
+    look();
+  });
+});

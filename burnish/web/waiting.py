@@ -1,0 +1,38 @@
+"""Projects of runs: what a run's people label, and what they examine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from burnish.checkpoints import read_json
+from burnish.data.store import is_url
+from burnish.labels.queue import Rules
+from burnish.labels.served import ASKED, EXAMINATION
+from burnish.runs import RunDirectory, project_of
+from burnish.web.projects import Project
+
+ENDING = ".examination"  # of the name of a project that examines
+
+
+def project_for(runs: Path, name: str) -> Project | None:
+    """A run's project, by the run's name, or that name and `.examination`; None where nothing of the run
+    waits for people: `burnish label serve` is for those."""
+    path = next((p for p in runs.iterdir() if p.name == name.removesuffix(ENDING)), None)
+    if path is None or not (path / "manifest.json").is_file():
+        return None
+    config = RunDirectory.open(path).config
+    if name.endswith(ENDING):
+        place, each = path / EXAMINATION, config.evaluate.people_each
+        if not (path / ASKED).exists():
+            return None
+        rules = Rules(each=each, practice=0, gold_share=0.0)
+        return Project.open(
+            name, place, rules, config.label.guidelines, read_json(path / ASKED), examines=True
+        )
+    if config.label.source != "people":
+        return None
+    where = config.label.store or str(project_of(path) / "labels.sqlite")
+    if not is_url(where) and not Path(where).exists():
+        return None
+    rules = Rules(each=config.label.labels_per_pair)
+    return Project.open(name, where if is_url(where) else Path(where), rules, config.label.guidelines)
