@@ -35,6 +35,8 @@ from burnish.errors import DataError
 from burnish.records import Comparison, Label, Message, Preference, Prompt, Response, content_id
 
 CHUNK = 500
+POOL = {"pool_size": 16, "max_overflow": 8}  # connections to a server
+LAZY = ("synchronous_commit", "off", True)
 STREAMED = {"yield_per": 1000}  # rows in memory at once
 # A label's fields, in their order, as the table names them.
 LABEL_COLUMNS = (
@@ -87,7 +89,7 @@ class LabelStore:
         self.where = where
         url = str(where) if is_url(where) else f"sqlite:///{where}"
         try:
-            self.engine = create_engine(url)
+            self.engine = create_engine(url, **POOL if is_url(url) and not url.startswith("sqlite") else {})
         except (ArgumentError, ImportError, ValueError) as error:
             why = f" ({error})" if isinstance(error, ImportError) else ""  # others may hold the password
             raise DataError(
@@ -99,9 +101,13 @@ class LabelStore:
             raise DataError(
                 f"the label store runs on SQLite or PostgreSQL, not on {self.engine.dialect.name}; give such a URL"
             )
-        self._one_writer = (
-            Lock()
-        )  # threads of one process wait here, not in SQLite, which tries again and again
+        # Threads of one process wait here, not in SQLite, which tries again and again.
+        self._one_writer = Lock()
+        # What reads without a transaction saves PostgreSQL two messages each time.
+        postgres = self.engine.dialect.name == "postgresql"
+        self._reader = (
+            self.engine.execution_options(isolation_level="AUTOCOMMIT") if postgres else self.engine
+        )
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine, "connect", _sqlite_settings)
         try:
@@ -123,20 +129,22 @@ class LabelStore:
         self.close()
 
     @contextmanager
-    def writing(self) -> Iterator[Session]:
+    def writing(self, *, durable: bool = True) -> Iterator[Session]:
         """One transaction, of one writer at a time: what it reads stays as it is until it ends. On PostgreSQL writers
         wait for each other, as they do on SQLite: numbers are then given in the order in which rows come to be seen,
-        and a snapshot by number stays what it was."""
+        and a snapshot by number stays what it was. Not `durable`, PostgreSQL may forget it if the database itself
+        crashes within a second."""
         with self._one_writer, Session(self.engine) as session, session.begin():
             if self.engine.dialect.name == "postgresql":
-                session.execute(select(func.pg_advisory_xact_lock(WRITERS)))
+                lock = [func.pg_advisory_xact_lock(WRITERS)]
+                session.execute(select(*lock, *([] if durable else [func.set_config(*LAZY)])))
             else:
                 session.connection().exec_driver_sql("BEGIN IMMEDIATE")
             yield session
 
     def reading(self) -> Session:
         """A session to read with, closed by `with`."""
-        return Session(self.engine)
+        return Session(self._reader)
 
     def add_comparisons(self, comparisons: Iterable[Comparison]) -> int:
         """Store comparisons with their prompts and responses, in one transaction; returns how many are new.
@@ -313,13 +321,19 @@ class LabelStore:
         """A table's questions in order, each with its own column: the round of a comparison, the answer to gold."""
         query = _question_query(table).where(*conditions)
         with Session(self.engine) as session, session.execute(query, execution_options=STREAMED) as rows:
-            for value, text, messages, *pair in rows:
-                yield value, Comparison(_prompt(text, messages), Response(*pair[:3]), Response(*pair[3:]))
+            yield from map(_question_of, rows)
 
-    def find(self, ids: Sequence[str], *, gold: bool = False) -> list[Comparison]:
-        """Those of these that the store has, in its order: comparisons, or gold questions."""
+    def find(
+        self, ids: Sequence[str], *, gold: bool = False, session: Session | None = None
+    ) -> list[Comparison]:
+        """Those of these that the store has, in its order: comparisons, or gold questions. In a transaction, give its
+        session."""
+        if session is None:
+            with self.reading() as session:
+                return self.find(ids, gold=gold, session=session)
         table: Any = GoldRow if gold else ComparisonRow
-        return [c for _, c in self._questions(table, table.id.in_(ids))]
+        rows = session.execute(_question_query(table).where(table.id.in_(ids)))
+        return [_question_of(row)[1] for row in rows]
 
     def stored(self, comparison: Comparison) -> Comparison:
         """The comparison with its sides in the stored order (as given when it is not stored)."""
@@ -416,6 +430,11 @@ def _question_query(table: Any) -> Any:
         .join(second, second.id == table.second_id)
         .order_by(table.number)
     )
+
+
+def _question_of(row: Any) -> tuple[Any, Comparison]:
+    value, text, messages, *pair = row
+    return value, Comparison(_prompt(text, messages), Response(*pair[:3]), Response(*pair[3:]))
 
 
 def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:

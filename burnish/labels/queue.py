@@ -206,7 +206,7 @@ class Queue:
     def next(self, annotator: str) -> Task | None:
         """The task somebody has, or a new one; None when there is nothing left for them, or the budget is spent."""
         with self._lock:
-            with self.store.writing() as session:
+            with self.store.writing(durable=False) as session:  # a lease that is lost is given anew
                 now = self.clock()
                 mine = (TaskRow.annotator == annotator, TaskRow.state == OPEN, TaskRow.until > now)
                 held = session.scalar(select(TaskRow).where(*mine).order_by(TaskRow.number.desc()).limit(1))
@@ -318,7 +318,7 @@ class Queue:
         return found
 
     def _lease(self, session: Session, annotator: str, kind: str, ids: Sequence[str], *, now: float) -> Task:
-        comparisons = self.store.find(ids, gold=kind == GOLD)
+        comparisons = self.store.find(ids, gold=kind == GOLD, session=session)
         asked = question(comparisons, annotator)
         row = TaskRow(
             id=secrets.token_hex(12),
@@ -337,7 +337,7 @@ class Queue:
 
     def _task(self, session: Session, row: TaskRow) -> Task:
         ids = session.scalars(select(AskedRow.question).where(AskedRow.task == row.id)).all()
-        comparisons = self.store.find(ids, gold=row.kind == GOLD)
+        comparisons = self.store.find(ids, gold=row.kind == GOLD, session=session)
         texts = {response_id(c.prompt, r): r for c in comparisons for r in (c.first, c.second)}
         shown = [texts[i] for i in json.loads(row.shown)]
         return self._as_task(session, row, Question(comparisons[0].prompt, shown, comparisons))
@@ -379,7 +379,7 @@ class Queue:
             session.flush()
             self._settle(session, now, annotator)
             told = self._told(session, row, repeated=False)
-            self._after(session, row)
+            self._after(session, row, asked)
             return told
 
     def _take(self, session: Session, row: TaskRow, asked: Task, answer: Answer, now: float) -> None:
@@ -415,15 +415,14 @@ class Queue:
         shown_first = first_is_better != bool(said.swapped)
         return Saved(repeated, "a" if shown_first else "b", _agrees(said.preference, known))
 
-    def _after(self, session: Session, row: TaskRow) -> None:
+    def _after(self, session: Session, row: TaskRow, asked: Task) -> None:
         """Bring what is held in memory up to an answer."""
-        asked = session.scalars(select(AskedRow.question).where(AskedRow.task == row.id)).all()
-        for i in asked:
-            unit = self._unit_of.get(i)
+        comparisons = asked.question.comparisons
+        for unit in {self._unit_of.get(c.id) for c in comparisons}:
             if row.kind == GOLD or unit is None:
                 continue
             self._busy.pop(unit, None)
-            whole = len(asked) == len(self._units[unit])
+            whole = len(comparisons) == len(self._units[unit])
             if whole:  # else there is something left of it, for others and for them
                 self._seen_by(session, row.annotator).add(unit)
             if row.state == STATES["flag"] or (
@@ -503,9 +502,8 @@ class Queue:
         """How far somebody has come."""
         with self.store.reading() as session:
             mine = (TaskRow.annotator == annotator, TaskRow.state.in_((ANSWERED, SETTLED)))
-            rows = session.scalars(
-                select(TaskRow).where(*mine, TaskRow.kind == GOLD).order_by(TaskRow.number)
-            ).all()[: self.rules.practice]
+            query = select(TaskRow).where(*mine, TaskRow.kind == GOLD).order_by(TaskRow.number)
+            rows = session.scalars(query.limit(self.rules.practice)).all() if self._gold else []
             said = [_labels(row)[0] for row in rows]
             right = sum(_agrees(s.preference, _known(session, s.comparison_id)) for s in said)
             answers = session.scalar(select(func.count()).select_from(TaskRow).where(*mine))

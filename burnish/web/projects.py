@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from burnish.errors import DataError
 from burnish.labels.queue import Queue, Rules
 from burnish.labels.served import leave_note, take_note_back
 
+STALE = 2.0  # seconds for which the newest guidelines are taken as known
 SETTLE = 10.0  # seconds between looks for answers that have become labels
 
 
@@ -43,6 +45,7 @@ class Project:
     queue: Queue
     first: Guidelines
     examines: bool = False
+    _newest: tuple[Edition | None, float] = (None, 0.0)
 
     @classmethod
     def open(
@@ -60,7 +63,14 @@ class Project:
         return cls(name, store, Queue(store, rules, only), first, examines)
 
     def edition(self) -> Edition:
-        """What labelers go by now."""
+        """What labelers go by now; what another process put up is seen after a moment."""
+        known, at = self._newest
+        if known is None or time.monotonic() - at > STALE:
+            known = self._read_edition()
+            self._newest = known, time.monotonic()
+        return known
+
+    def _read_edition(self) -> Edition:
         newest = select(EditionRow, GuidelinesRow.text).join(
             GuidelinesRow, GuidelinesRow.id == EditionRow.guidelines
         )
@@ -95,6 +105,7 @@ class Project:
         with self.store.writing() as session:
             at = datetime.now(UTC).isoformat(timespec="seconds")
             session.add(EditionRow(guidelines=new.id, by=by, at=at))
+        self._newest = (None, 0.0)
         return self.edition()
 
     def has_guidelines(self, given: str) -> bool:
