@@ -11,6 +11,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -134,8 +135,27 @@ class Queue:
         self._busy: dict[int, float] = {}  # until when somebody has them
         self._seen: dict[str, set[int]] = {}
         self._rebuilt = 0.0
+        self._doubtful = False
         self._notice()
         self._rebuild()
+
+    @contextmanager
+    def _changing(self, *, durable: bool = True) -> Iterator[Session]:
+        """A transaction. When one fails, what memory holds may be of what never was: it is made anew first."""
+        with self._lock:
+            if self._doubtful:
+                self._doubtful = False
+                self._seen.clear()
+                self._busy.clear()
+                self.look_again()
+            try:
+                with self.store.writing(durable=durable) as session:
+                    yield session
+            except Refused:
+                raise
+            except BaseException:
+                self._doubtful = True
+                raise
 
     # What there is
 
@@ -206,25 +226,25 @@ class Queue:
     def next(self, annotator: str) -> Task | None:
         """The task somebody has, or a new one; None when there is nothing left for them, or the budget is spent."""
         with self._lock:
-            with self.store.writing(durable=False) as session:  # a lease that is lost is given anew
-                now = self.clock()
-                mine = (TaskRow.annotator == annotator, TaskRow.state == OPEN, TaskRow.until > now)
-                held = session.scalar(select(TaskRow).where(*mine).order_by(TaskRow.number.desc()).limit(1))
-                if held is not None:
-                    held.until = now + self.rules.lease
-                    return self._task(session, held)
-                if self._spent(session):
-                    return None
-                given = self._next_gold(session, annotator) or self._next_unit(session, annotator, now)
-                if given is not None:
-                    return self._lease(session, annotator, *given, now=now)
-            if self.clock() - self._rebuilt < REBUILD:
-                return None
+            with self._changing(durable=False) as session:  # a lease that is lost is given anew
+                task = self._next(session, annotator)
+            if task is not None or self.clock() - self._rebuilt < REBUILD:
+                return task
             self.look_again()
-            with self.store.writing() as session:
-                now = self.clock()
-                unit = self._next_unit(session, annotator, now)
-                return None if unit is None else self._lease(session, annotator, *unit, now=now)
+            with self._changing(durable=False) as session:
+                return self._next(session, annotator)
+
+    def _next(self, session: Session, annotator: str) -> Task | None:
+        now = self.clock()
+        mine = (TaskRow.annotator == annotator, TaskRow.state == OPEN, TaskRow.until > now)
+        held = session.scalar(select(TaskRow).where(*mine).order_by(TaskRow.number.desc()).limit(1))
+        if held is not None:
+            held.until = now + self.rules.lease
+            return self._task(session, held)
+        if self._spent(session):
+            return None
+        given = self._next_gold(session, annotator) or self._next_unit(session, annotator, now)
+        return None if given is None else self._lease(session, annotator, *given, now=now)
 
     def _spent(self, session: Session) -> bool:
         if self.rules.budget is None:
@@ -357,30 +377,40 @@ class Queue:
     def save(self, annotator: str, task: str, key: str, answer: Answer) -> Saved:
         """Keep an answer. `key` is the sender's own: the same one again, whatever comes with it, changes nothing.
         Raises Refused for a task that is not theirs, was answered already, or cannot be answered so."""
+        with self._changing() as session:
+            return self._save(session, annotator, task, key, answer)
+
+    def save_and_next(self, annotator: str, task: str, key: str, answer: Answer) -> tuple[Saved, Task | None]:
+        """`save`, and `next` in the same transaction; nothing comes next after practice, which may show that somebody
+        is to be asked nothing."""
+        with self._changing() as session:
+            saved = self._save(session, annotator, task, key, answer)
+            return saved, None if saved.right is not None else self._next(session, annotator)
+
+    def _save(self, session: Session, annotator: str, task: str, key: str, answer: Answer) -> Saved:
         name = content_id("save", annotator, key)
-        with self._lock, self.store.writing() as session:
-            row = session.scalar(select(TaskRow).where(TaskRow.id == task))
-            if row is None:
-                raise Refused("unknown", "there is no such question; reload the page")
-            if row.annotator != annotator:
-                raise Refused("not yours", "this question was given to somebody else; reload the page")
-            before = session.get(SaveRow, name)
-            if before is not None:
-                if before.task != task:
-                    raise Refused("bad", "this key belongs to another save; give every save a key of its own")
-                return self._told(session, row, repeated=True)
-            if row.state != OPEN:
-                raise Refused("answered", "this question was answered before, or given back")
-            asked, now = self._task(session, row), self.clock()
-            self._take(session, row, asked, answer, now)
-            session.add(SaveRow(id=name, task=task))
-            if asked.practice:
-                row.until = now
-            session.flush()
-            self._settle(session, now, annotator)
-            told = self._told(session, row, repeated=False)
-            self._after(session, row, asked)
-            return told
+        row = session.scalar(select(TaskRow).where(TaskRow.id == task))
+        if row is None:
+            raise Refused("unknown", "there is no such question; reload the page")
+        if row.annotator != annotator:
+            raise Refused("not yours", "this question was given to somebody else; reload the page")
+        before = session.get(SaveRow, name)
+        if before is not None:
+            if before.task != task:
+                raise Refused("bad", "this key belongs to another save; give every save a key of its own")
+            return self._told(session, row, repeated=True)
+        if row.state != OPEN:
+            raise Refused("answered", "this question was answered before, or given back")
+        asked, now = self._task(session, row), self.clock()
+        self._take(session, row, asked, answer, now)
+        session.add(SaveRow(id=name, task=task))
+        if asked.practice:
+            row.until = now
+        session.flush()
+        self._settle(session, now, annotator)
+        told = self._told(session, row, repeated=False)
+        self._after(session, row, asked)
+        return told
 
     def _take(self, session: Session, row: TaskRow, asked: Task, answer: Answer, now: float) -> None:
         if len(answer.reason) > LONGEST_REASON:
@@ -442,7 +472,7 @@ class Queue:
 
     def undo(self, annotator: str) -> Task | None:
         """Take the last answer back and ask it again; None when none can be taken back any more."""
-        with self._lock, self.store.writing() as session:
+        with self._changing() as session:
             now = self.clock()
             states = (ANSWERED, *STATES.values())
             mine = (TaskRow.annotator == annotator, TaskRow.state.in_(states), TaskRow.until > now)
@@ -470,7 +500,7 @@ class Queue:
 
     def release(self, annotator: str) -> None:
         """Somebody goes: what they answered stands, what they hold is free."""
-        with self._lock, self.store.writing() as session:
+        with self._changing() as session:
             held = (TaskRow.annotator == annotator, TaskRow.state == OPEN)
             for row in session.scalars(select(TaskRow).where(*held)):
                 row.state = RELEASED
@@ -479,7 +509,7 @@ class Queue:
 
     def put_back(self, task: str) -> bool:
         """A flagged question is asked again, of others."""
-        with self._lock, self.store.writing() as session:
+        with self._changing() as session:
             row = session.scalar(select(TaskRow).where(TaskRow.id == task, TaskRow.state == STATES["flag"]))
             if row is None:
                 return False
@@ -491,7 +521,7 @@ class Queue:
 
     def settle(self, *, all: bool = False) -> int:
         """Make labels of answers that can no longer be taken back, or of all; how many answers."""
-        with self._lock, self.store.writing() as session:
+        with self._changing() as session:
             now = self.clock()
             return self._settle(session, now + self.rules.undo if all else now)
 

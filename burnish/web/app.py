@@ -31,7 +31,7 @@ from burnish.web.projects import Projects
 from burnish.web.shield import Shield
 
 THREADS = 16  # requests at work at once; connections to the database are no more
-SWITCH = 0.0005  # seconds until a thread at work lets another one: a request passes from one to the next
+SWITCH = 0.0001  # seconds until a thread at work lets another one: a request passes from one to the next
 LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
 REFUSED = {"unknown": 404, "not yours": 403, "answered": 409, "bad": 422}
 

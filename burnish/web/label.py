@@ -49,12 +49,18 @@ def _as_json(task: Task) -> dict[str, Any]:
 
 
 def _reply(
-    request: Request, project: Project, account: Account, saved: Saved | None = None, note: str = ""
+    request: Request,
+    project: Project,
+    account: Account,
+    saved: Saved | None = None,
+    note: str = "",
+    task: Task | None = None,
 ) -> Response:
-    """What comes next, and how the last save went."""
+    """What comes next, if that is not known yet, and how the last save went."""
     desk = desk_of(request)
     account = _held_back(desk, project, account, saved)
-    task = None if account.state == "held" else project.queue.next(account.annotator)
+    if task is None and account.state != "held":
+        task = project.queue.next(account.annotator)
     standing = project.queue.standing(account.annotator)
     done, all_ = project.queue.progress()
     edition = project.edition()
@@ -147,8 +153,8 @@ def save(
         seconds,
         guidelines or project.edition().guidelines.id,
     )
-    saved = project.queue.save(account.annotator, task, key, answer)
-    return _reply(request, project, account, saved)
+    saved, following = project.queue.save_and_next(account.annotator, task, key, answer)
+    return _reply(request, project, account, saved, task=following)
 
 
 @router.post("/label/{name}/undo")

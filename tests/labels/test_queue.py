@@ -293,3 +293,21 @@ def test_comparisons_that_come_later_are_asked_too(store: LabelStore) -> None:
     filled(store, 3)
     clock.now += 10
     assert answer_all(queue, "a") == 2
+
+
+def test_what_failed_half_way_is_asked_again(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(store, 1)
+    queue = Queue(store, Rules(practice=0), clock=Clock())
+    task = given(queue, "a")
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(queue, "_next", broken)
+    with pytest.raises(RuntimeError):
+        queue.save_and_next("a", task.id, "key-1", Answer("a2"))
+    monkeypatch.undo()
+    assert given(queue, "a").id == task.id
+    saved, following = queue.save_and_next("a", task.id, "key-1", Answer("b2"))
+    assert (saved.repeated, following) == (False, None)
+    assert queue.settle(all=True) == 1
