@@ -101,7 +101,7 @@ def _spent(rows: list[dict[str, Any]], budget: float | None) -> Figure:
         traces.append(
             {
                 "type": "scatter",
-                "mode": "lines",
+                "mode": "lines+markers",
                 "x": days,
                 "y": [budget] * len(days),
                 "name": "budget",
