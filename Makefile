@@ -6,10 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test test-gpu install dev lint types docs clean
+.PHONY: quickstart label test test-gpu install dev lint types docs clean
 
 quickstart: install
 	$(BIN)/burnish quickstart
+
+# The labelling page with questions to try it on.
+label: install
+	$(BIN)/burnish label serve --example
 
 test: dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile

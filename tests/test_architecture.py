@@ -155,6 +155,17 @@ def test_light_modules_import_no_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_page_helps_and_starts_without_torch() -> None:
+    code = (
+        "import sys; sys.argv[1:] = ['label', 'serve', '--help']\n"
+        "from burnish.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "assert not {'torch', 'transformers', 'pandas', 'scipy'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, "label in a browser" in done.stdout.casefold()) == (0, True), done.stderr
+
+
 def test_every_public_name_can_be_imported() -> None:
     import burnish
 
