@@ -35,7 +35,7 @@ import httpx2
 sys.path.append(str(Path(__file__).parents[1]))
 
 from burnish.data.store import LabelStore, Place
-from burnish.labels.queue import Rules
+from burnish.labels.tasks import Rules
 from burnish.records import Comparison, Prompt, Response
 from burnish.web.accounts import Accounts
 from burnish.web.desk import SESSION_COOKIE
@@ -209,7 +209,7 @@ async def load(
 
 def held_against(place: Place, account: Account, rules: Rules) -> dict[str, int]:
     """What the store has of what was acknowledged, and what it has too much of."""
-    from burnish.labels.queue import settle
+    from burnish.labels.tasks import settle
 
     with LabelStore(place) as store:
         with store.writing() as session:

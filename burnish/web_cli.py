@@ -78,7 +78,7 @@ def label_serve(
 ) -> None:
     """Label in a browser: comparisons one at a time, blind; or up to four answers ranked by keys. On the first start it
     prints the link by which you make your account; the others are invited on the page. Needs no model."""
-    from burnish.labels.queue import Rules
+    from burnish.labels.tasks import Rules
     from burnish.web.app import make_app, serve
     from burnish.web.projects import Project, Projects, project_name, selection
 
@@ -99,9 +99,7 @@ def label_serve(
         print("The store is empty: import questions on the dashboard, or start with a file.", file=sys.stderr)
     projects = Projects()
     projects.add(project)
-    app = make_app(
-        project.store, projects, hosts=(public,) if public else (), https=_https(certificate, behind_proxy)
-    )
+    app = make_app(project.store, projects, public=public, https=_https(certificate, behind_proxy))
     serve(
         app,
         host,
@@ -130,15 +128,13 @@ def serve_runs(
     from burnish.data.store import LabelStore
     from burnish.web.app import make_app, serve
     from burnish.web.projects import Projects
-    from burnish.web.waiting import project_for
+    from burnish.web.waiting import project_for, waiting_in
 
     if not runs.is_dir():
         raise ConfigError(f"{runs} is no folder; give the one that runs lie in, usually runs")
     store = LabelStore(runs / "accounts.sqlite")
-    projects = Projects(lambda name: project_for(runs, name))
-    app = make_app(
-        store, projects, runs=runs, hosts=(public,) if public else (), https=_https(certificate, behind_proxy)
-    )
+    projects = Projects(lambda name: project_for(runs, name), lambda: waiting_in(runs))
+    app = make_app(store, projects, runs=runs, public=public, https=_https(certificate, behind_proxy))
     serve(
         app,
         host,

@@ -14,7 +14,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))
 
 from burnish.data.store import LabelStore
-from burnish.labels.queue import Rules
+from burnish.labels.tasks import Rules
 from burnish.records import Comparison, Message, Prompt, Response
 from burnish.rehearse.examples import add_examples
 from burnish.web.app import make_app

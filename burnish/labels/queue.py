@@ -12,106 +12,44 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from threading import RLock
-from typing import Any, Literal
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from burnish.data.store import LabelStore, response_id
 from burnish.data.tables import AskedRow, CheckRow, ComparisonRow, GoldRow, LabelRow, SaveRow, TaskRow
-from burnish.errors import DataError
 from burnish.labels.questions import Question, Sides, grouped, labels_of, question
-from burnish.records import Label, content_id
+from burnish.labels.tasks import (
+    ANSWERED,
+    ASIDE,
+    GOLD,
+    LONGEST_REASON,
+    OPEN,
+    RELEASED,
+    SETTLED,
+    STATES,
+    Answer,
+    Kind,
+    Refused,
+    Rules,
+    Saved,
+    Standing,
+    Task,
+    agrees,
+    as_row,
+    known_answer,
+    labels_in,
+    settle,
+    tiers_said,
+)
+from burnish.records import content_id
 
-Kind = Literal["compare", "rank"]
-GOLD = "gold"  # a task's kind, which nobody is told
-CHOICES = ("a3", "a2", "a1", "tie", "bad", "b1", "b2", "b3")
-"""Much better, better, slightly better: the answer shown first, or the one shown second; a tie; both are bad."""
-ASIDE = ("skip", "flag")
-OPEN, ANSWERED, SETTLED, RELEASED = "open", "answered", "settled", "released"
-STATES = {"skip": "skipped", "flag": "flagged"}
-BACK = 5  # answers that can be taken back
 AT_ONCE = 16  # candidates looked at together
 REBUILD = 5.0  # seconds between looks at the whole store
-LONGEST_REASON = 2000
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How a project is labelled: people who see a comparison (`each`; `overlap_each` for a share `overlap` of them),
-    the share of gold questions, how many come first as practice and the share of these to be got right, how many
-    answers are ranked at once, seconds of a lease and to take an answer back, dollars an answer and for all."""
-
-    each: int = 1
-    overlap: float = 0.0
-    overlap_each: int = 2
-    gold_share: float = 0.05
-    practice: int = 5
-    least: float = 0.6
-    most: int = 2
-    lease: float = 1800.0
-    undo: float = 120.0
-    pay: float = 0.0
-    budget: float | None = None
-
-    def wanted(self, comparison: str) -> int:
-        """People who are to see it; which ones more see is decided by a hash."""
-        drawn = int(content_id("overlap", comparison), 16) / 2**64
-        return self.overlap_each if drawn < self.overlap else self.each
-
-
-@dataclass(frozen=True)
-class Task:
-    """A question in somebody's hands; with `practice` they are told the answer afterwards."""
-
-    id: str
-    kind: Kind
-    question: Question
-    practice: bool = False
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`choice` for two answers (`CHOICES`, or `ASIDE` for any task), `order` for more: the tier of each in the order
-    shown, 0 the best. `seconds` as the page measured them."""
-
-    choice: str | None = None
-    order: Sequence[int] | None = None
-    reason: str = ""
-    seconds: float | None = None
-    guidelines: str | None = None
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A save that stands; `repeated` when it had been carried out before. Of practice, which of the answers shown is
-    the better one, and whether that was said."""
-
-    repeated: bool
-    better: Literal["a", "b"] | None = None
-    right: bool | None = None
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How far somebody has come: answers that stand, of practice how many there are, were given and were right."""
-
-    answers: int
-    practice: int
-    given: int
-    right: int
-
-
-class Refused(DataError):
-    """A save that is not carried out; `why` is unknown, not yours, answered, or bad."""
-
-    def __init__(self, why: str, message: str) -> None:
-        super().__init__(message)
-        self.why = why
 
 
 class Queue:
@@ -419,7 +357,7 @@ class Queue:
         if answer.choice in ASIDE:
             row.choice, row.state = answer.choice, STATES[answer.choice]
             return
-        tiers, strength, row.choice = _tiers(asked, answer)
+        tiers, strength, row.choice = tiers_said(asked, answer)
         row.state = ANSWERED
         spent = max(0.0, now - row.given)
         seconds = spent if answer.seconds is None else min(max(0.0, answer.seconds), spent)
@@ -433,17 +371,17 @@ class Queue:
             at=datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds"),
         )
         cost = self.rules.pay / len(labels)
-        row.labels = json.dumps([_as_row(replace(label, cost=cost)) for label in labels])
+        row.labels = json.dumps([as_row(replace(label, cost=cost)) for label in labels])
 
     def _told(self, session: Session, row: TaskRow, *, repeated: bool) -> Saved:
         """What the giver of an answer hears; the answer to a gold question only in practice."""
         if row.kind != GOLD or row.labels is None or not self._is_practice(session, row):
             return Saved(repeated)
-        said = _labels(row)[0]
-        known = _known(session, said.comparison_id)
+        said = labels_in(row)[0]
+        known = known_answer(session, said.comparison_id)
         first_is_better = known > 0.5
         shown_first = first_is_better != bool(said.swapped)
-        return Saved(repeated, "a" if shown_first else "b", _agrees(said.preference, known))
+        return Saved(repeated, "a" if shown_first else "b", agrees(said.preference, known))
 
     def _after(self, session: Session, row: TaskRow, asked: Task) -> None:
         """Bring what is held in memory up to an answer."""
@@ -534,95 +472,8 @@ class Queue:
             mine = (TaskRow.annotator == annotator, TaskRow.state.in_((ANSWERED, SETTLED)))
             query = select(TaskRow).where(*mine, TaskRow.kind == GOLD).order_by(TaskRow.number)
             rows = session.scalars(query.limit(self.rules.practice)).all() if self._gold else []
-            said = [_labels(row)[0] for row in rows]
-            right = sum(_agrees(s.preference, _known(session, s.comparison_id)) for s in said)
+            said = [labels_in(row)[0] for row in rows]
+            right = sum(agrees(s.preference, known_answer(session, s.comparison_id)) for s in said)
             answers = session.scalar(select(func.count()).select_from(TaskRow).where(*mine))
         practice = min(self.rules.practice, len(self._gold))
         return Standing(answers or 0, practice, len(said), right)
-
-
-def settle(store: LabelStore, session: Session, now: float, annotator: str | None = None) -> int:
-    """Labels of answers whose time to be taken back is over, and of those of one annotator before their last few."""
-    query = select(TaskRow).where(TaskRow.state == ANSWERED).order_by(TaskRow.until, TaskRow.number)
-    if annotator is None:
-        rows = list(session.scalars(query.where(TaskRow.until <= now)))
-    else:
-        mine = list(session.scalars(query.where(TaskRow.annotator == annotator)))
-        kept = mine[-BACK:]
-        rows = [row for row in mine if row.until <= now or row not in kept]
-    if not rows:
-        return 0
-    store.put_labels(session, [label for row in rows if row.kind != GOLD for label in _labels(row)])
-    store.put_checks(session, [label for row in rows if row.kind == GOLD for label in _labels(row)])
-    session.execute(update(TaskRow).where(TaskRow.id.in_([row.id for row in rows])).values(state=SETTLED))
-    return len(rows)
-
-
-def settle_overdue(store: LabelStore) -> int:
-    """`settle` for a store that no page serves any more; how many answers."""
-    with store.writing() as session:
-        return settle(store, session, time.time())
-
-
-def open_answers(store: LabelStore) -> int:
-    """Answers that can still be taken back, and are no labels yet."""
-    with store.reading() as session:
-        return session.scalar(select(func.count()).select_from(TaskRow).where(TaskRow.state == ANSWERED)) or 0
-
-
-def flagged(store: LabelStore) -> Iterator[tuple[str, str, str, str]]:
-    """Tasks that were flagged: their ids, who did it, why, and what was asked."""
-    columns = (TaskRow.id, TaskRow.annotator, TaskRow.reason, AskedRow.question)
-    query = select(*columns).join(AskedRow, AskedRow.task == TaskRow.id)
-    with store.reading() as session:
-        for task, who, why, asked in session.execute(query.where(TaskRow.state == STATES["flag"])):
-            yield task, who, why or "", asked
-
-
-def remarks(store: LabelStore) -> Iterator[dict[str, Any]]:
-    """What people said besides their labels: reasons, that both answers are bad, what they skipped or flagged."""
-    said = or_(TaskRow.reason.is_not(None), TaskRow.choice.in_(("bad", *ASIDE)))
-    rows = select(TaskRow).where(said, TaskRow.kind != GOLD).order_by(TaskRow.number)
-    with store.reading() as session:
-        for row in session.scalars(rows):
-            asked = session.scalars(select(AskedRow.question).where(AskedRow.task == row.id)).all()
-            yield {
-                "annotator": row.annotator,
-                "choice": row.choice,
-                "reason": row.reason,
-                "shown": json.loads(row.shown),
-                "comparisons": list(asked),
-            }
-
-
-def _tiers(task: Task, answer: Answer) -> tuple[Sequence[int], float | None, str]:
-    """The tier of each answer shown, how strong the preference is, and what was chosen, in a word."""
-    n = len(task.question.shown)
-    if task.kind == "rank":
-        order = answer.order
-        if order is None or len(order) != n or set(order) != set(range(len(set(order)))):
-            raise Refused("bad", f"order must give each of {n} answers its tier, 0 the best, without gaps")
-        return list(order), None, " ".join(map(str, order))
-    if answer.choice not in CHOICES:
-        raise Refused("bad", f"choice must be one of {', '.join((*CHOICES, *ASIDE))}")
-    if answer.choice in ("tie", "bad"):
-        return [0, 0], None, answer.choice
-    side, strength = answer.choice[0], answer.choice[1:]
-    return ([0, 1] if side == "a" else [1, 0]), float(strength), answer.choice
-
-
-def _as_row(label: Label) -> dict[str, Any]:
-    names = ("comparison_id", "annotator", "preference", "source", "strength", "seconds", "cost")
-    return {name: getattr(label, name) for name in (*names, "guidelines", "swapped", "at")}
-
-
-def _labels(row: TaskRow) -> list[Label]:
-    return [Label(**kept) for kept in json.loads(row.labels or "[]")]
-
-
-def _known(session: Session, gold: str) -> float:
-    return float(session.scalars(select(GoldRow.preference).where(GoldRow.id == gold)).one())
-
-
-def _agrees(said: float, known: float) -> bool:
-    return (said > 0.5) - (said < 0.5) == (known > 0.5) - (known < 0.5)

@@ -221,7 +221,7 @@ STAGES = (
         files=("examiner's rubric",),
         code=(
             *("burnish.evaluate", "burnish.pipeline.evaluate", "burnish.pipeline.round_account"),
-            *("burnish.pipeline.people", "burnish.labels.queue", "burnish.labels.served"),
+            *("burnish.pipeline.people", "burnish.labels.tasks", "burnish.labels.served"),
         ),
         writes=Writes(files=("evaluation.json", ANSWERS, ASKED)),
     ),

@@ -16,8 +16,8 @@ from burnish.checkpoints import atomic_write
 from burnish.data.guidelines import load_guidelines
 from burnish.data.store import LabelStore, Place, shown
 from burnish.errors import ConfigError, DataError, Waiting
-from burnish.labels.queue import flagged, settle_overdue
 from burnish.labels.served import ASKED, EXAMINATION, page_of
+from burnish.labels.tasks import flagged, settle_overdue
 from burnish.labels.terminal import Session
 from burnish.pipeline.vendors import selected
 from burnish.records import Comparison, Prompt, Response
@@ -113,7 +113,7 @@ def examine_by_people(
             outcomes[name].append(mean(votes) if votes else None)
     answered = sum(map(len, given.values()))
     about = {"people": len(people), "answers": answered, "flagged": len(ids) - len(given)}
-    return f"{len(people)} people, blind", outcomes, about
+    return f"blind panel of {len(people)} {'person' if len(people) == 1 else 'people'}", outcomes, about
 
 
 def _missing(store: LabelStore, ids: Sequence[str], each: int) -> set[str]:

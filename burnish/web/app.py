@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import anyio.to_thread
 from fastapi import Depends, FastAPI, HTTPException, Request
@@ -21,7 +21,7 @@ from starlette.types import Scope
 
 from burnish.data.store import LabelStore
 from burnish.errors import BurnishError, ConfigError
-from burnish.labels.queue import Refused
+from burnish.labels.tasks import Refused
 from burnish.web import charts, dashboard, entry, inspector, label, people
 from burnish.web import runs as run_pages
 from burnish.web.accounts import Accounts, Denied
@@ -31,6 +31,7 @@ from burnish.web.projects import Projects
 from burnish.web.shield import Shield
 
 THREADS = 16  # requests at work at once; connections to the database are no more
+EVERYWHERE = ("0.0.0.0", "::")
 SWITCH = 0.0001  # seconds until a thread at work lets another one: a request passes from one to the next
 LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
 REFUSED = {"unknown": 404, "not yours": 403, "answered": 409, "bad": 422}
@@ -50,12 +51,13 @@ def make_app(
     projects: Projects,
     *,
     runs: Path | None = None,
-    hosts: tuple[str, ...] = (),
+    public: str | None = None,
     https: bool = False,
     body_seconds: float | None = None,
 ) -> FastAPI:
-    """The application; `store` keeps accounts, `hosts` are names it answers to besides this machine's own."""
-    desk = Desk(Accounts(store), projects, runs, https)
+    """The application; `store` keeps accounts, `public` is a name, or name:port, that it
+    answers to besides this machine's own."""
+    desk = Desk(Accounts(store), projects, runs, https, public)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -89,7 +91,7 @@ def make_app(
         account = somebody(request)
         if runs is not None and account.role != "annotator":
             return RedirectResponse("/runs", 303)
-        open_ = projects.all()
+        open_ = projects.offered()
         if account.role == "viewer" and open_:
             return RedirectResponse(f"/dashboard/{quote(open_[0].name)}", 303)
         return RedirectResponse(f"/label/{quote(open_[0].name)}" if len(open_) == 1 else "/projects", 303)
@@ -98,13 +100,18 @@ def make_app(
     def health() -> dict[str, str]:
         return {"burnish": "ready"}
 
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, *hosts])
-    shield: dict[str, Any] = {"https": https}
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, *([_host(public)] if public else [])])
+    shield: dict[str, Any] = {"https": https, "admits": desk.admits}
     if body_seconds is not None:
         shield["seconds"] = body_seconds
     app.add_middleware(Shield, **shield)
     _errors(app)
     return app
+
+
+def _host(public: str) -> str:
+    """A name without its port."""
+    return urlsplit(f"//{public}").hostname or public
 
 
 def _errors(app: FastAPI) -> None:
@@ -157,6 +164,10 @@ def serve(
     they are."""
     import uvicorn
 
+    if host in EVERYWHERE and public is None:
+        raise ConfigError(
+            f"--host {host} is every address: give --public NAME, under which browsers reach the page"
+        )
     if host not in LOCAL and certificate is None and not proxy:
         raise ConfigError(
             f"--host {host} would send passwords over the network as they are: give --certificate and --key, or "
@@ -192,12 +203,16 @@ def serve(
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, at = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # With its protocol, or asyncio leaves Nagle's algorithm on, and replies wait 40 ms for an acknowledgement.
-        listening = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"--host {host} is no address ({error.strerror}); give another") from None
+    # With its protocol, or asyncio leaves Nagle's algorithm on, and replies wait 40 ms for an acknowledgement.
+    listening = socket.socket(family, kind, protocol)
+    try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(at)
         listening.listen(256)
     except OSError as error:
+        listening.close()
         raise ConfigError(
             f"{host}:{port} cannot be listened on ({error.strerror}); give another --port"
         ) from None

@@ -22,7 +22,7 @@ from burnish.data.exchange import load_questions
 from burnish.data.store import LabelStore
 from burnish.data.tables import CheckRow, LabelRow
 from burnish.errors import DataError
-from burnish.labels.queue import flagged, open_answers, remarks
+from burnish.labels.tasks import flagged, open_answers, remarks
 from burnish.pipeline.dumping import dump_store
 from burnish.report import labels as accounts_of
 from burnish.report.charts import COLOURS, Figure, figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -40,6 +41,7 @@ class Desk:
     projects: Projects
     runs: Path | None
     https: bool
+    public: str | None = None
     limiter: MovingWindowRateLimiter = field(default_factory=lambda: MovingWindowRateLimiter(MemoryStorage()))
     models: ModelRoom | None = None
 
@@ -49,6 +51,15 @@ class Desk:
         )
         self.templates.filters["rendered"] = rendered
         self.templates.globals["version"] = _version()
+
+    def admits(self, cookies: str) -> bool:
+        """Whether these are cookies of an admin."""
+        try:
+            found = SimpleCookie(cookies).get(SESSION_COOKIE)
+        except CookieError:  # no browser sends such
+            return False
+        account = None if found is None else self.accounts.who(found.value)
+        return account is not None and account.role == "admin"
 
     def ask(self, what: Callable[..., Any], *given: Any) -> Any:
         """What a run's models say; see `ModelRoom.ask`."""
@@ -87,7 +98,8 @@ async def signed(request: Request) -> None:
     if request.method in SAFE:
         return
     origin = request.headers.get("origin")
-    foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    ours = (request.headers.get("host"), desk_of(request).public)  # a proxy may not hand the name on
+    foreign = origin is not None and urlsplit(origin).netloc not in ours
     if foreign or request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         raise HTTPException(403, "this request comes from another site")
     given = request.headers.get("x-csrf-token", "")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, HTTPException, Path, Request
 from fastapi.responses import JSONResponse, Response
 
-from burnish.labels.queue import CHOICES, LONGEST_REASON, Answer, Saved, Task
+from burnish.labels.tasks import CHOICES, LONGEST_REASON, Answer, Saved, Task
 from burnish.records import Message
 from burnish.web.accounts import Account
 from burnish.web.desk import Admin, Desk, Labeler, Somebody, address, desk_of, page, wants_json
@@ -110,7 +110,7 @@ def _held_back(desk: Desk, project: Project, account: Account, saved: Saved | No
 
 @router.get("/projects")
 def projects(request: Request, account: Somebody) -> Response:
-    return page(request, "projects.html", account, projects=desk_of(request).projects.all())
+    return page(request, "projects.html", account, projects=desk_of(request).projects.offered())
 
 
 @router.get("/label/{name}")

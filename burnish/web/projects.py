@@ -19,8 +19,9 @@ from burnish.data.lines import read_lines
 from burnish.data.store import LabelStore, Place, beside
 from burnish.data.tables import EditionRow, GuidelinesRow
 from burnish.errors import DataError
-from burnish.labels.queue import Queue, Rules
+from burnish.labels.queue import Queue
 from burnish.labels.served import leave_note, take_note_back
+from burnish.labels.tasks import Rules
 
 STALE = 2.0  # seconds for which the newest guidelines are taken as known
 SETTLE = 10.0  # seconds between looks for answers that have become labels
@@ -119,11 +120,15 @@ class Project:
 
 
 class Projects:
-    """Those that are open, by name; others are looked for by `find` when they are asked for."""
+    """Those that are open, by name; others are looked for by `find` when they are asked for, or are `offered`."""
 
-    def __init__(self, find: Callable[[str], Project | None] = lambda name: None) -> None:
+    def __init__(
+        self,
+        find: Callable[[str], Project | None] = lambda name: None,
+        offered: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
         self._open: dict[str, Project] = {}
-        self._find = find
+        self._find, self._offered = find, offered
         self._url: str | None = None
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -150,6 +155,12 @@ class Projects:
 
     def all(self) -> list[Project]:
         return list(self._open.values())
+
+    def offered(self) -> list[Project]:
+        """Those that are open, and those that somebody waits for now."""
+        for name in self._offered():
+            self.get(name)
+        return self.all()
 
     def start(self) -> None:
         self._settler.start()

@@ -24,6 +24,7 @@ from burnish.report.timeline import said, timeline
 from burnish.runs import ROUNDS, RunDirectory
 from burnish.web.charts import charted
 from burnish.web.desk import Desk, Watcher, desk_of, page
+from burnish.web.waiting import waits_for
 
 router = APIRouter()
 Name = Annotated[str, Part(max_length=200)]
@@ -116,19 +117,10 @@ def _now(path: Path, part: str) -> tuple[dict[str, Any], Charts]:
         "events": [{**e, "said": said(e)} for e in reversed(events)],
         "parts": list(parts),
         "part": part if part in parts else list(parts)[-1],
-        "project": _waits_for(path, state),
+        "project": waits_for(path),
         "updates": len(rows),
     }
     return values, charts
-
-
-def _waits_for(path: Path, state: str) -> str | None:
-    """The project that a waiting run waits for."""
-    if state != "waiting":
-        return None
-    manifest = RunDirectory.open(path).manifest()["stages"]
-    waiting = next((s for s, row in manifest.items() if row["state"] == "waiting"), "")
-    return f"{path.name}.examination" if waiting == "evaluate" else path.name
 
 
 def _found(path: Path) -> tuple[dict[str, Any], Charts]:

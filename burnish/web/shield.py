@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import unquote
 
+from starlette.concurrency import run_in_threadpool
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -38,8 +40,11 @@ HEADERS = {
 class Shield:
     """Reads a request's body, as much and as long as is allowed, before anything else sees the request."""
 
-    def __init__(self, app: App, *, https: bool = False, seconds: float = SECONDS) -> None:
-        self.app, self.seconds = app, seconds
+    def __init__(
+        self, app: App, *, admits: Callable[[str], bool], https: bool = False, seconds: float = SECONDS
+    ) -> None:
+        """`admits` tells of a request's cookies whether they are those of somebody who may send large files."""
+        self.app, self.seconds, self.admits = app, seconds, admits
         self.headers = dict(HEADERS)
         if https:
             self.headers["strict-transport-security"] = "max-age=31536000"
@@ -66,7 +71,7 @@ class Shield:
         if scope["method"] in SAFE:
             await self.app(scope, receive, sending)
             return
-        imports = scope["path"].endswith("/import")
+        imports = scope["path"].endswith("/import") and await run_in_threadpool(self.admits, _cookies(scope))
         try:
             async with asyncio.timeout(IMPORT_SECONDS if imports else self.seconds):
                 body = await _body(scope, receive, IMPORT if imports else BODY)
@@ -77,6 +82,10 @@ class Shield:
             await _refuse(sending, 413, "the request is too large")
             return
         await self.app(scope, _again(body, receive), sending)
+
+
+def _cookies(scope: Scope) -> str:
+    return "; ".join(v.decode("latin-1") for k, v in scope["headers"] if k == b"cookie")
 
 
 async def _body(scope: Scope, receive: Receive, most: int) -> bytes | None:

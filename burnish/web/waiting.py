@@ -6,12 +6,40 @@ from pathlib import Path
 
 from burnish.checkpoints import read_json
 from burnish.data.store import is_url
-from burnish.labels.queue import Rules
+from burnish.errors import BurnishError
 from burnish.labels.served import ASKED, EXAMINATION
+from burnish.labels.tasks import Rules
 from burnish.runs import RunDirectory, project_of
 from burnish.web.projects import Project
 
 ENDING = ".examination"  # of the name of a project that examines
+
+
+def waiting_in(runs: Path) -> list[str]:
+    """The names of projects that runs wait for."""
+    found = []
+    for path in runs.iterdir():
+        try:
+            name = waits_for(path) if (path / "manifest.json").is_file() else None
+        except (
+            BurnishError,
+            OSError,
+            ValueError,
+            KeyError,
+        ):  # no run that could wait; the list of runs says why
+            continue
+        if name is not None:
+            found.append(name)
+    return found
+
+
+def waits_for(path: Path) -> str | None:
+    """The project that a run waits for; None where it does not."""
+    run = RunDirectory.open(path)
+    waiting = next((s for s in run.stages() if run.stage_state(s) == "waiting"), None)
+    if waiting is None:
+        return None
+    return f"{path.name}{ENDING}" if waiting == "evaluate" else path.name
 
 
 def project_for(runs: Path, name: str) -> Project | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from burnish.data.store import LabelStore
-from burnish.labels.queue import Answer, Queue, Refused, Rules, Task, settle_overdue
+from burnish.labels.queue import Queue
+from burnish.labels.tasks import Answer, Refused, Rules, Task, settle_overdue
 from burnish.records import Comparison, Prompt, Response
 
 

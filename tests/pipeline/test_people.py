@@ -9,8 +9,9 @@ import pytest
 
 from burnish.data.store import LabelStore
 from burnish.errors import Waiting
-from burnish.labels.queue import Answer, Queue, Rules
+from burnish.labels.queue import Queue
 from burnish.labels.served import leave_note, page_of, take_note_back
+from burnish.labels.tasks import Answer, Rules
 from burnish.pipeline.people import examine_by_people, wait_for_people
 from burnish.records import Comparison, Prompt, Response
 

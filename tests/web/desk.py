@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from burnish.data.store import LabelStore, Place
-from burnish.labels.queue import Rules
+from burnish.labels.tasks import Rules
 from burnish.records import Comparison, Prompt, Response
 from burnish.web.accounts import Account, Accounts, Role
 from burnish.web.app import make_app

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from burnish.data.store import LabelStore, Place
-from burnish.labels.queue import Rules
+from burnish.labels.tasks import Rules
 from burnish.records import Comparison, Message, Prompt, Response
 from burnish.web.app import make_app
 from burnish.web.desk import LIMITS, SESSION_COOKIE, VISIT_COOKIE
@@ -332,6 +332,11 @@ def test_bodies_that_are_too_large_or_too_slow_are_refused(tmp_path: Path) -> No
     assert root.post("/label/p/save", {"reason": "x" * (BODY + 1)}).status_code == 413
     reply = root.http.post("/label/p/save", content=iter([b"x" * BODY, b"x"]), headers=root.headers)
     assert reply.status_code == 413
+    large = {"file": ("q.jsonl", b'{"prompt": "p", "responses": ["a", "b"]}\n' * 10_000)}
+    assert root.post("/dashboard/p/import", files=large).status_code == 200
+    for other in (Person(root.http.app, "Ada"), Person(root.http.app, None)):
+        other.http.cookies.set("odd", "a b;c")
+        assert other.post("/dashboard/p/import", files=large).status_code == 413
 
     sent: list[Any] = []
 
@@ -345,7 +350,7 @@ def test_bodies_that_are_too_large_or_too_slow_are_refused(tmp_path: Path) -> No
         raise AssertionError("must not be asked")
 
     scope = {"type": "http", "method": "POST", "path": "/x", "query_string": b"", "headers": []}
-    asyncio.run(Shield(app, seconds=0.05)(scope, never, send))
+    asyncio.run(Shield(app, admits=lambda cookies: False, seconds=0.05)(scope, never, send))
     assert sent[0]["status"] == 408
 
 

@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from burnish.data.store import LabelStore
-from burnish.labels.queue import Rules
+from burnish.labels.tasks import Rules
 from burnish.rehearse.examples import FOURS, PAIRS, add_examples
 from tests.web.desk import CHROMIUM, FLAGS, Person, Watched, comparisons, joins, opened, serving
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from burnish.data.store import LabelStore
-from burnish.labels.queue import Rules
+from burnish.labels.tasks import Rules
 from burnish.web.dashboard import by_day
 from tests.web.desk import Person, comparisons, opened
 

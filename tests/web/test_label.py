@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from burnish.data.store import LabelStore, Place
-from burnish.labels.queue import Rules
+from burnish.labels.tasks import Rules
 from burnish.records import Comparison, Label, Prompt, Response
 from tests.web.desk import Person, accounts, comparisons, opened
 

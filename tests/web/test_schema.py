@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 
 from burnish.data.store import LabelStore
-from burnish.labels.queue import Rules
+from burnish.labels.tasks import Rules
 from burnish.web.app import make_app
 from burnish.web.desk import LIMITS, SESSION_COOKIE
 from burnish.web.models import ModelRoom

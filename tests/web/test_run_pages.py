@@ -24,7 +24,7 @@ from burnish.runs import RunDirectory
 from burnish.web.app import make_app
 from burnish.web.models import ModelRoom
 from burnish.web.projects import Projects
-from burnish.web.waiting import project_for
+from burnish.web.waiting import project_for, waiting_in
 from tests.web.desk import CHROMIUM, FLAGS, Person, Watched, joins, serving
 from tests.web.test_browser import violations
 
@@ -79,7 +79,9 @@ def browser() -> Iterator[Any]:
 def pages(root: Path) -> FastAPI:
     root.mkdir(exist_ok=True)
     return make_app(
-        LabelStore(root / "accounts.sqlite"), Projects(lambda name: project_for(root, name)), runs=root
+        LabelStore(root / "accounts.sqlite"),
+        Projects(lambda name: project_for(root, name), lambda: waiting_in(root)),
+        runs=root,
     )
 
 
@@ -277,7 +279,8 @@ def test_a_run_that_people_examine_waits_names_its_page_and_goes_on_by_itself(tm
         app.state.desk.projects.announce(url)
         ada = Person(app, "Ada")
         root_ = Person(app, "Root", "admin")
-        assert ada.get("/label/people.examination").status_code == 200
+        assert "/label/people.examination" in ada.get("/projects").text
+        assert ada.get("/").headers["location"] == "/label/people.examination"
         waiting = started(*SHORT, *sets, "--dir", str(path), "--wait")
         assert waiting.stderr is not None
         asked_at = f"They are asked at {url}/label/people.examination"
@@ -301,7 +304,7 @@ def test_a_run_that_people_examine_waits_names_its_page_and_goes_on_by_itself(tm
     assert not re.search(r"\b(sft|ppo|dpo)\b", seen, re.I)
     assert (path / "examination_answers.json").read_bytes() == frozen
     evaluation = read_json(path / "evaluation.json")
-    assert evaluation["examiner"] == "1 people, blind"
+    assert evaluation["examiner"] == "blind panel of 1 person"
     assert evaluation["judge"] == {"people": 1, "answers": n - 1, "flagged": 1}
     assert evaluation["provisional"] is False
     assert sum(p["abstained"] for p in evaluation["policies"].values() if "abstained" in p) == 1

@@ -1,0 +1,189 @@
+"""Tasks: what people are asked and answer on a page, as it stands in a store, and how it becomes labels."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.orm import Session
+
+from burnish.data.store import LabelStore
+from burnish.data.tables import AskedRow, GoldRow, TaskRow
+from burnish.errors import DataError
+from burnish.labels.questions import Question
+from burnish.records import Label, content_id
+
+Kind = Literal["compare", "rank"]
+GOLD = "gold"  # a task's kind, which nobody is told
+CHOICES = ("a3", "a2", "a1", "tie", "bad", "b1", "b2", "b3")
+"""Much better, better, slightly better: the answer shown first, or the one shown second; a tie; both are bad."""
+ASIDE = ("skip", "flag")
+OPEN, ANSWERED, SETTLED, RELEASED = "open", "answered", "settled", "released"
+STATES = {"skip": "skipped", "flag": "flagged"}
+BACK = 5  # answers that can be taken back
+LONGEST_REASON = 2000
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a project is labelled: people who see a comparison (`each`; `overlap_each` for a share `overlap` of them),
+    the share of gold questions, how many come first as practice and the share of these to be got right, how many
+    answers are ranked at once, seconds of a lease and to take an answer back, dollars an answer and for all."""
+
+    each: int = 1
+    overlap: float = 0.0
+    overlap_each: int = 2
+    gold_share: float = 0.05
+    practice: int = 5
+    least: float = 0.6
+    most: int = 2
+    lease: float = 1800.0
+    undo: float = 120.0
+    pay: float = 0.0
+    budget: float | None = None
+
+    def wanted(self, comparison: str) -> int:
+        """People who are to see it; which ones more see is decided by a hash."""
+        drawn = int(content_id("overlap", comparison), 16) / 2**64
+        return self.overlap_each if drawn < self.overlap else self.each
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question in somebody's hands; with `practice` they are told the answer afterwards."""
+
+    id: str
+    kind: Kind
+    question: Question
+    practice: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`choice` for two answers (`CHOICES`, or `ASIDE` for any task), `order` for more: the tier of each in the order
+    shown, 0 the best. `seconds` as the page measured them."""
+
+    choice: str | None = None
+    order: Sequence[int] | None = None
+    reason: str = ""
+    seconds: float | None = None
+    guidelines: str | None = None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A save that stands; `repeated` when it had been carried out before. Of practice, which of the answers shown is
+    the better one, and whether that was said."""
+
+    repeated: bool
+    better: Literal["a", "b"] | None = None
+    right: bool | None = None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far somebody has come: answers that stand, of practice how many there are, were given and were right."""
+
+    answers: int
+    practice: int
+    given: int
+    right: int
+
+
+class Refused(DataError):
+    """A save that is not carried out; `why` is unknown, not yours, answered, or bad."""
+
+    def __init__(self, why: str, message: str) -> None:
+        super().__init__(message)
+        self.why = why
+
+
+def settle(store: LabelStore, session: Session, now: float, annotator: str | None = None) -> int:
+    """Labels of answers whose time to be taken back is over, and of those of one annotator before their last few."""
+    query = select(TaskRow).where(TaskRow.state == ANSWERED).order_by(TaskRow.until, TaskRow.number)
+    if annotator is None:
+        rows = list(session.scalars(query.where(TaskRow.until <= now)))
+    else:
+        mine = list(session.scalars(query.where(TaskRow.annotator == annotator)))
+        kept = mine[-BACK:]
+        rows = [row for row in mine if row.until <= now or row not in kept]
+    if not rows:
+        return 0
+    store.put_labels(session, [label for row in rows if row.kind != GOLD for label in labels_in(row)])
+    store.put_checks(session, [label for row in rows if row.kind == GOLD for label in labels_in(row)])
+    session.execute(update(TaskRow).where(TaskRow.id.in_([row.id for row in rows])).values(state=SETTLED))
+    return len(rows)
+
+
+def settle_overdue(store: LabelStore) -> int:
+    """`settle` for a store that no page serves any more; how many answers."""
+    with store.writing() as session:
+        return settle(store, session, time.time())
+
+
+def open_answers(store: LabelStore) -> int:
+    """Answers that can still be taken back, and are no labels yet."""
+    with store.reading() as session:
+        return session.scalar(select(func.count()).select_from(TaskRow).where(TaskRow.state == ANSWERED)) or 0
+
+
+def flagged(store: LabelStore) -> Iterator[tuple[str, str, str, str]]:
+    """Tasks that were flagged: their ids, who did it, why, and what was asked."""
+    columns = (TaskRow.id, TaskRow.annotator, TaskRow.reason, AskedRow.question)
+    query = select(*columns).join(AskedRow, AskedRow.task == TaskRow.id)
+    with store.reading() as session:
+        for task, who, why, asked in session.execute(query.where(TaskRow.state == STATES["flag"])):
+            yield task, who, why or "", asked
+
+
+def remarks(store: LabelStore) -> Iterator[dict[str, Any]]:
+    """What people said besides their labels: reasons, that both answers are bad, what they skipped or flagged."""
+    said = or_(TaskRow.reason.is_not(None), TaskRow.choice.in_(("bad", *ASIDE)))
+    rows = select(TaskRow).where(said, TaskRow.kind != GOLD).order_by(TaskRow.number)
+    with store.reading() as session:
+        for row in session.scalars(rows):
+            asked = session.scalars(select(AskedRow.question).where(AskedRow.task == row.id)).all()
+            yield {
+                "annotator": row.annotator,
+                "choice": row.choice,
+                "reason": row.reason,
+                "shown": json.loads(row.shown),
+                "comparisons": list(asked),
+            }
+
+
+def tiers_said(task: Task, answer: Answer) -> tuple[Sequence[int], float | None, str]:
+    """The tier of each answer shown, how strong the preference is, and what was chosen, in a word."""
+    n = len(task.question.shown)
+    if task.kind == "rank":
+        order = answer.order
+        if order is None or len(order) != n or set(order) != set(range(len(set(order)))):
+            raise Refused("bad", f"order must give each of {n} answers its tier, 0 the best, without gaps")
+        return list(order), None, " ".join(map(str, order))
+    if answer.choice not in CHOICES:
+        raise Refused("bad", f"choice must be one of {', '.join((*CHOICES, *ASIDE))}")
+    if answer.choice in ("tie", "bad"):
+        return [0, 0], None, answer.choice
+    side, strength = answer.choice[0], answer.choice[1:]
+    return ([0, 1] if side == "a" else [1, 0]), float(strength), answer.choice
+
+
+def as_row(label: Label) -> dict[str, Any]:
+    names = ("comparison_id", "annotator", "preference", "source", "strength", "seconds", "cost")
+    return {name: getattr(label, name) for name in (*names, "guidelines", "swapped", "at")}
+
+
+def labels_in(row: TaskRow) -> list[Label]:
+    return [Label(**kept) for kept in json.loads(row.labels or "[]")]
+
+
+def known_answer(session: Session, gold: str) -> float:
+    return float(session.scalars(select(GoldRow.preference).where(GoldRow.id == gold)).one())
+
+
+def agrees(said: float, known: float) -> bool:
+    return (said > 0.5) - (said < 0.5) == (known > 0.5) - (known < 0.5)
