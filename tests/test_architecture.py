@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -164,6 +166,15 @@ def test_the_page_helps_and_starts_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (done.returncode, "label in a browser" in done.stdout.casefold()) == (0, True), done.stderr
+
+
+def test_what_the_page_alone_needs_is_part_of_what_is_needed() -> None:
+    makefile = (ROOT.parent / "Makefile").read_text(encoding="utf-8")
+    page = makefile.split("PAGE := ")[1].split("\nlabel:")[0].replace("\\\n", " ").split()
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {re.split("[<>=]", d)[0] for d in project["dependencies"]}
+    assert len(page) > 15
+    assert set(page) <= needed
 
 
 def test_every_public_name_can_be_imported() -> None:

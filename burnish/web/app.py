@@ -22,11 +22,9 @@ from starlette.types import Scope
 from burnish.data.store import LabelStore
 from burnish.errors import BurnishError, ConfigError
 from burnish.labels.tasks import Refused
-from burnish.web import charts, dashboard, entry, inspector, label, people
-from burnish.web import runs as run_pages
+from burnish.web import charts, dashboard, entry, label, people
 from burnish.web.accounts import Accounts, Denied
 from burnish.web.desk import STATIC, Desk, page, signed, somebody, wants_json
-from burnish.web.models import ModelRoom
 from burnish.web.projects import Projects
 from burnish.web.shield import Shield
 
@@ -80,7 +78,11 @@ def make_app(
     app.state.desk = desk
     for part in (entry, label, people, dashboard, charts):
         app.include_router(part.router)
-    if runs is not None:
+    if runs is not None:  # a page for labels alone is up without them
+        from burnish.web import inspector
+        from burnish.web import runs as run_pages
+        from burnish.web.models import ModelRoom
+
         desk.models = ModelRoom()
         app.include_router(run_pages.router)
         app.include_router(inspector.router)

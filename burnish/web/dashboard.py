@@ -23,7 +23,6 @@ from burnish.data.store import LabelStore
 from burnish.data.tables import CheckRow, LabelRow
 from burnish.errors import DataError
 from burnish.labels.tasks import flagged, open_answers, remarks
-from burnish.pipeline.dumping import dump_store
 from burnish.report import labels as accounts_of
 from burnish.report.charts import COLOURS, Figure, figure
 from burnish.report.embed import Charts
@@ -219,6 +218,8 @@ def export(
     shape: Annotated[Shape, Query(alias="as")] = "labels",
 ) -> Response:
     """A file of everything that has become a label."""
+    from burnish.pipeline.dumping import dump_store
+
     desk = desk_of(request)
     project = project_of(desk, name)
     room = tempfile.TemporaryDirectory(prefix="burnish-")

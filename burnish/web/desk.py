@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import Depends, HTTPException, Request
@@ -18,10 +18,12 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from burnish.web.accounts import Account, Accounts, Role
-from burnish.web.models import ModelRoom
 from burnish.web.projects import Projects
 from burnish.web.shield import SAFE
 from burnish.web.text import rendered
+
+if TYPE_CHECKING:
+    from burnish.web.models import ModelRoom
 
 SESSION_COOKIE, VISIT_COOKIE = "burnish", "burnish_visit"
 STATIC = Path(__file__).parent / "static"
