@@ -2,9 +2,9 @@
 
 usage: python benchmarks/first_label.py [--repository .]
 
-`make label` in a new clone makes the environment, installs and serves; an account is made by the link that it prints,
-and one comparison is answered over the page's interface. Then, with everything installed, how long the page takes to
-be up.
+`make label` in a new clone makes an environment of what the page needs, installs and serves; an account is made by the
+link that it prints, and one comparison is answered over the page's interface. Then, with everything installed, how long
+the page takes to be up.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
         with sqlite3.connect(clone / "example.sqlite") as database:
             (labels,) = database.execute("SELECT count(*) FROM labels").fetchone()
         print(f"first label stored after {time.perf_counter() - began:.1f} s ({labels} in the store)")
-        burnish = str(clone / ".venv" / "bin" / "burnish")
+        burnish = str(clone / ".venv-label" / "bin" / "burnish")
         for _ in range(3):
             began = time.perf_counter()
             _, server = served([burnish, "label", "serve", "--example", "--admin-link"], clone, told)

@@ -103,6 +103,8 @@ def examine_by_people(
             stored = store.stored(c)
             turned = stored.first.text != c.first.text
             for label in store.labels([c.id]):
+                if label.source != "human":
+                    continue
                 people.add(label.annotator)
                 given.setdefault(c.id, []).append(1 - label.preference if turned else label.preference)
     outcomes: dict[str, list[float | None]] = {}

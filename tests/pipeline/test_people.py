@@ -13,7 +13,7 @@ from burnish.labels.queue import Queue
 from burnish.labels.served import leave_note, page_of, take_note_back
 from burnish.labels.tasks import Answer, Rules
 from burnish.pipeline.people import examine_by_people, wait_for_people
-from burnish.records import Comparison, Prompt, Response
+from burnish.records import Comparison, Label, Prompt, Response
 
 PROMPTS = [Prompt(f"prompt {k}") for k in range(4)]
 TEXTS = {"ppo": ["ours 0", "ours 1", "same 2", "ours 3"], "dpo": ["other 0", "ours 1", "other 2", "other 3"]}
@@ -49,6 +49,8 @@ def test_every_different_pair_is_asked_once_and_verdicts_are_ours(tmp_path: Path
     with pytest.raises(Waiting, match="6 of 6 comparisons"):
         examined(tmp_path)
     answer(tmp_path / "examination.sqlite", "base", 6)
+    with LabelStore(tmp_path / "examination.sqlite") as store:  # a judge is none of the people
+        store.add_labels(Label(c.id, "judge:x", 0.9, "judge") for c in store.comparisons())
     assert examined(tmp_path) == {"ppo": [0.0, 0.0, 0.5, 0.0], "dpo": [0.0, 0.0, 0.5, 0.0]}
 
 
