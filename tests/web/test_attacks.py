@@ -296,10 +296,11 @@ def test_accounts_cannot_be_counted_nor_guessed(tmp_path: Path) -> None:
         return reply.status_code, told, time.monotonic() - began
 
     tried("warm")
-    known, unknown = tried("Ada"), tried("Eve")
-    assert known[:2] == unknown[:2]
-    assert known[0] == 403
-    assert 0.2 < known[2] / unknown[2] < 5  # a hash is worked out for both
+    known, unknown = [tried("Ada") for _ in range(4)], [tried("Eve") for _ in range(4)]
+    assert len({tries[:2] for tries in (*known, *unknown)}) == 1
+    assert known[0][0] == 403
+    quickest = min(seconds for *_, seconds in known) / min(seconds for *_, seconds in unknown)
+    assert 0.2 < quickest < 5  # a hash is worked out for both
     statuses = [tried("Ada")[0] for _ in range(12)]
     assert statuses[-1] == 429
     assert tried("Eve")[0] == 403  # another name is not locked out by it
