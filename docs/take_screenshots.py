@@ -20,7 +20,8 @@ from burnish.rehearse.examples import add_examples
 from burnish.web.app import make_app
 from burnish.web.projects import Project, Projects
 from burnish.web.waiting import project_for
-from tests.web.desk import CHROMIUM, FLAGS, Person, joins, serving
+from tests.browsers import chromium
+from tests.web.desk import Person, joins, serving
 
 HERE = Path(__file__).parent / "pages"
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 780}
@@ -29,15 +30,11 @@ PROSE = "You can call `old.reverse()` and then use it. Note that this **changes*
 
 
 def main() -> None:
-    from playwright.sync_api import sync_playwright
-
     HERE.mkdir(exist_ok=True)
     runs = Path(sys.argv[1])
-    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as room:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+    with chromium() as browser, tempfile.TemporaryDirectory() as room:
         labelling(browser, Path(room) / "helpful.sqlite")
         watching(browser, runs, Path(room))
-        browser.close()
 
 
 def labelling(browser: Any, place: Path) -> None:

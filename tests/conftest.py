@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -25,6 +26,7 @@ from burnish.data.store import LabelStore, Place
 from burnish.models.load import Codec, load_model
 from burnish.models.shared_base import Base
 from burnish.records import Prompt
+from tests.browsers import CHROMIUM, chromium
 from tests.databases import server, server_programs
 
 torch.set_num_threads(1)
@@ -52,6 +54,15 @@ def postgres() -> Iterator[Callable[[], str]]:
 
         yield new
         admin.dispose()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real browser."""
+    if not CHROMIUM.exists():
+        pytest.skip("needs Debian's chromium, which is not here")
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

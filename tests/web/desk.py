@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -26,8 +25,6 @@ from burnish.web.desk import SESSION_COOKIE
 from burnish.web.projects import Project, Projects
 
 PASSWORD = "a long password 42"
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
 def comparisons(n: int, answers: int = 2, word: str = "answer") -> list[Comparison]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,9 @@ from fastapi import FastAPI
 from burnish.data.store import LabelStore
 from burnish.labels.tasks import Rules
 from burnish.rehearse.examples import FOURS, PAIRS, add_examples
-from tests.web.desk import CHROMIUM, FLAGS, Person, Watched, comparisons, joins, opened, serving
+from tests.web.desk import Person, Watched, comparisons, joins, opened, serving
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="chromium is not installed"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield browser
-        browser.close()
+pytestmark = pytest.mark.browser
 
 
 def violations(page: Any) -> list[str]:

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from burnish.web.app import make_app
 from burnish.web.models import ModelRoom
 from burnish.web.projects import Projects
 from burnish.web.waiting import project_for, waiting_in
-from tests.web.desk import CHROMIUM, FLAGS, Person, Watched, joins, serving
+from tests.web.desk import Person, Watched, joins, serving
 from tests.web.test_browser import violations
 
 pytestmark = pytest.mark.e2e
@@ -62,18 +61,6 @@ def runs(done: Path, tmp_path: Path) -> Path:
     """A folder with a copy of it."""
     shutil.copytree(done / "short", tmp_path / "runs" / "short")
     return tmp_path / "runs"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip("chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield browser
-        browser.close()
 
 
 def pages(root: Path) -> FastAPI:
@@ -157,6 +144,7 @@ def test_a_browser_follows_a_run_to_its_end(tmp_path: Path, browser: Any) -> Non
     with serving(app) as url:
         watched = Watched(browser.new_context(viewport={"width": 1280, "height": 900}))
         page = watched.page
+        page.set_default_timeout(120_000)
         joins(page, app, url, "Root", "admin")
         while not (root / "live" / "manifest.json").exists():
             assert process.poll() is None

@@ -11,6 +11,9 @@ document.addEventListener("DOMContentLoaded", () => {
       htmx.ajax("GET", now.dataset.now, { target: "#now", swap: "innerHTML" });
     }, 500);
   };
+  for (const failure of ["htmx:sendError", "htmx:timeout", "htmx:responseError"]) {
+    document.body.addEventListener(failure, (event) => { if (event.detail.target === now) setTimeout(look, 2000); });
+  }
   source.addEventListener("changed", () => { if (!first) look(); first = false; });
   source.addEventListener("over", (event) => {
     source.close();
