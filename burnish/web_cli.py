@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 from urllib.parse import quote
 
 import typer
@@ -13,8 +13,9 @@ import typer
 from burnish.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from burnish.data.store import Place
+    from burnish.data.store import LabelStore, Place
     from burnish.web.accounts import Accounts
+    from burnish.web.projects import Projects
 
 HostOption = Annotated[str, typer.Option(help="Address to listen on; any but this machine's own needs TLS.")]
 PortOption = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")]
@@ -30,6 +31,18 @@ AdminOption = Annotated[
     bool, typer.Option("--admin-link", help="Print a new invitation for an admin; good for one hour.")
 ]
 HOUR = 3600.0
+
+
+class Listening(NamedTuple):
+    """Where and how a server listens; what both commands take."""
+
+    host: str
+    port: int
+    certificate: Path | None
+    key: Path | None
+    behind_proxy: bool
+    public: str | None
+    admin_link: bool
 
 
 def label_serve(
@@ -79,7 +92,6 @@ def label_serve(
     """Label in a browser: comparisons one at a time, blind; or up to four answers ranked by keys. On the first start it
     prints the link by which you make your account; the others are invited on the page. Needs no model."""
     from burnish.labels.tasks import Rules
-    from burnish.web.app import make_app, serve
     from burnish.web.projects import Project, Projects, project_name, selection
 
     place = _store(what, example)
@@ -99,17 +111,8 @@ def label_serve(
         print("The store is empty: import questions on the dashboard, or start with a file.", file=sys.stderr)
     projects = Projects()
     projects.add(project)
-    app = make_app(project.store, projects, public=public, https=_https(certificate, behind_proxy))
-    serve(
-        app,
-        host,
-        port,
-        certificate=certificate,
-        key=tls_key,
-        proxy=behind_proxy,
-        public=public,
-        told=lambda url: _tell(app.state.desk.accounts, url, f"/label/{quote(project.name)}", admin_link),
-    )
+    at = Listening(host, port, certificate, tls_key, behind_proxy, public, admin_link)
+    _serve(project.store, projects, f"/label/{quote(project.name)}", at)
 
 
 def serve_runs(
@@ -126,7 +129,6 @@ def serve_runs(
     side by side, two runs compared; and label what a run waits for. On the first start it prints the link by which you
     make your account."""
     from burnish.data.store import LabelStore
-    from burnish.web.app import make_app, serve
     from burnish.web.projects import Projects
     from burnish.web.waiting import project_for, waiting_in
 
@@ -134,21 +136,26 @@ def serve_runs(
         raise ConfigError(f"{runs} is no folder; give the one that runs lie in, usually runs")
     store = LabelStore(runs / "accounts.sqlite")
     projects = Projects(lambda name: project_for(runs, name), lambda: waiting_in(runs))
-    app = make_app(store, projects, runs=runs, public=public, https=_https(certificate, behind_proxy))
+    at = Listening(host, port, certificate, tls_key, behind_proxy, public, admin_link)
+    _serve(store, projects, "/runs", at, runs)
+
+
+def _serve(store: LabelStore, projects: Projects, page: str, at: Listening, runs: Path | None = None) -> None:
+    """Serve until Ctrl-C; `page` is told as the first to open."""
+    from burnish.web.app import make_app, serve
+
+    https = at.certificate is not None or at.behind_proxy
+    app = make_app(store, projects, runs=runs, public=at.public, https=https)
     serve(
         app,
-        host,
-        port,
-        certificate=certificate,
-        key=tls_key,
-        proxy=behind_proxy,
-        public=public,
-        told=lambda url: _tell(app.state.desk.accounts, url, "/runs", admin_link),
+        at.host,
+        at.port,
+        certificate=at.certificate,
+        key=at.key,
+        proxy=at.behind_proxy,
+        public=at.public,
+        told=lambda url: _tell(app.state.desk.accounts, url, page, at.admin_link),
     )
-
-
-def _https(certificate: Path | None, proxy: bool) -> bool:
-    return certificate is not None or proxy
 
 
 def _tell(accounts: Accounts, url: str, page: str, admin_link: bool) -> None:
