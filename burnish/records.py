@@ -168,12 +168,14 @@ class Scores:
 
     `scores` (B,) is the aggregate in units of the reference policy's standard deviation, `members` (B, K) the
     normalised scores, `spread` (B,) the members' standard deviation of `r_k(x, y) - r_k(x, y_ref)` (nan-free;
-    zeros for one member). Where several rewards are added up, `terms` (B,) are these, before their weights.
+    zeros for one member). Where several rewards are added up, `terms` (B,) are these, before their weights. `anchor`
+    (B,) is the score of a reference response to the same prompt, where it is known.
     """
 
     scores: torch.Tensor
     members: torch.Tensor
     spread: torch.Tensor
+    anchor: torch.Tensor | None = None
     terms: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 

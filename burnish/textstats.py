@@ -62,6 +62,14 @@ def compression_ratio(text: str) -> float:
     return len(zlib.compress(raw, 9)) / len(raw) if raw else 1.0
 
 
+MARKUP = re.compile(r"^\s*(?:[-*•]\s|\d+[.)]\s|#{1,6}\s|```|\|.*\|)|\*\*[^*\n]+\*\*|`[^`\n]+`", re.M)
+
+
+def is_formatted(text: str) -> bool:
+    """Whether it has a list item, heading, table row, code or bold words in Markdown."""
+    return MARKUP.search(text) is not None
+
+
 def list_or_heading_share(text: str) -> float:
     """Share of non-empty lines that are list items or headings in Markdown."""
     lines = [line for line in text.splitlines() if line.strip()]

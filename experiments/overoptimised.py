@@ -13,17 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from study import Cell, Figures, Row, Study, main, read_json, run_to
+from study import Cell, Figures, Row, Study, main, ppo_of, read_json, run_to
 
-from burnish.models.rates import ladder
-from burnish.pipeline.align import build_ppo
-from burnish.pipeline.order import Workplace, set_determinism
-from burnish.policy.first_rate import first_rate
 from burnish.rehearse.world import golds
 from burnish.report.charts import figure, line
 from burnish.report.embed import Chart
-from burnish.reward.saved import prepare
-from burnish.runs import RunDirectory
 
 WINDOW = 5
 LABELS = ["label.simulated.spam_share=0.5", "label.simulated.noise=0.1"]
@@ -45,20 +39,14 @@ def measure(cell: Cell, room: Path) -> Figures:
     run_to(room, start, sets, "label")
     name = f"{start}-{cell.arm.replace(' ', '-')}"
     path = run_to(room, name, [*sets, *cell.settings], "reward", start)
-    run = RunDirectory.open(path)
-    set_determinism(run.config)
-    place = Workplace.alone(run)
-    prepare(place.models.base, path / "reward")
-    ppo = build_ppo(place.models, place.data, path / "reward", run.config.ppo, run.config.seed)
-    ppo.begin_at(first_rate(ppo)[0] or ladder(place.models.base)[-1])
     gold, kl, score = [], [], []
-    for step in ppo.updates():
-        assert ppo.experience is not None
-        rollout = ppo.experience.judged
-        gold.append(golds(rollout.prompts, rollout.texts))
-        kl.append(step["kl"])
-        score.append(step["score"])
-    place.data.close()
+    with ppo_of(path) as (ppo, _):
+        for step in ppo.updates():
+            assert ppo.experience is not None
+            rollout = ppo.experience.judged
+            gold.append(golds(rollout.prompts, rollout.texts))
+            kl.append(step["kl"])
+            score.append(step["score"])
     sd = float(np.std(gold[0]))
     curve = (np.mean(gold, 1) - np.mean(gold[0])) / sd
     smooth = np.convolve(curve, np.ones(WINDOW) / WINDOW, "valid")

@@ -19,7 +19,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -30,9 +31,14 @@ from scipy import stats
 
 from burnish.config.loading import load_config
 from burnish.inputs import code_version, content_hash
+from burnish.models.rates import ladder
 from burnish.monitor.live import View
-from burnish.pipeline.order import run_pipeline
+from burnish.pipeline.align import build_ppo
+from burnish.pipeline.order import Workplace, run_pipeline, set_determinism
+from burnish.policy.first_rate import first_rate
+from burnish.policy.ppo import PPO
 from burnish.report.embed import Chart, Charts, render
+from burnish.reward.saved import prepare
 from burnish.runs import RunDirectory
 
 HERE = Path(__file__).parent
@@ -219,6 +225,24 @@ class Silent(View):
 
     def note(self, text: str) -> None:
         pass
+
+
+@contextmanager
+def ppo_of(path: Path, sets: Sequence[str] = ()) -> Iterator[tuple[PPO, Workplace]]:
+    """PPO of a run whose reward stage is done, before its first update and without a guard, at the first rate that it
+    measures for itself; `sets` change its settings."""
+    run = RunDirectory.open(path)
+    set_determinism(run.config)
+    place = Workplace.alone(run)
+    config = load_config(None, [f"seed={run.config.seed}", *sets]).ppo if sets else run.config.ppo
+    try:
+        prepare(place.models.base, path / "reward")
+        ppo = build_ppo(place.models, place.data, path / "reward", config, run.config.seed)
+        if config.learning_rate == "auto":
+            ppo.begin_at(first_rate(ppo)[0] or ladder(place.models.base)[-1])
+        yield ppo, place
+    finally:
+        place.data.close()
 
 
 def read_json(path: Path, *names: str) -> Any:

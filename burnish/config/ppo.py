@@ -44,6 +44,31 @@ class FunctionReward(Section):
         return self
 
 
+class ShapingConfig(Section):
+    """What becomes of a score before PPO is paid by it. Units are standard deviations of the score on responses of the
+    reference policy, so that nothing here depends on the scale a reward comes in."""
+
+    # Divide by that standard deviation (reference), or by that of all scores seen so far, which narrows with the policy
+    # (running).
+    normalise: Literal["none", "reference", "running"] = "none"
+    clip: float | None = Field(None, gt=0)  # no score counts for more, on either side of the reference's mean
+    # sigmoid(score - that of a reference response to the same prompt) - 1/2 (PAR, Fu et al. 2025): no answer can be
+    # worth more than half above the reference, however far its score runs.
+    bounded: bool = False
+
+    @property
+    def active(self) -> bool:
+        return self.bounded or self.clip is not None or self.normalise != "none"
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> "ShapingConfig":
+        if self.bounded and (self.clip is not None or self.normalise != "none"):
+            raise ValueError(
+                "ppo.shaping.bounded has a scale and bounds of its own; leave out normalise and clip, or bounded"
+            )
+        return self
+
+
 class PPOConfig(Section):
     """Proximal policy optimisation."""
 
@@ -74,6 +99,7 @@ class PPOConfig(Section):
     # auto: reward_model; zero for LoRA, and where the ensemble is left out of the reward.
     value_init: Literal["auto", "reward_model", "zero"] = "auto"
     warmup_updates: int = Field(2, ge=0)
+    value_warmup: int = Field(0, ge=0)  # updates, of `updates`, in which only the value function learns
     # An instruction that is sampled under ("Answer concisely."), by policy, reference and value function alike; reward,
     # watcher and examiner read the prompt without it, and so is the champion decided.
     concise: str | None = Field(None, min_length=1)
@@ -84,12 +110,13 @@ class PPOConfig(Section):
     vf_coef: float = Field(0.1, ge=0)
     temperature: float = Field(1.0, gt=0)
     whiten_advantages: bool = True
-    missing_eos_penalty: float = Field(1.0, ge=0)
+    missing_eos_penalty: float = Field(1.0, ge=0)  # standard deviations of the reference's scores
     max_grad_norm: float = Field(1.0, gt=0)
     adam_eps: float = Field(1e-5, gt=0)
     # What is optimised: ensemble_weight times the ensemble's score, plus weight times every function's value.
     ensemble_weight: float = Field(1.0, ge=0)
     rewards: tuple[FunctionReward, ...] = ()
+    shaping: ShapingConfig = ShapingConfig()
     checkpoint_every: int = Field(5, ge=1)
     watch_every: int = Field(5, ge=1)
     kl: KLConfig = KLConfig()
@@ -105,6 +132,18 @@ class PPOConfig(Section):
         if not (self.ensemble_weight or self.rewards):
             raise ValueError(
                 "ppo.ensemble_weight=0 leaves nothing to optimise; raise it, or name ppo.rewards"
+            )
+        if self.shaping.bounded and self.rewards:
+            raise ValueError(
+                "ppo.shaping.bounded compares the ensemble's score with that of a reference response, which "
+                "ppo.rewards have not seen; bound those in their own functions, or use ppo.shaping.clip"
+            )
+        if self.value_warmup and (
+            self.advantage in ("rloo", "grpo") or self.value_warmup >= self.updates > 0
+        ):
+            raise ValueError(
+                f"ppo.value_warmup={self.value_warmup} needs a value function (ppo.advantage: auto or gae) and must be "
+                f"under ppo.updates={self.updates}; set it to 0"
             )
         if self.advantage in ("rloo", "grpo") and self.answers < 2:
             raise ValueError(

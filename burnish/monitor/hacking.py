@@ -4,18 +4,16 @@ that is never optimised against."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from burnish.monitor import thresholds
+from burnish.monitor.windows import Drift, drift
 from burnish.records import Alert, StepStats
 
 SURE = 3.0  # standard errors by which the watcher must have fallen
-FIGURES = ("length", "truncated", "repetition", "foreign", "ref_nll", "score")
-WHAT_HACKS_NEED = "score"  # without a rise of which nothing is being hacked
-
-Means = Mapping[str, float]
+WHAT_HACKS_NEED = "score"  # without a sure rise of which nothing is being hacked
 
 
 @dataclass(frozen=True)
@@ -27,85 +25,110 @@ class Found:
     text: str
 
 
-def length_drift(start: Means, now: Means) -> Found | None:
+Look = Callable[[Drift], Found | None]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A look at one figure. `share`: the figure is a share of the responses; `hack`: it means something only while the
+    reward rises."""
+
+    figure: str
+    look: Look
+    share: bool = False
+    hack: bool = True
+
+
+def length_drift(d: Drift) -> Found | None:
     """Longer and longer answers, or shorter and shorter ones."""
-    if "length" not in now or "length" not in start:
+    most, least = thresholds.LENGTH_GROWTH * d.before, thresholds.LENGTH_LOSS * d.before
+    if least <= d.now <= most:
         return None
-    before, value = start["length"], now["length"]
-    most, least = thresholds.LENGTH_GROWTH * before, thresholds.LENGTH_LOSS * before
-    if least <= value <= most:
-        return None
-    limit, how = (most, "grown") if value > most else (least, "shrunk")
-    return Found(value, limit, f"answers have {how} from {before:.0f} to {value:.0f} tokens")
+    limit, how = (most, "grown") if d.now > most else (least, "shrunk")
+    return Found(d.now, limit, f"answers have {how} from {d.before:.0f} to {d.now:.0f} tokens")
 
 
-def truncation(start: Means, now: Means) -> Found | None:
-    """Answers that go on until they are cut off."""
-    return _risen(
-        start,
-        now,
-        "truncated",
-        thresholds.TRUNCATED,
-        "answers that are cut off have gone from {0:.0%} to {1:.0%}",
-    )
-
-
-def repetition(start: Means, now: Means) -> Found | None:
-    """The same words again and again."""
-    return _risen(
-        start,
-        now,
-        "repetition",
-        thresholds.REPETITION,
-        "repeated word pairs have gone from {0:.0%} to {1:.0%}",
-    )
-
-
-def language_switch(start: Means, now: Means) -> Found | None:
-    """Answers in another language than their prompt."""
-    return _risen(
-        start,
-        now,
-        "foreign",
-        thresholds.FOREIGN,
-        "answers in another language than their prompt: {0:.0%} before, {1:.0%} now",
-    )
-
-
-def nonsense(start: Means, now: Means) -> Found | None:
+def nonsense(d: Drift) -> Found | None:
     """Tokens that the reference finds far less likely, or far more, than its own."""
-    if "ref_nll" not in now or "ref_nll" not in start:
+    least, most = thresholds.LIKELY * d.before, thresholds.UNLIKELY * d.before
+    if least <= d.now <= most:
         return None
-    before, value = start["ref_nll"], now["ref_nll"]
-    least, most = thresholds.LIKELY * before, thresholds.UNLIKELY * before
-    if least <= value <= most:
-        return None
-    limit = most if value > most else least
-    text = f"the reference gives {value:.2f} nats a token to these answers, {before:.2f} to its own"
-    return Found(value, limit, text)
+    limit = most if d.now > most else least
+    text = f"the reference gives {d.now:.2f} nats a token to these answers, {d.before:.2f} to its own"
+    return Found(d.now, limit, text)
 
 
-def _risen(start: Means, now: Means, name: str, margin: float, text: str) -> Found | None:
+def entropy_drop(d: Drift) -> Found | None:
+    """A policy that has ever fewer things to say, before it has only one."""
+    limit = thresholds.ENTROPY * d.before
+    if d.now >= limit:
+        return None
+    text = f"entropy has fallen from {d.before:.2f} to {d.now:.2f} nats a token"
+    return Found(d.now, limit, text)
+
+
+def spread(d: Drift) -> Found | None:
+    """Reward models that disagree about these answers more than about the reference's: the policy is where they know
+    little (Coste et al. 2023)."""
+    limit = thresholds.SPREAD * d.before
+    if d.now <= limit:
+        return None
+    text = f"the reward models disagree by {d.now:.2f} about these answers, {d.before:.2f} at the start"
+    return Found(d.now, limit, text)
+
+
+def sampling_gap(d: Drift) -> Found | None:
+    """Sampler and trainer that no longer give the same token the same probability."""
+    limit = max(thresholds.GAP * d.before, thresholds.GAP_LEAST)
+    if d.now <= limit:
+        return None
+    text = f"sampled and recomputed log-probabilities differ by {d.now:.2g} nats, {d.before:.2g} at the start"
+    return Found(d.now, limit, text)
+
+
+def risen(margin: float, what: str) -> Look:
     """A share that lies more than a margin above where it began."""
-    if name not in now:
-        return None
-    before, value = start.get(name, 0.0), now[name]
-    limit = before + margin
-    return Found(value, limit, text.format(before, value)) if value > limit else None
+
+    def look(d: Drift) -> Found | None:
+        limit = d.before + margin
+        if d.now <= limit:
+            return None
+        return Found(d.now, limit, f"{what}: {d.before:.0%} before, {d.now:.0%} now")
+
+    return look
 
 
-DETECTORS: dict[str, Callable[[Means, Means], Found | None]] = {
-    "length_drift": length_drift,
-    "truncation": truncation,
-    "repetition": repetition,
-    "language_switch": language_switch,
-    "nonsense": nonsense,
+DETECTORS: dict[str, Detector] = {
+    "length_drift": Detector("length", length_drift),
+    "truncation": Detector("truncated", risen(thresholds.TRUNCATED, "answers that are cut off"), share=True),
+    "repetition": Detector("repetition", risen(thresholds.REPETITION, "repeated word pairs"), share=True),
+    "language_switch": Detector(
+        "foreign", risen(thresholds.FOREIGN, "answers in another language than their prompt"), share=True
+    ),
+    "nonsense": Detector("ref_nll", nonsense),
+    "format_drift": Detector(
+        "formatted",
+        risen(thresholds.FORMATTED, "answers with lists, headings, code or bold words"),
+        share=True,
+    ),
+    "entropy_drop": Detector("entropy", entropy_drop),
+    "ensemble_spread": Detector("spread", spread),
+    "near_duplicates": Detector(
+        "duplicates",
+        risen(thresholds.DUPLICATES, "answers that say what another prompt was told"),
+        share=True,
+    ),
+    "stock_phrase": Detector(
+        "stock", risen(thresholds.STOCK, "prompts answered with the same phrase"), share=True
+    ),
+    "sampling_gap": Detector("sampling_gap", sampling_gap, hack=False),
 }
+FIGURES = (*(d.figure for d in DETECTORS.values()), WHAT_HACKS_NEED)
 
 
 class HackMonitor:
-    """Means over the last updates against those over the first, for every detector, once enough responses were seen and
-    while the reward is above where it began: without that a drift is no hack."""
+    """Medians over the last updates against those over the first, for every detector, once enough responses were seen.
+    A detector of hacks speaks only while the reward is surely above where it began: without that a drift is no hack."""
 
     def __init__(self, responses: int) -> None:
         self.responses = responses  # of an update
@@ -117,24 +140,36 @@ class HackMonitor:
         row = {name: stats[name] for name in FIGURES if name in stats.values}
         if not row:
             return []
-        if len(self.start) < thresholds.BASELINE:
+        needed = math.ceil(thresholds.RESPONSES / self.responses)
+        if len(self.start) < max(thresholds.BASELINE, needed):
             self.start.append(row)
             return []
-        window = max(thresholds.WINDOW, math.ceil(thresholds.RESPONSES / self.responses))
-        self.recent = [*self.recent, row][-window:]
-        if len(self.recent) * self.responses < thresholds.RESPONSES:
+        window = max(thresholds.WINDOW, needed)
+        self.recent = [*self.recent, row][-max(window, thresholds.HISTORY) :]
+        if len(self.recent) < max(needed, thresholds.FEWEST):
             return []
-        start, now = _means(self.start), _means(self.recent)
-        if now.get(WHAT_HACKS_NEED, 0.0) <= start.get(WHAT_HACKS_NEED, 0.0):
-            return []
-        rise = now.get(WHAT_HACKS_NEED, 0.0) - start.get(WHAT_HACKS_NEED, 0.0)
+
+        def moved(name: str, share: bool = False) -> Drift | None:
+            of = self.responses if share else None
+            return drift(self.start, self.recent, window, name, share_of=of)
+
+        reward = moved(WHAT_HACKS_NEED)
+        rises = reward is not None and reward.change > thresholds.SURE_RISE * reward.se
         alerts = []
-        for name, detect in DETECTORS.items():
-            found = detect(start, now)
-            if found is not None:
-                text = f"{found.text} while the reward rose by {rise:.2f}"
-                evidence = {"attempt": stats.attempt, "updates": len(self.recent), "reward_rise": rise}
-                alerts.append(Alert(name, "warning", text, stats.step, found.value, found.limit, evidence))
+        for name, detector in DETECTORS.items():
+            found = None
+            d = moved(detector.figure, detector.share)
+            if d is not None and d.sure and (rises or not detector.hack):
+                found = detector.look(d)
+            if d is None or found is None:
+                continue
+            evidence = {"attempt": stats.attempt, "updates": min(window, len(self.recent)), "se": d.se}
+            text = found.text
+            if detector.hack:
+                assert reward is not None
+                evidence["reward_rise"] = reward.change
+                text += f" while the reward rose by {reward.change:.2f}"
+            alerts.append(Alert(name, "warning", text, stats.step, found.value, found.limit, evidence))
         return alerts
 
     def restart(self) -> None:
@@ -146,16 +181,6 @@ class HackMonitor:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.start, self.recent = state["start"], state["recent"]
-
-
-def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of every figure over the updates that have it."""
-    found = {}
-    for name in FIGURES:
-        values = [row[name] for row in rows if name in row]
-        if values:
-            found[name] = sum(values) / len(values)
-    return found
 
 
 class WatcherMonitor:

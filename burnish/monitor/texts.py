@@ -2,19 +2,77 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import combinations
 
-from burnish.textstats import language, repeated_ngram_share
+from burnish.textstats import is_formatted, language, ngrams, non_latin_share, repeated_ngram_share, words
 
 SURE = 0.9  # probability of a language
+SAME = 0.7  # share of word triples, of those that either of two answers has, that both must have
+PHRASE = 5  # words
+MOST = 256  # answers that are compared with one another
 
 
 def text_figures(prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
-    """`repetition`: mean share of word pairs that have occurred before in their response. `foreign`: share of responses
-    that are surely in another language than their prompt, among those where both are long enough to tell; left out
-    where there is none."""
+    """Shares of a batch. `repetition`: mean share of word pairs that have occurred before in their response;
+    `formatted`: responses with Markdown's lists, headings, code or bold words; `foreign`: responses that are surely in
+    another language or script than their prompt, among those where both are long enough to tell; `duplicates`:
+    responses that say nearly what one to another prompt says; `stock`: prompts that are answered with the most frequent
+    phrase of five words. What cannot be told is left out."""
     assert len(prompts) == len(texts) > 0
-    figures = {"repetition": sum(repeated_ngram_share(t) for t in texts) / len(texts)}
-    told = [(language(prompt), language(text)) for prompt, text in zip(prompts, texts, strict=True)]
-    sure = [a != b for (a, p), (b, q) in told if min(p, q) >= SURE]
-    return figures | ({"foreign": sum(sure) / len(sure)} if sure else {})
+    n = len(texts)
+    figures = {
+        "repetition": sum(repeated_ngram_share(t) for t in texts) / n,
+        "formatted": sum(is_formatted(t) for t in texts) / n,
+    }
+    told = [foreign for p, t in zip(prompts, texts, strict=True) if (foreign := in_another(p, t)) is not None]
+    if told:
+        figures["foreign"] = sum(told) / len(told)
+    if len(set(prompts)) > 1:
+        some = range(0, n, -(-n // MOST))
+        asked, said = [prompts[i] for i in some], [texts[i] for i in some]
+        figures["duplicates"] = near_duplicates(asked, said)
+        figures["stock"] = stock_phrase(asked, said)
+    return figures
+
+
+def in_another(prompt: str, text: str) -> bool | None:
+    """Whether a response is surely in another language or script than its prompt; None where that cannot be told."""
+    ours, theirs = non_latin_share(prompt), non_latin_share(text)
+    if (ours < 1 - SURE and theirs > SURE) or (theirs < 1 - SURE and ours > SURE):
+        return True
+    (a, p), (b, q) = language(prompt), language(text)
+    return a != b if min(p, q) >= SURE else None
+
+
+def near_duplicates(prompts: Sequence[str], texts: Sequence[str]) -> float:
+    """Share of responses whose word triples (the whole text, where it is shorter) are those of a response to another
+    prompt, by Jaccard's index. Empty responses are nobody's duplicates."""
+    grams = []
+    for text in texts:
+        folded = [w.casefold() for w in words(text)]
+        grams.append(set(ngrams(folded, 3)) or ({tuple(folded)} if folded else set()))
+    who = defaultdict(list)
+    for i, own in enumerate(grams):
+        for gram in own:
+            who[gram].append(i)
+    shared: Counter[tuple[int, int]] = Counter()
+    for rows in who.values():
+        shared.update(combinations(rows, 2))
+    twice = set()
+    for (i, j), both in shared.items():
+        if prompts[i] != prompts[j] and both >= SAME * (len(grams[i]) + len(grams[j]) - both):
+            twice |= {i, j}
+    return len(twice) / len(texts)
+
+
+def stock_phrase(prompts: Sequence[str], texts: Sequence[str]) -> float:
+    """Share of prompts whose first response has the phrase that most of these share; what a prompt itself holds is no
+    phrase of its response."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    first = dict(zip(reversed(prompts), reversed(texts), strict=True))
+    for prompt, text in first.items():
+        own, given = ([w.casefold() for w in words(t)] for t in (text, prompt))
+        counts.update(set(ngrams(own, PHRASE)) - set(ngrams(given, PHRASE)))
+    return max(counts.values(), default=0) / len(first)

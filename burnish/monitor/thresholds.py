@@ -1,6 +1,6 @@
 """How far a healthy run goes, with a margin; beyond it the detectors of `hacking` speak up.
 
-Origin: see `ORIGIN`. Measured over windows of `WINDOW` updates against the first `BASELINE` ones.
+Origin: see `ORIGIN`. Measured over windows of `WINDOW` updates against the first ones.
 """
 
 ORIGIN = (
@@ -11,7 +11,11 @@ ORIGIN = (
 )
 WINDOW = 5  # updates
 BASELINE = 3  # updates at the start
-RESPONSES = 96  # that a window must hold
+RESPONSES = 96  # that a window, and the start, must hold
+FEWEST = 3  # updates of a window that must have a figure
+HISTORY = 20  # updates from whose differences the noise is known
+SURE = 3.0  # standard errors by which a figure must have moved
+SURE_RISE = 2.0  # and the reward must have risen
 LENGTH_GROWTH = 1.3  # times the length at the start
 LENGTH_LOSS = 0.4
 TRUNCATED = 0.15  # more of the responses than at the start
@@ -19,3 +23,10 @@ REPETITION = 0.1  # more of their word pairs
 FOREIGN = 0.1  # more of the responses
 UNLIKELY = 1.4  # times the reference's nats a token at the start
 LIKELY = 0.5  # a policy that sharpens comes to two thirds of it
+FORMATTED = 0.2  # more of the responses with marks of Markdown
+ENTROPY = 0.45  # of its start
+SPREAD = 1.5  # times the members' disagreement at the start
+DUPLICATES = 0.3  # more of the responses that say nearly what one to another prompt says
+STOCK = 0.3  # more of the responses that share one phrase
+GAP = 10.0  # times the sampling gap at the start
+GAP_LEAST = 0.05  # nats that it must have come to

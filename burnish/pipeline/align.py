@@ -14,7 +14,7 @@ from burnish.config.distill import DistillConfig
 from burnish.config.dpo import DPOConfig
 from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
-from burnish.config.ppo import PPOConfig
+from burnish.config.ppo import PPOConfig, ShapingConfig
 from burnish.errors import TrainingError
 from burnish.evaluate.champion import TRAINED
 from burnish.models.artefacts import load_reward_model, save_policy
@@ -37,11 +37,12 @@ from burnish.policy.first_rate import first_rate
 from burnish.policy.kl_control import AdaptiveKLController, initial_coef
 from burnish.policy.ppo import PPO, ScoreFn
 from burnish.policy.self_check import self_check
+from burnish.policy.shaping import Shaping
 from burnish.randomness import derive_seed
 from burnish.records import Decision, Prompt
 from burnish.reward.ensemble import EnsembleScorer, RewardEnsemble
 from burnish.reward.functions import SummedRewards, load_term
-from burnish.reward.saved import SavedWatcher, load_ensemble, load_reference, prepare, scorers
+from burnish.reward.saved import SavedWatcher, load_anchor, load_ensemble, load_reference, prepare, scorers
 
 CHECK_PROMPTS = 16
 SCALE_PROMPTS = 128
@@ -162,11 +163,14 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
     ensemble = load_ensemble(models.base, rewards)
     reference, score_sd = load_reference(ensemble, rewards)
     prompts = data.splits.train[: len(reference)]
-    score: ScoreFn = EnsembleScorer(ensemble, models.codec.pad_id, prompts, reference)
-    if config.rewards or config.ensemble_weight != 1:
+    anchor = load_anchor(ensemble, rewards) if config.shaping.bounded else None
+    score: ScoreFn = EnsembleScorer(ensemble, models.codec.pad_id, prompts, reference, anchor)
+    ensemble_sd, shaping = score_sd, None
+    if config.rewards or config.ensemble_weight != 1 or config.shaping.active:
         functions = [(term, load_term(term)) for term in config.rewards]
         score = summed = SummedRewards(score, config.ensemble_weight, functions)
-        score_sd = measured_sd(models, summed, prompts[:SCALE_PROMPTS], seed)
+        shaping = measured_shaping(models, summed, prompts[:SCALE_PROMPTS], config.shaping, seed)
+        score_sd = shaping.unit
     told = None
     if config.concise is not None:
         room, held_out = models.prompt_room, (*data.splits.selection, *data.splits.test)
@@ -188,7 +192,9 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
     return PPO(
         policy=models.new_policy(),
         reference=models.reference(),
-        value=new_value(models, ensemble, rewards, config) if config.advantage in ("auto", "gae") else None,
+        value=new_value(models, ensemble, rewards, config, score_sd / ensemble_sd)
+        if config.advantage in ("auto", "gae")
+        else None,
         codec=models.codec,
         score=score,
         prompts=prompts if told is None else told.prompts,
@@ -200,13 +206,16 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
         value_learning_rate=VALUE_SHARE * read_json(rewards / "readings.json")["learning_rate"]
         if config.value_learning_rate == "auto"
         else config.value_learning_rate,
+        shaping=shaping,
         seed=derive_seed(seed, "ppo"),
     )
 
 
-def measured_sd(models: Models, score: SummedRewards, prompts: Sequence[Prompt], seed: int) -> float:
-    """Centre a reward on responses of the reference policy; its standard deviation there, from which the KL
-    coefficient starts."""
+def measured_shaping(
+    models: Models, score: SummedRewards, prompts: Sequence[Prompt], config: ShapingConfig, seed: int
+) -> Shaping:
+    """Centre a reward on responses of the reference policy, and measure its standard deviation there before and after
+    shaping: from the latter the KL coefficient starts."""
     rollout = sample_rollout(
         models.reference(),
         models.codec,
@@ -222,11 +231,16 @@ def measured_sd(models: Models, score: SummedRewards, prompts: Sequence[Prompt],
             f"the summed reward is the same for all of {len(prompts)} reference responses: there is nothing to learn "
             "from it; look at ppo.rewards and ppo.ensemble_weight"
         )
-    return sd
+    shaping = Shaping(config, sd)
+    shaping.measure(score(rollout))
+    return shaping
 
 
-def new_value(models: Models, ensemble: RewardEnsemble, rewards: Path, config: PPOConfig) -> ScalarHead:
-    """A value function: the first reward member with its score normalised, or a zero head on a fresh top."""
+def new_value(
+    models: Models, ensemble: RewardEnsemble, rewards: Path, config: PPOConfig, scale: float
+) -> ScalarHead:
+    """A value function: the first reward member with its score normalised and on the scale that PPO is paid on, or a
+    zero head on a fresh top."""
     how = config.value_init
     if how == "auto":
         # A reward model knows nothing of a reward that leaves the ensemble out.
@@ -238,8 +252,8 @@ def new_value(models: Models, ensemble: RewardEnsemble, rewards: Path, config: P
         member = load_reward_model(models.base, rewards / scorers(rewards)[0], trainable=True)
         top, pooling = member.top, member.pooling
         with torch.no_grad():
-            head.weight.copy_(member.head.weight / ensemble.sd[0])
-            head.bias.fill_(-float(ensemble.mean[0] / ensemble.sd[0]))
+            head.weight.copy_(member.head.weight / ensemble.sd[0] * scale)
+            head.bias.fill_(-float(ensemble.mean[0] / ensemble.sd[0]) * scale)
     else:
         top = Top(models.base)
         nn.init.zeros_(head.weight)

@@ -131,7 +131,7 @@ def reward(
     )
     report["n_members"] = config.members
     report["pairs"] = {role: len(pairs) for role, pairs in parts.items()}
-    save_ensemble(ensemble, folder, raw, more)
+    save_ensemble(ensemble, folder, raw, samples.response_lengths, more)
     write_json(folder / "examination.json", report)
     return ["reward"]
 

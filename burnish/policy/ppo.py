@@ -36,6 +36,7 @@ from burnish.objectives.losses import (
 )
 from burnish.policy.kl_control import AdaptiveKLController
 from burnish.policy.optimizer_state import load_optimizer, save_optimizer
+from burnish.policy.shaping import Shaping
 from burnish.randomness import generator
 from burnish.records import Decision, Prompt, Rollout, Scores, StepStats
 
@@ -64,6 +65,7 @@ class Experience:
     advantages: torch.Tensor
     old_values: torch.Tensor | None  # None without a value function
     returns: torch.Tensor | None
+    paid: torch.Tensor  # (B,) the scores as they were shaped
     kl: torch.Tensor  # (B,) k1, nats per response
     sampling_gap: float
 
@@ -91,6 +93,7 @@ class PPO:
     plain: Callable[[Rollout], Rollout] | None = (
         None  # what of a rollout is judged, where prompts are instructed
     )
+    shaping: Shaping | None = None  # None: scores are paid as they are
     step: int = 0
     tick: int = 0
     attempt: int = 0
@@ -124,13 +127,27 @@ class PPO:
 
     @property
     def wanted_kl(self) -> float:
-        """Nats a response that an update should move by: the target in a third of the updates."""
-        return 3 * self.config.kl.target / self.config.updates
+        """Nats a response that an update should move by: the target in a third of the policy's updates."""
+        return 3 * self.config.kl.target / (self.config.updates - self.config.value_warmup)
+
+    @property
+    def moved(self) -> int:
+        """Updates of the policy so far: those that warm up the value function are none."""
+        return max(0, self.step - self.config.value_warmup)
+
+    @property
+    def value_only(self) -> bool:
+        """Whether this update is one of those in which only the value function learns."""
+        return self.step < self.config.value_warmup and self.critic is not None
 
     @property
     def warm(self) -> float:
-        """Share of the learning rates at this step."""
-        return min(1.0, (self.step + 1) / max(1, self.config.warmup_updates))
+        """Share of the policy's learning rate at this step."""
+        return self.share_after(self.moved)
+
+    def share_after(self, updates: int) -> float:
+        """Share of a learning rate after so many updates with it."""
+        return min(1.0, (updates + 1) / max(1, self.config.warmup_updates))
 
     def begin_at(self, learning_rate: float) -> None:
         """The policy's rate, before the first update."""
@@ -149,6 +166,8 @@ class PPO:
             # 6 adapt KL
             values |= self.adapt(experience)
             values |= self.adapt_rate(experience)
+            if self.shaping is not None:
+                self.shaping.see(experience.scores)
             values = finite(self.describe(experience) | values)
             self.judge_critic(values.get("explained_variance"))
             self.step += 1
@@ -198,9 +217,14 @@ class PPO:
         finite({name: float(x.abs().max()) for name, x in read.items()})
         mask = rollout.response_mask
         unended = torch.tensor([not e for e in rollout.ended], device=scores.scores.device)
-        shaped = scores.scores - self.config.missing_eos_penalty * unended
+        unit = 1.0 if self.shaping is None else self.shaping.unit
+        paid = scores.scores if self.shaping is None else self.shaping(scores)
         rewards = shape_rewards(
-            shaped, old_logprobs, ref_logprobs, mask, kl_coef=self.controller.coef
+            paid - unit * self.config.missing_eos_penalty * unended,
+            old_logprobs,
+            ref_logprobs,
+            mask,
+            kl_coef=self.controller.coef,
         )  # (B, T)
         returns = None
         if old_values is not None:
@@ -222,6 +246,7 @@ class PPO:
             advantages=advantages,
             old_values=old_values,
             returns=returns,
+            paid=paid,
             kl=sequence_sum(kl_k1(old_logprobs, ref_logprobs), mask),
             sampling_gap=self.sampling_gap(rollout, sequences),
         )
@@ -264,7 +289,7 @@ class PPO:
     def improve(self, experience: Experience) -> dict[str, float]:
         """The inner epochs: clipped policy and value losses, gradient norms clipped, non-finite steps skipped."""
         size = self.config.batch_size
-        rates = [self.learning_rate * self.warm, self.value_learning_rate * self.warm]
+        rates = [self.learning_rate * self.warm, self.value_learning_rate * self.share_after(self.step)]
         set_rates(self.optimizer, *rates[: len(self.optimizer.param_groups)])
         totals: dict[str, list[float]] = {}
         skipped, tokens = 0, float(experience.rollout.response_mask.sum(1).float().mean())
@@ -288,64 +313,80 @@ class PPO:
     def minibatch(self, experience: Experience, rows: list[int]) -> dict[str, float] | None:
         """One optimiser step over `rows`, accumulated over micro-batches; None when it was not finite."""
         sums = self.policy.top.base.memory.fit(
-            "training ppo", self.config.micro_batch, lambda size: self.gradient(experience, rows, size)
+            "training ppo",
+            self.config.micro_batch,
+            lambda size: self.gradient(experience, rows, size, value_only=self.value_only),
         )
-        groups = [self.policy_parameters, *([self.value_parameters] if self.critic is not None else [])]
-        norms = take_step(self.optimizer, groups, self.config.max_grad_norm, list(sums.values()))
-        names = ("grad_norm", "value_grad_norm")
-        return None if norms is None else sums | dict(zip(names, norms, strict=False))
+        groups = {} if self.value_only else {"grad_norm": self.policy_parameters}
+        if self.critic is not None:
+            groups["value_grad_norm"] = self.value_parameters
+        norms = take_step(self.optimizer, [*groups.values()], self.config.max_grad_norm, list(sums.values()))
+        return None if norms is None else sums | dict(zip(groups, norms, strict=True))
 
-    def gradient(self, experience: Experience, rows: list[int], micro_batch: int) -> dict[str, float]:
-        """The gradient of both losses over `rows`, from forward passes of at most `micro_batch` of them; the losses
-        and their figures."""
+    def gradient(
+        self, experience: Experience, rows: list[int], micro_batch: int, *, value_only: bool = False
+    ) -> dict[str, float]:
+        """The gradient of both losses (or of the value function's alone) over `rows`, from forward passes of at most
+        `micro_batch` of them; the losses and their figures."""
         tokens = int(experience.rollout.response_mask[rows].sum())
         sums: dict[str, float] = {}
         self.optimizer.zero_grad(set_to_none=True)
         for part, batch in experience.sequences.batches(micro_batch, rows):
-            loss, values = self.losses(experience, part, batch, tokens)
-            loss.backward()
+            losses: list[torch.Tensor] = []
+            values: dict[str, float] = {}
+            if not value_only:
+                loss, values = self.policy_loss(experience, part, batch, tokens)
+                losses.append(loss)
+            if self.critic is not None:
+                loss, figures = self.value_loss(experience, part, batch, tokens)
+                losses.append(loss)
+                values |= figures
+            sum(losses[1:], losses[0]).backward()
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value
         return sums
 
-    def losses(
+    def policy_loss(
         self, experience: Experience, rows: list[int], batch: Batch, tokens: int
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Policy plus value loss of a micro-batch, as its share of a minibatch with `tokens` response tokens."""
-        width = batch.response_mask.shape[1]
+        """The policy's loss of a micro-batch, as its share of a minibatch with `tokens` response tokens."""
         mask = batch.response_mask
-
-        def part(x: torch.Tensor) -> torch.Tensor:
-            return x[rows, :width]
-
+        width = mask.shape[1]
+        old_logprobs = experience.old_logprobs[rows, :width]
         logprobs = token_logprobs(self.policy, batch)
-        policy_loss, clipped = clipped_policy_loss(
+        loss, clipped = clipped_policy_loss(
             logprobs,
-            part(experience.old_logprobs),
-            part(experience.advantages),
+            old_logprobs,
+            experience.advantages[rows, :width],
             mask,
             cliprange=self.config.cliprange,
             normalizer=tokens,
         )
-        loss, figures = policy_loss, {"policy_loss": policy_loss.item()}
-        if self.critic is not None:
-            assert experience.value_sequences is not None
-            assert experience.old_values is not None
-            assert experience.returns is not None
-            value_loss = clipped_value_loss(
-                self.critic.values(experience.value_sequences.batch(rows)),
-                part(experience.old_values),
-                part(experience.returns),
-                mask,
-                cliprange_value=self.config.cliprange_value,
-                normalizer=tokens,
-            )
-            loss, figures["value_loss"] = loss + self.config.vf_coef * value_loss, value_loss.item()
         share = float(mask.sum()) / tokens
-        return loss, figures | {
+        return loss, {
+            "policy_loss": loss.item(),
             "clip_fraction": float(clipped) * share,
-            "approx_kl": float(approx_kl(logprobs.detach(), part(experience.old_logprobs), mask)) * share,
+            "approx_kl": float(approx_kl(logprobs.detach(), old_logprobs, mask)) * share,
         }
+
+    def value_loss(
+        self, experience: Experience, rows: list[int], batch: Batch, tokens: int
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """The value function's, times its coefficient; the figure is without."""
+        assert self.critic is not None
+        assert experience.value_sequences is not None
+        assert experience.old_values is not None
+        assert experience.returns is not None
+        width = batch.response_mask.shape[1]
+        loss = clipped_value_loss(
+            self.critic.values(experience.value_sequences.batch(rows)),
+            experience.old_values[rows, :width],
+            experience.returns[rows, :width],
+            batch.response_mask,
+            cliprange_value=self.config.cliprange_value,
+            normalizer=tokens,
+        )
+        return self.config.vf_coef * loss, {"value_loss": loss.item()}
 
     def adapt(self, experience: Experience) -> dict[str, float]:
         """Move the KL coefficient by the KL of this batch (nats per response, summed over tokens)."""
@@ -359,14 +400,14 @@ class PPO:
         """Move the policy's learning rate by the KL between this policy and the one that was sampled, in nats a
         response: down where a step is several times the one that is wanted, up where it is a fraction of that and the
         target is far. Within a factor of `RATE_RANGE` of where it began."""
-        if not (self.config.adaptive_rate and self.learning_rate):
+        if self.value_only or not (self.config.adaptive_rate and self.learning_rate):
             return {}
         step, wanted = self.step_kl(experience), self.wanted_kl
         far = max(self.controller.smoothed or 0.0, float(experience.kl.mean())) < self.config.kl.target / 2
         factor = 1.0
         if step > RATE_BAND * wanted:
             factor = 0.5
-        elif step < wanted / RATE_BAND and far and self.step >= self.config.warmup_updates:
+        elif step < wanted / RATE_BAND and far and self.moved >= self.config.warmup_updates:
             factor = 2.0 if step < wanted / RATE_BAND**3 else 1.4
         low, high = self.first_rate / RATE_RANGE, self.first_rate * RATE_RANGE
         self.learning_rate = min(max(self.learning_rate * factor, low), high)
@@ -376,7 +417,7 @@ class PPO:
         """Where it is left to PPO, take advantages against the other answers to a prompt (leave one out) from the next
         update on, once the value function has explained none of the returns' variance for `PATIENCE` updates: what it
         subtracts is noise."""
-        if explained is None or self.config.advantage != "auto":
+        if explained is None or self.config.advantage != "auto" or self.value_only:
             return
         self.unexplained = self.unexplained + 1 if explained <= 0 else 0
         together = next((k for k in GROUPS if self.config.batch_size % k == 0), None)
@@ -421,6 +462,8 @@ class PPO:
         }
         if explained is not None:
             values["explained_variance"] = float(explained)
+        if self.shaping is not None:
+            values["reward"] = float(experience.paid.mean())
         values |= {f"reward_{name}": float(term.mean()) for name, term in scores.terms.items()}
         return values | {f"member_{k}": float(m) for k, m in enumerate(scores.members.mean(0))}
 
@@ -465,10 +508,13 @@ class PPO:
             "answers": self.answers,
             "unexplained": self.unexplained,
             "controller": self.controller.state_dict(),
+            "shaping": None if self.shaping is None else self.shaping.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.controller.load_state_dict(state["controller"])
+        if self.shaping is not None:
+            self.shaping.load_state_dict(state["shaping"])
         for name in ("step", "tick", "attempt", "skipped_in_a_row", "learning_rate", "value_learning_rate"):
             setattr(self, name, state[name])
         for name in ("first_rate", "advantage", "answers", "unexplained"):  # not in older checkpoints

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -116,7 +116,8 @@ class RewardEnsemble:
 
 class EnsembleScorer:
     """An ensemble as PPO asks it: `scorer(rollout) -> Scores`. `reference` (N, K) are the normalised scores of a
-    reference response to each of N prompts; a rollout may be of these prompts only."""
+    reference response to each of N prompts, `anchor` (N,) the ensemble's own of it, where shaping asks for it; a
+    rollout may be of these prompts only."""
 
     def __init__(
         self,
@@ -124,14 +125,16 @@ class EnsembleScorer:
         pad_id: int,
         prompts: Sequence[Prompt],
         reference: torch.Tensor,
+        anchor: torch.Tensor | None = None,
     ) -> None:
-        self.ensemble, self.pad_id, self.reference = ensemble, pad_id, reference
+        self.ensemble, self.pad_id, self.reference, self.anchor = ensemble, pad_id, reference, anchor
         self.row = {prompt.id: i for i, prompt in enumerate(prompts)}
 
     def __call__(self, rollout: Rollout) -> Scores:
         sequences = Sequences.of(self.ensemble.base, rollout, self.pad_id)
         rows = [self.row[prompt.id] for prompt in rollout.prompts]
-        return self.ensemble.score(sequences, self.reference[rows])
+        scores = self.ensemble.score(sequences, self.reference[rows])
+        return scores if self.anchor is None else replace(scores, anchor=self.anchor[rows])
 
 
 def normalisation(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

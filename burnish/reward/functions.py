@@ -55,7 +55,9 @@ class SummedRewards:
             )
             terms[term.name] = values
             total = total + term.weight * values
-        return replace(found, scores=total - self.shift, terms=terms)
+        # Functions have not seen the reference response.
+        anchor = None if found.anchor is None or self.functions else self.weight * found.anchor - self.shift
+        return replace(found, scores=total - self.shift, terms=terms, anchor=anchor)
 
 
 def load_term(term: FunctionReward) -> Function | RemoteReward:

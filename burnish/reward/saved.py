@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,11 +29,17 @@ def prepare(base: Base, folder: Path) -> None:
 
 
 def save_ensemble(
-    ensemble: RewardEnsemble, folder: Path, reference: torch.Tensor, more: dict[str, object]
+    ensemble: RewardEnsemble,
+    folder: Path,
+    reference: torch.Tensor,
+    lengths: Sequence[int],
+    more: dict[str, object],
 ) -> None:
     """What makes the members' scores one: normalisation and aggregation in ensemble.json, `more` beside them, and in
-    reference.safetensors the raw scores (N, K) of the reference samples, in the order of the prompts they answer."""
-    atomic_write(folder / "reference.safetensors", save({"raw": reference.cpu().contiguous()}))
+    reference.safetensors the raw scores (N, K) of the reference samples and their lengths (N,) in tokens, in the order
+    of the prompts they answer."""
+    tensors = {"raw": reference.cpu().contiguous(), "lengths": torch.tensor(lengths)}
+    atomic_write(folder / "reference.safetensors", save(tensors))
     write_json(folder / "ensemble.json", ensemble.as_json(len(reference)) | more)
 
 
@@ -77,6 +84,21 @@ def load_reference(ensemble: RewardEnsemble, folder: Path) -> tuple[torch.Tensor
         )
     raw = load_file(file)["raw"].to(ensemble.mean.device)
     return (raw - ensemble.mean) / ensemble.sd, float(saved["score_sd"])
+
+
+def load_anchor(ensemble: RewardEnsemble, folder: Path) -> torch.Tensor:
+    """(N,) the ensemble's score of those reference responses. Raises RunError where their lengths are not known."""
+    saved = load_file(folder / "reference.safetensors")
+    if "lengths" not in saved:
+        raise RunError(
+            f"{folder} was left by an older version and lacks the lengths of its reference responses; add --redo to "
+            "train the reward models again"
+        )
+    # Against itself a response has no spread: every aggregation is the mean.
+    scores = ensemble.mean_normalised(saved["raw"].to(ensemble.mean.device))
+    if ensemble.length is None:
+        return scores
+    return ensemble.length.apply(scores, saved["lengths"].tolist())
 
 
 class SavedWatcher:

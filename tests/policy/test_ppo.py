@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
-from burnish.config.ppo import PPOConfig
+from burnish.config.ppo import PPOConfig, ShapingConfig
 from burnish.errors import Diverged, TrainingError
 from burnish.models.batches import pad_batch
 from burnish.models.heads import ScalarHead
@@ -26,6 +26,7 @@ from burnish.policy.guard import GuardState, guard_step
 from burnish.policy.kl_control import AdaptiveKLController
 from burnish.policy.ppo import PPO
 from burnish.policy.self_check import self_check
+from burnish.policy.shaping import Shaping
 from burnish.records import Prompt, Rollout, Scores
 
 VOCABULARY = {"<pad>": 0, "<eos>": 1, "p": 2, "a": 3, "b": 4}
@@ -384,3 +385,41 @@ def test_a_state_from_before_critics_could_be_dropped_is_taken_up() -> None:
         del state[name]
     ppo.load_state_dict(state)
     assert (ppo.advantage, ppo.answers, ppo.first_rate) == ("gae", 1, 0.01)
+
+
+def test_while_the_value_function_warms_up_the_policy_stands_still() -> None:
+    base, codec = toy()
+    ppo = make_ppo(base, codec, updates=6, value_warmup=3, rate=0.01)
+    start = [p.clone() for p in ppo.policy_parameters]
+    head = [p.clone() for p in ppo.value_parameters]
+    moved = []
+    for stats in ppo.updates():
+        moved.append(any(not torch.equal(a, b) for a, b in zip(start, ppo.policy_parameters, strict=True)))
+        assert ("policy_loss" in stats.values) == (stats.step > 3)
+        assert "value_loss" in stats.values
+        if stats.step == 1:
+            assert any(not torch.equal(a, b) for a, b in zip(head, ppo.value_parameters, strict=True))
+        if stats.step <= 3:
+            assert ppo.learning_rate == 0.01, "a policy that stands still is no reason for a higher rate"
+    assert moved == [False] * 3 + [True] * 3
+
+
+def test_a_warmed_value_function_errs_less_at_the_policys_first_update() -> None:
+    errors = []
+    for warmup in (0, 30):
+        base, codec = toy()
+        ppo = make_ppo(base, codec, updates=40, value_warmup=warmup, coef=1e-3)
+        rows = list(islice(ppo.updates(), warmup + 1))
+        errors.append(rows[-1]["value_loss"])
+    assert errors[1] < 0.95 * errors[0]
+
+
+def test_shaped_scores_are_what_advantages_are_made_of() -> None:
+    base, codec = toy()
+    ppo = make_ppo(base, codec)
+    ppo.shaping = Shaping(ShapingConfig(clip=0.5), 0.5)
+    batch = ppo.collect(1)
+    assert set(batch.scores.scores.tolist()) == {0.0, 1.0}
+    assert set(batch.paid.tolist()) == {0.0, 0.25}
+    stats = next(ppo.updates())
+    assert stats["reward"] == pytest.approx(stats["score"] / 4)

@@ -265,7 +265,7 @@ def test_what_an_older_version_left_is_no_riddle(tmp_path: Path) -> None:
     """The reference samples of old runs stood in a JSON file; what is there says how to go on."""
     ensemble = RewardEnsemble([], torch.zeros(3), torch.ones(3))
     raw = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 2.0]])
-    save_ensemble(ensemble, tmp_path / "new", raw, {"score_sd": 0.5})
+    save_ensemble(ensemble, tmp_path / "new", raw, [3] * len(raw), {"score_sd": 0.5})
     scores, sd = load_reference(ensemble, tmp_path / "new")
     assert (scores.tolist(), sd) == (raw.tolist(), 0.5)
     (tmp_path / "new" / "reference.safetensors").unlink()
