@@ -15,14 +15,18 @@ from typing import IO, Any
 
 from burnish.errors import RunError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """A full disk becomes one clear message; what was written before stays."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        # The library that writes weights has an error of its own, with the system's words in it.
+        words = (os.strerror(code) for code in FULL)
+        if getattr(error, "errno", None) not in FULL and not any(w in str(error) for w in words):
             raise
         free = shutil.disk_usage(path if path.exists() else path.parent).free >> 20
         raise RunError(

@@ -18,3 +18,5 @@ class MonitorConfig(Section):
     clip_fraction: float = Field(0.4, gt=0, le=1)
     approx_kl: float = Field(0.2, gt=0)
     skipped_limit: int = Field(3, ge=1)  # consecutive non-finite updates
+    flat_limit: int = Field(5, ge=1)  # consecutive updates with one score for all answers
+    reward_jump: float = Field(50.0, gt=1)  # standard deviations of the first scores

@@ -172,9 +172,12 @@ class HackMonitor:
             alerts.append(Alert(name, "warning", text, stats.step, found.value, found.limit, evidence))
         return alerts
 
-    def restart(self) -> None:
-        """After a roll-back: forget what was given up, keep where the run began."""
+    def restart(self, before: HackMonitor) -> None:
+        """After a roll-back: forget what was given up, keep where the run began, which `before` knows though what was
+        gone back to may not."""
         self.recent = []
+        if len(self.start) < len(before.start):
+            self.start = before.start
 
     def state_dict(self) -> dict[str, Any]:
         return {"start": self.start, "recent": self.recent}

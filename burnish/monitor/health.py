@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from statistics import median
 from typing import Any
 
 from burnish.config.monitor import MonitorConfig
 from burnish.records import Alert, Severity, StepStats
 
+KEPT = ("entropy_start", "losses", "skips", "reward_start", "flat")  # in checkpoints
 WINDOW = 20  # updates whose median a loss is compared with
 CALM = 5  # updates before a median means something
+FLAT = 1e-6  # of a standard deviation: what a constant reward comes to by rounding
 
 
 class HealthMonitor:
-    """KL spikes, entropy collapse, loss spikes, too large steps, non-finite updates."""
+    """KL spikes, entropy collapse, loss spikes, too large steps, non-finite updates, rewards that have failed."""
 
     def __init__(self, config: MonitorConfig, kl_target: float) -> None:
         self.config = config
@@ -21,10 +24,14 @@ class HealthMonitor:
         self.entropy_start: float | None = None
         self.losses: list[float] = []
         self.skips = 0
+        self.reward_start: tuple[float, float] | None = None  # mean and sd of the first scores
+        self.flat = 0
 
     def observe(self, stats: StepStats) -> list[Alert]:
         """Alerts of one update, most severe first."""
-        alerts = [*self._kl(stats), *self._entropy(stats), *self._loss(stats), *self._steps(stats)]
+        # What the reward does comes before what a failed reward does to the policy.
+        looks = (self._reward, self._kl, self._entropy, self._loss, self._steps)
+        alerts = [alert for look in looks for alert in look(stats)]
         return sorted(alerts, key=lambda a: a.severity != "critical")
 
     def _alert(
@@ -89,12 +96,42 @@ class HealthMonitor:
             )
         return alerts
 
-    def restart(self) -> None:
-        """After a roll-back: forget what the broken attempt looked like, keep the entropy at the start."""
-        self.losses, self.skips = [], 0
+    def _reward(self, stats: StepStats) -> list[Alert]:
+        if "score" not in stats.values or "score_sd" not in stats.values:
+            return []
+        score, sd = stats["score"], stats["score_sd"]
+        if self.reward_start is None:
+            self.reward_start = (score, sd)
+        start, usual = self.reward_start
+        # A policy that has come to one answer has one score too, and an alert of its own.
+        alike = stats.values.get("entropy", math.inf) < self.config.entropy_floor * (
+            self.entropy_start or 0.0
+        )
+        self.flat = self.flat + 1 if sd <= FLAT * max(usual, 1.0) and not alike else 0
+        alerts = []
+        if self.flat >= self.config.flat_limit:
+            text = f"{self.flat} updates in a row had one score for all answers: there is nothing to learn from it"
+            alerts.append(
+                self._alert(stats, "flat_reward", "critical", self.flat, self.config.flat_limit, text)
+            )
+        limit = self.config.reward_jump * usual
+        if usual > FLAT and abs(score - start) > limit:
+            text = f"the score has gone from {start:.3g} to {score:.3g}, over {limit:.3g} away: no answer is worth that"
+            alerts.append(self._alert(stats, "exploding_reward", "critical", abs(score - start), limit, text))
+        return alerts
+
+    def restart(self, before: HealthMonitor) -> None:
+        """After a roll-back: forget what the broken attempt looked like, keep how the run began, which `before` knows
+        though what was gone back to may not."""
+        self.losses, self.skips, self.flat = [], 0, 0
+        if self.reward_start is None:
+            self.entropy_start, self.reward_start = before.entropy_start, before.reward_start
 
     def state_dict(self) -> dict[str, Any]:
-        return {"entropy_start": self.entropy_start, "losses": self.losses, "skips": self.skips}
+        return {name: getattr(self, name) for name in KEPT}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.entropy_start, self.losses, self.skips = state["entropy_start"], state["losses"], state["skips"]
+        for name in KEPT:
+            setattr(self, name, state.get(name, getattr(self, name)))  # older checkpoints know fewer
+        if self.reward_start is not None:
+            self.reward_start = (self.reward_start[0], self.reward_start[1])

@@ -106,7 +106,7 @@ def run_ppo(
     armed = watch is not None and watch.armed
     health, watcher = HealthMonitor(monitor, config.kl.target), WatcherMonitor(armed)
     hacks = HackMonitor(config.batch_size)
-    guarded = Guarded(ppo, health, watcher, hacks, watch, guard, journal)
+    guarded = Guarded(ppo, health, watcher, hacks, watch, guard, journal, ensemble_of(ppo.score))
     if found:
         guarded.restore(found.folder, found.state)
     else:
@@ -122,7 +122,7 @@ def run_ppo(
         journal.decide(0, Decision("self_check", text, check))
         if config.learning_rate == "auto":
             find_first_rate(ppo, ladder(models.base)[-1], journal)
-        guarded.checkpoint(healthy=True)
+        guarded.checkpoint(healthy=True, proven=True)
     reason = run_guarded(guarded, monitor.sample_every)
     state = "given_up" if reason else "finished"
     if state == "finished":
@@ -139,10 +139,18 @@ def run_ppo(
         "ticks": ppo.tick,
         "rollbacks": guarded.guard.rollbacks,
         "kl_raises": guarded.raises,
+        "tightenings": guarded.guard.tightenings,
         "kl_target": config.kl.target,
         "kl_last": ppo.controller.smoothed,
         "kl_coef": ppo.controller.coef,
     }
+
+
+def ensemble_of(score: ScoreFn) -> EnsembleScorer | None:
+    """The ensemble in what PPO is scored by, where it counts."""
+    if isinstance(score, SummedRewards):
+        return ensemble_of(score.ensemble) if score.weight else None
+    return score if isinstance(score, EnsembleScorer) else None
 
 
 def find_first_rate(ppo: PPO, otherwise: float, journal: Journal) -> None:

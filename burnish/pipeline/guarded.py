@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,16 @@ from burnish.monitor.hacking import HackMonitor, WatcherMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.monitor.texts import text_figures
 from burnish.pipeline.journal import Journal
-from burnish.policy.guard import GuardState, guard_step
+from burnish.policy.guard import GuardState, GuardStep, guard_step
 from burnish.policy.ppo import PPO
 from burnish.records import Alert, StepStats
+from burnish.reward.ensemble import EnsembleScorer
 from burnish.reward.saved import SavedWatcher
 
 SAMPLES_KEPT = 8
 PAIRS_KEPT = 24
 OWN_PAIRS = "samples/pairs.jsonl"
+KEPT = ("healthy", "raises", "healthy_tick", "candidate", "candidate_tick")  # of Guarded, in checkpoints
 
 
 @dataclass
@@ -35,9 +39,18 @@ class Guarded:
     watch: SavedWatcher | None
     config: GuardConfig
     journal: Journal
+    scorer: EnsembleScorer | None = None  # whose members can be combined more carefully
     guard: GuardState = field(default_factory=GuardState)
-    healthy: int = 0  # number of the last healthy checkpoint
+    healthy: int = 0  # number of the last checkpoint that has proved healthy
+    healthy_tick: int = 0
+    candidate: int = 0  # that of the one that is about to, 0 where there is none
+    candidate_tick: int = 0
     raises: int = 0  # KL raises over all attempts
+
+    @property
+    def tightest(self) -> int:
+        """How often the guard may have the members combined more carefully."""
+        return self.scorer.given.tightest if self.scorer is not None and self.config.tighten else 0
 
     def state(self) -> dict[str, Any]:
         return {
@@ -47,8 +60,7 @@ class Guarded:
             "watcher": self.watcher.state_dict(),
             "hacks": self.hacks.state_dict(),
             "guard": self.guard.state_dict(),
-            "healthy": self.healthy,
-            "raises": self.raises,
+            **{name: getattr(self, name) for name in KEPT},
         }
 
     def restore(self, folder: Path, state: dict[str, Any]) -> None:
@@ -59,16 +71,35 @@ class Guarded:
         self.hacks.load_state_dict(
             state.get("hacks", {"start": [], "recent": []})
         )  # not in older checkpoints
-        self.guard = GuardState(**state["guard"])
-        self.healthy = state["healthy"]
-        self.raises = state["raises"]
+        self.set_guard(GuardState(**state["guard"]))
+        for name in KEPT:
+            setattr(self, name, state.get(name, 0))  # older checkpoints know only the first two
 
-    def checkpoint(self, *, healthy: bool) -> None:
-        """Save everything; older checkpoints go, but for the last healthy one."""
-        if healthy:
-            found = self.journal.latest_checkpoint()
-            self.healthy = found.step + 1 if found else 1
-        self.journal.checkpoint(self.ppo.save, self.state(), keep=frozenset({self.healthy}))
+    def set_guard(self, state: GuardState) -> None:
+        """Take over a state of the guard, with what it has done to the reward."""
+        self.guard = state
+        if self.scorer is not None:
+            self.scorer.tighten(state.tightenings)
+
+    def prove(self, *, healthy: bool) -> None:
+        """After an update: a checkpoint since which all updates were healthy for long enough is one to go back to, one
+        that was followed by an unhealthy update is not. So what the proxy likes is never enough: the watcher and the
+        detectors have looked at what came of it."""
+        if not healthy:
+            self.candidate = 0
+        elif self.candidate and self.ppo.tick - self.candidate_tick >= self.config.proof_updates:
+            self.healthy, self.healthy_tick, self.candidate = self.candidate, self.candidate_tick, 0
+
+    def checkpoint(self, *, healthy: bool, proven: bool = False) -> None:
+        """Save everything; older checkpoints go, but for the last that has proved healthy and the one about to."""
+        found = self.journal.latest_checkpoint()
+        number = found.step + 1 if found else 1
+        if proven:
+            self.healthy, self.healthy_tick, self.candidate = number, self.ppo.tick, 0
+        elif healthy and not self.candidate:
+            self.candidate, self.candidate_tick = number, self.ppo.tick
+        keep = frozenset({self.healthy, self.candidate})
+        self.journal.checkpoint(self.ppo.save, self.state(), keep=keep)
 
 
 def run_guarded(guarded: Guarded, sample_every: int) -> str | None:
@@ -101,13 +132,13 @@ def run_attempt(guarded: Guarded, sample_every: int) -> str | None:
         alerts = [alert for observer in observers for alert in observer.observe(stats)]
         for alert in alerts:
             journal.alert(alert)
-        verdict = guard_step(guarded.guard, stats, alerts, ppo.tick, guarded.config)
-        guarded.guard = verdict.state
-        if verdict.decision:
-            journal.decide(stats.step, verdict.decision)
+        verdict = judge(guarded, stats, alerts)
+        guarded.prove(healthy=verdict.healthy and not verdict.state.streak)
         if verdict.action == "raise_kl":
             ppo.controller.raise_coef(guarded.config.raise_kl_factor)
             guarded.raises += 1
+        elif verdict.action == "lower_rate":
+            ppo.slow_down(guarded.config.learning_rate_factor)
         elif verdict.action == "roll_back":
             roll_back(guarded)
             return None
@@ -115,8 +146,23 @@ def run_attempt(guarded: Guarded, sample_every: int) -> str | None:
             assert verdict.decision is not None
             return verdict.decision.reason
         if ppo.step % ppo.config.checkpoint_every == 0 or ppo.step == ppo.config.updates:
-            guarded.checkpoint(healthy=verdict.healthy)
+            guarded.checkpoint(healthy=verdict.healthy and not verdict.state.streak)
     return None
+
+
+def judge(guarded: Guarded, stats: StepStats, alerts: Sequence[Alert]) -> GuardStep:
+    """What the guard makes of an update, on record: with what it costs in updates that are not kept."""
+    ppo = guarded.ppo
+    verdict = guard_step(guarded.guard, stats, alerts, ppo.tick, guarded.config, tightest=guarded.tightest)
+    guarded.set_guard(verdict.state)
+    if verdict.decision is not None:
+        gone = {"roll_back": ppo.tick - guarded.healthy_tick, "give_up": ppo.tick}.get(verdict.action, 0)
+        told = f"{verdict.decision.reason} ({gone} updates given up)" if gone else verdict.decision.reason
+        evidence = {**verdict.decision.evidence, "updates_lost": gone}
+        verdict = replace(verdict, decision=replace(verdict.decision, reason=told, evidence=evidence))
+        assert verdict.decision is not None
+        guarded.journal.decide(stats.step, verdict.decision)
+    return verdict
 
 
 def diverged(guarded: Guarded, message: str) -> str | None:
@@ -126,11 +172,9 @@ def diverged(guarded: Guarded, message: str) -> str | None:
     alert = Alert("diverged", "critical", message, ppo.step, 1.0, 0.0, {"attempt": ppo.attempt})
     journal.alert(alert)
     stats = StepStats(ppo.step, ppo.attempt, {})
-    verdict = guard_step(guarded.guard, stats, [alert], ppo.tick, guarded.config)
-    guarded.guard = verdict.state
+    verdict = judge(guarded, stats, [alert])
     if verdict.decision is None:
         raise Diverged(f"{message} (guard.enabled is false)")
-    journal.decide(ppo.step, verdict.decision)
     if verdict.action == "roll_back":
         roll_back(guarded)
         return None
@@ -141,20 +185,21 @@ def roll_back(guarded: Guarded) -> None:
     """Back to the last healthy checkpoint (weights, optimiser, controller, monitors); the new attempt draws new
     randomness and takes smaller steps. What was decided so far (guard, counters) is kept."""
     ppo, guard, raises, tick = guarded.ppo, guarded.guard, guarded.raises, guarded.ppo.tick
-    coef = ppo.controller.coef
+    coef, health, hacks = ppo.controller.coef, copy(guarded.health), copy(guarded.hacks)
     attempt = ppo.attempt + 1
     saved = guarded.journal.run.checkpoint_at("align", guarded.healthy)
     guarded.restore(saved.folder, saved.state)
-    guarded.guard, guarded.raises = guard, raises
+    guarded.set_guard(guard)
+    guarded.raises = raises
     ppo.tick = tick
     # A penalty that had to grow is not taken back with the weights.
     ppo.controller.raise_coef(max(1.0, coef / ppo.controller.coef))
     # Each roll-back takes smaller steps than the one before, also when it returns to the same checkpoint.
     factor = guarded.config.learning_rate_factor ** (attempt - ppo.attempt)
     ppo.restart(factor, attempt)
-    guarded.health.restart()
-    guarded.hacks.restart()
-    guarded.checkpoint(healthy=True)
+    guarded.health.restart(health)
+    guarded.hacks.restart(hacks)
+    guarded.checkpoint(healthy=True, proven=True)
 
 
 def watched(ppo: PPO, stats: StepStats, watch: SavedWatcher | None) -> StepStats:

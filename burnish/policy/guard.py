@@ -1,7 +1,10 @@
 """The guard over PPO: a pure reducer from (state, figures, alerts) to (state, action with evidence).
 
-Escalation: an unhealthy streak raises the KL coefficient; if that does not help, or something is critical,
-the run goes back to its last healthy checkpoint with smaller steps; after too many roll-backs PPO is given up.
+The ladder: what persists is answered by the mildest step that can mend it (a larger KL coefficient, a more careful
+combination of the reward models, a lower learning rate); then the run goes back to the last checkpoint that has proved
+healthy, with smaller steps; after too many roll-backs PPO is given up. What is critical goes back at once, and a reward
+that no policy can mend is given up at once. Down the ladder it goes by health that lasts: a streak ends after several
+healthy updates in a row, what was used up comes back after many.
 """
 
 from __future__ import annotations
@@ -13,23 +16,44 @@ from typing import Any, Literal
 from burnish.config.guard import GuardConfig
 from burnish.records import Alert, Decision, StepStats
 
-Action = Literal["none", "raise_kl", "roll_back", "give_up"]
+Action = Literal["none", "raise_kl", "tighten", "lower_rate", "roll_back", "give_up"]
+Cause = Literal["reward", "optimiser"]
 EVIDENCE = (
     *("kl", "kl_smoothed", "kl_coef", "score", "watcher", "entropy", "length", "truncated"),
-    *("repetition", "foreign", "ref_nll", "grad_norm"),
+    *("repetition", "foreign", "formatted", "duplicates", "stock", "spread", "ref_nll", "grad_norm"),
 )
-RAISABLE = frozenset(  # what a larger KL coefficient can mend
-    {"kl_spike", "watcher_gap", "length_drift", "truncation", "repetition", "language_switch", "nonsense"}
+HACKS = frozenset(  # the policy has found what the reward likes and nobody else does
+    {
+        *("watcher_gap", "length_drift", "truncation", "repetition", "language_switch", "nonsense"),
+        *("format_drift", "entropy_drop", "ensemble_spread", "near_duplicates", "stock_phrase"),
+    }
 )
+HOPELESS = "flat_reward"  # which no other policy makes any better
+REWARD = HACKS | {HOPELESS, "exploding_reward"}  # what says that the reward has failed
+MENDS: dict[str, tuple[Action, ...]] = {
+    **dict.fromkeys(HACKS, ("raise_kl", "tighten")),
+    "kl_spike": ("raise_kl", "lower_rate"),
+    **dict.fromkeys(("clip_fraction", "approx_kl", "loss_spike"), ("lower_rate",)),
+}
+"""By alert: the steps that can mend it, mildest first."""
+
+
+def cause_of(alert: str) -> Cause:
+    """Whether the reward has failed, or the optimiser."""
+    return "reward" if alert in REWARD else "optimiser"
 
 
 @dataclass(frozen=True)
 class GuardState:
-    """`streak` unhealthy updates in a row, `raises` in this attempt, `rollbacks` so far, `settled_at` the tick
-    from which the guard may act again."""
+    """`streak` unhealthy updates not yet followed by enough healthy ones, `calm` healthy ones in a row; `raises` and
+    `cuts` (of the rate) in this attempt, `tightenings` and `rollbacks` in all; `settled_at` the tick from which the
+    guard may act again."""
 
     streak: int = 0
+    calm: int = 0
     raises: int = 0
+    cuts: int = 0
+    tightenings: int = 0
     rollbacks: int = 0
     settled_at: int = 0
 
@@ -39,7 +63,7 @@ class GuardState:
 
 @dataclass(frozen=True)
 class GuardStep:
-    """What one update led to. `healthy` updates are fit to be rolled back to."""
+    """What one update led to. `healthy` updates had no alert."""
 
     state: GuardState
     action: Action
@@ -48,33 +72,60 @@ class GuardStep:
 
 
 def guard_step(
-    state: GuardState, stats: StepStats, alerts: Sequence[Alert], tick: int, config: GuardConfig
+    state: GuardState,
+    stats: StepStats,
+    alerts: Sequence[Alert],
+    tick: int,
+    config: GuardConfig,
+    *,
+    tightest: int = 0,
 ) -> GuardStep:
     """Judge one update. Warnings must persist for `patience` updates, a critical alert acts at once; after an
-    action the guard waits `settle_updates` before the next, unless something is critical."""
+    action the guard waits `settle_updates` before the next, unless something is critical. `tightest` is how often the
+    reward's members can be combined more carefully."""
     warnings = [a for a in alerts if a.severity == "warning"]
     critical = [a for a in alerts if a.severity == "critical"]
     healthy = not (warnings or critical)
-    if healthy or not config.enabled:
-        return GuardStep(replace(state, streak=0), "none", None, healthy)
-    state = replace(state, streak=state.streak + 1)
+    if not config.enabled:
+        return GuardStep(state, "none", None, healthy)
+    if healthy:
+        return GuardStep(_calmer(state, config), "none", None, True)
+    state = replace(state, streak=state.streak + 1, calm=0)
     persists = state.streak >= config.patience and tick >= state.settled_at
     if not (critical or persists):
         return GuardStep(state, "none", None, False)
     cause = (critical or warnings)[0]
-    mendable = not critical and cause.name in RAISABLE
-    if mendable and state.raises < config.max_raises:
-        action: Action = "raise_kl"
-        state = replace(state, raises=state.raises + 1, streak=0, settled_at=tick + 1 + config.settle_updates)
-        what = f"KL coefficient multiplied by {config.raise_kl_factor:g}"
-    elif state.rollbacks < config.max_rollbacks:
-        action = "roll_back"
-        state = GuardState(rollbacks=state.rollbacks + 1, settled_at=tick + 1 + config.settle_updates)
-        what = f"roll-back {state.rollbacks} of at most {config.max_rollbacks}"
-    else:
+    limits = {"raise_kl": config.max_raises, "tighten": tightest, "lower_rate": config.max_rate_cuts}
+    used = {"raise_kl": state.raises, "tighten": state.tightenings, "lower_rate": state.cuts}
+    mends = () if critical else MENDS.get(cause.name, ())
+    action: Action = next((m for m in mends if used[m] < limits[m]), "roll_back")
+    if action == "roll_back" and (cause.name == HOPELESS or state.rollbacks >= config.max_rollbacks):
         action = "give_up"
-        what = f"given up after {state.rollbacks} roll-backs"
+    after, what = _taken(state, action, tick, config)
     evidence: dict[str, Any] = {name: stats[name] for name in EVIDENCE if name in stats.values}
     evidence |= {"alert": cause.name, "value": cause.value, "threshold": cause.threshold}
-    evidence |= {"step": stats.step, "attempt": stats.attempt, "tick": tick}
-    return GuardStep(state, action, Decision(action, f"{cause.message}: {what}", evidence), False)
+    evidence |= {"cause": cause_of(cause.name), "step": stats.step, "attempt": stats.attempt, "tick": tick}
+    return GuardStep(after, action, Decision(action, f"{cause.message}: {what}", evidence), False)
+
+
+def _calmer(state: GuardState, config: GuardConfig) -> GuardState:
+    """After a healthy update: the streak ends, and later what an attempt has used up is forgiven."""
+    calm = state.calm + 1
+    state = replace(state, calm=calm, streak=0 if calm >= config.calm_updates else state.streak)
+    return replace(state, raises=0, cuts=0) if calm >= config.forgive_updates else state
+
+
+def _taken(state: GuardState, action: Action, tick: int, config: GuardConfig) -> tuple[GuardState, str]:
+    """The state after an action, and what was done in words."""
+    acted = replace(state, streak=0, settled_at=tick + 1 + config.settle_updates)
+    if action == "raise_kl":
+        return replace(acted, raises=state.raises + 1), f"KL coefficient times {config.raise_kl_factor:g}"
+    if action == "tighten":
+        text = "where the reward models disagree, the score counts for less from here on"
+        return replace(acted, tightenings=state.tightenings + 1), text
+    if action == "lower_rate":
+        return replace(acted, cuts=state.cuts + 1), f"learning rates times {config.learning_rate_factor:g}"
+    if action == "roll_back":
+        text = f"roll-back {state.rollbacks + 1} of at most {config.max_rollbacks}"
+        return replace(acted, raises=0, cuts=0, rollbacks=state.rollbacks + 1), text
+    return state, f"given up after {state.rollbacks} roll-backs"

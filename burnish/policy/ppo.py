@@ -475,11 +475,15 @@ class PPO:
         sampled = rollout.sample_logprobs[rows, : again.shape[1]]
         return float((again - sampled).abs().max())
 
+    def slow_down(self, factor: float) -> None:
+        """Smaller steps from here on."""
+        self.learning_rate *= factor
+        self.value_learning_rate *= factor
+
     def restart(self, learning_rate_factor: float, attempt: int) -> None:
         """After a roll-back: draw new randomness, take smaller steps."""
         self.attempt = attempt
-        self.learning_rate *= learning_rate_factor
-        self.value_learning_rate *= learning_rate_factor
+        self.slow_down(learning_rate_factor)
         self.skipped_in_a_row = self.unexplained = 0
 
     def save(self, folder: Path) -> None:

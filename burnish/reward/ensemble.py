@@ -17,6 +17,8 @@ from burnish.records import Prompt, Rollout, Scores
 from burnish.reward.length import LengthCorrection
 
 Aggregate = Literal["mean", "min", "uwo", "mean_std", "weights"]
+TIGHTENINGS = 2
+TIGHT_LAMBDA = 0.5
 
 
 def aggregate(
@@ -63,6 +65,27 @@ class RewardEnsemble:
     std_lambda: float = 0.5
     reference_variance: float = 1.0
     length: LengthCorrection | None = None  # of the scores; members' own stay as they are
+    offset: float = (
+        0.0  # added to a score, so that one that was tightened keeps its level on reference samples
+    )
+
+    @property
+    def tightest(self) -> int:
+        """How often `tightened` makes a difference."""
+        return 0 if len(self.members) == 1 or self.how in ("min", "weights") else TIGHTENINGS
+
+    def tightened(self, times: int) -> RewardEnsemble:
+        """The same members, combined more carefully: by uwo with `TIGHT_LAMBDA` at least, then with twice as much
+        (mean_std: with twice its lambda at once)."""
+        if not times or not self.tightest:
+            return self
+        if self.how == "mean_std":
+            after = max(self.std_lambda, TIGHT_LAMBDA) * 2**times
+            return replace(self, std_lambda=after, offset=after - self.std_lambda)
+        before = self.uwo_lambda if self.how == "uwo" else 0.0
+        after = max(2 * before, TIGHT_LAMBDA) * 2 ** (times - 1)
+        # Two responses of the reference differ by the reference variance on average: that is what lambda takes.
+        return replace(self, how="uwo", uwo_lambda=after, offset=after - before)
 
     @property
     def base(self) -> Base:
@@ -95,7 +118,7 @@ class RewardEnsemble:
             std_lambda=self.std_lambda,
             reference_variance=self.reference_variance,
         )
-        return Scores(self.corrected(scores, sequences), members, spread)
+        return Scores(self.corrected(scores, sequences) + self.offset, members, spread)
 
     def corrected(self, scores: torch.Tensor, sequences: Sequences) -> torch.Tensor:
         """(N,) scores without what the length of their responses bought them, as configured."""
@@ -128,7 +151,12 @@ class EnsembleScorer:
         anchor: torch.Tensor | None = None,
     ) -> None:
         self.ensemble, self.pad_id, self.reference, self.anchor = ensemble, pad_id, reference, anchor
+        self.given = ensemble
         self.row = {prompt.id: i for i, prompt in enumerate(prompts)}
+
+    def tighten(self, times: int) -> None:
+        """Combine the members so much more carefully than they were given (0: as they were)."""
+        self.ensemble = self.given.tightened(times)
 
     def __call__(self, rollout: Rollout) -> Scores:
         sequences = Sequences.of(self.ensemble.base, rollout, self.pad_id)

@@ -109,9 +109,11 @@ def test_it_goes_on_as_if_never_stopped_and_forgets_what_was_rolled_back() -> No
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     got += [(i + 9, a) for i, a in carry_out(second, rows[9:])]
     assert [(i, a.value) for i, a in got] == [(i, a.value) for i, a in want]
-    second.restart()
-    assert second.recent == []
-    assert second.start == whole.start
+    early = HackMonitor(64)
+    for monitor in (second, early):
+        monitor.restart(whole)
+        assert monitor.recent == []
+        assert monitor.start == whole.start
 
 
 def test_figures_of_texts() -> None:

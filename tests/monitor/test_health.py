@@ -47,7 +47,7 @@ def test_kl_spikes_by_degree() -> None:
 def test_entropy_collapse_is_judged_against_the_start_even_after_a_restart() -> None:
     m = monitor()
     assert m.observe(step(entropy=2.0)) == []
-    m.restart()
+    m.restart(m)
     assert m.observe(step(entropy=0.61)) == []
     assert names(m.observe(step(entropy=0.59))) == [("entropy_collapse", "critical")]
 
@@ -100,3 +100,30 @@ def test_a_disarmed_watcher_never_alerts() -> None:
     m = WatcherMonitor(armed=False)
     m.observe(step(1, watcher=0.5, watcher_se=0.01, score=0.5))
     assert m.observe(step(2, watcher=-9.0, watcher_se=0.01, score=9.0)) == []
+
+
+def rewarded(score: float, sd: float, entropy: float = 2.0) -> StepStats:
+    return StepStats(1, 0, {"score": score, "score_sd": sd, "entropy": entropy})
+
+
+def test_one_score_for_all_answers_is_critical_when_it_lasts_and_no_single_answer_explains_it() -> None:
+    m = monitor()
+    assert m.observe(rewarded(0.0, 1.0)) == []
+    found = [m.observe(rewarded(0.3, 1e-8)) for _ in range(5)]
+    assert [len(alerts) for alerts in found] == [0, 0, 0, 0, 1]
+    assert (found[-1][0].name, found[-1][0].severity) == ("flat_reward", "critical")
+    collapsed = monitor()
+    collapsed.observe(rewarded(0.0, 1.0))
+    names = {a.name for _ in range(6) for a in collapsed.observe(rewarded(0.3, 0.0, entropy=0.1))}
+    assert names == {"entropy_collapse"}
+
+
+def test_a_score_that_no_answer_is_worth() -> None:
+    m = monitor()
+    m.observe(rewarded(1.0, 0.5))
+    assert m.observe(rewarded(25.9, 0.5)) == []
+    (alert,) = m.observe(rewarded(-24.1, 0.5))
+    assert (alert.name, alert.severity, alert.threshold) == ("exploding_reward", "critical", 25.0)
+    later = monitor()
+    later.restart(m)
+    assert later.observe(rewarded(-24.1, 0.5)), "what it was before the roll-back is what it is held against"

@@ -9,7 +9,7 @@ import torch
 
 from burnish.policy.first_rate import first_rate
 from burnish.records import Rollout, Scores
-from tests.policy.test_ppo import make_ppo, toy
+from tests.toys import make_ppo, toy
 
 
 @pytest.mark.parametrize("scale", [1.0, 50.0])

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from burnish.config.guard import GuardConfig
-from burnish.policy.guard import GuardState, guard_step
+from burnish.monitor.hacking import DETECTORS
+from burnish.policy.guard import HACKS, GuardState, guard_step
 from burnish.records import Alert, StepStats
 
 CONFIG = GuardConfig(patience=2, max_raises=1, max_rollbacks=1, settle_updates=1)
@@ -17,9 +22,57 @@ def alert(name: str = "kl_spike", severity: str = "warning") -> Alert:
     return Alert(name, severity, f"{name} seen", 1, 9.0, 6.0)  # type: ignore[arg-type]
 
 
-def test_a_healthy_update_clears_the_streak_and_does_nothing() -> None:
-    out = guard_step(GuardState(streak=1), stats(), [], 5, CONFIG)
-    assert (out.action, out.healthy, out.state.streak, out.decision) == ("none", True, 0, None)
+def test_a_streak_ends_after_healthy_updates_in_a_row() -> None:
+    one = guard_step(GuardState(streak=1), stats(), [], 5, CONFIG)
+    assert (one.action, one.healthy, one.state.streak, one.decision) == ("none", True, 1, None)
+    assert guard_step(one.state, stats(), [], 6, CONFIG).state.streak == 0
+    between = guard_step(one.state, stats(), [alert()], 6, CONFIG)
+    assert between.action == "raise_kl", "one healthy update between two others is no recovery"
+
+
+def test_what_was_used_up_is_forgiven_after_long_health() -> None:
+    state = GuardState(raises=1, cuts=1, rollbacks=1, tightenings=1, calm=CONFIG.forgive_updates - 1)
+    after = guard_step(state, stats(), [], 50, CONFIG).state
+    assert (after.raises, after.cuts) == (0, 0)
+    assert (after.rollbacks, after.tightenings) == (1, 1)
+
+
+def test_a_hack_that_raises_do_not_end_tightens_the_reward_before_it_rolls_back() -> None:
+    state = GuardState(raises=1, streak=1)
+    tight = guard_step(state, stats(), [alert("watcher_gap")], 9, CONFIG, tightest=1)
+    assert (tight.action, tight.state.tightenings) == ("tighten", 1)
+    again = guard_step(
+        replace(tight.state, streak=1), stats(), [alert("watcher_gap")], 99, CONFIG, tightest=1
+    )
+    assert again.action == "roll_back"
+    assert again.state.tightenings == 1
+    assert guard_step(state, stats(), [alert("watcher_gap")], 9, CONFIG).action == "roll_back"
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("kl_spike", "optimiser"),
+        ("loss_spike", "optimiser"),
+        ("watcher_gap", "reward"),
+        ("flat_reward", "reward"),
+        ("exploding_reward", "reward"),
+        ("stock_phrase", "reward"),
+    ],
+)
+def test_a_decision_says_whether_the_reward_or_the_optimiser_failed(name: str, cause: str) -> None:
+    out = guard_step(GuardState(), stats(), [alert(name, "critical")], 1, CONFIG)
+    assert out.decision is not None
+    assert out.decision.evidence["cause"] == cause
+
+
+def test_a_reward_that_is_flat_is_given_up_at_once() -> None:
+    out = guard_step(GuardState(), stats(), [alert("flat_reward", "critical")], 1, CONFIG)
+    assert out.action == "give_up"
+
+
+def test_every_detector_has_its_rung() -> None:
+    assert DETECTORS.keys() - {"sampling_gap"} | {"watcher_gap"} == HACKS
 
 
 def test_info_alerts_are_healthy() -> None:
@@ -35,15 +88,21 @@ def test_one_warning_waits_two_raise_kl() -> None:
 
 
 def test_after_an_action_it_waits_until_settled() -> None:
-    state = GuardState(raises=1, streak=5, settled_at=4)
+    state = GuardState(raises=1, cuts=1, streak=5, settled_at=4)
     assert guard_step(state, stats(), [alert()], 3, CONFIG).action == "none"
     assert guard_step(state, stats(), [alert()], 4, CONFIG).action == "roll_back"
 
 
-def test_what_kl_cannot_mend_rolls_back_at_once_when_persistent() -> None:
+def test_too_large_steps_are_made_smaller_before_anything_is_rolled_back() -> None:
     out = guard_step(GuardState(streak=1), stats(), [alert("loss_spike")], 2, CONFIG)
-    assert out.action == "roll_back"
-    assert out.state == GuardState(rollbacks=1, settled_at=4)
+    assert out.action == "lower_rate"
+    again = guard_step(replace(out.state, streak=1), stats(), [alert("loss_spike")], 4, CONFIG)
+    assert again.action == "roll_back"
+    assert again.state == GuardState(rollbacks=1, settled_at=6)
+
+
+def test_what_nothing_mends_rolls_back_when_it_persists() -> None:
+    assert guard_step(GuardState(streak=1), stats(), [alert("sampling_gap")], 2, CONFIG).action == "roll_back"
 
 
 def test_critical_acts_at_once_even_unsettled() -> None:
