@@ -148,6 +148,24 @@ def dpo_loss(
     return loss, margins.detach()
 
 
+def ipo_loss(
+    chosen_logprobs: torch.Tensor,
+    rejected_logprobs: torch.Tensor,
+    ref_chosen_logprobs: torch.Tensor,
+    ref_rejected_logprobs: torch.Tensor,
+    *,
+    beta: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """IPO (Azar et al. 2023, Eq. 17): (h - 1 / (2 beta))^2, and the margin beta h, detached; h and units as in
+    `dpo_loss`. A pair that is won by 1 / (2 beta) nats pulls no further, however sure its label is."""
+    assert beta > 0
+    assert chosen_logprobs.ndim == 1
+    assert chosen_logprobs.shape == rejected_logprobs.shape
+    assert ref_chosen_logprobs.shape == ref_rejected_logprobs.shape == chosen_logprobs.shape
+    h = (chosen_logprobs - ref_chosen_logprobs) - (rejected_logprobs - ref_rejected_logprobs)
+    return (h - 1 / (2 * beta)).square(), (beta * h).detach()
+
+
 def response_cross_entropy(
     logprobs: torch.Tensor, response_mask: torch.Tensor, *, normalizer: torch.Tensor | float | None = None
 ) -> torch.Tensor:

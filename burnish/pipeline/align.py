@@ -17,7 +17,7 @@ from burnish.config.monitor import MonitorConfig
 from burnish.config.ppo import PPOConfig, ShapingConfig
 from burnish.errors import TrainingError
 from burnish.evaluate.champion import TRAINED
-from burnish.models.artefacts import load_reward_model, save_policy
+from burnish.models.artefacts import is_saved, load_reward_model, save_policy
 from burnish.models.heads import Pooling, ScalarHead
 from burnish.models.rates import ladder
 from burnish.models.sampling import sample_rollout
@@ -26,7 +26,7 @@ from burnish.monitor.hacking import HackMonitor, WatcherMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.pipeline.concise import Instructed
 from burnish.pipeline.data import Data
-from burnish.pipeline.direct import run_dpo
+from burnish.pipeline.direct import HEALTHY, run_dpo
 from burnish.pipeline.distilled import run_distill
 from burnish.pipeline.gated import barely_moved, pass_gate
 from burnish.pipeline.guarded import Guarded, run_guarded
@@ -42,7 +42,7 @@ from burnish.randomness import derive_seed
 from burnish.records import Decision, Prompt
 from burnish.reward.ensemble import EnsembleScorer, RewardEnsemble
 from burnish.reward.functions import SummedRewards, load_term
-from burnish.reward.saved import SavedWatcher, load_anchor, load_ensemble, load_reference, prepare, scorers
+from burnish.reward.saved import load_anchor, load_ensemble, load_reference, load_watcher, prepare, scorers
 
 CHECK_PROMPTS = 16
 SCALE_PROMPTS = 128
@@ -79,9 +79,9 @@ def align(
         "reason": outcome["ppo"]["reason"] if given_up else None,
     }
     if dpo.when == "always" or (given_up and dpo.when == "fallback"):
-        outcome["dpo"] = run_dpo(models, data.parts["members"], own, journal, dpo, outcome, seed)
+        outcome["dpo"] = run_dpo(models, data, own, journal, dpo, outcome, seed)
     write_json(journal.path / "align.json", outcome)
-    return ["align.json", *(name for name in TRAINED if name in outcome)]
+    return ["align.json", *(name for name in (*TRAINED, HEALTHY) if is_saved(journal.path / name))]
 
 
 def run_ppo(
@@ -96,7 +96,7 @@ def run_ppo(
     """PPO to its last update or until the guard gives it up; returns what align.json says of it."""
     if not config.updates:
         return {"state": "off", "reason": "ppo.updates is 0", "rollbacks": 0}
-    watch = load_watcher(models, journal.path / "reward")
+    watch = load_watcher(models.base, journal.path / "reward")
     found = journal.latest_checkpoint()
     if not found and config.ensemble_weight:
         stopped = pass_gate(models, data, journal, config, watch, seed)
@@ -132,9 +132,14 @@ def run_ppo(
         told = barely_moved(journal.run.read_rows("metrics/ppo.jsonl"), ppo.attempt, config)
         if told is not None:
             journal.decide(ppo.step, told)
+    elif guarded.cause == "optimiser" and guarded.healthy_tick:
+        # The reward is still trusted, and so is what it had taught until then.
+        ppo.load(journal.run.checkpoint_at("align", guarded.healthy).folder)
+        save_policy(ppo.policy.top, journal.path / HEALTHY, models.codec.tokenizer)
     return {
         "state": state,
         "reason": reason,
+        "cause": guarded.cause,
         "updates": ppo.step,
         "ticks": ppo.tick,
         "rollbacks": guarded.guard.rollbacks,
@@ -269,8 +274,3 @@ def new_value(
     if config.value_layers is not None and models.base.fast:
         top.train_only(config.value_layers)
     return ScalarHead(top, head, pooling=pooling).eval()
-
-
-def load_watcher(models: Models, rewards: Path) -> SavedWatcher | None:
-    """The watcher, when the run has one."""
-    return SavedWatcher(models.base, rewards) if (rewards / "watcher").exists() else None

@@ -1,40 +1,52 @@
-"""DPO from SFT: on the labelled pairs, on SFT's own best and worst answers, or on both."""
+"""DPO from SFT: on the labelled pairs, on a policy's own best and worst answers, or on both."""
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 from burnish.config.dpo import DPOConfig
 from burnish.data.preferences import read_preferences, write_preferences
 from burnish.errors import TrainingError
-from burnish.models.artefacts import save_policy
+from burnish.labels.agreement import flip_rate
+from burnish.labels.consensus import votes_of, weigh
+from burnish.models.artefacts import is_saved, save_policy
 from burnish.models.pairs import EncodedPairs
-from burnish.pipeline.data import fits
+from burnish.pipeline.data import Data, fits
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
 from burnish.pipeline.own_answers import OwnAnswers
 from burnish.pipeline.trials import found_rate
 from burnish.policy.dpo import DPO
 from burnish.randomness import derive_seed
-from burnish.records import Preference
+from burnish.records import Decision, Preference
+from burnish.reward.saved import load_watcher
 
 ON_POLICY = "on_policy_pairs.jsonl"
+HEALTHY = "last_healthy"  # PPO's policy at its last healthy checkpoint, where the optimiser failed after it
+UNKNOWN, MOST = 0.1, 0.4  # label smoothing where it cannot be told, and at most
 
 
 def run_dpo(
     models: Models,
-    labelled: list[Preference],
+    data: Data,
     own: OwnAnswers,
     journal: Journal,
     config: DPOConfig,
     outcome: dict[str, Any],
     seed: int,
 ) -> dict[str, Any]:
-    """DPO from SFT on the pairs the reward ensemble learned from, or on what it prefers among SFT's own answers
-    (kept in `on_policy_pairs.jsonl`), as configured."""
-    pairs = list(labelled) if config.pairs != "on_policy" else []
-    if config.pairs != "labels":
-        pairs += on_policy_pairs(models, own, journal, config)
+    """DPO from SFT on the pairs the reward ensemble learned from, or on what it prefers among a policy's own answers
+    (kept in `on_policy_pairs.jsonl`), as configured, or as why PPO failed suggests."""
+    ppo = outcome["ppo"]
+    how = pairs_after(ppo, config)
+    pairs = list(data.parts["members"]) if how != "on_policy" else []
+    if how != "labels":
+        healthy = journal.path / HEALTHY
+        pairs += on_policy_pairs(models, own, journal, config, healthy if is_saved(healthy) else None, how)
+    smoothing, why = smoothing_of(data, config)
+    journal.decide(0, Decision("label_smoothing", why, {"job": "dpo", "smoothing": smoothing}))
     dpo = DPO(
         policy=models.new_policy(),
         reference=models.reference(),
@@ -42,6 +54,7 @@ def run_dpo(
         config=config,
         learning_rate=0.0 if config.learning_rate == "auto" else config.learning_rate,
         seed=derive_seed(seed, "dpo"),
+        smoothing=smoothing,
     )
     dpo.policy.temperature = dpo.reference.temperature = 1.0
     found = journal.latest_checkpoint()
@@ -71,25 +84,55 @@ def run_dpo(
             }
             journal.checkpoint(dpo.save, state)
     save_policy(dpo.policy.top, journal.path / "dpo", models.codec.tokenizer)
-    return {"updates": dpo.step, "pairs": len(dpo.pairs), "pairs_from": config.pairs}
+    return {"updates": dpo.step, "pairs": len(dpo.pairs), "pairs_from": how, "smoothing": smoothing}
 
 
-def on_policy_pairs(models: Models, own: OwnAnswers, journal: Journal, config: DPOConfig) -> list[Preference]:
-    """The ensemble's favourite among `config.n` of SFT's own answers over the one it likes least, for every prompt;
-    sampled once a run. Answers whose text no longer fits when it is encoded again are left out."""
+def pairs_after(ppo: dict[str, Any], config: DPOConfig) -> Literal["labels", "on_policy", "both"]:
+    """What DPO learns from, given how PPO ended."""
+    if config.pairs != "auto":
+        return config.pairs
+    return "both" if ppo["state"] == "given_up" and ppo.get("cause") == "optimiser" else "labels"
+
+
+def smoothing_of(data: Data, config: DPOConfig) -> tuple[float, str]:
+    """The label smoothing, and where it comes from."""
+    if config.loss == "ipo":
+        return 0.0, "dpo: ipo takes no label smoothing"
+    if config.label_smoothing != "auto":
+        return config.label_smoothing, f"dpo: label smoothing {config.label_smoothing:g}, as configured"
+    votes = votes_of(data.store.labels(at=data.snapshot))
+    weighed = weigh(votes, "dawid_skene")
+    rate = flip_rate(votes, weighed.consensus) if weighed.overlap else None
+    if rate is None:
+        text = (
+            f"no comparison has two labels, so how many are wrong is not known: label smoothing {UNKNOWN:g}"
+        )
+        return UNKNOWN, f"dpo: {text}"
+    found = min(rate, MOST)
+    return found, f"dpo: label smoothing {found:.3f}: {rate:.1%} of the labels are expected to be wrong"
+
+
+def on_policy_pairs(
+    models: Models, own: OwnAnswers, journal: Journal, config: DPOConfig, saved: Path | None, how: str
+) -> list[Preference]:
+    """The ensemble's favourite among `config.n` of a policy's own answers over the one it likes least, for every
+    prompt; sampled once a run. Of a saved policy, which the ensemble has taught, only where the watcher says the same.
+    Answers whose text no longer fits when it is encoded again are left out."""
     file = journal.path / ON_POLICY
     if not file.exists():
-        pairs = own.judged(config.prompts, config.n).pairs()
-        if not pairs:
+        watch = load_watcher(models.base, journal.path / "reward") if saved is not None else None
+        look = None if watch is None else partial(watch.scores, pad_id=models.codec.pad_id)
+        pairs = own.judged(config.prompts, config.n, saved).pairs(look)
+        if not pairs and how == "on_policy":
             raise TrainingError(
-                f"SFT's {config.n} answers to each of {config.prompts} prompts are all the same: there is nothing to "
-                "prefer; raise ppo.temperature or dpo.n, or set dpo.pairs: labels"
+                f"the policy's {config.n} answers to each of {config.prompts} prompts are all the same: there is "
+                "nothing to prefer; raise ppo.temperature or dpo.n, or set dpo.pairs: labels"
             )
         write_preferences(pairs, file)
-    pairs = read_preferences(file).pairs
+    found = read_preferences(file).pairs if file.stat().st_size else []
     return [
         p
-        for p in pairs
+        for p in found
         if fits(
             models.codec, models.config, p.prompt, (p.chosen, p.chosen_ended), (p.rejected, p.rejected_ended)
         )

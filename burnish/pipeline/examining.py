@@ -17,7 +17,6 @@ from burnish.models.artefacts import is_saved
 from burnish.models.pairs import EncodedPairs
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
-from burnish.pipeline.align import load_watcher
 from burnish.pipeline.data import Data
 from burnish.pipeline.guarded import OWN_PAIRS
 from burnish.pipeline.order import Workplace
@@ -31,7 +30,7 @@ from burnish.reward import scrutiny
 from burnish.reward.changes import PARAPHRASES
 from burnish.reward.ensemble import RewardEnsemble
 from burnish.reward.examine import trivial_rules
-from burnish.reward.saved import load_reference
+from burnish.reward.saved import load_reference, load_watcher
 from burnish.reward.slices import sections, slices
 from burnish.stats import Array
 
@@ -162,7 +161,7 @@ def stress_run(
             "the true preference",
             lambda r: [gold(p, t) for p, t in zip(r.prompts, r.texts, strict=True)],
         )
-    elif (watcher := load_watcher(models, path / "reward")) is not None and watcher.armed:
+    elif (watcher := load_watcher(models.base, path / "reward")) is not None and watcher.armed:
         judge, worth = "the watcher", lambda r: watcher.scores(r, models.codec.pad_id).tolist()
     told("stressing")
     report = stress_ensemble(

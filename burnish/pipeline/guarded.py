@@ -46,6 +46,7 @@ class Guarded:
     candidate: int = 0  # that of the one that is about to, 0 where there is none
     candidate_tick: int = 0
     raises: int = 0  # KL raises over all attempts
+    cause: str | None = None  # whether the reward or the optimiser failed, once PPO was given up
 
     @property
     def tightest(self) -> int:
@@ -162,6 +163,8 @@ def judge(guarded: Guarded, stats: StepStats, alerts: Sequence[Alert]) -> GuardS
         verdict = replace(verdict, decision=replace(verdict.decision, reason=told, evidence=evidence))
         assert verdict.decision is not None
         guarded.journal.decide(stats.step, verdict.decision)
+        if verdict.action == "give_up":
+            guarded.cause = str(evidence["cause"])
     return verdict
 
 

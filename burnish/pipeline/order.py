@@ -24,6 +24,7 @@ from burnish.monitor.trackers import Trackers, open_trackers
 from burnish.pipeline.align import align
 from burnish.pipeline.collect import collect
 from burnish.pipeline.data import Data
+from burnish.pipeline.direct import HEALTHY, ON_POLICY
 from burnish.pipeline.evaluate import ANSWERS, evaluate
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.label import label
@@ -189,8 +190,8 @@ ROUND = (
         writes=Writes(
             records=("ppo", "dpo", "distill", "pairs"),
             timed=EXAMINED,
-            folders=("ppo", "dpo", "distill"),
-            files=("align.json", "on_policy_pairs.jsonl", "stress.json"),
+            folders=("ppo", "dpo", "distill", HEALTHY),
+            files=("align.json", ON_POLICY, "stress.json"),
         ),
         lower="ppo.micro_batch, dpo.micro_batch or distill.micro_batch",
     ),

@@ -1,8 +1,10 @@
-"""What SFT itself answers to training prompts, and what the reward ensemble thinks of it."""
+"""What a policy itself answers to training prompts, and what the reward ensemble thinks of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -31,15 +33,17 @@ class Judged:
     def best(self) -> Rollout:
         return pick(self.rounds, self.scores.argmax(0))
 
-    def pairs(self) -> list[Preference]:
-        """The best answer to each prompt over the worst; none where they are the same text or one of them is empty."""
+    def pairs(self, watch: Callable[[Rollout], torch.Tensor] | None = None) -> list[Preference]:
+        """The best answer to each prompt over the worst, where `watch` (N,) scores them the same way round; none where
+        they are the same text or one of them is empty."""
         best, worst = self.best(), pick(self.rounds, self.scores.argmin(0))
+        agreed = [True] * len(best) if watch is None else (watch(best) > watch(worst)).tolist()
         return [
             Preference(p, good, bad, chosen_ended=good_ended, rejected_ended=bad_ended)
-            for p, good, bad, good_ended, bad_ended in zip(
-                best.prompts, best.texts, worst.texts, best.ended, worst.ended, strict=True
+            for p, good, bad, good_ended, bad_ended, kept in zip(
+                best.prompts, best.texts, worst.texts, best.ended, worst.ended, agreed, strict=True
             )
-            if good.strip() and bad.strip() and good.strip() != bad.strip()
+            if kept and good.strip() and bad.strip() and good.strip() != bad.strip()
         ]
 
 
@@ -52,18 +56,23 @@ class OwnAnswers:
     journal: Journal
     batch_size: int
     seed: int
-    _known: dict[tuple[int, int], Judged] = field(default_factory=dict)
+    _known: dict[tuple[int, int, Path | None], Judged] = field(default_factory=dict)
 
-    def judged(self, prompts: int, n: int) -> Judged:
-        """`n` answers to each of the first training prompts, judged."""
-        if (prompts, n) not in self._known:
+    def judged(self, prompts: int, n: int, saved: Path | None = None) -> Judged:
+        """`n` answers of SFT, or of a saved policy, to each of the first training prompts, judged."""
+        if (prompts, n, saved) not in self._known:
+            policy = self.models.reference()
+            if saved is not None:
+                policy, temperature = self.models.saved_policy(saved), policy.temperature
+                policy.temperature = temperature
+            who = "SFT" if saved is None else saved.name
             asked = self.data.splits.train[:prompts]
             rounds = []
             for turn in range(n):
-                self.journal.view.note(f"align: SFT's own answer {turn + 1} of {n} to {len(asked)} prompts")
+                self.journal.view.note(f"align: {who}'s own answer {turn + 1} of {n} to {len(asked)} prompts")
                 rounds.append(
                     sample_rollout(
-                        self.models.reference(),
+                        policy,
                         self.models.codec,
                         asked,
                         max_tokens=self.models.config.max_response_tokens,
@@ -74,5 +83,5 @@ class OwnAnswers:
                 )
             ensemble = load_ensemble(self.models.base, self.journal.path / "reward")
             scores = round_scores(ensemble, rounds, self.models.codec.pad_id)
-            self._known[prompts, n] = Judged(rounds, scores)
-        return self._known[prompts, n]
+            self._known[prompts, n, saved] = Judged(rounds, scores)
+        return self._known[prompts, n, saved]

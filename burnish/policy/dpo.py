@@ -15,7 +15,7 @@ from burnish.models.logprobs import Policy, make_policy, token_logprobs
 from burnish.models.pairs import EncodedPairs
 from burnish.models.shared_base import Top
 from burnish.models.steps import n_updates, set_rates, take_step, warm_up_then_down
-from burnish.objectives.losses import dpo_loss
+from burnish.objectives.losses import dpo_loss, ipo_loss
 from burnish.policy.optimizer_state import load_optimizer, save_optimizer
 from burnish.randomness import generator
 from burnish.records import StepStats
@@ -31,11 +31,14 @@ class DPO:
     config: DPOConfig
     learning_rate: float
     seed: int
+    smoothing: float = 0.0  # of labels
     step: int = 0
     reference_sums: torch.Tensor | None = None  # (M,) summed log-probabilities of every answer; computed once
 
     def __post_init__(self) -> None:
         self.memory = self.policy.top.base.memory
+        lengths = self.pairs.sequences.response_lengths
+        self.lengths = torch.tensor(lengths, device=self.policy.top.base.device)
         self.parameters = self.policy.top.trained_parameters()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self.learning_rate, weight_decay=0.0)
 
@@ -105,14 +108,22 @@ class DPO:
         """(n,) loss, margin and log-ratio of the chosen answer of every pair in `part`."""
         chosen, rejected = self.pairs.each(self.logprob_sums, part)
         ref_chosen, ref_rejected = (side[part] for side in reference_sides)
-        losses, margins = dpo_loss(
-            chosen,
-            rejected,
-            ref_chosen,
-            ref_rejected,
-            beta=self.config.beta,
-            label_smoothing=self.config.label_smoothing,
-        )
+        lengths = tuple(side[part] for side in self.pairs.sides(self.lengths))
+        logprobs = (chosen, rejected, ref_chosen, ref_rejected)
+        if self.config.per_token:
+            logprobs = (
+                chosen / lengths[0],
+                rejected / lengths[1],
+                ref_chosen / lengths[0],
+                ref_rejected / lengths[1],
+            )
+        beta = self.config.strength
+        if self.config.loss == "ipo":
+            losses, margins = ipo_loss(*logprobs, beta=beta)
+        else:
+            losses, margins = dpo_loss(*logprobs, beta=beta, label_smoothing=self.smoothing)
+        if self.config.nll:
+            losses = losses - self.config.nll * chosen / lengths[0]
         return losses, margins, chosen.detach() - ref_chosen
 
     def trial_loss(self, learned: list[int], unseen: list[int], rate: float) -> float:
@@ -128,6 +139,7 @@ class DPO:
             config=self.config.model_copy(update={"epochs": 1}),
             learning_rate=rate,
             seed=self.seed,
+            smoothing=self.smoothing,
             reference_sums=self.reference_sums,
         )
         for _ in trial.updates():

@@ -101,6 +101,11 @@ def load_anchor(ensemble: RewardEnsemble, folder: Path) -> torch.Tensor:
     return ensemble.length.apply(scores, saved["lengths"].tolist())
 
 
+def load_watcher(base: Base, folder: Path) -> SavedWatcher | None:
+    """The watcher, when the run has one."""
+    return SavedWatcher(base, folder) if (folder / "watcher").exists() else None
+
+
 class SavedWatcher:
     """The watcher with its normalisation."""
 

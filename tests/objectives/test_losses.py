@@ -14,6 +14,7 @@ from burnish.objectives.losses import (
     clipped_value_loss,
     dpo_loss,
     explained_variance,
+    ipo_loss,
     masked_mean,
     response_cross_entropy,
 )
@@ -412,3 +413,18 @@ def test_explained_variance_abstains_when_there_is_nothing_to_explain() -> None:
     assert explained_variance(torch.randn(3, 7), torch.full((3, 7), 0.1), mask) is None
     with pytest.raises(ValueError, match="0 tokens"):
         explained_variance(torch.zeros(3, 7), torch.zeros(3, 7), ~mask)
+
+
+def test_ipo_golden_and_its_optimum() -> None:
+    # h = 3; 1 / (2 beta) = 5: (3 - 5)^2
+    loss, margin = ipo_loss(t(-10.0), t(-9.0), t(-12.0), t(-8.0), beta=0.1)
+    assert loss.item() == pytest.approx(4.0)
+    assert margin.item() == pytest.approx(0.3)
+    past = t(-6.0).requires_grad_()  # h = 7
+    ipo_loss(past, t(-9.0), t(-12.0), t(-8.0), beta=0.1)[0].sum().backward()
+    assert past.grad.item() > 0, "what is won by more than it should be is pulled back"
+
+
+def test_ipo_gradcheck() -> None:
+    args = tuple(x.requires_grad_() for x in (t(-3.0, -4.0), t(-5.0, -1.0), t(-4.0, -2.0), t(-2.0, -3.0)))
+    assert torch.autograd.gradcheck(lambda *a: ipo_loss(*a, beta=0.3)[0], args)
