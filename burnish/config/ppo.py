@@ -49,20 +49,29 @@ class ShapingConfig(Section):
     reference policy, so that nothing here depends on the scale a reward comes in."""
 
     # Divide by that standard deviation (reference), or by that of all scores seen so far, which narrows with the policy
-    # (running).
-    normalise: Literal["none", "reference", "running"] = "none"
+    # (running). auto: reference where ppo.rewards or ppo.ensemble_weight make a scale of their own, so that only what
+    # terms weigh against one another counts; the ensemble's own is near 1 already.
+    normalise: Literal["auto", "none", "reference", "running"] = "auto"
     clip: float | None = Field(None, gt=0)  # no score counts for more, on either side of the reference's mean
     # sigmoid(score - that of a reference response to the same prompt) - 1/2 (PAR, Fu et al. 2025): no answer can be
     # worth more than half above the reference, however far its score runs.
     bounded: bool = False
 
+    def given(self, own_scale: bool) -> "ShapingConfig":
+        """With `auto` decided: whether the score has a scale of its own."""
+        if self.normalise != "auto":
+            return self
+        return self.model_copy(
+            update={"normalise": "reference" if own_scale and not self.bounded else "none"}
+        )
+
     @property
     def active(self) -> bool:
-        return self.bounded or self.clip is not None or self.normalise != "none"
+        return self.bounded or self.clip is not None or self.normalise in ("reference", "running")
 
     @model_validator(mode="after")
     def _one_scale(self) -> "ShapingConfig":
-        if self.bounded and (self.clip is not None or self.normalise != "none"):
+        if self.bounded and (self.clip is not None or self.normalise in ("reference", "running")):
             raise ValueError(
                 "ppo.shaping.bounded has a scale and bounds of its own; leave out normalise and clip, or bounded"
             )

@@ -22,8 +22,6 @@ from burnish.models.heads import Pooling, ScalarHead
 from burnish.models.rates import ladder
 from burnish.models.sampling import sample_rollout
 from burnish.models.shared_base import Top
-from burnish.monitor.hacking import HackMonitor, WatcherMonitor
-from burnish.monitor.health import HealthMonitor
 from burnish.pipeline.concise import Instructed
 from burnish.pipeline.data import Data
 from burnish.pipeline.direct import HEALTHY, run_dpo
@@ -32,6 +30,7 @@ from burnish.pipeline.gated import barely_moved, pass_gate
 from burnish.pipeline.guarded import Guarded, run_guarded
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
+from burnish.pipeline.oversight import Oversight
 from burnish.pipeline.own_answers import OwnAnswers
 from burnish.policy.first_rate import first_rate
 from burnish.policy.kl_control import AdaptiveKLController, initial_coef
@@ -103,10 +102,16 @@ def run_ppo(
         if stopped:
             return {"state": "stopped", "reason": stopped, "rollbacks": 0}
     ppo = build_ppo(models, data, journal.path / "reward", config, seed)
-    armed = watch is not None and watch.armed
-    health, watcher = HealthMonitor(monitor, config.kl.target), WatcherMonitor(armed)
-    hacks = HackMonitor(config.batch_size)
-    guarded = Guarded(ppo, health, watcher, hacks, watch, guard, journal, ensemble_of(ppo.score))
+    scorer = ensemble_of(ppo.score)
+    oversight = Oversight.of(
+        guard,
+        monitor,
+        kl_target=config.kl.target,
+        responses=config.batch_size,
+        armed=watch is not None and watch.armed,
+        tightest=0 if scorer is None else scorer.given.tightest,
+    )
+    guarded = Guarded(ppo, oversight, watch, journal, scorer)
     if found:
         guarded.restore(found.folder, found.state)
     else:
@@ -122,19 +127,20 @@ def run_ppo(
         journal.decide(0, Decision("self_check", text, check))
         if config.learning_rate == "auto":
             find_first_rate(ppo, ladder(models.base)[-1], journal)
+        journal.decide(0, oversight.introduced())
         guarded.checkpoint(healthy=True, proven=True)
     reason = run_guarded(guarded, monitor.sample_every)
     state = "given_up" if reason else "finished"
     if state == "finished":
         save_policy(ppo.policy.top, journal.path / "ppo", models.codec.tokenizer)
-        done = f"{ppo.step} updates kept, {guarded.guard.rollbacks} roll-backs"
+        done = f"{ppo.step} updates kept, {guarded.oversight.guard.rollbacks} roll-backs"
         journal.decide(ppo.step, Decision("finish", f"PPO finished: {done}", {"tick": ppo.tick}))
-        told = barely_moved(journal.run.read_rows("metrics/ppo.jsonl"), ppo.attempt, config)
-        if told is not None:
-            journal.decide(ppo.step, told)
-    elif guarded.cause == "optimiser" and guarded.healthy_tick:
+        little = barely_moved(journal.run.read_rows("metrics/ppo.jsonl"), ppo.attempt, config)
+        if little is not None:
+            journal.decide(ppo.step, little)
+    elif guarded.cause == "optimiser" and guarded.oversight.healthy_tick:
         # The reward is still trusted, and so is what it had taught until then.
-        ppo.load(journal.run.checkpoint_at("align", guarded.healthy).folder)
+        ppo.load(journal.run.checkpoint_at("align", guarded.oversight.healthy).folder)
         save_policy(ppo.policy.top, journal.path / HEALTHY, models.codec.tokenizer)
     return {
         "state": state,
@@ -142,9 +148,9 @@ def run_ppo(
         "cause": guarded.cause,
         "updates": ppo.step,
         "ticks": ppo.tick,
-        "rollbacks": guarded.guard.rollbacks,
+        "rollbacks": guarded.oversight.guard.rollbacks,
         "kl_raises": guarded.raises,
-        "tightenings": guarded.guard.tightenings,
+        "tightenings": guarded.oversight.guard.tightenings,
         "kl_target": config.kl.target,
         "kl_last": ppo.controller.smoothed,
         "kl_coef": ppo.controller.coef,
@@ -179,10 +185,13 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
     anchor = load_anchor(ensemble, rewards) if config.shaping.bounded else None
     score: ScoreFn = EnsembleScorer(ensemble, models.codec.pad_id, prompts, reference, anchor)
     ensemble_sd, shaping = score_sd, None
-    if config.rewards or config.ensemble_weight != 1 or config.shaping.active:
+    own_scale = bool(config.rewards) or config.ensemble_weight != 1
+    if own_scale or config.shaping.active:
         functions = [(term, load_term(term)) for term in config.rewards]
         score = summed = SummedRewards(score, config.ensemble_weight, functions)
-        shaping = measured_shaping(models, summed, prompts[:SCALE_PROMPTS], config.shaping, seed)
+        shaping = measured_shaping(
+            models, summed, prompts[:SCALE_PROMPTS], config.shaping.given(own_scale), seed
+        )
         score_sd = shaping.unit
     told = None
     if config.concise is not None:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from burnish.config.guard import GuardConfig
 from burnish.errors import Diverged
 from burnish.models.sampling import sample_rollout
-from burnish.monitor.hacking import HackMonitor, WatcherMonitor
-from burnish.monitor.health import HealthMonitor
 from burnish.monitor.texts import text_figures
 from burnish.pipeline.journal import Journal
-from burnish.policy.guard import GuardState, GuardStep, guard_step
+from burnish.pipeline.oversight import Oversight
+from burnish.policy.guard import GuardStep
 from burnish.policy.ppo import PPO
 from burnish.records import Alert, StepStats
 from burnish.reward.ensemble import EnsembleScorer
@@ -25,81 +22,45 @@ from burnish.reward.saved import SavedWatcher
 SAMPLES_KEPT = 8
 PAIRS_KEPT = 24
 OWN_PAIRS = "samples/pairs.jsonl"
-KEPT = ("healthy", "raises", "healthy_tick", "candidate", "candidate_tick")  # of Guarded, in checkpoints
 
 
 @dataclass
 class Guarded:
-    """A PPO run with its monitors, its watcher and its guard: everything a checkpoint must hold, and where it goes."""
+    """A PPO run with its watcher and what oversees it: everything a checkpoint must hold, and where it goes."""
 
     ppo: PPO
-    health: HealthMonitor
-    watcher: WatcherMonitor
-    hacks: HackMonitor
+    oversight: Oversight
     watch: SavedWatcher | None
-    config: GuardConfig
     journal: Journal
     scorer: EnsembleScorer | None = None  # whose members can be combined more carefully
-    guard: GuardState = field(default_factory=GuardState)
-    healthy: int = 0  # number of the last checkpoint that has proved healthy
-    healthy_tick: int = 0
-    candidate: int = 0  # that of the one that is about to, 0 where there is none
-    candidate_tick: int = 0
     raises: int = 0  # KL raises over all attempts
     cause: str | None = None  # whether the reward or the optimiser failed, once PPO was given up
 
-    @property
-    def tightest(self) -> int:
-        """How often the guard may have the members combined more carefully."""
-        return self.scorer.given.tightest if self.scorer is not None and self.config.tighten else 0
-
     def state(self) -> dict[str, Any]:
-        return {
-            "phase": "ppo",
-            "ppo": self.ppo.state_dict(),
-            "health": self.health.state_dict(),
-            "watcher": self.watcher.state_dict(),
-            "hacks": self.hacks.state_dict(),
-            "guard": self.guard.state_dict(),
-            **{name: getattr(self, name) for name in KEPT},
-        }
+        kept = self.oversight.state_dict()
+        return {"phase": "ppo", "ppo": self.ppo.state_dict(), "raises": self.raises, **kept}
 
     def restore(self, folder: Path, state: dict[str, Any]) -> None:
+        self.load(folder, state)
+        self.oversight.load_state_dict(state)
+        self.raises = state["raises"]
+        self.tighten()
+
+    def load(self, folder: Path, state: dict[str, Any]) -> None:
+        """Take over what PPO itself was."""
         self.ppo.load(folder)
         self.ppo.load_state_dict(state["ppo"])
-        self.health.load_state_dict(state["health"])
-        self.watcher.load_state_dict(state["watcher"])
-        self.hacks.load_state_dict(
-            state.get("hacks", {"start": [], "recent": []})
-        )  # not in older checkpoints
-        self.set_guard(GuardState(**state["guard"]))
-        for name in KEPT:
-            setattr(self, name, state.get(name, 0))  # older checkpoints know only the first two
 
-    def set_guard(self, state: GuardState) -> None:
-        """Take over a state of the guard, with what it has done to the reward."""
-        self.guard = state
+    def tighten(self) -> None:
+        """Combine the reward's members as carefully as the guard has decided."""
         if self.scorer is not None:
-            self.scorer.tighten(state.tightenings)
-
-    def prove(self, *, healthy: bool) -> None:
-        """After an update: a checkpoint since which all updates were healthy for long enough is one to go back to, one
-        that was followed by an unhealthy update is not. So what the proxy likes is never enough: the watcher and the
-        detectors have looked at what came of it."""
-        if not healthy:
-            self.candidate = 0
-        elif self.candidate and self.ppo.tick - self.candidate_tick >= self.config.proof_updates:
-            self.healthy, self.healthy_tick, self.candidate = self.candidate, self.candidate_tick, 0
+            self.scorer.tighten(self.oversight.guard.tightenings)
 
     def checkpoint(self, *, healthy: bool, proven: bool = False) -> None:
         """Save everything; older checkpoints go, but for the last that has proved healthy and the one about to."""
         found = self.journal.latest_checkpoint()
         number = found.step + 1 if found else 1
-        if proven:
-            self.healthy, self.healthy_tick, self.candidate = number, self.ppo.tick, 0
-        elif healthy and not self.candidate:
-            self.candidate, self.candidate_tick = number, self.ppo.tick
-        keep = frozenset({self.healthy, self.candidate})
+        keep = self.oversight.checkpointed(number, self.ppo.tick, healthy=healthy, proven=proven)
         self.journal.checkpoint(self.ppo.save, self.state(), keep=keep)
 
 
@@ -129,17 +90,15 @@ def run_attempt(guarded: Guarded, sample_every: int) -> str | None:
         if (ppo.tick - 1) % sample_every == 0:
             keep_samples(journal, ppo)
             keep_pairs(journal, ppo)
-        observers = (guarded.health, guarded.watcher, guarded.hacks)
-        alerts = [alert for observer in observers for alert in observer.observe(stats)]
-        for alert in alerts:
-            journal.alert(alert)
-        verdict = judge(guarded, stats, alerts)
-        guarded.prove(healthy=verdict.healthy and not verdict.state.streak)
+        verdict = judge(guarded, stats, guarded.oversight.observe(stats))
+        guard = guarded.oversight.config
         if verdict.action == "raise_kl":
-            ppo.controller.raise_coef(guarded.config.raise_kl_factor)
+            ppo.controller.raise_coef(guard.raise_kl_factor)
             guarded.raises += 1
+        elif verdict.action == "tighten":
+            guarded.tighten()
         elif verdict.action == "lower_rate":
-            ppo.slow_down(guarded.config.learning_rate_factor)
+            ppo.slow_down(guard.learning_rate_factor)
         elif verdict.action == "roll_back":
             roll_back(guarded)
             return None
@@ -147,33 +106,27 @@ def run_attempt(guarded: Guarded, sample_every: int) -> str | None:
             assert verdict.decision is not None
             return verdict.decision.reason
         if ppo.step % ppo.config.checkpoint_every == 0 or ppo.step == ppo.config.updates:
-            guarded.checkpoint(healthy=verdict.healthy and not verdict.state.streak)
+            guarded.checkpoint(healthy=verdict.healthy)
     return None
 
 
 def judge(guarded: Guarded, stats: StepStats, alerts: Sequence[Alert]) -> GuardStep:
-    """What the guard makes of an update, on record: with what it costs in updates that are not kept."""
-    ppo = guarded.ppo
-    verdict = guard_step(guarded.guard, stats, alerts, ppo.tick, guarded.config, tightest=guarded.tightest)
-    guarded.set_guard(verdict.state)
+    """What the guard makes of an update, on record with the alerts."""
+    for alert in alerts:
+        guarded.journal.alert(alert)
+    verdict = guarded.oversight.judge(stats, alerts, guarded.ppo.tick)
     if verdict.decision is not None:
-        gone = {"roll_back": ppo.tick - guarded.healthy_tick, "give_up": ppo.tick}.get(verdict.action, 0)
-        told = f"{verdict.decision.reason} ({gone} updates given up)" if gone else verdict.decision.reason
-        evidence = {**verdict.decision.evidence, "updates_lost": gone}
-        verdict = replace(verdict, decision=replace(verdict.decision, reason=told, evidence=evidence))
-        assert verdict.decision is not None
         guarded.journal.decide(stats.step, verdict.decision)
         if verdict.action == "give_up":
-            guarded.cause = str(evidence["cause"])
+            guarded.cause = str(verdict.decision.evidence["cause"])
     return verdict
 
 
 def diverged(guarded: Guarded, message: str) -> str | None:
     """An update that could not even be sampled or scored: critical, so the guard acts at once."""
-    ppo, journal = guarded.ppo, guarded.journal
+    ppo = guarded.ppo
     ppo.tick += 1
     alert = Alert("diverged", "critical", message, ppo.step, 1.0, 0.0, {"attempt": ppo.attempt})
-    journal.alert(alert)
     stats = StepStats(ppo.step, ppo.attempt, {})
     verdict = judge(guarded, stats, [alert])
     if verdict.decision is None:
@@ -187,21 +140,21 @@ def diverged(guarded: Guarded, message: str) -> str | None:
 def roll_back(guarded: Guarded) -> None:
     """Back to the last healthy checkpoint (weights, optimiser, controller, monitors); the new attempt draws new
     randomness and takes smaller steps. What was decided so far (guard, counters) is kept."""
-    ppo, guard, raises, tick = guarded.ppo, guarded.guard, guarded.raises, guarded.ppo.tick
-    coef, health, hacks = ppo.controller.coef, copy(guarded.health), copy(guarded.hacks)
-    attempt = ppo.attempt + 1
-    saved = guarded.journal.run.checkpoint_at("align", guarded.healthy)
-    guarded.restore(saved.folder, saved.state)
-    guarded.set_guard(guard)
-    guarded.raises = raises
+    ppo, tick, coef, attempt = (
+        guarded.ppo,
+        guarded.ppo.tick,
+        guarded.ppo.controller.coef,
+        guarded.ppo.attempt + 1,
+    )
+    saved = guarded.journal.run.checkpoint_at("align", guarded.oversight.healthy)
+    guarded.load(saved.folder, saved.state)
+    guarded.oversight.rolled_back(saved.state)
     ppo.tick = tick
     # A penalty that had to grow is not taken back with the weights.
     ppo.controller.raise_coef(max(1.0, coef / ppo.controller.coef))
     # Each roll-back takes smaller steps than the one before, also when it returns to the same checkpoint.
-    factor = guarded.config.learning_rate_factor ** (attempt - ppo.attempt)
+    factor = guarded.oversight.config.learning_rate_factor ** (attempt - ppo.attempt)
     ppo.restart(factor, attempt)
-    guarded.health.restart(health)
-    guarded.hacks.restart(hacks)
     guarded.checkpoint(healthy=True, proven=True)
 
 

@@ -16,12 +16,12 @@ from burnish.config import RunConfig
 from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
 from burnish.errors import RunError
-from burnish.monitor.hacking import HackMonitor, WatcherMonitor
-from burnish.monitor.health import HealthMonitor
+from burnish.monitor.hacking import HackMonitor
 from burnish.monitor.live import View
 from burnish.monitor.trackers import Trackers
 from burnish.pipeline.guarded import Guarded, run_guarded
 from burnish.pipeline.journal import Journal
+from burnish.pipeline.oversight import Oversight
 from burnish.records import Alert, Decision, Rollout, Scores, StepStats
 from burnish.runs import RunDirectory
 from tests.toys import VOCABULARY, make_ppo, toy
@@ -66,16 +66,17 @@ def start(path: Path, score: Score = hits, guard: dict[str, Any] | None = None, 
     run = RunDirectory.create_or_open(path, RunConfig(threads=1))
     run.freeze()
     journal = Journal(run, View("toy", 1.0, io.StringIO()), Trackers([], print), "align")
-    guarded = Guarded(
-        ppo,
-        HealthMonitor(MonitorConfig(), 1.0),
-        WatcherMonitor(False),
-        HackMonitor(1),  # which a run of so few updates never hears: all answers are one of five tokens
-        None,
+    members = score if isinstance(score, Members) else None
+    # One response an update: detectors that a run of so few never hears, for all answers are one of five tokens.
+    oversight = Oversight.of(
         GuardConfig(**(guard or {})),
-        journal,
-        score if isinstance(score, Members) else None,  # type: ignore[arg-type]
+        MonitorConfig(),
+        kl_target=1.0,
+        responses=1,
+        armed=False,
+        tightest=0 if members is None else members.tightest,
     )
+    guarded = Guarded(ppo, oversight, None, journal, members)  # type: ignore[arg-type]
     found = journal.latest_checkpoint()
     if found is None:
         guarded.checkpoint(healthy=True, proven=True)
@@ -191,7 +192,7 @@ def test_a_policy_that_comes_to_one_answer_is_given_up(tmp_path: Path) -> None:
 def test_kl_that_runs_away_raises_the_coefficient_first(tmp_path: Path) -> None:
     """Warnings for KL: the target is passed slowly, for the coefficient is far too small at first."""
     guarded = start(tmp_path, lambda r: hits(r, 0.6), coef=0.02, rate=0.004, updates=40, batch_size=256)
-    guarded.health.kl_target = 0.3
+    guarded.oversight.health.kl_target = 0.3
     run_guarded(guarded, 100)
     assert actions(guarded)[0] == "raise_kl"
     assert decisions(guarded)[0]["evidence"]["alert"] == "kl_spike"
@@ -242,8 +243,8 @@ LADDER = ["lower_rate", "raise_kl", "raise_kl", "tighten", "roll_back", "raise_k
 
 def on_the_ladder(path: Path) -> Guarded:
     guarded = start(path, Members(), guard={"settle_updates": 0, "patience": 2}, updates=40)
-    guarded.hacks = Scripted(32)
-    guarded.health.config = MonitorConfig(loss_spike=1e9, clip_fraction=1.0, approx_kl=1e9)
+    guarded.oversight.hacks = Scripted(32)
+    guarded.oversight.health.config = MonitorConfig(loss_spike=1e9, clip_fraction=1.0, approx_kl=1e9)
     return guarded
 
 
@@ -272,7 +273,7 @@ def test_the_ladder_is_climbed_in_its_order_and_every_rung_says_why_and_what_it_
     assert whole.ppo.tick == 40 + sum(lost), "what is lost is made again"
     assert "where the reward models disagree" in decisions(whole)[3]["reason"]
     assert whole.scorer is not None
-    assert whole.guard.tightenings == 1, "a tightened reward is not loosened by a roll-back"
+    assert whole.oversight.guard.tightenings == 1, "a tightened reward is not loosened by a roll-back"
 
 
 @pytest.mark.parametrize("rung", range(len(LADDER)))
@@ -310,7 +311,7 @@ def test_it_goes_back_only_to_what_has_proved_healthy(tmp_path: Path) -> None:
     first = next(row for row in decisions(guarded) if row["action"] == "roll_back")
     assert first["evidence"]["updates_lost"] == first["evidence"]["tick"], "back to the start"
     later = start(tmp_path / "later", guard={"patience": 1, "max_raises": 0, "tighten": False})
-    monitor = later.hacks
+    monitor = later.oversight.hacks
     calls: list[int] = []
 
     def observe(stats: StepStats) -> list[Alert]:

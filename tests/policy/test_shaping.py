@@ -50,6 +50,14 @@ def test_a_running_scale_follows_the_scores_and_survives_a_stop() -> None:
     assert again.scale == shaping.scale
 
 
+def test_left_alone_a_sum_of_rewards_is_paid_on_the_references_scale_and_the_ensemble_as_it_is() -> None:
+    assert ShapingConfig().given(own_scale=True).normalise == "reference"
+    assert ShapingConfig().given(own_scale=False).normalise == "none"
+    assert ShapingConfig(normalise="none").given(own_scale=True).normalise == "none"
+    assert ShapingConfig(bounded=True).given(own_scale=True).normalise == "none"
+    assert not ShapingConfig().active
+
+
 def test_the_unit_is_the_spread_of_what_the_reference_is_paid() -> None:
     shaping = Shaping(ShapingConfig(normalise="reference"), 4.0)
     shaping.measure(scores([-4.0, 4.0]))

@@ -1,0 +1,131 @@
+"""Monitors and guard over the figures of a PPO run: what a run does while it lasts, and what is done again over kept
+figures. No model is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from burnish.config.guard import GuardConfig
+from burnish.config.monitor import MonitorConfig
+from burnish.monitor.hacking import DETECTORS, HackMonitor, WatcherMonitor
+from burnish.monitor.health import HealthMonitor
+from burnish.policy.guard import GuardState, GuardStep, guard_step
+from burnish.records import Alert, Decision, StepStats
+
+NUMBERS = ("healthy", "healthy_tick", "candidate", "candidate_tick")
+
+
+@dataclass
+class Oversight:
+    """`healthy` is the number of the last checkpoint that has proved healthy, made at `healthy_tick`; `candidate` that
+    of the one that is about to, 0 where there is none. `tightest`: how often the reward's members can be combined more
+    carefully."""
+
+    config: GuardConfig
+    health: HealthMonitor
+    watcher: WatcherMonitor
+    hacks: HackMonitor
+    tightest: int = 0
+    guard: GuardState = field(default_factory=GuardState)
+    healthy: int = 0
+    healthy_tick: int = 0
+    candidate: int = 0
+    candidate_tick: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        guard: GuardConfig,
+        monitor: MonitorConfig,
+        *,
+        kl_target: float,
+        responses: int,
+        armed: bool,
+        tightest: int = 0,
+    ) -> Oversight:
+        """Over updates of so many responses each; `armed`: whether the watcher may speak."""
+        return cls(
+            guard,
+            HealthMonitor(monitor, kl_target),
+            WatcherMonitor(armed),
+            HackMonitor(responses),
+            tightest if guard.tighten else 0,
+        )
+
+    def introduced(self) -> Decision:
+        """Who looks at the run, with all that it takes to look at it again."""
+        watcher = "a watcher" if self.watcher.armed else "no watcher"
+        guard = "a guard" if self.config.enabled else "no guard"
+        text = f"every update is looked at by {len(DETECTORS)} detectors of hacking, {watcher} and {guard}"
+        evidence = {
+            "kl_target": self.health.kl_target,
+            "responses": self.hacks.responses,
+            "armed": self.watcher.armed,
+            "tightest": self.tightest,
+        }
+        return Decision("oversight", text, evidence)
+
+    def observe(self, stats: StepStats) -> list[Alert]:
+        """The alerts of one update."""
+        return [a for monitor in (self.health, self.watcher, self.hacks) for a in monitor.observe(stats)]
+
+    def judge(self, stats: StepStats, alerts: Sequence[Alert], tick: int) -> GuardStep:
+        """What the guard makes of an update, with what it costs in updates that are not kept. `healthy` only where no
+        streak of unhealthy ones is still open."""
+        verdict = guard_step(self.guard, stats, alerts, tick, self.config, tightest=self.tightest)
+        self.guard = verdict.state
+        if verdict.decision is not None:
+            gone = {"roll_back": tick - self.healthy_tick, "give_up": tick}.get(verdict.action, 0)
+            told = f"{verdict.decision.reason} ({gone} updates given up)" if gone else verdict.decision.reason
+            evidence = {**verdict.decision.evidence, "updates_lost": gone}
+            verdict = replace(verdict, decision=replace(verdict.decision, reason=told, evidence=evidence))
+        healthy = verdict.healthy and not verdict.state.streak
+        self._prove(healthy, tick)
+        return replace(verdict, healthy=healthy)
+
+    def _prove(self, healthy: bool, tick: int) -> None:
+        """A checkpoint since which all updates were healthy for long enough is one to go back to, one that was followed
+        by an unhealthy update is not. So what the proxy likes is never enough: the watcher and the detectors have
+        looked at what came of it."""
+        if not healthy:
+            self.candidate = 0
+        elif self.candidate and tick - self.candidate_tick >= self.config.proof_updates:
+            self.healthy, self.healthy_tick, self.candidate = self.candidate, self.candidate_tick, 0
+
+    def checkpointed(self, number: int, tick: int, *, healthy: bool, proven: bool = False) -> frozenset[int]:
+        """Take note of a checkpoint; the numbers of those that must be kept."""
+        if proven:
+            self.healthy, self.healthy_tick, self.candidate = number, tick, 0
+        elif healthy and not self.candidate:
+            self.candidate, self.candidate_tick = number, tick
+        return frozenset({self.healthy, self.candidate})
+
+    def rolled_back(self, state: dict[str, Any]) -> None:
+        """Back to what was saved; what was decided since, and how the run began, is kept."""
+        guard, health, hacks = self.guard, deepcopy(self.health), deepcopy(self.hacks)
+        self.load_state_dict(state)
+        self.guard = guard
+        self.health.restart(health)
+        self.hacks.restart(hacks)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "health": self.health.state_dict(),
+            "watcher": self.watcher.state_dict(),
+            "hacks": self.hacks.state_dict(),
+            "guard": self.guard.state_dict(),
+            **{name: getattr(self, name) for name in NUMBERS},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.health.load_state_dict(state["health"])
+        self.watcher.load_state_dict(state["watcher"])
+        self.hacks.load_state_dict(
+            state.get("hacks", {"start": [], "recent": []})
+        )  # not in older checkpoints
+        self.guard = GuardState(**state["guard"])
+        for name in NUMBERS:
+            setattr(self, name, state.get(name, 0))
