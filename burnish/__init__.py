@@ -47,6 +47,9 @@ _WHERE = {
     "AdaptiveKLController": "burnish.policy.kl_control",
     "guard_step": "burnish.policy.guard",
     "DPO": "burnish.policy.dpo",
+    # other trainers
+    "watch": "burnish.monitor.watching",
+    "audit_rows": "burnish.monitor.logs",
     # evaluation
     "choose_champion": "burnish.evaluate.champion",
     "head_to_head": "burnish.evaluate.winrate",

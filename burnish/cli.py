@@ -18,6 +18,7 @@ from burnish.environment import prepare_environment
 from burnish.errors import EXIT_CODES, BurnishError, ConfigError, Waiting
 from burnish.label_cli import app as label_app
 from burnish.reward_cli import app as reward_app
+from burnish.watch_cli import audit, why
 from burnish.web_cli import serve_runs
 
 EXIT_CHAMPION_IS_SFT = 10
@@ -44,6 +45,8 @@ app = typer.Typer(
 app.add_typer(label_app, name="label")
 app.add_typer(reward_app, name="reward")
 app.command("serve")(serve_runs)
+app.command("why")(why)
+app.command("audit")(audit)
 
 ConfigArg = Annotated[
     Path | None, typer.Argument(help="YAML configuration; without one, the embedded rehearsal.")

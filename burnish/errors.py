@@ -16,6 +16,8 @@ EXIT_CODES = {
     10: "finished, but nothing beat SFT",
     11: "finished, but nothing was aligned: the gate stopped PPO",
     12: "waiting for labels from people",
+    20: "audit: hacking suspected",
+    21: "audit: too few figures to tell",
     130: "interrupted (the run can be continued)",
 }
 """What the command line ends with: every code, said once."""

@@ -11,6 +11,9 @@ class MonitorConfig(Section):
     """Health alerts and where the figures go besides JSONL."""
 
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
+    webhook: str | None = (
+        None  # environment variable that holds the address alerts and decisions are posted to
+    )
     sample_every: int = Field(10, ge=1)  # updates between kept samples
     kl_spike: float = Field(2.0, gt=1)  # times the target
     entropy_floor: float = Field(0.3, gt=0, lt=1)  # share of the entropy at the start

@@ -11,6 +11,7 @@ from typing import Any
 from burnish.checkpoints import atomic_write
 from burnish.monitor.live import View
 from burnish.monitor.trackers import Trackers
+from burnish.monitor.webhook import Webhook
 from burnish.records import Alert, Decision, StepStats
 from burnish.runs import Checkpoint, RunDirectory
 
@@ -23,6 +24,7 @@ class Journal:
     view: View
     trackers: Trackers
     stage: str = ""
+    hook: Webhook | None = None
 
     @property
     def path(self) -> Path:
@@ -39,12 +41,17 @@ class Journal:
         self.trackers.log(prefix, stats.step, stats.values)
 
     def alert(self, alert: Alert) -> None:
-        self.run.append_event({"kind": "alert", "stage": self.stage, **alert.as_row()})
+        self._event({"kind": "alert", "stage": self.stage, **alert.as_row()})
         self.view.alert(alert)
 
     def decide(self, step: int, decision: Decision) -> None:
-        self.run.append_event({"kind": "decision", "stage": self.stage, "step": step, **decision.as_row()})
+        self._event({"kind": "decision", "stage": self.stage, "step": step, **decision.as_row()})
         self.view.decision(decision)
+
+    def _event(self, row: Mapping[str, Any]) -> None:
+        self.run.append_event(row)
+        if self.hook is not None:
+            self.hook.send(row)
 
     def less_at_once(self, what: str, rows: int, why: str) -> None:
         """Memory ran out: `what` goes on with so many rows at once."""

@@ -21,6 +21,7 @@ from burnish.models.load import find_device, resolve_path
 from burnish.models.memory import first_line, ran_out
 from burnish.monitor.live import View, open_view
 from burnish.monitor.trackers import Trackers, open_trackers
+from burnish.monitor.webhook import Webhook, open_webhook
 from burnish.pipeline.align import align
 from burnish.pipeline.collect import collect
 from burnish.pipeline.data import Data
@@ -48,9 +49,9 @@ class Workplace:
     journal: Journal
 
     @classmethod
-    def of(cls, run: RunDirectory, view: View, trackers: Trackers) -> Workplace:
+    def of(cls, run: RunDirectory, view: View, trackers: Trackers, hook: Webhook | None = None) -> Workplace:
         config = run.config
-        journal = Journal(run, view, trackers)
+        journal = Journal(run, view, trackers, hook=hook)
         fine_tuned = run.path / "sft" if config.sft.demonstrations is not None else None
         models = Models(config.model, fine_tuned, config.ppo.temperature, run.path)
         examiner = config.evaluate.examiner == "reward_model"
@@ -246,6 +247,7 @@ CHECKPOINTS = ("checkpoint-*",)
 PURSE = ("concurrency", "timeout", "retries", "price_in", "price_out", "budget", "api_key_env")  # of a judge
 NO_MATTER = (
     "monitor.trackers",
+    "monitor.webhook",
     "collect.follows",  # whose content is an input
     "label.missing_share",  # what stopped for want of labels reads it again
     *(f"{s}.judge.{k}" for s in ("label", "evaluate") for k in PURSE),
@@ -348,7 +350,8 @@ def run_pipeline(
         discard_stale(run, inputs, view, redo=redo)
         run.freeze()
         trackers = open_trackers(config.monitor.trackers, run.path, config.model_dump(mode="json"), view.note)
-        place = Workplace.of(run, view, trackers)
+        hook = open_webhook(config.monitor.webhook, config.name, view.note)
+        place = Workplace.of(run, view, trackers, hook)
         try:
             for stage in stages_of(config):
                 carry_out(place, stage, inputs[stage.name])

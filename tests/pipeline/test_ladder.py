@@ -15,14 +15,18 @@ import torch
 from burnish.config import RunConfig
 from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
-from burnish.errors import RunError
+from burnish.errors import ConfigError, RunError
 from burnish.monitor.hacking import HackMonitor
+from burnish.monitor.health import HealthMonitor
 from burnish.monitor.live import View
 from burnish.monitor.trackers import Trackers
 from burnish.pipeline.guarded import Guarded, run_guarded
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.oversight import Oversight
+from burnish.pipeline.replay import replay
 from burnish.records import Alert, Decision, Rollout, Scores, StepStats
+from burnish.report.told import as_text
+from burnish.report.why import as_told, why
 from burnish.runs import RunDirectory
 from tests.toys import VOCABULARY, make_ppo, toy
 
@@ -63,13 +67,15 @@ def start(path: Path, score: Score = hits, guard: dict[str, Any] | None = None, 
     base, codec = toy()
     ppo = make_ppo(base, codec, **(settings | config))  # type: ignore[arg-type]
     ppo.score = score
-    run = RunDirectory.create_or_open(path, RunConfig(threads=1))
+    run = RunDirectory.create_or_open(
+        path, RunConfig(threads=1, guard=GuardConfig(**(guard or {})), ppo=ppo.config)
+    )
     run.freeze()
     journal = Journal(run, View("toy", 1.0, io.StringIO()), Trackers([], print), "align")
     members = score if isinstance(score, Members) else None
     # One response an update: detectors that a run of so few never hears, for all answers are one of five tokens.
     oversight = Oversight.of(
-        GuardConfig(**(guard or {})),
+        run.config.guard,
         MonitorConfig(),
         kl_target=1.0,
         responses=1,
@@ -79,6 +85,7 @@ def start(path: Path, score: Score = hits, guard: dict[str, Any] | None = None, 
     guarded = Guarded(ppo, oversight, None, journal, members)  # type: ignore[arg-type]
     found = journal.latest_checkpoint()
     if found is None:
+        journal.decide(0, oversight.introduced())
         guarded.checkpoint(healthy=True, proven=True)
     else:
         run.cut_back(found.state["offsets"])
@@ -88,7 +95,7 @@ def start(path: Path, score: Score = hits, guard: dict[str, Any] | None = None, 
 
 def decisions(guarded: Guarded) -> list[dict[str, Any]]:
     rows = guarded.journal.run.read_rows("events.jsonl")
-    return [row for row in rows if row["kind"] == "decision"]
+    return [row for row in rows if row["kind"] == "decision" and row["action"] != "oversight"]
 
 
 def actions(guarded: Guarded) -> list[str]:
@@ -324,3 +331,72 @@ def test_it_goes_back_only_to_what_has_proved_healthy(tmp_path: Path) -> None:
     assert row["evidence"]["updates_lost"] == 13 - 3, (
         "6 and 9 were skipped while 3 was proved; 9 was not proved yet"
     )
+
+
+# Looked at again
+
+
+def test_the_same_decisions_again_from_kept_figures_alone(
+    whole: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = replayed(whole, monkeypatch, [])
+    assert again["same"]
+    assert [a["action"] for a in again["replayed"]] == LADDER == [a["action"] for a in again["recorded"]]
+    assert [a["reason"] for a in again["replayed"]] == [a["reason"] for a in again["recorded"]]
+
+
+def test_other_settings_decide_otherwise_and_it_says_from_where_on(
+    whole: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = replayed(whole, monkeypatch, ["guard.patience=4"])
+    assert not patient["same"]
+    assert patient["apart_at"] == {"step": 6, "attempt": 0}
+    assert replayed(whole, monkeypatch, ["guard.enabled=false"])["replayed"] == []
+    with pytest.raises(ConfigError, match="takes another run"):
+        replayed(whole, monkeypatch, ["ppo.updates=3"])
+
+
+def replayed(guarded: Guarded, monkeypatch: pytest.MonkeyPatch, sets: list[str]) -> dict[str, Any]:
+    """`replay` with the alerts of the script, which no figure has in it."""
+    with monkeypatch.context() as patch:
+        patch.setattr("burnish.pipeline.oversight.HackMonitor", Scripted)
+        patch.setattr("burnish.pipeline.oversight.HealthMonitor", Deaf)
+        return replay(guarded.journal.path, sets)
+
+
+class Deaf(HealthMonitor):
+    """Hears nothing, as in the run."""
+
+    def observe(self, stats: StepStats) -> list[Alert]:
+        return []
+
+
+def test_an_attempt_that_diverged_is_replayed_too(tmp_path: Path) -> None:
+    def poison(guarded: Guarded) -> None:
+        with torch.no_grad():
+            guarded.ppo.policy_parameters[0].fill_(float("nan"))
+
+    score = once(8, poison)
+    guarded = score.guarded = start(tmp_path, score)  # type: ignore[attr-defined]
+    run_guarded(guarded, 100)
+    again = replay(tmp_path)
+    assert [a["action"] for a in again["replayed"]] == ["roll_back"]
+    assert again["same"]
+
+
+def test_why_says_what_was_done_what_it_cost_and_what_failed(whole: Guarded, tmp_path: Path) -> None:
+    found = why(whole.journal.path)
+    assert "raised the KL coefficient 4 times" in found["text"]
+    assert "rolled back twice" in found["text"]
+    lost = sum(row["updates_lost"] for row in found["decisions"])
+    assert f"{lost} updates were made again" in found["text"]
+    assert "the first was `clip_fraction` at update 5" in found["text"]
+    assert [row["action"] for row in found["decisions"]] == LADDER
+    flat = start(tmp_path, lambda rollout: hits(rollout, 0.0))
+    run_guarded(flat, 100)
+    text = why(tmp_path)["text"]
+    assert "PPO was given up at update 5" in text
+    assert "What failed was the reward" in text
+    lines = as_text(as_told(why(tmp_path), replay(tmp_path)))
+    assert "give_up" in lines
+    assert "As recorded." in lines

@@ -1,0 +1,169 @@
+"""Logs of any trainer: what is a hack, what is none, what cannot be told; and the callback that reads one live."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from burnish import audit_rows, watch
+from burnish.cli import app
+from burnish.errors import DataError
+from burnish.monitor.logs import NAMES, audit_log, figures_of, lines_of, read_log
+from burnish.monitor.watching import FILE
+
+TRL = {
+    "score": "reward",
+    "score_sd": "reward_std",
+    "length": "completions/mean_length",
+    "truncated": "completions/clipped_ratio",
+    "entropy": "entropy",
+}
+VERL = {
+    "score": "critic/score/mean",
+    "length": "response_length/mean",
+    "truncated": "response_length/clip_ratio",
+    "entropy": "actor/entropy",
+}
+
+
+def run(
+    updates: int = 60, *, hacked: bool, seed: int = 0, names: dict[str, str] = TRL
+) -> list[dict[str, Any]]:
+    """A trainer's log; hacked, its answers grow to twice their length from the fifteenth update on, for reward."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(updates):
+        share = min(1.0, max(0, i - 15) / 15) if hacked else 0.0
+        values = {
+            "score": 1.5 * min(1.0, i / 20) + rng.gauss(0, 0.1),
+            "score_sd": 0.9,
+            "length": 60 * (1 + share) + rng.gauss(0, 3),
+            "truncated": max(0.0, rng.gauss(0.03, 0.01)),
+            "entropy": 1.4 - 0.2 * i / updates + rng.gauss(0, 0.02),
+        }
+        rows.append({"step": 10 * (i + 1)} | {names[n]: v for n, v in values.items() if n in names})
+    return rows
+
+
+@pytest.mark.parametrize("names", [TRL, VERL], ids=["TRL", "verl"])
+def test_longer_and_longer_answers_are_suspected_and_a_run_that_learns_is_not(names: dict[str, str]) -> None:
+    for seed in range(5):
+        assert audit_rows(run(hacked=False, seed=seed, names=names))["verdict"] == "healthy"
+        found = audit_rows(run(hacked=True, seed=seed, names=names))
+        assert found["verdict"] == "hacking suspected"
+        assert found["suspected"]["detector"] == "length_drift"
+        assert 200 < found["suspected"]["step"] < 350, "the trainer's own steps: ten a row"
+
+
+def test_what_cannot_be_told_says_so() -> None:
+    assert audit_rows(run(4, hacked=True))["verdict"] == "too few to tell"
+    unscored = [{k: v for k, v in row.items() if k != "reward"} for row in run(hacked=True)]
+    found = audit_rows(unscored)
+    assert found["verdict"] == "too few to tell"
+    assert "no score" in "\n".join(lines_of(found))
+    assert audit_rows(run(30, hacked=True), responses=2)["verdict"] == "too few to tell", (
+        "48 updates a window"
+    )
+
+
+def test_rows_of_evaluations_are_no_updates_and_what_is_no_number_is_a_skipped_step() -> None:
+    rows = run(hacked=False)
+    mixed = [x for row in rows for x in (row, {"eval_loss": 1.0, "step": row["step"]}, {"epoch": 1})]
+    assert audit_rows(mixed)["updates"] == len(rows)
+    assert figures_of({"reward": math.nan, "loss": math.nan, "entropy": "1.0"}) == {"skipped": 1.0}
+    broken = [row | {"grad_norm": math.inf} for row in rows]
+    assert {a["name"] for a in audit_rows(broken)["alerts"]} == {"non_finite"}
+    assert audit_rows(broken)["verdict"] == "healthy", "a run that breaks is not one that hacks"
+
+
+def test_every_figure_of_a_detector_has_a_name() -> None:
+    from burnish.monitor.hacking import FIGURES
+
+    assert set(FIGURES) <= set(NAMES)
+
+
+def test_files(tmp_path: Path) -> None:
+    rows = run(hacked=True)
+    lines = tmp_path / "log.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6')
+    state = tmp_path / "trainer_state.json"
+    state.write_text(json.dumps({"log_history": rows, "best": None}))
+    assert read_log(lines) == rows == read_log(state)
+    lines.write_text("{}\nnonsense\n{}\n")
+    with pytest.raises(DataError, match="line 2 is no JSON"):
+        read_log(lines)
+    lines.write_text("3\n{}\n")
+    with pytest.raises(DataError, match="no object with figures"):
+        read_log(lines)
+    lines.write_text('{"accuracy": 1.0}\n')
+    with pytest.raises(DataError, match="no row with a figure that is known"):
+        audit_log(lines)
+    with pytest.raises(DataError, match="does not exist"):
+        read_log(tmp_path / "none.jsonl")
+    state.write_text('{"log": 3}')
+    with pytest.raises(DataError, match="holds no list of rows"):
+        read_log(state)
+
+
+@pytest.mark.parametrize(("hacked", "updates", "code"), [(False, 60, 0), (True, 60, 20), (True, 4, 21)])
+def test_the_command_ends_with_its_verdict(tmp_path: Path, hacked: bool, updates: int, code: int) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in run(updates, hacked=hacked)))
+    done = CliRunner().invoke(app, ["audit", str(log)])
+    assert done.exit_code == code, done.output
+    assert "not in the log: repetition" in done.output
+    told = json.loads(CliRunner().invoke(app, ["audit", str(log), "--json"]).output)
+    assert told["updates"] == updates
+
+
+def callback(tmp_path: Path, **how: Any) -> tuple[Any, Any, Any, Any]:
+    args = SimpleNamespace(output_dir=str(tmp_path))
+    state = SimpleNamespace(is_world_process_zero=True, global_step=0)
+    return watch(**how), args, state, SimpleNamespace(should_training_stop=False)
+
+
+def test_the_callback_stops_a_run_that_hacks_and_keeps_what_it_saw(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watcher, args, state, control = callback(tmp_path, stop=True)
+    stopped = None
+    for row in run(hacked=True):
+        state.global_step = row.pop("step")
+        watcher.on_log(args, state, control, logs=row)
+        if control.should_training_stop:
+            stopped = state.global_step
+            break
+    watcher.on_train_end(args, state, control)
+    assert stopped is not None
+    kept = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    assert [r["kind"] for r in kept][-2:] == ["decision", "verdict"]
+    assert kept[-1]["suspected"]["step"] == stopped == watcher.report()["suspected"]["step"]
+    assert "burnish: hacking suspected" in capsys.readouterr().out
+
+
+def test_the_callback_reads_answers_and_other_processes_say_nothing(tmp_path: Path) -> None:
+    watcher, args, state, control = callback(tmp_path)
+    french = "La petite fille est allée au parc et elle a joué avec ses amis toute la journée."
+    english = "The little girl went to the park and played with her friends all day."
+    for i, row in enumerate(run(hacked=False)):
+        said = french if i > 20 else english
+        asked = [[{"role": "user", "content": f"{english} {k}"}] for k in range(8)]
+        answers = [[{"role": "assistant", "content": said}] for _ in range(8)]
+        assert watcher.texts(prompts=asked, completions=answers, extra=1) == [0.0] * 8
+        state.global_step = row.pop("step")
+        watcher.on_log(args, state, control, logs=row)
+    found = watcher.report()
+    assert found["suspected"]["detector"] == "language_switch"
+    assert not control.should_training_stop, "it was not asked to"
+    silent, args, state, control = callback(tmp_path / "other")
+    state.is_world_process_zero = False
+    silent.on_log(args, state, control, logs={"reward": 1.0})
+    silent.on_train_end(args, state, control)
+    assert not (tmp_path / "other").exists()
