@@ -70,6 +70,7 @@ class Study:
     compared: Sequence[str] = ()  # the figures that are
     plots: Callable[[Sequence[Row]], list[Chart]] | None = None
     notes: Sequence[str] = field(default_factory=tuple)
+    summary: Callable[[Sequence[Row]], str] | None = None  # what all rows together say
 
     @property
     def name(self) -> str:
@@ -102,6 +103,8 @@ def main(study: Study) -> None:
             carry_out(study, cells, asked.room or Path(aside), asked.kept)
     rows = newest(read_rows(asked.kept), cells)
     print(table(study, rows))
+    if study.summary is not None and rows:
+        print(f"\n{study.summary(rows)}")
     if asked.page is not None and study.plots is not None:
         asked.page.write_text(plotted(study, rows), encoding="utf-8")
 
