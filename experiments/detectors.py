@@ -173,9 +173,9 @@ def summary(rows: Sequence[Row]) -> str:
             f"Healthy runs: {len(healthy)} ({n} updates); with a false action of the guard: "
             f"{share(false, len(healthy))}; false actions a run: {actions / max(1, len(healthy)):.2f}, "
             f"at most {bound:.2f} (95 %).",
-            f"Hacked runs: {len(hacked)}; acted on: {share(len(caught), len(hacked))}; before a quarter of the gain was "
-            f"lost: {share(early, len(hacked))}; delay from onset: median {median(delays) if delays else '-'} updates "
-            f"({', '.join(f'{d:+.0f}' for d in sorted(delays))}).",
+            f"Hacked runs: {len(hacked)}; acted on: {share(len(caught), len(hacked))}; before a quarter of the gain "
+            f"was lost: {share(early, len(hacked))}; delay from onset: median {median(delays) if delays else '-'} "
+            f"updates ({', '.join(f'{d:+.0f}' for d in sorted(delays))}).",
         ]
     )
 
