@@ -18,6 +18,7 @@ from burnish.environment import prepare_environment
 from burnish.errors import EXIT_CODES, BurnishError, ConfigError, Waiting
 from burnish.label_cli import app as label_app
 from burnish.reward_cli import app as reward_app
+from burnish.watch_cli import app as evaluate_app
 from burnish.watch_cli import audit, why
 from burnish.web_cli import serve_runs
 
@@ -44,6 +45,7 @@ app = typer.Typer(
 
 app.add_typer(label_app, name="label")
 app.add_typer(reward_app, name="reward")
+app.add_typer(evaluate_app, name="evaluate")
 app.command("serve")(serve_runs)
 app.command("why")(why)
 app.command("audit")(audit)

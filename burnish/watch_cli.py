@@ -1,8 +1,9 @@
-"""`burnish why` and `burnish audit`: what became of a run, and of anybody's log."""
+"""`burnish why`, `burnish evaluate` and `burnish audit`: what became of a run, and of anybody's log."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,11 +13,14 @@ EXIT_HACKING = 20
 EXIT_TOO_FEW = 21
 CODES = {"healthy": 0, "hacking suspected": EXIT_HACKING, "too few to tell": EXIT_TOO_FEW}
 
+app = typer.Typer(no_args_is_help=True, help="What a run came to, looked at again.")
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+RunArg = Annotated[Path, typer.Argument(help="Run directory, e.g. runs/quickstart.")]
 
 
 def why(
-    directory: Annotated[Path, typer.Argument(help="Run directory, e.g. runs/quickstart.")],
+    directory: RunArg,
     replay: Annotated[
         bool, typer.Option("--replay", help="Let the guard decide again over the kept figures.")
     ] = False,
@@ -59,3 +63,32 @@ def audit(
     print(json.dumps(found, indent=1) if as_json else "\n".join(lines_of(found)))
     if CODES[found["verdict"]]:
         raise typer.Exit(CODES[found["verdict"]])
+
+
+@app.command()
+def overoptimization(
+    directory: RunArg,
+    prompts: Annotated[int, typer.Option(min=2, help="Held-out prompts.")] = 32,
+    answers: Annotated[int, typer.Option(min=16, help="Answers of SFT to each.")] = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """How far a run's reward can be optimised before its answers are worth less: best of n from one pool and PPO's own
+    updates, by whoever was not optimised against, fitted, as a page (overoptimization.html)."""
+    from burnish.environment import prepare_environment
+
+    prepare_environment()
+    from burnish.pipeline.overoptimizing import overoptimization as measured
+    from burnish.report.overoptimized import as_told
+    from burnish.report.told import as_text
+
+    found = measured(
+        directory,
+        prompts=prompts,
+        answers=answers,
+        told=lambda what: print(what, file=sys.stderr, flush=True),
+    )
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(as_text(as_told(found)))
+    print(f"Wrote {directory / 'overoptimization.html'}")

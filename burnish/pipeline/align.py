@@ -205,7 +205,7 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
     controller = AdaptiveKLController(
         coef=initial_coef(score_sd, kl.target) if kl.init_coef is None else kl.init_coef,
         target=kl.target,
-        horizon=max(config.batch_size, episodes // 10) if kl.horizon is None else kl.horizon,
+        horizon=max(config.batch_size, episodes // 20) if kl.horizon is None else kl.horizon,
         smoothing=kl.smoothing,
         lead=kl.lead,
         min_coef=kl.min_coef * score_sd,

@@ -7,6 +7,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 ERROR_CLIP = 0.2
+BEGUN = 0.1  # of the target: a policy that has moved at all
+STALLED = 5  # updates without a rise
+RISE = 0.02  # of the target
+STALL_ROOM = 4.0  # times that the coefficient may fall below its start before half of the target was reached
 
 
 def initial_coef(score_sd: float, target: float) -> float:
@@ -33,13 +37,15 @@ class AdaptiveKLController:
     average of the measured KL, within [min_coef, max_coef] (the start too). The clamp is the anti-windup:
     what lies beyond it is forgotten, so the coefficient turns with the error. The coefficient does not fall
     before the smoothed KL has once reached half its target: a policy that has only begun to move is no sign
-    of too strong a penalty. A batch of more than a horizon counts as one horizon, so that no update moves it
+    of too strong a penalty. One that has moved and then stopped is: after five updates without a rise the
+    coefficient may fall, to a quarter of its start at most. A batch of more than a horizon counts as one horizon, so that no update moves it
     by over a fifth (the plain formula would turn the coefficient negative at five horizons). With a `lead`,
     the error is that of the KL so many updates ahead if it went on as from the last update to this one: an
     integral controller alone goes on lowering a coefficient until the target is passed (the derivative term of
     Stooke et al. 2020, section 5).
 
-    `coef`, `average`, `weight` and `reached` are state, the rest settings; `state_dict` holds both.
+    `coef`, `average`, `weight`, `reached`, `highest` (smoothed KL), `stalled` (updates since) and `start`
+    (coefficient) are state, the rest settings; `state_dict` holds both.
     """
 
     coef: float
@@ -52,6 +58,9 @@ class AdaptiveKLController:
     weight: float = 0.0
     reached: bool = False
     lead: float = 0.0
+    highest: float = 0.0
+    stalled: int = 0
+    start: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("coef", "target", "horizon", "min_coef", "max_coef"):
@@ -63,6 +72,7 @@ class AdaptiveKLController:
         if not (math.isfinite(self.lead) and self.lead >= 0):
             raise ValueError(f"lead={self.lead!r} must be finite and at least 0; 0 turns it off")
         self.coef = self._clamp(self.coef)
+        self.start = self.start or self.coef
 
     @property
     def smoothed(self) -> float | None:
@@ -85,9 +95,15 @@ class AdaptiveKLController:
         self.reached = self.reached or kl >= self.target / 2
         ahead = kl + self.lead * (kl - (kl if before is None else before))
         error = min(max(ahead / self.target - 1.0, -ERROR_CLIP), ERROR_CLIP)
+        if self.stalled < STALLED:  # once it has stopped it may be let go on
+            self.stalled = 0 if kl > self.highest + RISE * self.target else self.stalled + 1
+        self.highest = max(self.highest, kl)
+        moved = self.coef * (1.0 + error * min(n_episodes / self.horizon, 1.0))
         if self.reached:  # a KL above its target reaches half of it
-            share = min(n_episodes / self.horizon, 1.0)
-            self.coef = self._clamp(self.coef * (1.0 + error * share))
+            self.coef = self._clamp(moved)
+        elif self.stalled >= STALLED and self.highest >= BEGUN * self.target:
+            lowest = min(self.coef, self.start / STALL_ROOM)
+            self.coef = self._clamp(max(min(moved, self.coef), lowest))
         return self.coef
 
     def raise_coef(self, factor: float) -> None:
@@ -104,7 +120,12 @@ class AdaptiveKLController:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; anything else raises ValueError and changes nothing."""
-        state = {"lead": 0.0} | state  # which older checkpoints do not know
+        state = {
+            "lead": 0.0,
+            "highest": 0.0,
+            "stalled": 0,
+            "start": state.get("coef", 0.0),
+        } | state  # new ones
         names = {f.name for f in fields(self)}
         if set(state) != names:
             raise ValueError(

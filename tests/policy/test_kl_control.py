@@ -207,3 +207,34 @@ def test_a_foreign_state_is_refused_whole() -> None:
         with pytest.raises(ValueError, match=r"keys|coef"):
             held.load_state_dict(state)
     assert held.state_dict() == before
+
+
+def test_a_policy_that_moved_and_stopped_is_let_go_on_but_not_for_ever() -> None:
+    held = AdaptiveKLController(coef=0.4, target=8.0, horizon=100)
+    for kl in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0):
+        held.update(kl, 100)
+    assert held.coef == 0.4, "it goes on by itself"
+    for _ in range(5):
+        held.update(3.0, 100)
+    assert held.coef == pytest.approx(0.4 * 0.8), "five updates without a rise"
+    for _ in range(50):
+        held.update(3.0, 100)
+    assert held.coef == pytest.approx(0.1), "a quarter of its start: half of the target was never reached"
+    held.update(4.0, 100)
+    assert held.coef < 0.1, "once it was, it is free"
+
+
+def test_a_policy_that_never_moved_is_no_reason_to_lower_anything() -> None:
+    held = AdaptiveKLController(coef=0.4, target=8.0, horizon=100)
+    for _ in range(50):
+        held.update(0.01, 100)
+    assert held.coef == 0.4
+
+
+def test_older_checkpoints_know_less() -> None:
+    held = AdaptiveKLController(coef=0.4, target=8.0, horizon=100)
+    state = held.state_dict()
+    for name in ("highest", "stalled", "start", "lead"):
+        del state[name]
+    held.load_state_dict(state | {"coef": 0.3})
+    assert (held.coef, held.start) == (0.3, 0.3)

@@ -1,0 +1,149 @@
+"""Worth against KL: the two forms of Gao, Schulman and Hilton (2022), fitted, and where they peak. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from burnish.stats import best_of_n, mean_interval
+
+Array = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.intp]
+Form = Literal["best_of_n", "rl"]
+DRAWS = 400
+FEWEST = 4  # distances that a fit of two numbers needs
+SURE = 0.9  # of the resamples that must have a peak, for an interval of it
+BEYOND = 1.5  # times the largest distance seen, further than which a peak is not told
+
+
+def best_of_kl(n: int) -> float:
+    """KL of the best of n to the policy that is sampled, in nats: log n - (n - 1) / n (an upper bound, Beirami et al.
+    2024)."""
+    return math.log(n) - (n - 1) / n
+
+
+def doublings(most: int) -> list[int]:
+    """1, 2, 4, ... up to `most`."""
+    return [1 << k for k in range(most.bit_length())]
+
+
+def pool_curves(proxy: Array, worth: Array, ns: Sequence[int]) -> Array:
+    """(M, len(ns)) expected worth of the answer with the highest proxy score among n of the N answers to each of M
+    prompts, less the mean of all N: exact over all draws."""
+    return np.array(
+        [
+            [best_of_n(p.tolist(), w.tolist(), n) - w.mean() for n in ns]
+            for p, w in zip(proxy, worth, strict=True)
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """R(d) = d (alpha - beta d) for best of n, d (alpha - beta log d) for RL, d the square root of KL. `kl` is that of
+    the peak, None where the curve has none within reach; `value` what it comes to there."""
+
+    form: Form
+    alpha: float
+    beta: float
+    kl: float | None
+    value: float | None
+    r2: float
+    alpha_interval: tuple[float, float] | None = None
+    beta_interval: tuple[float, float] | None = None
+    kl_interval: tuple[float, float] | None = None
+    peaks: float = 0.0  # share of resamples that have a peak within reach
+
+
+def predicted(form: Form, alpha: float, beta: float, d: Array) -> Array:
+    """R(d); 0 at d = 0."""
+    inner = d if form == "best_of_n" else np.log(np.maximum(d, 1e-12))
+    found: Array = d * (alpha - beta * inner)
+    return found
+
+
+def coefficients(form: Form, d: Array, values: Array) -> tuple[float, float]:
+    """The least squares of alpha and beta: R is linear in both."""
+    inner = d if form == "best_of_n" else np.log(np.maximum(d, 1e-12))
+    design = np.column_stack([d, -d * inner])
+    (alpha, beta), *_ = np.linalg.lstsq(design, values, rcond=None)
+    return float(alpha), float(beta)
+
+
+def peak(form: Form, alpha: float, beta: float, reach: float) -> float | None:
+    """The distance of the peak: alpha / 2 beta, or exp(alpha / beta - 1). None without one up to `BEYOND` times
+    `reach`: the curve that was seen has not bent, and where it would is not known."""
+    if beta <= 0:
+        return None
+    power = alpha / beta - 1
+    at = alpha / (2 * beta) if form == "best_of_n" else math.exp(min(power, 50.0))
+    return at if 0 < at <= BEYOND * reach else None
+
+
+def fitted(form: Form, draw: Callable[[Rows], tuple[Array, Array]], units: int, seed: int) -> Fit:
+    """The fit to `draw(all units)`, distances and values, with percentile intervals over resampled units. Raises
+    ValueError for fewer than four distances above 0."""
+    d, values = draw(np.arange(units))
+    if (d > 0).sum() < FEWEST:
+        raise ValueError(f"{int((d > 0).sum())} distances above 0; a fit needs at least {FEWEST}")
+    reach = float(d.max())
+    alpha, beta = coefficients(form, d, values)
+    at = peak(form, alpha, beta, reach)
+    rest = float(((values - predicted(form, alpha, beta, d)) ** 2).sum())
+    total = float(((values - values.mean()) ** 2).sum())
+    rng = np.random.default_rng(seed)
+    drawn = [coefficients(form, *draw(rng.integers(units, size=units))) for _ in range(DRAWS)]
+    peaks = [p for a, b in drawn if (p := peak(form, a, b, reach)) is not None]
+    return Fit(
+        form,
+        alpha,
+        beta,
+        None if at is None else at**2,
+        None if at is None else float(predicted(form, alpha, beta, np.array([at]))[0]),
+        1 - rest / total if total > 0 else 0.0,
+        _span([a for a, _ in drawn]),
+        _span([b for _, b in drawn]),
+        _span([p**2 for p in peaks]) if len(peaks) > SURE * DRAWS else None,
+        len(peaks) / DRAWS,
+    )
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def of_pool(proxy: Array, judges: dict[str, Array], seed: int, confidence: float = 0.95) -> dict[str, Any]:
+    """Best of n from one pool of N answers to each of M prompts: by doubling n the proxy's and every judge's gain, in
+    standard deviations over the pool, each with an interval by prompt, and the fit to it."""
+    ns = doublings(proxy.shape[1])
+    kl = [best_of_kl(n) for n in ns]
+    d = np.sqrt(kl)
+    found: dict[str, Any] = {"n": ns, "kl": kl, "prompts": len(proxy), "curves": {}, "fits": {}}
+    for name, worth in {"proxy": proxy, **judges}.items():
+        curves = pool_curves(proxy, worth / worth.std(), ns)
+        found["curves"][name] = [asdict(mean_interval(c.tolist(), confidence)) for c in curves.T]
+        if name != "proxy":
+            fit = fitted("best_of_n", partial(_pooled, d, curves), len(curves), seed)
+            found["fits"][name] = asdict(fit)
+    return found
+
+
+def _pooled(d: Array, curves: Array, rows: Rows) -> tuple[Array, Array]:
+    return d, curves[rows].mean(0)
+
+
+def of_run(kl: Sequence[float], gains: Sequence[float], seed: int) -> dict[str, Any] | None:
+    """The fit to how far a judge's mean had come at the KL of every update of a PPO run; resampled updates are no
+    independent runs. None for updates too few to fit."""
+    d = np.sqrt(np.maximum(np.asarray(kl, dtype=float), 0.0))
+    values = np.asarray(gains, dtype=float)
+    if (d > 0).sum() < FEWEST:
+        return None
+    return asdict(fitted("rl", lambda rows: (d[rows], values[rows]), len(d), seed))
