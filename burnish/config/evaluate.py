@@ -8,12 +8,24 @@ from burnish.config.judge import JudgeConfig
 from burnish.config.strict import Section
 
 
+class GuardSet(Section):
+    """What a champion may not lose: JSON lines with a prompt (as in data.prompts) and its `reference`."""
+
+    file: str
+    # contains: whether an answer has the reference in it, exact: whether it is the reference (case and white space
+    # apart); likelihood: nats a token that the model gives the reference.
+    measure: Literal["contains", "exact", "likelihood"] = "contains"
+    tolerated: float = Field(0.0, ge=0)  # share of the prompts, or nats a token, that may be lost
+    limit: int | None = Field(None, ge=8)  # prompts, at most
+
+
 class EvaluateConfig(Section):
     """Win rates against SFT on held-out prompts; both sample sizes are fixed before anything is seen."""
 
     examiner: Literal["panel", "reward_model", "judge", "people"] = "panel"
     judge: JudgeConfig = JudgeConfig()  # another one than labelled
     people_each: int = Field(1, ge=1)  # people who see each pair of answers, where people examine
+    guard_sets: tuple[GuardSet, ...] = ()  # on which a champion may not surely lose against SFT
     n_selection: int = Field(128, ge=8)
     n_test: int = Field(256, ge=8)
     kl_prompts: int = Field(256, ge=2)  # two at least: a standard error needs them

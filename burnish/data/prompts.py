@@ -39,6 +39,23 @@ def read_prompts(source: str | Path, limit: int | None = None) -> list[Prompt]:
     return list(found.values())
 
 
+def read_references(source: str | Path, limit: int | None = None) -> list[tuple[Prompt, str]]:
+    """Prompts of a .jsonl file with their `reference`, each prompt once, in order. Raises DataError naming the line
+    that cannot be used."""
+    path = Path(source)
+    found: dict[str, tuple[Prompt, str]] = {}
+    for number, line in read_lines(path):
+        if line.strip() and (limit is None or len(found) < limit):
+            prompt = _parse(path, number, line)
+            reference = json.loads(line).get("reference")
+            if not (isinstance(reference, str) and reference.strip()):
+                raise DataError(
+                    f"{path}, line {number}: `reference` is {reference!r}; it must be the words of one"
+                )
+            found.setdefault(prompt.id, (prompt, reference))
+    return list(found.values())
+
+
 def _parse(path: Path, number: int, line: str) -> Prompt:
     try:
         row = json.loads(line)

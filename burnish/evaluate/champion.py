@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from burnish.records import Interval
@@ -69,6 +69,38 @@ def choose_champion(candidates: Sequence[Candidate], *, baseline: str = "sft") -
     else:
         reason = f"{selected.name} does not surely beat {baseline}: {figures}; {baseline} stays"
     return ChampionDecision(selected.name if beats else baseline, selected.name, reason, evidence)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A champion on a guard set: its mean figure, SFT's, and the difference with its interval by prompt. `tolerated` is
+    what may be lost."""
+
+    name: str
+    champion: float
+    baseline: float
+    difference: Interval
+    tolerated: float
+
+    @property
+    def loses(self) -> bool:
+        """Whether it surely loses more than is tolerated."""
+        return self.difference.ci_high < -self.tolerated
+
+
+def held_to(decision: ChampionDecision, sets: Sequence[Held], *, baseline: str = "sft") -> ChampionDecision:
+    """The decision, taken back where the champion surely loses on a guard set."""
+    lost = [held for held in sets if held.loses]
+    evidence = decision.evidence | {"guard_sets": {h.name: h.difference.value for h in sets}}
+    if not lost:
+        return replace(decision, evidence=evidence)
+    why = "; ".join(
+        f"{h.name}: {h.champion:.3f} against {h.baseline:.3f} ({h.difference.value:+.3f} "
+        f"[{h.difference.ci_low:+.3f}, {h.difference.ci_high:+.3f}], n = {h.difference.n})"
+        for h in lost
+    )
+    reason = f"{decision.reason}, but surely loses on {why}: {baseline} stays"
+    return replace(decision, champion=baseline, reason=reason, evidence=evidence)
 
 
 def _finite(name: str, what: str, value: float) -> None:

@@ -14,7 +14,7 @@ import torch
 from burnish.checkpoints import read_json, write_json
 from burnish.config.evaluate import EvaluateConfig
 from burnish.errors import DataError, RunError
-from burnish.evaluate.champion import BEST_OF, Candidate, choose_champion
+from burnish.evaluate.champion import BEST_OF, Candidate, choose_champion, held_to
 from burnish.evaluate.winrate import Examiner, head_to_head, win_rate
 from burnish.models.artefacts import is_saved, load_reward_model
 from burnish.models.batches import Batch
@@ -25,6 +25,7 @@ from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.pipeline.concise import Instructed
 from burnish.pipeline.data import Data
+from burnish.pipeline.guard_sets import measure_guard_sets
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.judged import examine_by_judge
 from burnish.pipeline.models import Models
@@ -95,6 +96,11 @@ def evaluate(
         if not shown:
             candidates.append(candidate)
     decision = choose_champion(candidates)
+    held = []
+    if decision.champion in answers and not decision.champion.startswith(("sft", BEST_OF)):
+        folder = policies(journal.run)[decision.champion]
+        held = measure_guard_sets(models, folder, config, derive_seed(seed, "guard sets"))
+        decision = held_to(decision, held)
     journal.decide(0, Decision("champion", decision.reason, decision.evidence))
     # Only now, with the decision written down, is the true preference read.
     gold = gold_account(data.gold, test, answers, len(selection), config, seed) if data.gold else None
@@ -110,6 +116,7 @@ def evaluate(
         "selected": decision.selected,
         "champion": decision.champion,
         "reason": decision.reason,
+        "guard_sets": [asdict(h) | {"loses": h.loses} for h in held],
         "gold": gold,
         "rounds": rounds,
         "examples": examples(test, answers, len(selection)),

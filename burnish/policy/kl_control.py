@@ -38,11 +38,11 @@ class AdaptiveKLController:
     what lies beyond it is forgotten, so the coefficient turns with the error. The coefficient does not fall
     before the smoothed KL has once reached half its target: a policy that has only begun to move is no sign
     of too strong a penalty. One that has moved and then stopped is: after five updates without a rise the
-    coefficient may fall, to a quarter of its start at most. A batch of more than a horizon counts as one horizon, so that no update moves it
-    by over a fifth (the plain formula would turn the coefficient negative at five horizons). With a `lead`,
-    the error is that of the KL so many updates ahead if it went on as from the last update to this one: an
-    integral controller alone goes on lowering a coefficient until the target is passed (the derivative term of
-    Stooke et al. 2020, section 5).
+    coefficient may fall, to a quarter of its start at most. A batch of more than a horizon counts as one
+    horizon, so that no update moves it by over a fifth (the plain formula would turn the coefficient negative
+    at five horizons). With a `lead`, the error is that of the KL so many updates ahead if it went on as from
+    the last update to this one: an integral controller alone goes on lowering a coefficient until the target
+    is passed (the derivative term of Stooke et al. 2020, section 5).
 
     `coef`, `average`, `weight`, `reached`, `highest` (smoothed KL), `stalled` (updates since) and `start`
     (coefficient) are state, the rest settings; `state_dict` holds both.

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from burnish.evaluate.champion import Candidate, choose_champion
+from burnish.evaluate.champion import Candidate, Held, choose_champion, held_to
 from burnish.records import Interval
 
 
@@ -76,3 +76,26 @@ def test_names_must_differ() -> None:
         choose_champion([candidate("ppo", 0.6, 0.6), candidate("ppo", 0.7, 0.6)])
     with pytest.raises(ValueError, match="stands twice"):
         choose_champion([candidate("sft", 0.6, 0.6)])
+
+
+def held(name: str, value: float, half: float, tolerated: float = 0.0) -> Held:
+    return Held(name, 0.5 + value, 0.5, Interval(value, value - half, value + half, 50), tolerated)
+
+
+def test_a_champion_that_surely_loses_on_a_guard_set_does_not_ship() -> None:
+    won = choose_champion([candidate("ppo", 0.7, 0.6, 0.8)])
+    assert won.champion == "ppo"
+    out = held_to(won, [held("facts", -0.2, 0.1), held("style", 0.1, 0.05)])
+    assert (out.champion, out.selected) == ("sft", "ppo")
+    assert (
+        "but surely loses on facts: 0.300 against 0.500 (-0.200 [-0.300, -0.100], n = 50): sft stays"
+        in out.reason
+    )
+    assert out.evidence["guard_sets"] == {"facts": -0.2, "style": 0.1}
+
+
+def test_what_is_not_sure_or_is_tolerated_does_not_stop_it() -> None:
+    won = choose_champion([candidate("ppo", 0.7, 0.6, 0.8)])
+    kept = held_to(won, [held("facts", -0.2, 0.3), held("style", -0.2, 0.1, tolerated=0.1)])
+    assert (kept.champion, kept.reason) == ("ppo", won.reason)
+    assert held_to(won, []).champion == "ppo"

@@ -1,0 +1,103 @@
+"""What a champion may not lose: the user's own prompts with references, SFT's figure against the champion's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from burnish.config.evaluate import EvaluateConfig, GuardSet
+from burnish.data.prompts import read_references
+from burnish.errors import DataError
+from burnish.evaluate.champion import Held
+from burnish.models.logprobs import Policy, token_logprobs
+from burnish.models.memory import at_once
+from burnish.models.sampling import sample_rollout
+from burnish.models.sequences import Sequences
+from burnish.pipeline.models import Models
+from burnish.records import Prompt
+from burnish.stats import clustered_bootstrap
+
+FEWEST = 8
+
+
+def measure_guard_sets(models: Models, folder: Path, config: EvaluateConfig, seed: int) -> list[Held]:
+    """Every guard set, answered by SFT and by the policy saved in `folder`."""
+    if not config.guard_sets:
+        return []
+    sft = models.reference(config.temperature)
+    champion = models.saved_policy(folder)
+    champion.temperature = sft.temperature
+    return [measured(models, sft, champion, given, config, seed) for given in config.guard_sets]
+
+
+def measured(
+    models: Models, sft: Policy, champion: Policy, given: GuardSet, config: EvaluateConfig, seed: int
+) -> Held:
+    """One guard set. Raises DataError where too few of its prompts fit."""
+    rows = read_references(given.file, given.limit)
+    room = models.prompt_room
+    fit = [(p, r) for p, r in rows if room is None or len(models.codec.encode_prompt(p)) <= room]
+    if len(fit) < FEWEST:
+        raise DataError(
+            f"{given.file}: {len(fit)} of {len(rows)} prompts fit into the model, {FEWEST} are needed; give more, or "
+            "shorter ones"
+        )
+    prompts, references = [p for p, _ in fit], [r for _, r in fit]
+    name = Path(given.file).stem
+    ours, theirs = (
+        likelihoods(models, policy, prompts, references)
+        if given.measure == "likelihood"
+        else found(models, policy, prompts, references, given, config, seed)
+        for policy in (champion, sft)
+    )
+    apart = [a - b for a, b in zip(ours, theirs, strict=True)]
+    groups = [p.group for p in prompts]
+    difference = clustered_bootstrap(apart, groups, seed=seed % 2**32, confidence=config.confidence)
+    return Held(name, sum(ours) / len(ours), sum(theirs) / len(theirs), difference, given.tolerated)
+
+
+def found(
+    models: Models,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    references: Sequence[str],
+    given: GuardSet,
+    config: EvaluateConfig,
+    seed: int,
+) -> list[float]:
+    """Whether a sampled answer has the reference in it, or is it."""
+    rollout = sample_rollout(
+        policy,
+        models.codec,
+        prompts,
+        max_tokens=models.config.max_response_tokens,
+        batch_size=config.batch_size,
+        seed=seed,
+        where=("guard set", given.file),
+    )
+    pairs = [(plain(t), plain(r)) for t, r in zip(rollout.texts, references, strict=True)]
+    return [float(r == t if given.measure == "exact" else r in t) for t, r in pairs]
+
+
+def plain(text: str) -> str:
+    """Without case and white space that say nothing."""
+    return " ".join(text.casefold().split())
+
+
+@torch.no_grad()
+def likelihoods(
+    models: Models, policy: Policy, prompts: Sequence[Prompt], references: Sequence[str]
+) -> list[float]:
+    """Mean log-probability a token of every reference, in nats."""
+    base = policy.top.base
+    asked = [models.codec.encode_prompt(p) for p in prompts]
+    said = [models.codec.encode_response(r, to=p) for p, r in zip(prompts, references, strict=True)]
+    sequences = Sequences(base, asked, said, models.codec.pad_id)
+    sums = base.memory.fit(
+        "guard sets",
+        at_once(base.device),
+        lambda n: sequences.each(lambda b: token_logprobs(policy, b).sum(1), n, range(len(sequences))),
+    )
+    return [float(s) / len(ids) for s, ids in zip(sums, said, strict=True)]

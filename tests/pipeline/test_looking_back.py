@@ -1,0 +1,95 @@
+"""A finished run looked at again from the command line: why, replay, over-optimisation, guard sets, audit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import burnish
+
+from burnish.config.evaluate import GuardSet
+from burnish.data.prompts import read_references
+from burnish.errors import DataError
+from burnish.pipeline.guard_sets import measure_guard_sets
+from burnish.pipeline.order import Workplace
+from burnish.runs import RunDirectory
+
+pytestmark = pytest.mark.e2e
+
+
+def test_why_and_the_same_decisions_again(short_run: Path) -> None:
+    told = json.loads(burnish("why", str(short_run), "--replay", "--json").stdout)
+    assert told["replay"]["same"]
+    assert told["text"].startswith("PPO finished")
+    assert "nats of a target of" in told["text"]
+    shown = burnish("why", str(short_run), "--replay").stdout
+    assert "As recorded." in shown
+    refused = burnish("why", str(short_run), "--set", "ppo.updates=3", check=False)
+    assert refused.returncode == 3
+    assert "takes another run" in refused.stderr
+
+
+def test_its_own_metrics_are_a_log_that_can_be_audited(short_run: Path) -> None:
+    done = burnish("audit", str(short_run / "metrics" / "ppo.jsonl"), "--responses", "64", check=False)
+    assert done.returncode in (0, 21), done.stderr
+    assert "looked at: length_drift" in done.stdout
+
+
+def test_over_optimisation_of_a_run(short_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    args = ("evaluate", "overoptimization", str(run), "--prompts", "8", "--answers", "32")
+    told = json.loads(burnish(*args, "--json").stdout)
+    assert told["judges"][0] == "true preference"
+    proxy = [s["value"] for s in told["pool"]["curves"]["proxy"]]
+    assert proxy == sorted(proxy)
+    assert proxy[0] == pytest.approx(0.0, abs=1e-9)
+    assert told["pool"]["n"] == [1, 2, 4, 8, 16, 32]
+    assert set(told["pool"]["fits"]) == set(told["judges"])
+    assert len(told["ppo"]["kl"]) == len(RunDirectory.open(run).read_rows("metrics/ppo.jsonl"))
+    page = (run / "overoptimization.html").read_text()
+    assert "root of KL" in page
+    again = json.loads(burnish(*args, "--json").stdout)
+    assert again == told, "the same answers, the same resamples"
+
+
+def test_guard_sets_are_answered_by_both(short_run: Path, tmp_path: Path) -> None:
+    place = Workplace.alone(RunDirectory.open(short_run))
+    prompts = place.data.splits.test[:12]
+    rows = tmp_path / "facts.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": p.text, "reference": " A "}) + "\n" for p in prompts))
+    sets = (
+        GuardSet(file=str(rows)),
+        GuardSet(file=str(rows), measure="likelihood", limit=10),
+        GuardSet(file=str(rows), measure="exact"),
+    )
+    config = place.config.evaluate.model_copy(update={"guard_sets": sets})
+    contains, likely, exact = measure_guard_sets(place.models, short_run / "ppo", config, 1)
+    assert (contains.champion, contains.baseline) == (1.0, 1.0), "every story has an a in it"
+    assert (exact.champion, exact.baseline) == (0.0, 0.0)
+    assert not contains.loses
+    assert likely.champion < 0
+    assert likely.champion != likely.baseline
+    assert (contains.difference.n, likely.difference.n) == (12, 10)
+    (same,) = measure_guard_sets(
+        place.models, short_run / "ppo", config.model_copy(update={"guard_sets": sets[1:2]}), 1
+    )
+    assert same == likely
+    rows.write_text(json.dumps({"prompt": "Once", "reference": "b"}) + "\n")
+    with pytest.raises(DataError, match="8 are needed"):
+        measure_guard_sets(place.models, short_run / "ppo", config, 1)
+    place.data.close()
+
+
+def test_references(tmp_path: Path) -> None:
+    file = tmp_path / "sets.jsonl"
+    rows = [{"prompt": "a", "reference": "b"}, {"prompt": "a", "reference": "c"}]
+    rows.append({"instruction": "d", "reference": "e"})
+    file.write_text("\n\n".join(json.dumps(row) for row in rows))
+    assert [(p.text, r) for p, r in read_references(file)] == [("a", "b"), ("d", "e")]
+    assert len(read_references(file, 1)) == 1
+    file.write_text('{"prompt": "a"}\n')
+    with pytest.raises(DataError, match="line 1: `reference` is None"):
+        read_references(file)
