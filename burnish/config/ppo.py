@@ -16,7 +16,7 @@ class KLConfig(Section):
     init_coef: float | None = Field(None, gt=0)  # None: Gaussian tilt, sd(score) / sqrt(2 target)
     horizon: int | None = Field(None, gt=0)  # episodes; None: a twentieth of the run's
     smoothing: float = Field(0.5, ge=0, lt=1)  # exponential moving average of the measured KL
-    lead: float = Field(3.0, ge=0)  # updates ahead that the controller looks, by the last one's change
+    lead: float = Field(5.0, ge=0)  # updates ahead that the controller looks, by the last one's change
     min_coef: float = Field(1e-4, gt=0)  # both clamps are multiplied by the score's sd
     max_coef: float = Field(10.0, gt=0)
 
