@@ -8,6 +8,13 @@ from typing import Any
 # Okabe and Ito's colours: told apart by colour-blind readers, legible on white and on black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARK = "#D55E00"
+WORDS = {
+    "repetition": "repeated",
+    "foreign": "other language",
+    "formatted": "formatted",
+    "duplicates": "near-duplicates",
+    "stock": "one phrase",
+}
 MANY = 9  # rows, whose names would else be left out
 
 Row = Mapping[str, Any]
@@ -146,12 +153,19 @@ def ppo_charts(rows: Sequence[Row], kl_target: float) -> list[tuple[str, str, Fi
         ),
         (
             "Words",
-            "Shares of repeated word pairs and of answers in another language than their prompt.",
+            "What the detectors of hacking read: shares of the answers (of word pairs, where these are repeated), and how "
+            "likely they are to the reference.",
             figure(
                 [
-                    line(x, column(rows, "repetition"), "repeated", 0),
-                    line(x, column(rows, "foreign"), "other language", 1),
-                    {**line(x, column(rows, "ref_nll"), "reference, nats a token (right)", 2), "yaxis": "y2"},
+                    *(
+                        line(x, column(rows, name), words, colour)
+                        for colour, (name, words) in enumerate(WORDS.items())
+                        if any(name in row for row in rows)
+                    ),
+                    {
+                        **line(x, column(rows, "ref_nll"), "reference, nats a token (right)", len(WORDS)),
+                        "yaxis": "y2",
+                    },
                 ],
                 "share",
                 shapes=marks,
