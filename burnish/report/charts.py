@@ -153,8 +153,8 @@ def ppo_charts(rows: Sequence[Row], kl_target: float) -> list[tuple[str, str, Fi
         ),
         (
             "Words",
-            "What the detectors of hacking read: shares of the answers (of word pairs, where these are repeated), and how "
-            "likely they are to the reference.",
+            "What the detectors of hacking read: shares of the answers (of word pairs, where these are repeated), and "
+            "how likely they are to the reference.",
             figure(
                 [
                     *(
