@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx2
-
 from burnish.errors import ConfigError
 
 SECONDS = 5.0  # that an answer is waited for
@@ -37,6 +35,8 @@ class Webhook:
             text = f"{self.run}: {event['severity']}: {event['message']}"
         else:
             text = f"{self.run}: {event['action']}: {event['reason']}"
+        import httpx2  # which the labelling page alone is installed without
+
         try:
             answer = httpx2.post(self.url, json={"text": text, "event": dict(event)}, timeout=SECONDS)
             answer.raise_for_status()

@@ -46,7 +46,6 @@ def run_dpo(
         healthy = journal.path / HEALTHY
         pairs += on_policy_pairs(models, own, journal, config, healthy if is_saved(healthy) else None, how)
     smoothing, why = smoothing_of(data, config)
-    journal.decide(0, Decision("label_smoothing", why, {"job": "dpo", "smoothing": smoothing}))
     dpo = DPO(
         policy=models.new_policy(),
         reference=models.reference(),
@@ -61,7 +60,9 @@ def run_dpo(
     if found and found.state.get("dpo_step"):
         dpo.load(found.folder, found.state["dpo_step"])
         dpo.learning_rate = found.state.get("dpo_rate", dpo.learning_rate)  # older ones had a configured rate
-    elif config.learning_rate == "auto":
+    else:
+        journal.decide(0, Decision("label_smoothing", why, {"job": "dpo", "smoothing": smoothing}))
+    if not dpo.step and config.learning_rate == "auto":
         dpo.learning_rate = found_rate(
             journal,
             "dpo",

@@ -517,7 +517,7 @@ class PPO:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.controller.load_state_dict(state["controller"])
-        if self.shaping is not None:
+        if self.shaping is not None and state.get("shaping"):  # not in older checkpoints
             self.shaping.load_state_dict(state["shaping"])
         for name in ("step", "tick", "attempt", "skipped_in_a_row", "learning_rate", "value_learning_rate"):
             setattr(self, name, state[name])
