@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from burnish import cli
+from burnish import cli, watch_cli
 from burnish.config.stages import StageName
 from burnish.errors import EXIT_CODES, BurnishError
 from burnish.pipeline.order import STAGES
@@ -27,6 +27,7 @@ def test_every_error_has_its_code_in_the_one_table_and_the_help_tells_it() -> No
 
     codes = {kind.exit_code for kind in family(BurnishError)}
     codes |= {0, cli.EXIT_USAGE, cli.EXIT_INTERRUPTED, cli.EXIT_CHAMPION_IS_SFT, cli.EXIT_NOTHING_ALIGNED}
+    codes |= {watch_cli.EXIT_HACKING, watch_cli.EXIT_TOO_FEW}
     assert codes == EXIT_CODES.keys()
     told = " ".join(CliRunner().invoke(cli.app, ["--help"]).output.split())
     assert all(f"{code} {meaning}" in told for code, meaning in EXIT_CODES.items())

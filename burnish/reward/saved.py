@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save
 from burnish.checkpoints import atomic_write, read_json, write_json
 from burnish.errors import RunError
 from burnish.models.artefacts import load_reward_model, saved_reading
+from burnish.models.batches import CPU
 from burnish.models.heads import raw_scores
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base
@@ -38,7 +39,7 @@ def save_ensemble(
     """What makes the members' scores one: normalisation and aggregation in ensemble.json, `more` beside them, and in
     reference.safetensors the raw scores (N, K) of the reference samples and their lengths (N,) in tokens, in the order
     of the prompts they answer."""
-    tensors = {"raw": reference.cpu().contiguous(), "lengths": torch.tensor(lengths)}
+    tensors = {"raw": reference.cpu().contiguous(), "lengths": torch.tensor(lengths, device=CPU)}
     atomic_write(folder / "reference.safetensors", save(tensors))
     write_json(folder / "ensemble.json", ensemble.as_json(len(reference)) | more)
 

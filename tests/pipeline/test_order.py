@@ -29,7 +29,7 @@ APART = (
     "burnish.inputs",
     "burnish.locks",
 )
-APART += ("burnish.monitor.live", "burnish.monitor.trackers")
+APART += ("burnish.monitor.live", "burnish.monitor.trackers", "burnish.monitor.webhook")
 
 
 @pytest.mark.parametrize(
