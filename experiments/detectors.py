@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta as beta_distribution
 from scipy.stats import chi2
 from study import Cell, Figures, Row, Study, main, ppo_of, run_to
 
@@ -34,6 +34,7 @@ from burnish.rehearse.world import golds
 from burnish.report.charts import figure, line
 from burnish.report.embed import Chart
 from burnish.reward.saved import load_watcher
+from burnish.stats import wilson
 
 WINDOW = 5
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)  # of the margins, for the ROC
@@ -141,12 +142,11 @@ def rate(count: int, updates: int) -> str:
 
 
 def share(k: int, n: int) -> str:
-    """A share with Clopper and Pearson's interval."""
+    """A share with Wilson's interval."""
     if not n:
         return "-"
-    low = beta_distribution.ppf(0.025, k, n - k + 1) if k else 0.0
-    high = beta_distribution.ppf(0.975, k + 1, n - k) if k < n else 1.0
-    return f"{k} of {n} [{low:.2f}, {high:.2f}]"
+    found = wilson(k, n)
+    return f"{k} of {n} [{found.ci_low:.2f}, {found.ci_high:.2f}]"
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -209,7 +209,6 @@ class scaled:
 
 def stretched(detector: Any, scale: float) -> Any:
     """A detector whose figure must move `scale` times as far: it is shown a drift that is so much smaller."""
-    from dataclasses import replace
 
     def look(d: Any) -> Any:
         return detector.look(replace(d, now=d.before + d.change / scale))

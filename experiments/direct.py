@@ -13,16 +13,14 @@ from typing import Any
 
 import numpy as np
 from candidates import against_sft
-from study import Cell, Figures, Row, Study, main, run_to
+from study import Cell, Figures, Row, Study, main, place_of, run_to
 
 from burnish.config.dpo import DPOConfig
 from burnish.models.pairs import EncodedPairs
 from burnish.models.rates import USUAL, ladder
-from burnish.pipeline.order import Workplace, set_determinism
 from burnish.policy.dpo import DPO
 from burnish.report.charts import figure, line
 from burnish.report.embed import Chart
-from burnish.runs import RunDirectory
 
 EPOCHS = 6
 LABELS = ["label.simulated.spam_share=0.5", "label.simulated.noise=0.1"]
@@ -38,27 +36,26 @@ ARMS: dict[str, dict[str, Any]] = {
 def measure(cell: Cell, room: Path) -> Figures:
     """Six epochs."""
     path = run_to(room, f"direct-{cell.seed}", [f"seed={cell.seed}", *LABELS], "label")
-    run = RunDirectory.open(path)
-    set_determinism(run.config)
-    place = Workplace.alone(run)
-    models = place.models
     config = DPOConfig(epochs=EPOCHS, **cell.settings)
-    dpo = DPO(
-        policy=models.new_policy(),
-        reference=models.reference(),
-        pairs=EncodedPairs(models.base, models.codec, place.data.parts["members"]),
-        config=config,
-        learning_rate=ladder(models.base)[USUAL] / 4,
-        seed=cell.seed,
-        smoothing=config.label_smoothing if config.label_smoothing != "auto" else 0.0,
-    )
-    per_epoch, rows, likely = dpo.steps // EPOCHS, [], []
-    for stats in dpo.updates():
-        likely.append(stats.values.get("chosen_logratio"))
-        if stats.step % per_epoch == 0:
-            rows.append(against_sft(place, dpo.policy, f"dpo-{stats.step}"))
-            dpo.policy.temperature = 1.0
-    place.data.close()
+    rows, likely = [], []
+    with place_of(path) as place:
+        models = place.models
+        dpo = DPO(
+            policy=models.new_policy(),
+            reference=models.reference(),
+            pairs=EncodedPairs(models.base, models.codec, place.data.parts["members"]),
+            config=config,
+            learning_rate=ladder(models.base)[USUAL] / 4,
+            seed=cell.seed,
+            smoothing=config.label_smoothing if config.label_smoothing != "auto" else 0.0,
+        )
+        dpo.policy.temperature = dpo.reference.temperature = 1.0
+        per_epoch = dpo.steps // EPOCHS
+        for stats in dpo.updates():
+            likely.append(stats.values.get("chosen_logratio"))
+            if stats.step % per_epoch == 0:
+                rows.append(against_sft(place, dpo.policy, f"dpo-{stats.step}"))
+                dpo.policy.temperature = 1.0
     gains = [row["gain"] for row in rows]
     return {
         "peak": max(gains),

@@ -11,13 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from candidates import against_sft
-from study import Cell, Figures, Study, events, main, ppo_of, read_json, run_to
+from study import Cell, Figures, Study, events, main, place_of, ppo_of, read_json, run_to
 
 from burnish.errors import TrainingError
 from burnish.evaluate.champion import TRAINED
 from burnish.models.artefacts import is_saved
-from burnish.pipeline.order import Workplace, set_determinism
-from burnish.runs import RunDirectory
 
 FACTORS = (1, 10, 100)
 ARMS = {
@@ -58,11 +56,8 @@ def measure(cell: Cell, room: Path) -> Figures:
     }
     if policy is None:
         return told | {"worse": 1.0}
-    run = RunDirectory.open(path)
-    set_determinism(run.config)
-    place = Workplace.alone(run)
-    found = against_sft(place, place.models.saved_policy(path / policy), policy)
-    place.data.close()
+    with place_of(path) as place:
+        found = against_sft(place, place.models.saved_policy(path / policy), policy)
     return told | found | {"worse": float(found["gain"] < -2 * found["gain_se"])}
 
 

@@ -231,21 +231,30 @@ class Silent(View):
 
 
 @contextmanager
-def ppo_of(path: Path, sets: Sequence[str] = ()) -> Iterator[tuple[PPO, Workplace]]:
-    """PPO of a run whose reward stage is done, before its first update and without a guard, at the first rate that it
-    measures for itself; `sets` change its settings."""
+def place_of(path: Path) -> Iterator[Workplace]:
+    """What a run's stages were handed, to go on from; what its reward models read is kept, where it has any."""
     run = RunDirectory.open(path)
     set_determinism(run.config)
     place = Workplace.alone(run)
-    config = load_config(None, [f"seed={run.config.seed}", *sets]).ppo if sets else run.config.ppo
     try:
-        prepare(place.models.base, path / "reward")
-        ppo = build_ppo(place.models, place.data, path / "reward", config, run.config.seed)
+        if (path / "reward").exists():
+            prepare(place.models.base, path / "reward")
+        yield place
+    finally:
+        place.data.close()
+
+
+@contextmanager
+def ppo_of(path: Path, sets: Sequence[str] = ()) -> Iterator[tuple[PPO, Workplace]]:
+    """PPO of a run whose reward stage is done, before its first update and without a guard, at the first rate that it
+    measures for itself; `sets` change its settings."""
+    with place_of(path) as place:
+        seed = place.config.seed
+        config = load_config(None, [f"seed={seed}", *sets]).ppo if sets else place.config.ppo
+        ppo = build_ppo(place.models, place.data, path / "reward", config, seed)
         if config.learning_rate == "auto":
             ppo.begin_at(first_rate(ppo)[0] or ladder(place.models.base)[-1])
         yield ppo, place
-    finally:
-        place.data.close()
 
 
 def read_json(path: Path, *names: str) -> Any:

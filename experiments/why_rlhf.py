@@ -13,18 +13,16 @@ from pathlib import Path
 from time import perf_counter
 
 from candidates import against_sft
-from study import Cell, Figures, Study, main, ppo_of, run_to
+from study import Cell, Figures, Study, main, place_of, ppo_of, run_to
 
 from burnish.models.logprobs import Policy
 from burnish.models.pairs import EncodedPairs
 from burnish.models.rates import OWN, USUAL, ladder
 from burnish.models.sequences import Sequences
-from burnish.pipeline.order import Workplace, set_determinism
+from burnish.pipeline.order import Workplace
 from burnish.pipeline.own_answers import OwnAnswers
 from burnish.policy.dpo import DPO
 from burnish.policy.sft import demonstrated, fine_tune
-from burnish.reward.saved import prepare
-from burnish.runs import RunDirectory
 
 GROUPED = ["ppo.answers=4"]
 ARMS: dict[str, list[str]] = {
@@ -48,20 +46,14 @@ def measure(cell: Cell, room: Path) -> Figures:
                 pass
             seconds = perf_counter() - began
             return against_sft(place, ppo.policy, "ppo") | {"seconds": seconds}
-    run = RunDirectory.open(path)
-    set_determinism(run.config)
-    place = Workplace.alone(run)
-    prepare(place.models.base, path / "reward")
-    began = perf_counter()
-    policy = trained(cell.arm, place, path)
-    seconds = perf_counter() - began
-    try:
+    with place_of(path) as place:
+        began = perf_counter()
+        policy = trained(cell.arm, place)
+        seconds = perf_counter() - began
         return against_sft(place, policy, cell.arm) | {"seconds": seconds}
-    finally:
-        place.data.close()
 
 
-def trained(arm: str, place: Workplace, path: Path) -> Policy:
+def trained(arm: str, place: Workplace) -> Policy:
     """The policy of an arm that needs no reinforcement."""
     models, config, seed = place.models, place.config, place.config.seed
     pairs, base = place.data.parts["members"], models.base

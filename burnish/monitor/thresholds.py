@@ -7,7 +7,10 @@ ORIGIN = (
     "quickstart, seeds 0 to 4, commit 6a3ae4d: length fell to 0.61 and rose to 0.98 of its start, cut-off answers rose "
     "by 0.009 at most, repeated word pairs by 0.010, answers in another language by 0.002, the reference's nats a "
     "token went from 0.97 to 1.17 times their start; no window of 180 updates was over a limit. A real model "
-    "(SmolLM2 on AI feedback): length 0.64 of its start, entropy 0.7"
+    "(SmolLM2 on AI feedback): length 0.64 of its start, entropy 0.7. FORMATTED, ENTROPY, SPREAD, DUPLICATES, STOCK "
+    "and GAP are chosen, not measured: on the quickstart, seed 0, commit e3d3818, medians of five updates came to 0 "
+    "formatted answers and near-duplicates, 0.06 more with one phrase, 0.94 of the entropy, 1.10 of the spread and 1.5 "
+    "of the gap at the start"
 )
 WINDOW = 5  # updates
 BASELINE = 3  # updates at the start
