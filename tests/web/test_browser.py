@@ -105,12 +105,40 @@ def test_a_save_that_meets_an_error_is_sent_again_until_it_is_kept(tmp_path: Pat
         assert store.count()["labels"] == 1
 
 
+def test_the_first_question_is_asked_for_until_it_is_there(tmp_path: Path, browser: Any) -> None:
+    place = tmp_path / "s.sqlite"
+    app = opened(place, comparisons(3))
+    with serving(app) as url:
+        page = Watched(browser.new_context()).page
+        met: list[str] = []
+
+        def meet(route: Any) -> None:
+            met.append(route.request.url)
+            if len(met) == 1:
+                page.keyboard.type(
+                    "skip b"
+                )  # typed at a question that is not there yet: no answer to anything
+                route.fulfill(status=503, body="busy")
+            else:
+                route.continue_()
+
+        page.route("**/next", meet)
+        joins(page, app, url, "Ada")
+        page.locator("#answer").wait_for()
+        assert len(met) == 2
+        page.get_by_role("button", name="Finish").click()
+        page.get_by_text("Your answers stand").wait_for()
+    with LabelStore(place) as store:
+        assert store.count()["labels"] == 0
+
+
 def test_reason_guidelines_undo_and_mouse(tmp_path: Path, browser: Any) -> None:
     place = tmp_path / "s.sqlite"
     app = opened(place, comparisons(3))
     with serving(app) as url:
         page = Watched(browser.new_context()).page
         joins(page, app, url, "Ada")
+        page.locator("#answer").wait_for()
         assert page.locator("#guidelines[open]").count() == 1  # never seen before
         page.keyboard.press("g")
         assert page.locator("#guidelines[open]").count() == 0

@@ -112,6 +112,7 @@
     else if (button.dataset.act) acts[button.dataset.act]();
   });
   document.addEventListener("keydown", (event) => {
+    if (pending) return;  // what is typed while a question is on its way was not meant for it
     if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
     const writing = event.target.matches("textarea, input, select");
     if (writing) { if (event.key === "Escape") event.target.blur(); return; }
@@ -130,6 +131,9 @@
     else if (!rank && event.key === "b") save({ choice: "bad" });
     else if (!rank && digit >= 0) form().querySelectorAll(".scale [data-choice]")[digit]?.click();
   });
+
+  // The first question, asked for as every other: again and again until it is there.
+  document.addEventListener("DOMContentLoaded", () => request("/next", {}, "GET"));
 
   // Whoever has not seen this edition of the guidelines sees it first.
   const seen = `guidelines ${base}`;
