@@ -1,8 +1,10 @@
-"""Three reward models against one, a quarter of the labels flipped: gold at its peak and where PPO ends.
+"""Three reward models against one, a quarter of the labels flipped: gold at its peak and where PPO ends; and where it
+ends with no penalty at all.
 
 usage: python experiments/overoptimised.py (options: see study.py)
 Annotators answer at random half of the time. Every arm learns from the same labels; PPO without a guard, with a KL
-target of 16 nats, so that a reward can be over-optimised. Gold is the mean of every update's own answers, in standard
+target of 16 nats, so that a reward can be over-optimised, but for the last two: one reward model without a penalty,
+against three with the adaptive penalty as it is. Gold is the mean of every update's own answers, in standard
 deviations of gold on SFT's; peak and end are means over five updates.
 """
 
@@ -22,6 +24,7 @@ from burnish.report.embed import Chart
 WINDOW = 5
 LABELS = ["label.simulated.spam_share=0.5", "label.simulated.noise=0.1"]
 PPO = ["ppo.updates=40", "ppo.kl.target=16"]
+FREE, HELD = "one, no penalty", "mean of three, adaptive penalty at 4"
 ARMS = {
     "one": ["reward.members=1"],
     "mean of three": [],
@@ -29,6 +32,8 @@ ARMS = {
     "mean - std of three": ["reward.aggregate=mean_std"],
     "least of three": ["reward.aggregate=min"],
     "weights of three": ["reward.aggregate=weights", "reward.shared_head=true"],
+    FREE: ["reward.members=1", "ppo.kl.adaptive=false", "ppo.kl.init_coef=1e-9"],
+    HELD: ["ppo.kl.target=4"],
 }
 
 
@@ -37,9 +42,9 @@ def measure(cell: Cell, room: Path) -> Figures:
     sets = [f"seed={cell.seed}", *LABELS, *PPO]
     start = f"overoptimised-{cell.seed}"
     run_to(room, start, sets, "label")
-    name = f"{start}-{cell.arm.replace(' ', '-')}"
+    name = f"{start}-{cell.arm.replace(',', '').replace(' ', '-')}"
     path = run_to(room, name, [*sets, *cell.settings], "reward", start)
-    gold, kl, score = [], [], []
+    gold, kl, score, spread = [], [], [], []
     with ppo_of(path) as (ppo, _):
         for step in ppo.updates():
             assert ppo.experience is not None
@@ -47,6 +52,7 @@ def measure(cell: Cell, room: Path) -> Figures:
             gold.append(golds(rollout.prompts, rollout.texts))
             kl.append(step["kl"])
             score.append(step["score"])
+            spread.append(step["score_sd"])
     sd = float(np.std(gold[0]))
     curve = (np.mean(gold, 1) - np.mean(gold[0])) / sd
     smooth = np.convolve(curve, np.ones(WINDOW) / WINDOW, "valid")
@@ -61,19 +67,32 @@ def measure(cell: Cell, room: Path) -> Figures:
         "accuracy": examined["accuracy"]["value"],
         "error_correlation": examined["error_correlation"],
         "curve": smooth.tolist(),
+        "proxy_curve": np.convolve(
+            (np.array(score) - score[0]) / spread[0], np.ones(WINDOW) / WINDOW, "valid"
+        ).tolist(),
         "kl_curve": np.convolve(kl, np.ones(WINDOW) / WINDOW, "valid").tolist(),
     }
 
 
 def plots(rows: Sequence[Row]) -> list[Chart]:
-    """Gold over KL, the mean over seeds."""
+    """Gold over KL; reward and gold by update where nothing holds PPO, and where all does. Means over seeds."""
     traces: list[Any] = []
+    both: list[Any] = []
     for colour, arm in enumerate(ARMS):
         own = [row["figures"] for row in rows if row["arm"] == arm]
-        if own:
-            x = np.mean([f["kl_curve"] for f in own], 0).tolist()
-            traces.append(line(x, np.mean([f["curve"] for f in own], 0).tolist(), arm, colour))
-    return [("Gold", "Over the KL of the policy to SFT.", figure(traces, "gold, sd of SFT", "KL, nats"))]
+        if not own:
+            continue
+        means = {n: np.mean([f[n] for f in own], 0).tolist() for n in ("kl_curve", "curve", "proxy_curve")}
+        traces.append(line(means["kl_curve"], means["curve"], arm, colour))
+        if arm in (FREE, HELD):
+            updates = list(range(WINDOW, WINDOW + len(means["curve"])))
+            hue = int(arm == HELD)
+            both.append(line(updates, means["proxy_curve"], f"{arm}: reward", hue, dash="dot"))
+            both.append(line(updates, means["curve"], f"{arm}: true preference", hue))
+    return [
+        ("Gold", "Over the KL of the policy to SFT.", figure(traces, "gold, sd of SFT", "KL, nats")),
+        ("Turnover", "Both in standard deviations of SFT's answers.", figure(both, "gained over SFT, sd")),
+    ]
 
 
 if __name__ == "__main__":

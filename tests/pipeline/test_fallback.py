@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import burnish
 
+from burnish.config.loading import load_config
+from burnish.pipeline.journal import Journal
+from burnish.pipeline.order import fingerprint, run_pipeline
+from burnish.records import Decision, StepStats
 from burnish.runs import RunDirectory
+from tests.killing import killed
 
 pytestmark = pytest.mark.e2e
 MAX_ROLLBACKS = 2
@@ -29,12 +37,63 @@ SMALL = [
 ]
 
 
+SETS = [a for s in SMALL for a in ("--set", s)]
+
+
 @pytest.fixture(scope="module")
-def failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rewarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As far as PPO."""
     folder = tmp_path_factory.mktemp("runs") / "unstable"
-    sets = [a for s in SMALL for a in ("--set", s)]
-    burnish("run", "examples/unstable.yaml", "--dir", str(folder), *sets)
+    burnish("run", "examples/unstable.yaml", "--dir", str(folder), *SETS, "--until", "reward")
     return folder
+
+
+@pytest.fixture(scope="module")
+def failed(rewarded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("failed") / "unstable"
+    shutil.copytree(rewarded, folder)
+    burnish("run", "examples/unstable.yaml", "--dir", str(folder), *SETS)
+    return folder
+
+
+@pytest.mark.parametrize("where", ["give_up", "in DPO"])
+def test_killed_where_ppo_is_given_up_or_in_the_fallback_the_same_model_comes_out(
+    where: str, rewarded: Path, failed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed" / "unstable"
+    shutil.copytree(rewarded, folder)
+
+    def work(die: Callable[[], None]) -> None:
+        decide, log = Journal.decide, Journal.log
+
+        def deciding(self: Journal, step: int, decision: Decision) -> None:
+            decide(self, step, decision)
+            if decision.action == where:
+                die()
+
+        def logging(self: Journal, name: str, stats: StepStats, extra: Any = None) -> None:
+            log(self, name, stats, extra)
+            if name == "dpo" and where == "in DPO" and stats.step == 3:
+                die()
+
+        Journal.decide, Journal.log = deciding, logging  # type: ignore[method-assign]
+        run_pipeline(load_config(Path("examples/unstable.yaml"), SMALL), folder, until="align")
+
+    killed(work)
+    assert RunDirectory.open(folder).stage_state("align") == "interrupted"
+    burnish("run", "examples/unstable.yaml", "--dir", str(folder), *SETS, "--until", "align")
+    ours, theirs = fingerprint(folder), fingerprint(failed)
+    assert {name: ours[name] for name in ("align.json", "dpo")} == {
+        n: theirs[n] for n in ("align.json", "dpo")
+    }
+    metrics = [name for name in ours if "metrics/ppo" in name or "metrics/dpo" in name]
+    assert len(metrics) == 2
+    assert all(ours[name] == theirs[name] for name in metrics)
+    kept = [
+        [e for e in RunDirectory.open(p).read_rows("events.jsonl") if e["stage"] == "align"]
+        for p in (folder, failed)
+    ]
+    assert kept[0] == kept[1]
 
 
 def test_roll_backs_giving_up_and_dpo_are_on_record_with_figures(failed: Path) -> None:

@@ -28,6 +28,7 @@ from burnish.records import Alert, Decision, Rollout, Scores, StepStats
 from burnish.report.told import as_text
 from burnish.report.why import as_told, why
 from burnish.runs import RunDirectory
+from tests.killing import killed
 from tests.toys import VOCABULARY, make_ppo, toy
 
 Score = Callable[[Rollout], Scores]
@@ -232,26 +233,30 @@ def test_a_full_disk_ends_it_in_words_and_nothing_is_lost(
 # Every rung, and killed there
 
 
-class Killed(BaseException):
-    """The process is gone: nobody catches this."""
-
-
 class Scripted(HackMonitor):
     """Alerts by attempt and step, whatever the figures."""
 
+    attempts = 2
+
     def observe(self, stats: StepStats) -> list[Alert]:
         name = "clip_fraction" if stats.attempt == 0 and stats.step < 8 else "length_drift"
-        if stats.step < 5 or stats.attempt > 1:
+        if stats.step < 5 or stats.attempt >= self.attempts:
             return []
         return [Alert(name, "warning", f"{name} seen", stats.step, 2.0, 1.0)]
+
+
+class ScriptedToTheEnd(Scripted):
+    """It never gets any better."""
+
+    attempts = 9
 
 
 LADDER = ["lower_rate", "raise_kl", "raise_kl", "tighten", "roll_back", "raise_kl", "raise_kl", "roll_back"]
 
 
-def on_the_ladder(path: Path) -> Guarded:
+def on_the_ladder(path: Path, script: type[Scripted] = Scripted) -> Guarded:
     guarded = start(path, Members(), guard={"settle_updates": 0, "patience": 2}, updates=40)
-    guarded.oversight.hacks = Scripted(32)
+    guarded.oversight.hacks = script(32)
     guarded.oversight.health.config = MonitorConfig(loss_spike=1e9, clip_fraction=1.0, approx_kl=1e9)
     return guarded
 
@@ -284,25 +289,32 @@ def test_the_ladder_is_climbed_in_its_order_and_every_rung_says_why_and_what_it_
     assert whole.oversight.guard.tightenings == 1, "a tightened reward is not loosened by a roll-back"
 
 
+def killed_at(rung: int, path: Path, script: type[Scripted] = Scripted) -> None:
+    """Up the ladder, and SIGKILL as soon as this decision is on record."""
+
+    def work(die: Callable[[], None]) -> None:
+        guarded = on_the_ladder(path, script)
+        decide, seen = Journal.decide, []
+
+        def deciding(self: Journal, step: int, decision: Decision) -> None:
+            decide(self, step, decision)
+            seen.append(decision.action)
+            if len(seen) == rung + 1:
+                die()
+
+        Journal.decide = deciding  # type: ignore[method-assign]
+        run_guarded(guarded, 100)
+
+    killed(work)
+
+
 @pytest.mark.parametrize("rung", range(len(LADDER)))
 def test_killed_at_any_rung_it_decides_the_same_and_ends_with_the_same_bits(
-    rung: int, whole: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rung: int, whole: Guarded, tmp_path: Path
 ) -> None:
-    guarded = on_the_ladder(tmp_path)
-    seen: list[str] = []
-    decide = Journal.decide
-
-    def killed(self: Journal, step: int, decision: Decision) -> None:
-        decide(self, step, decision)
-        seen.append(decision.action)
-        if len(seen) == rung + 1:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "decide", killed)
-        with pytest.raises(Killed):
-            run_guarded(guarded, 100)
+    killed_at(rung, tmp_path)
     again = on_the_ladder(tmp_path)
+    assert actions(again) == LADDER[: len(actions(again))] != LADDER, "it was killed on the way"
     assert run_guarded(again, 100) is None
     assert actions(again) == LADDER
     assert decisions(again) == decisions(whole)
@@ -310,6 +322,18 @@ def test_killed_at_any_rung_it_decides_the_same_and_ends_with_the_same_bits(
     assert again.journal.run.read_rows("metrics/ppo.jsonl") == whole.journal.run.read_rows(
         "metrics/ppo.jsonl"
     )
+
+
+def test_killed_as_it_gives_up_it_gives_up_again_for_the_same_reason(tmp_path: Path) -> None:
+    whole = on_the_ladder(tmp_path / "whole", ScriptedToTheEnd)
+    reason = run_guarded(whole, 100)
+    assert reason is not None
+    assert actions(whole)[-1] == "give_up"
+    killed_at(len(actions(whole)) - 1, tmp_path / "killed", ScriptedToTheEnd)
+    again = on_the_ladder(tmp_path / "killed", ScriptedToTheEnd)
+    assert run_guarded(again, 100) == reason
+    assert decisions(again) == decisions(whole)
+    assert same_weights(again, whole)
 
 
 def test_it_goes_back_only_to_what_has_proved_healthy(tmp_path: Path) -> None:
