@@ -1,22 +1,41 @@
 """The examination that decides the champion."""
 
+from __future__ import annotations
+
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from burnish.config.judge import JudgeConfig
 from burnish.config.strict import Section
 
 
 class GuardSet(Section):
-    """What a champion may not lose: JSON lines with a prompt (as in data.prompts) and its `reference`."""
+    """What a champion may not lose: JSON lines with a prompt (as in data.prompts) and its `reference`, or a task of
+    lm-eval (`pip install 'burnish[lm-eval]'`)."""
 
-    file: str
+    file: str | None = None
+    task: str | None = None  # a task or group by its name
+    include: str | None = None  # a folder with tasks of your own, as lm-eval's --include_path
+    metric: str | None = None  # of the task, with its filter where it has several: exact_match,strict-match
     # contains: whether an answer has the reference in it, exact: whether it is the reference (case and white space
     # apart); likelihood: nats a token that the model gives the reference.
     measure: Literal["contains", "exact", "likelihood"] = "contains"
     tolerated: float = Field(0.0, ge=0)  # share of the prompts, or nats a token, that may be lost
-    limit: int | None = Field(None, ge=8)  # prompts, at most
+    limit: int | None = Field(None, ge=8)  # prompts, at most; of every task of a group
+
+    @property
+    def name(self) -> str:
+        return self.task if self.task is not None else Path(str(self.file)).stem
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> GuardSet:
+        if (self.file is None) == (self.task is None):
+            raise ValueError("a guard set is a file or a task of lm-eval: give one of the two")
+        if self.task is None and (self.include or self.metric):
+            raise ValueError("include and metric belong to a task of lm-eval; a file has `measure`")
+        return self
 
 
 class EvaluateConfig(Section):

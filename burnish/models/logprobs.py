@@ -84,6 +84,21 @@ def token_logprobs(policy: Policy, batch: Batch) -> torch.Tensor:
 
 
 @torch.no_grad()
+def likelihood_and_greedy(policy: Policy, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B,) log-probability of each response in nats, and (B,) whether greedy decoding would have written it."""
+    mask, targets = batch.response_mask, batch.response_ids[batch.response_mask]
+    size, nats, first = _rows(policy), [], []
+    hidden = policy.response_hidden(batch)
+    for h, target in zip(hidden.split(size), targets.split(size), strict=True):
+        log_p = policy.logits(h).log_softmax(-1)
+        nats.append(log_p.gather(1, target[:, None])[:, 0])
+        first.append(log_p.argmax(-1) == target)
+    spread = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, torch.cat(nats))
+    same = torch.ones(mask.shape, dtype=torch.bool, device=mask.device).masked_scatter(mask, torch.cat(first))
+    return spread.sum(1), same.all(1)
+
+
+@torch.no_grad()
 def token_entropy(policy: Policy, batch: Batch) -> torch.Tensor:
     """(B, T) entropy in nats of the distribution each response token was drawn from, 0 off the mask."""
     pieces = []

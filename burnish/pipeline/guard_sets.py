@@ -1,15 +1,16 @@
-"""What a champion may not lose: the user's own prompts with references, SFT's figure against the champion's."""
+"""What a champion may not lose: the user's own prompts with references, or tasks of lm-eval; SFT's figure against the
+champion's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import torch
 
 from burnish.config.evaluate import EvaluateConfig, GuardSet
 from burnish.data.prompts import read_references
-from burnish.errors import DataError
+from burnish.errors import ConfigError, DataError
 from burnish.evaluate.champion import Held
 from burnish.models.logprobs import Policy, token_logprobs
 from burnish.models.memory import at_once
@@ -20,6 +21,7 @@ from burnish.records import Prompt
 from burnish.stats import clustered_bootstrap
 
 FEWEST = 8
+Figures = tuple[list[float], list[float], list[Hashable]]  # the champion's, SFT's, what belongs together
 
 
 def measure_guard_sets(models: Models, folder: Path, config: EvaluateConfig, seed: int) -> list[Held]:
@@ -36,6 +38,37 @@ def measured(
     models: Models, sft: Policy, champion: Policy, given: GuardSet, config: EvaluateConfig, seed: int
 ) -> Held:
     """One guard set. Raises DataError where too few of its prompts fit."""
+    asked = on_task if given.task is not None else on_prompts
+    ours, theirs, groups = asked(models, sft, champion, given, config, seed)
+    apart = [a - b for a, b in zip(ours, theirs, strict=True)]
+    difference = clustered_bootstrap(apart, groups, seed=seed % 2**32, confidence=config.confidence)
+    return Held(given.name, sum(ours) / len(ours), sum(theirs) / len(theirs), difference, given.tolerated)
+
+
+def on_task(
+    models: Models, sft: Policy, champion: Policy, given: GuardSet, config: EvaluateConfig, seed: int
+) -> Figures:
+    """A task of lm-eval, question by question."""
+    try:
+        from burnish.pipeline.lm_eval_tasks import marks_of
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"evaluate.guard_sets names {given.task!r}, a task of lm-eval, but {error.name} is not installed; run "
+            "`pip install 'burnish[lm-eval]'`, or give a file"
+        ) from error
+    ours, theirs = marks_of(models, [champion, sft], given, config)
+    if len(ours) < FEWEST:
+        raise DataError(
+            f"lm-eval's task {given.task!r} has {len(ours)} questions, {FEWEST} are needed; raise limit"
+        )
+    return list(ours.values()), [theirs[question] for question in ours], list(ours)
+
+
+def on_prompts(
+    models: Models, sft: Policy, champion: Policy, given: GuardSet, config: EvaluateConfig, seed: int
+) -> Figures:
+    """The user's own prompts with references."""
+    assert given.file is not None
     rows = read_references(given.file, given.limit)
     room = models.prompt_room
     fit = [(p, r) for p, r in rows if room is None or len(models.codec.encode_prompt(p)) <= room]
@@ -45,17 +78,13 @@ def measured(
             "shorter ones"
         )
     prompts, references = [p for p, _ in fit], [r for _, r in fit]
-    name = Path(given.file).stem
     ours, theirs = (
         likelihoods(models, policy, prompts, references)
         if given.measure == "likelihood"
         else found(models, policy, prompts, references, given, config, seed)
         for policy in (champion, sft)
     )
-    apart = [a - b for a, b in zip(ours, theirs, strict=True)]
-    groups = [p.group for p in prompts]
-    difference = clustered_bootstrap(apart, groups, seed=seed % 2**32, confidence=config.confidence)
-    return Held(name, sum(ours) / len(ours), sum(theirs) / len(theirs), difference, given.tolerated)
+    return ours, theirs, [p.group for p in prompts]
 
 
 def found(
@@ -75,7 +104,7 @@ def found(
         max_tokens=models.config.max_response_tokens,
         batch_size=config.batch_size,
         seed=seed,
-        where=("guard set", given.file),
+        where=("guard set", str(given.file)),
     )
     pairs = [(plain(t), plain(r)) for t, r in zip(rollout.texts, references, strict=True)]
     return [float(r == t if given.measure == "exact" else r in t) for t, r in pairs]

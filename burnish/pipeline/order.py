@@ -225,6 +225,7 @@ STAGES = (
         files=("examiner's rubric", "guard sets"),
         code=(
             *("burnish.evaluate", "burnish.pipeline.evaluate", "burnish.pipeline.guard_sets"),
+            "burnish.pipeline.lm_eval_tasks",
             *("burnish.pipeline.round_account",),
             *("burnish.pipeline.people", "burnish.labels.tasks", "burnish.labels.served"),
         ),
@@ -271,7 +272,7 @@ def stage_inputs(config: RunConfig) -> dict[str, Inputs]:
     hashes = {k: content_hash(Path(v)) for k, v in named.items() if v is not None and Path(v).exists()}
     if config.collect.follows is not None:
         hashes["followed run"] = content_hash(Path(config.collect.follows) / "align.json")
-    sets = [Path(given.file) for given in config.evaluate.guard_sets]
+    sets = [Path(own) for given in config.evaluate.guard_sets if (own := given.file or given.include)]
     if sets:
         hashes["guard sets"] = " ".join(content_hash(file) for file in sets if file.exists())
     sources = [source_of(r.function) for r in config.ppo.rewards if r.function is not None]
