@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart label test test-gpu install dev lint types docs clean
+.PHONY: quickstart label test test-gpu mutants install dev lint types docs clean
 
 quickstart: install
 	$(BIN)/burnish quickstart
@@ -31,6 +31,12 @@ test: dev
 # What only an NVIDIA GPU can show; skips without one.
 test-gpu: dev
 	$(BIN)/python -m pytest -m gpu tests/gpu
+
+# Which small changes to guard, controller and detectors no test notices: minutes, and docs/mutants.md says which may live.
+mutants: dev
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[mutants]'
+	$(BIN)/mutmut run --max-children 2
+	$(BIN)/mutmut results
 
 install: $(VENV)/installed
 dev: $(VENV)/installed-dev

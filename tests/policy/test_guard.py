@@ -134,3 +134,69 @@ def test_switched_off_it_never_acts() -> None:
         state = out.state
         assert out.action == "none"
         assert not out.healthy
+
+
+def test_a_decision_holds_all_its_evidence() -> None:
+    state = GuardState(streak=1, rollbacks=0)
+    out = guard_step(
+        state, StepStats(7, 2, {"kl": 9.0, "score": 1.0}), [alert("watcher_gap")], 11, CONFIG, tightest=1
+    )
+    assert out.decision is not None
+    assert not out.healthy
+    assert out.decision.action == out.action == "raise_kl"
+    assert out.decision.evidence == {
+        "kl": 9.0,
+        "score": 1.0,
+        "alert": "watcher_gap",
+        "value": 9.0,
+        "threshold": 6.0,
+        "cause": "reward",
+        "step": 7,
+        "attempt": 2,
+        "tick": 11,
+    }
+
+
+@pytest.mark.parametrize(
+    ("state", "name", "words"),
+    [
+        (GuardState(streak=1), "kl_spike", "kl_spike seen: KL coefficient times 2"),
+        (GuardState(streak=1), "loss_spike", "loss_spike seen: learning rates times 0.5"),
+        (
+            GuardState(streak=1, raises=1),
+            "length_drift",
+            "length_drift seen: where the reward models disagree, the score counts for less from here on",
+        ),
+        (GuardState(streak=1, rollbacks=0), "sampling_gap", "sampling_gap seen: roll-back 1 of at most 1"),
+        (GuardState(streak=1, rollbacks=1), "sampling_gap", "sampling_gap seen: given up after 1 roll-backs"),
+    ],
+)
+def test_what_was_done_is_told_in_words(state: GuardState, name: str, words: str) -> None:
+    out = guard_step(state, stats(), [alert(name)], 5, CONFIG, tightest=1)
+    assert out.decision is not None
+    assert out.decision.reason == words
+
+
+def test_an_alert_between_healthy_updates_starts_their_count_again() -> None:
+    calm = GuardState(calm=CONFIG.calm_updates - 1, streak=1, raises=1)
+    out = guard_step(calm, stats(), [alert()], 1, CONFIG.model_copy(update={"patience": 9}))
+    assert (out.state.calm, out.state.streak) == (0, 2)
+    off = guard_step(calm, stats(), [alert()], 1, CONFIG.model_copy(update={"enabled": False}))
+    assert (off.state, off.healthy) == (calm, False)
+    assert guard_step(calm, stats(), [], 1, CONFIG.model_copy(update={"enabled": False})).healthy
+
+
+def test_what_was_used_up_is_not_forgiven_a_day_too_early() -> None:
+    state = GuardState(raises=1, cuts=1, calm=CONFIG.forgive_updates - 2)
+    after = guard_step(state, stats(), [], 50, CONFIG).state
+    assert (after.raises, after.cuts) == (1, 1)
+
+
+def test_every_mend_counts_one_and_a_roll_back_gives_an_attempt_its_own_again() -> None:
+    wide = CONFIG.model_copy(update={"max_rate_cuts": 3, "max_rollbacks": 3})
+    cut = guard_step(GuardState(streak=1), stats(), [alert("loss_spike")], 2, wide)
+    assert cut.state.cuts == 1
+    used = GuardState(streak=1, raises=9, cuts=9, rollbacks=1)
+    back = guard_step(used, stats(), [alert("kl_spike")], 2, wide)
+    assert back.state == GuardState(rollbacks=2, settled_at=3 + wide.settle_updates)
+    assert back.state.state_dict()["rollbacks"] == 2

@@ -191,6 +191,12 @@ def test_settings_must_be_positive_and_finite(name: str, value: float) -> None:
 def test_other_settings_out_of_range_raise() -> None:
     with pytest.raises(ValueError, match=r"min_coef=2\.0 must not exceed max_coef=1\.0"):
         controller(min_coef=2.0, max_coef=1.0)
+    assert controller(coef=1.0, min_coef=1.0, max_coef=1.0).coef == 1.0, "a coefficient that is held"
+    for lead in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=rf"lead={lead} must be finite and at least 0"):
+            controller(lead=lead)
+    with pytest.raises(ValueError, match=r"factor=0\.0 must be finite and above 0"):
+        controller().raise_coef(0.0)
     for smoothing in (-0.1, 1.0, math.nan):
         with pytest.raises(ValueError, match="smoothing"):
             controller(smoothing=smoothing)
@@ -203,8 +209,13 @@ def test_other_settings_out_of_range_raise() -> None:
 def test_a_foreign_state_is_refused_whole() -> None:
     held = controller()
     before = held.state_dict()
-    for state in ({}, before | {"kl": 1.0}, before | {"coef": math.nan}):
-        with pytest.raises(ValueError, match=r"keys|coef"):
+    for state, words in (
+        ({"coef": 1.0}, r"'average', 'horizon'.*missing or unknown; load one that `state_dict` wrote"),
+        ({}, "wrong keys"),
+        (before | {"kl": 1.0}, r"\['kl'\] missing"),
+        (before | {"coef": math.nan}, "coef=nan"),
+    ):
+        with pytest.raises(ValueError, match=words):
             held.load_state_dict(state)
     assert held.state_dict() == before
 
@@ -238,3 +249,38 @@ def test_older_checkpoints_know_less() -> None:
         del state[name]
     held.load_state_dict(state | {"coef": 0.3})
     assert (held.coef, held.start) == (0.3, 0.3)
+    assert (held.highest, held.stalled, held.lead) == (0.0, 0, 0.0)
+
+
+def let_go_on(step: float, kls: list[float], target: float = 8.0) -> bool:
+    """Whether the coefficient falls in six updates that each rise by `step` targets, after some KLs."""
+    held = AdaptiveKLController(coef=0.4, target=target, horizon=100)
+    for kl in kls:
+        held.update(kl, 100)
+    for n in range(6):
+        held.update(kls[-1] + (n + 1) * step * target, 100)
+    return held.coef < 0.4
+
+
+def test_what_counts_as_having_stopped_and_as_having_begun() -> None:
+    assert let_go_on(0.0, [1.0])
+    assert let_go_on(0.003, [1.0]), "a creep is no rise"
+    assert not let_go_on(0.03, [1.0])
+    assert let_go_on(0.0, [0.8]), "a tenth of the target"
+    assert not let_go_on(0.0, [0.79])
+    assert not let_go_on(0.0, [0.05], target=0.75)
+    assert let_go_on(0.0, [0.1], target=0.75)
+    exact = AdaptiveKLController(coef=0.4, target=50.0, horizon=100)
+    exact.update(10.0, 100)
+    for n in range(1, 6):
+        exact.update(10.0 + n, 100)
+    assert exact.stalled == 5, "a fiftieth of the target is no rise yet"
+
+
+def test_once_let_go_on_it_goes_on_whatever_the_next_update_is() -> None:
+    held = AdaptiveKLController(coef=0.4, target=8.0, horizon=100)
+    for kl in (1.0, *[1.0] * 5):
+        held.update(kl, 100)
+    assert (held.stalled, held.coef) == (5, pytest.approx(0.32))
+    held.update(1.4, 100)  # it rises, as it was meant to
+    assert (held.stalled, held.coef) == (5, pytest.approx(0.256))
