@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -38,10 +39,23 @@ NAMES: Mapping[str, Sequence[str]] = {
         *("mean_response_length", "response_length_mean"),
     ),
     "truncated": ("truncated", "completions/clipped_ratio", "response_length/clip_ratio", "truncated_rate"),
-    "entropy": ("entropy", "policy/entropy_avg", "actor/entropy", "objective/entropy"),
+    "entropy": (
+        "entropy",
+        "policy/entropy_avg",
+        "actor/entropy",
+        "actor/entropy_loss",
+        "objective/entropy",
+        "entropy_loss",
+    ),
     "kl": ("kl", "objective/kl"),
-    "clip_fraction": ("clip_fraction", "clip_ratio/region_mean", "policy/clipfrac_avg", "actor/pg_clipfrac"),
-    "approx_kl": ("approx_kl", "policy/approxkl_avg", "actor/ppo_kl"),
+    "clip_fraction": (
+        "clip_fraction",
+        "clip_ratio/region_mean",
+        "policy/clipfrac_avg",
+        "actor/pg_clipfrac",
+        "ppo_clip_ratio",
+    ),
+    "approx_kl": ("approx_kl", "policy/approxkl_avg", "actor/ppo_kl", "ppo_kl"),
     "value_loss": ("value_loss", "loss/value_avg", "critic/vf_loss", "critic_loss"),
     "sampling_gap": (
         "sampling_gap",
@@ -57,6 +71,8 @@ NAMES: Mapping[str, Sequence[str]] = {
     "stock": ("stock",),
 }
 """What a figure is called: here, in TRL (GRPO, RLOO, PPO), verl and OpenRLHF; the first that a row has counts."""
+CONSOLE = re.compile(r"\bstep:\d+ - ")  # a line of verl's console
+PAIR = re.compile(r"([\w./@-]+):(?:np\.float\d+\()?(-?(?:[0-9.]+(?:e[+-]?\d+)?|inf|nan))")
 STEPS = ("step", "global_step", "training/global_step", "_step", "update")
 
 
@@ -64,9 +80,11 @@ def figures_of(row: Mapping[str, Any]) -> dict[str, float]:
     """A row's figures under our names. What is no finite number is left out, and counted as a step that was skipped
     where it is a loss or a norm."""
     found = {}
+    row = unpacked(row)
     for name, aliases in NAMES.items():
         value = next((row[a] for a in aliases if a in row), None)
-        if _number(value) and math.isfinite(value):
+        negative = name == "entropy" and _number(value) and value < 0  # a loss: entropy with its sign turned
+        if _number(value) and math.isfinite(value) and not negative:
             found[name] = float(value)
     losses = (v for k, v in row.items() if ("loss" in k or "grad_norm" in k) and _number(v))
     if any(not math.isfinite(v) for v in losses):
@@ -74,13 +92,21 @@ def figures_of(row: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+def unpacked(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row whose figures lie side by side, under names without the `train/` before them: verl's file logger keeps
+    them under `data`, OpenRLHF's sinks put `train/` before each."""
+    inner = row.get("data")
+    flat = {**row, **inner} if isinstance(inner, Mapping) else row
+    return {str(name).removeprefix("train/"): value for name, value in flat.items()}
+
+
 def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The rows of a log: JSON lines, or a JSON file that holds them as a list or under `log_history`. Raises
-    DataError."""
+    """The rows of a log: JSON lines, a JSON file that holds them as a list or under `log_history`, or what verl's console
+    printed, among whatever else. Raises DataError."""
     if not file.exists():
         raise DataError(f"{file} does not exist; give a trainer's log, .jsonl or trainer_state.json")
     if file.suffix != ".json":
@@ -97,6 +123,10 @@ def read_log(file: Path) -> list[dict[str, Any]]:
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
     lines = list(read_lines(file))
+    printed = [line for _, line in lines if CONSOLE.search(line)]
+    if printed and not any(line.lstrip().startswith("{") for line in printed):
+        yield from ({name: float(value) for name, value in PAIR.findall(line)} for line in printed)
+        return
     for number, line in lines:
         if not line.strip():
             continue
@@ -131,7 +161,8 @@ class LogWatch:
             return []
         self.updates += 1
         self.seen |= values.keys()
-        step = next((int(row[name]) for name in STEPS if _number(row.get(name))), self.updates)
+        flat = unpacked(row)
+        step = next((int(flat[name]) for name in STEPS if _number(flat.get(name))), self.updates)
         stats = StepStats(step, 0, values)
         found = [*self.health.observe(stats), *self.hacks.observe(stats)]
         self.alerts += found

@@ -52,7 +52,14 @@ def run(
     return rows
 
 
-@pytest.mark.parametrize("names", [TRL, VERL], ids=["TRL", "verl"])
+OPENRLHF = {
+    "score": "train/reward",
+    "length": "train/response_length",
+    "entropy": "train/entropy_loss",
+}
+
+
+@pytest.mark.parametrize("names", [TRL, VERL, OPENRLHF], ids=["TRL", "verl", "OpenRLHF"])
 def test_longer_and_longer_answers_are_suspected_and_a_run_that_learns_is_not(names: dict[str, str]) -> None:
     for seed in range(5):
         assert audit_rows(run(hacked=False, seed=seed, names=names))["verdict"] == "healthy"
@@ -77,6 +84,7 @@ def test_rows_of_evaluations_are_no_updates_and_what_is_no_number_is_a_skipped_s
     rows = run(hacked=False)
     mixed = [x for row in rows for x in (row, {"eval_loss": 1.0, "step": row["step"]}, {"epoch": 1})]
     assert audit_rows(mixed)["updates"] == len(rows)
+    assert figures_of({"entropy_loss": -1.2, "reward": 1.0}) == {"score": 1.0}, "no entropy: a loss"
     assert figures_of({"reward": math.nan, "loss": math.nan, "entropy": "1.0"}) == {"skipped": 1.0}
     broken = [row | {"grad_norm": math.inf} for row in rows]
     assert {a["name"] for a in audit_rows(broken)["alerts"]} == {"non_finite"}
@@ -87,6 +95,33 @@ def test_every_figure_of_a_detector_has_a_name() -> None:
     from burnish.monitor.hacking import FIGURES
 
     assert set(FIGURES) <= set(NAMES)
+
+
+def test_what_verl_prints_and_keeps(tmp_path: Path) -> None:
+    """Its file logger keeps figures under `data`; its console prints them in a line, among much else."""
+    rows = run(hacked=True, names=VERL)
+    kept = tmp_path / "metrics.jsonl"
+    inner = [{k: v for k, v in row.items() if k != "step"} for row in rows]
+    kept.write_text(
+        "".join(
+            json.dumps({"step": row["step"], "elapsed_seconds": 1.0, "data": data}) + "\n"
+            for row, data in zip(rows, inner, strict=True)
+        )
+    )
+    printed = tmp_path / "train.log"
+    lines = ["(main_task pid=19799) epoch 0, step 1", "INFO: {'actor_rollout_ref': {}}", ""]
+    for row, data in zip(rows, inner, strict=True):
+        told = " - ".join(f"{k}:{v:.6f}" for k, v in data.items())
+        lines.append(f"(TaskRunner pid=7) step:{row['step']} - actor/grad_norm:np.float64(1.2e-01) - {told}")
+    printed.write_text("\n".join(lines) + "\n")
+    first, second = audit_log(kept), audit_log(printed)
+    assert first["verdict"] == second["verdict"] == "hacking suspected"
+    assert first["suspected"]["step"] == second["suspected"]["step"]
+    assert first["updates"] == second["updates"] == len(rows)
+    assert read_log(printed)[0]["actor/grad_norm"] == 0.12
+    lines[3:] = [line.replace("np.float64(1.2e-01)", "nan") for line in lines[3:]]
+    printed.write_text("\n".join(lines))
+    assert {a["name"] for a in audit_log(printed)["alerts"]} >= {"non_finite"}
 
 
 def test_files(tmp_path: Path) -> None:
