@@ -44,12 +44,14 @@ UPDATES = "ppo.updates=48"
 HACKS_PLANTED: dict[str, tuple[list[str], list[str]]] = {
     "long": (["label.simulated.length_bias=0.15"], ["ppo.kl.target=8"]),
     "french": (["label.simulated.foreign_bias=8"], ["ppo.kl.target=16"]),
+    "french, a little": (["label.simulated.foreign_bias=3"], ["ppo.kl.target=8"]),
     "noise": (
         ["label.simulated.spam_share=0.5", "label.simulated.noise=0.1", "reward.members=1"],
         ["ppo.kl.target=16"],
     ),
 }
-"""Labels by annotators who like length; who like French; who answer at random half of the time, one reward model."""
+"""Labels by annotators who like length; who like French, so much that nothing else counts, or so much that it is worth a
+little less than a good story; who answer at random half of the time, one reward model."""
 ARMS: dict[str, dict[str, Any]] = {
     **{f"healthy, target {t}": {"labels": [], "ppo": [f"ppo.kl.target={t}"]} for t in (2, 4, 8)},
     "frozen": {"labels": [], "ppo": ["ppo.learning_rate=0"]},
@@ -60,7 +62,7 @@ ARMS: dict[str, dict[str, Any]] = {
 def measure(cell: Cell, room: Path) -> Figures:
     """PPO from stored rewards, with gold along."""
     labels = [f"seed={cell.seed}", *cell.settings["labels"]]
-    name = cell.arm if cell.settings["labels"] else "plain"
+    name = cell.arm.replace(", ", "-").replace(" ", "-") if cell.settings["labels"] else "plain"
     path = run_to(room, f"detectors-{name}-{cell.seed}", labels, "reward")
     rows, gold = [], []
     with ppo_of(path, [*labels, *cell.settings["ppo"]]) as (ppo, place):
