@@ -71,6 +71,9 @@ class Study:
     plots: Callable[[Sequence[Row]], list[Chart]] | None = None
     notes: Sequence[str] = field(default_factory=tuple)
     summary: Callable[[Sequence[Row]], str] | None = None  # what all rows together say
+    derived: Callable[[Figures], Figures] | None = (
+        None  # more figures, of those that are kept, by the code as it is
+    )
 
     @property
     def name(self) -> str:
@@ -102,6 +105,8 @@ def main(study: Study) -> None:
         with tempfile.TemporaryDirectory() as aside:
             carry_out(study, cells, asked.room or Path(aside), asked.kept)
     rows = newest(read_rows(asked.kept), cells)
+    if study.derived is not None:
+        rows = [{**row, "figures": {**row["figures"], **study.derived(row["figures"])}} for row in rows]
     print(table(study, rows))
     if study.summary is not None and rows:
         print(f"\n{study.summary(rows)}")
