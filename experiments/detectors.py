@@ -50,8 +50,8 @@ HACKS_PLANTED: dict[str, tuple[list[str], list[str]]] = {
         ["ppo.kl.target=16"],
     ),
 }
-"""Labels by annotators who like length; who like French, so much that nothing else counts, or so much that it is worth a
-little less than a good story; who answer at random half of the time, one reward model."""
+"""Labels by annotators who like length; who like French, so much that nothing else counts, or a little less than a good
+story; who answer at random half of the time, one reward model."""
 ARMS: dict[str, dict[str, Any]] = {
     **{f"healthy, target {t}": {"labels": [], "ppo": [f"ppo.kl.target={t}"]} for t in (2, 4, 8)},
     "frozen": {"labels": [], "ppo": ["ppo.learning_rate=0"]},
