@@ -231,7 +231,16 @@ def stretched(detector: Any, scale: float) -> Any:
 def plots(rows: Sequence[Row]) -> list[Chart]:
     """The ROC of the guard over all margins, and gold of every hacked arm."""
     points = list(roc(rows))
-    curve = line([p[1] for p in points], [p[2] for p in points], "margins times 0.25 to 3", 0)
+    curve = line([p[1] for p in points], [p[2] for p in points], "margins times", 0)
+    curve |= {
+        "mode": "lines+markers+text",
+        "text": [f"{p[0]:g}" for p in points],
+        "textposition": "bottom center",
+    }
+    axes = {
+        axis: {"title": {"text": f"{which} runs acted on"}, "range": [-0.05, 1.05]}
+        for axis, which in (("xaxis", "healthy"), ("yaxis", "hacked"))
+    }
     traces = [
         line(
             list(range(1, len(row["figures"]["gold"]) + 1)),
@@ -243,7 +252,7 @@ def plots(rows: Sequence[Row]) -> list[Chart]:
         if row["arm"] in HACKS_PLANTED
     ]
     return [
-        ("ROC", "Runs that the guard acts on.", figure([curve], "hacked runs", "healthy runs")),
+        ("ROC", "With all margins so many times as wide.", figure([curve], "", "", **axes)),
         ("Gold", "Of the policy's own answers.", figure(traces, "gold", "update")),
     ]
 
