@@ -1,6 +1,7 @@
 """The pictures of the pages in docs/pages/, from a browser.
 
 usage: python docs/take_screenshots.py RUNS (a folder with a finished run, usually runs)
+       python docs/take_screenshots.py PAGE.html CHART FILE.png (one chart of a study's page)
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ from tests.browsers import chromium
 from tests.web.desk import Person, joins, serving
 
 HERE = Path(__file__).parent / "pages"
+CHART = {"width": 760, "height": 900}
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 780}
 CODE = "Use a slice:\n\n```python\nnew = old[::-1]\n```\n\nIt leaves `old` as it was, and takes one line."
 PROSE = "You can call `old.reverse()` and then use it. Note that this **changes** the list, which you did not want."
 
 
 def main() -> None:
+    if len(sys.argv) == 4:
+        return chart(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
     HERE.mkdir(exist_ok=True)
     runs = Path(sys.argv[1])
     with chromium() as browser, tempfile.TemporaryDirectory() as room:
@@ -77,6 +81,15 @@ def labelling(browser: Any, place: Path) -> None:
         for key in ("3", "1", "=", "4"):
             page.keyboard.press(key)
         page.screenshot(path=HERE / "ranking.png")
+
+
+def chart(file: Path, name: str, into: Path) -> None:
+    with chromium() as browser:
+        page = browser.new_context(viewport=CHART, device_scale_factor=2).new_page()
+        page.goto(f"file://{file.resolve()}")
+        page.locator(".main-svg").first.wait_for()
+        page.wait_for_timeout(1000)
+        page.locator("figure", has_text=name).first.screenshot(path=into)
 
 
 def answer(app: Any) -> None:
