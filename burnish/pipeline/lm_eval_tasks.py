@@ -23,7 +23,7 @@ from burnish.config.evaluate import EvaluateConfig, GuardSet
 from burnish.errors import ConfigError, DataError
 from burnish.models.batches import CPU
 from burnish.models.logprobs import Policy, likelihood_and_greedy
-from burnish.models.memory import at_once
+from burnish.models.memory import at_once, first_line
 from burnish.models.sampling import sample_ids
 from burnish.models.sequences import Sequences
 from burnish.pipeline.models import Models, context_of
@@ -72,9 +72,10 @@ def asked(answers: Answers, manager: TaskManager, given: GuardSet) -> Marks:
             apply_chat_template=templated,
             verbosity="ERROR",
         )
-    except (OSError, ConnectionError) as error:
+    except (OSError, ValueError) as error:  # no data, no network, code that it would have to run
         raise DataError(
-            f"lm-eval's task {given.task!r} could not be read: {error}; is its data here?"
+            f"lm-eval's task {given.task!r} could not be asked: {first_line(error)}; is its data here? "
+            "`lm-eval validate --tasks NAME` says more"
         ) from error
     finally:
         logging.getLogger("lm_eval").setLevel(loudness)

@@ -139,6 +139,12 @@ def test_mistakes_are_told_in_words(models: Models, tasks: Path, monkeypatch: py
     )
     with pytest.raises(DataError, match="has 3 questions, 8 are needed"):
         held(models, GuardSet(task="few", include=str(tasks)))
+    gone = tasks / "gone.yaml"
+    gone.write_text(
+        (tasks / "choices.yaml").read_text().replace("choices", "gone").replace("rows", "nowhere")
+    )
+    with pytest.raises(DataError, match="'gone' could not be asked: Unable to find"):
+        held(models, GuardSet(task="gone", include=str(tasks)))
     for wrong in ({}, {"file": "a", "task": "b"}):
         with pytest.raises(ValueError, match="give one of the two"):
             GuardSet(**wrong)
