@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +29,17 @@ class GuardSet(Section):
     @property
     def name(self) -> str:
         return self.task if self.task is not None else Path(str(self.file)).stem
+
+    def lacks(self) -> str | None:
+        """What it needs and is not here, in words: to be asked before a run, not after it."""
+        if self.file is not None and not Path(self.file).exists():
+            return f"evaluate.guard_sets names {self.file}, which does not exist; give a file of prompts and references"
+        if self.task is not None and find_spec("lm_eval") is None:
+            return (
+                f"evaluate.guard_sets names {self.task!r}, a task of lm-eval, which is not installed; run "
+                "`pip install 'burnish[lm-eval]'`, or give a file"
+            )
+        return None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> GuardSet:

@@ -72,7 +72,7 @@ NAMES: Mapping[str, Sequence[str]] = {
 }
 """What a figure is called: here, in TRL (GRPO, RLOO, PPO), verl and OpenRLHF; the first that a row has counts."""
 CONSOLE = re.compile(r"\bstep:\d+ - ")  # a line of verl's console
-PAIR = re.compile(r"([\w./@-]+):(?:np\.float\d+\()?(-?(?:[0-9.]+(?:e[+-]?\d+)?|inf|nan))")
+PAIR = re.compile(r"([\w./@-]+):(?:np\.float\d+\()?(-?(?:\d+(?:\.\d*)?(?:e[+-]?\d+)?|inf|nan))")
 STEPS = ("step", "global_step", "training/global_step", "_step", "update")
 
 

@@ -38,6 +38,8 @@ def measured(
     models: Models, sft: Policy, champion: Policy, given: GuardSet, config: EvaluateConfig, seed: int
 ) -> Held:
     """One guard set. Raises DataError where too few of its prompts fit."""
+    if lacking := given.lacks():
+        raise ConfigError(lacking)
     asked = on_task if given.task is not None else on_prompts
     ours, theirs, groups = asked(models, sft, champion, given, config, seed)
     apart = [a - b for a, b in zip(ours, theirs, strict=True)]
@@ -49,13 +51,8 @@ def on_task(
     models: Models, sft: Policy, champion: Policy, given: GuardSet, config: EvaluateConfig, seed: int
 ) -> Figures:
     """A task of lm-eval, question by question."""
-    try:
-        from burnish.pipeline.lm_eval_tasks import marks_of
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"evaluate.guard_sets names {given.task!r}, a task of lm-eval, but {error.name} is not installed; run "
-            "`pip install 'burnish[lm-eval]'`, or give a file"
-        ) from error
+    from burnish.pipeline.lm_eval_tasks import marks_of  # an extra
+
     ours, theirs = marks_of(models, [champion, sft], given, config)
     if len(ours) < FEWEST:
         raise DataError(

@@ -306,6 +306,9 @@ def check_config(config: RunConfig) -> None:
                 f"evaluate.judge and label.judge are the same ({judge.model}, the same rubric): it would find its own "
                 "taste good; give another model or another rubric"
             )
+    for lacking in (given.lacks() for given in config.evaluate.guard_sets):
+        if lacking:
+            raise ConfigError(lacking)
     if config.label.source == "imported" and config.label.preferences is None:
         raise ConfigError("label.source is 'imported' but label.preferences names no file")
     if config.label.source == "imported" and (config.rounds > 1 or config.collect.follows is not None):

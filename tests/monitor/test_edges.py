@@ -1,4 +1,4 @@
-"""What monitors say in full, and where exactly they begin to: at a limit nothing is wrong, past it everything is told."""
+"""What monitors say in full, and where exactly they begin to: at a limit nothing is wrong, past it all is told."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from burnish.config import RunConfig
 from burnish.config.evaluate import EvaluateConfig, GuardSet
 from burnish.config.model import ModelConfig
 from burnish.errors import ConfigError, DataError
 from burnish.pipeline.guard_sets import measured
 from burnish.pipeline.models import Models
+from burnish.pipeline.order import check_config
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'burnish[lm-eval]'")
 
@@ -150,7 +151,12 @@ def test_mistakes_are_told_in_words(models: Models, tasks: Path, monkeypatch: py
             GuardSet(**wrong)
     with pytest.raises(ValueError, match="a file has `measure`"):
         GuardSet(file="a", metric="acc")
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "burnish.pipeline.lm_eval_tasks")
-    with pytest.raises(ConfigError, match=r"pip install 'burnish\[lm-eval\]'"):
-        held(models, GuardSet(task="choices"))
+    monkeypatch.setattr("burnish.config.evaluate.find_spec", lambda name: None)
+    for given, words in (
+        (GuardSet(task="choices"), r"pip install 'burnish\[lm-eval\]'"),
+        (GuardSet(file="nowhere.jsonl"), r"nowhere\.jsonl, which does not exist"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            held(models, given)
+        with pytest.raises(ConfigError, match=words):  # said before a run, not after it
+            check_config(RunConfig(evaluate=EvaluateConfig(guard_sets=(given,))))
