@@ -105,8 +105,8 @@ def _number(value: Any) -> TypeGuard[float]:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The rows of a log: JSON lines, a JSON file that holds them as a list or under `log_history`, or what verl's console
-    printed, among whatever else. Raises DataError."""
+    """The rows of a log: JSON lines, a JSON file that holds them as a list or under `log_history`, or what verl's
+    console printed, among whatever else. Raises DataError."""
     if not file.exists():
         raise DataError(f"{file} does not exist; give a trainer's log, .jsonl or trainer_state.json")
     if file.suffix != ".json":
