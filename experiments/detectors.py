@@ -140,6 +140,8 @@ def told(kept: Mapping[str, Any]) -> dict[str, Any]:
 
 def rate(count: int, updates: int) -> str:
     """Alerts per 100 updates, with an exact 95 % interval of a Poisson count: too narrow where alerts come in rows."""
+    if not updates:
+        return "-"
     low = chi2.ppf(0.025, 2 * count) / 2 if count else 0.0
     high = chi2.ppf(0.975, 2 * count + 2) / 2
     return f"{100 * count / updates:.2f} [{100 * low / updates:.2f}, {100 * high / updates:.2f}]"
@@ -230,13 +232,12 @@ def stretched(detector: Any, scale: float) -> Any:
 
 def plots(rows: Sequence[Row]) -> list[Chart]:
     """The ROC of the guard over all margins, and gold of every hacked arm."""
-    points = list(roc(rows))
-    curve = line([p[1] for p in points], [p[2] for p in points], "margins times", 0)
-    curve |= {
-        "mode": "lines+markers+text",
-        "text": [f"{p[0]:g}" for p in points],
-        "textposition": "bottom center",
-    }
+    points: dict[tuple[float, float], list[str]] = {}
+    for scale, false, right in roc(rows):
+        points.setdefault((false, right), []).append(f"{scale:g}")
+    curve = line([p[0] for p in points], [p[1] for p in points], "margins times", 0)
+    told = [", ".join(scales) for scales in points.values()]
+    curve |= {"mode": "lines+markers+text", "text": told, "textposition": "bottom right"}
     axes = {
         axis: {"title": {"text": f"{which} runs acted on"}, "range": [-0.05, 1.05]}
         for axis, which in (("xaxis", "healthy"), ("yaxis", "hacked"))
