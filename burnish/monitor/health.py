@@ -88,7 +88,7 @@ class HealthMonitor:
             if value is not None and value > limit:
                 text = f"{what} {value:.2f} is over {limit:g}: steps are too large"
                 alerts.append(self._alert(stats, name, "warning", value, limit, text))
-        self.skips = self.skips + 1 if stats.values.get("skipped", 0.0) else 0
+        self.skips = self.skips + 1 if stats.values.get("skipped") else 0
         if self.skips >= self.config.skipped_limit:
             text = f"{self.skips} updates in a row held steps that were not finite"
             alerts.append(

@@ -46,7 +46,7 @@ def drift(start: Rows, recent: Rows, window: int, name: str, *, share_of: int | 
         return None
     seen = [row[name] for row in recent if name in row]
     steps = [abs(b - a) for part in (first, seen) for a, b in itertools.pairwise(part)]
-    sd = MAD * median(steps) / math.sqrt(2) if steps else 0.0
+    sd = MAD * median(steps) / math.sqrt(2)
     before, now = median(first), median(last)
     if share_of is not None:
         n = share_of * (len(first) + len(last))

@@ -124,7 +124,7 @@ class AdaptiveKLController:
             "lead": 0.0,
             "highest": 0.0,
             "stalled": 0,
-            "start": state.get("coef", 0.0),
+            "start": 0.0,
         } | state  # new ones
         names = {f.name for f in fields(self)}
         if set(state) != names:

@@ -8,7 +8,7 @@ import pytest
 
 from burnish.config.monitor import MonitorConfig
 from burnish.monitor import thresholds as at
-from burnish.monitor.hacking import DETECTORS, Found, HackMonitor, WatcherMonitor
+from burnish.monitor.hacking import DETECTORS, Found, HackMonitor, WatcherMonitor, risen
 from burnish.monitor.health import HealthMonitor
 from burnish.monitor.windows import Drift, drift
 from burnish.records import Alert, StepStats
@@ -168,6 +168,12 @@ def test_at_its_limit_nothing_is_wrong(before: list[StepStats], values: dict[str
     assert seen(*before, step(**values)) == []
 
 
+def test_a_small_target_is_held_to_as_well() -> None:
+    monitor = HealthMonitor(CONFIG, kl_target=0.25)
+    assert monitor.observe(step(kl=0.5)) == []
+    assert [a.name for a in monitor.observe(step(kl=0.51))] == ["kl_spike"]
+
+
 def test_at_twice_its_limit_kl_is_no_more_than_a_warning() -> None:
     assert [a.severity for a in seen(step(kl=16.0))] == ["warning"]
 
@@ -181,7 +187,7 @@ def test_a_constant_reward_is_one_whatever_its_scale_and_one_of_its_own_needs_no
     assert seen(*noisy) == []
     lively = [step(score=0.0, score_sd=1.0, entropy=2.0), *[step(score=0.0, score_sd=0.0, entropy=0.5)] * 2]
     assert [a.name for a in seen(*lively)] == ["flat_reward"], "at the floor it has not collapsed yet"
-    none = [step(score=0.0, score_sd=0.0, entropy=0.8)] * 2
+    none = [step(score=0.0, score_sd=0.0, entropy=0.1)] * 2
     assert [a.name for a in seen(*none)] == ["flat_reward"]
 
 
@@ -228,13 +234,13 @@ RISEN = {
 
 @pytest.mark.parametrize("name", RISEN)
 def test_a_share_that_has_risen(name: str) -> None:
-    margin, words = RISEN[name]
-    look, before = DETECTORS[name].look, 0.125
-    assert look(Drift(before, before + margin, 0.0)) is None
+    (margin, words), before = RISEN[name], 0.125
     more = before + margin + 0.01
-    assert look(Drift(before, more, 0.0)) == Found(
-        more, before + margin, f"{words}: {before:.0%} before, {more:.0%} now"
-    )
+    for look in (DETECTORS[name].look, risen(margin, words)):
+        assert look(Drift(before, before + margin, 0.0)) is None
+        assert look(Drift(before, more, 0.0)) == Found(
+            more, before + margin, f"{words}: {before:.0%} before, {more:.0%} now"
+        )
 
 
 @pytest.mark.parametrize(
@@ -307,6 +313,20 @@ def test_a_share_of_few_answers_is_not_sure_of_what_many_are() -> None:
         ]
     assert heard[8] == []
     assert "truncation" in heard[800]
+
+
+def test_what_is_no_share_is_not_taken_for_one_though_it_lies_between_0_and_1() -> None:
+    monitor = HackMonitor(responses=8)
+    heard = set()
+    for n in range(36):
+        early = n < 12
+        figures = {
+            "score": 0.4 if early else 0.5,
+            "spread": 0.1 if early else 0.16,
+            "length": 9.0 if early else 90.0,
+        }
+        heard |= {a.name for a in monitor.observe(step(n, **figures))}
+    assert heard == {"length_drift", "ensemble_spread"}
 
 
 def test_after_a_roll_back_a_start_that_is_known_is_kept() -> None:

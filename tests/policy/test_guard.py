@@ -142,7 +142,7 @@ def test_a_decision_holds_all_its_evidence() -> None:
         state, StepStats(7, 2, {"kl": 9.0, "score": 1.0}), [alert("watcher_gap")], 11, CONFIG, tightest=1
     )
     assert out.decision is not None
-    assert not out.healthy
+    assert out.healthy is False
     assert out.decision.action == out.action == "raise_kl"
     assert out.decision.evidence == {
         "kl": 9.0,
