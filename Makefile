@@ -32,7 +32,7 @@ test: dev
 test-gpu: dev
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
-# Which small changes to guard, controller and detectors no test notices: minutes, and docs/mutants.md says which may live.
+# Which small changes to guard, controller and detectors no test notices: minutes; docs/results.md says which may live.
 mutants: dev
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[mutants]'
 	$(BIN)/mutmut run --max-children 2
