@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Callable
+
+LONGEST = 300  # seconds that it may take to come there
 
 
 def killed(work: Callable[[Callable[[], None]], object]) -> None:
     """Do `work` in a process of its own, which must end by the function that it is handed: SIGKILL to itself, after
     which nothing runs any more: no handler, no `finally`, no flush."""
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads than this one: the child needs none of them
+        child = os.fork()
     if not child:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(LONGEST)
         try:
             work(lambda: os.kill(os.getpid(), signal.SIGKILL))
         finally:
