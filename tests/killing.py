@@ -14,7 +14,7 @@ def killed(work: Callable[[Callable[[], None]], object]) -> None:
     """Do `work` in a process of its own, which must end by the function that it is handed: SIGKILL to itself, after
     which nothing runs any more: no handler, no `finally`, no flush."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # other threads than this one: the child needs none of them
+        warnings.simplefilter("ignore", DeprecationWarning)  # of other threads, of which the child needs none
         child = os.fork()
     if not child:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
