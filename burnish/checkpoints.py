@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
+from burnish import spmd
 from burnish.errors import RunError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -52,7 +53,9 @@ def _aside(path: Path) -> Iterator[IO[bytes]]:
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step."""
+    """Replace a file in one step. Of several processes the leader does it, and nobody waits for it."""
+    if not spmd.leads():
+        return
     with _aside(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
@@ -72,13 +75,13 @@ def atomic_lines(path: Path, lines: Iterable[str]) -> int:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file in one step. A figure that is not finite raises, by its name: a failure never becomes a
-    number."""
+    """Replace a JSON file in one step, before any process goes on. A figure that is not finite raises, by its name: a
+    failure never becomes a number."""
     for name, odd in _not_finite(value, ""):
         raise ValueError(
             f"{name}={odd} of {path.name} is not finite; what computed it must leave it out and say so"
         )
-    atomic_write(path, json.dumps(value, indent=1, allow_nan=False))
+    spmd.by_lead(atomic_write)(path, json.dumps(value, indent=1, allow_nan=False))
 
 
 def read_json(path: Path) -> Any:
@@ -96,6 +99,7 @@ def _not_finite(value: Any, name: str) -> Iterator[tuple[str, float]]:
             yield from _not_finite(inner, f"{name}[{number}]")
 
 
+@spmd.by_lead
 def link_folder(source: Path, path: Path) -> None:
     """A folder with the files of another: the same files where the disk can have them twice, copies elsewhere."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import time
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -13,10 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
+from burnish import launch, spmd
 from burnish.config.stages import StageName
 from burnish.environment import prepare_environment
 from burnish.errors import EXIT_CODES, BurnishError, ConfigError, Waiting
 from burnish.label_cli import app as label_app
+from burnish.plan_cli import plan
 from burnish.reward_cli import app as reward_app
 from burnish.watch_cli import app as evaluate_app
 from burnish.watch_cli import audit, why
@@ -26,7 +27,6 @@ EXIT_CHAMPION_IS_SFT = 10
 """The run finished, but nothing beat SFT: a code of its own."""
 EXIT_NOTHING_ALIGNED = 11
 """The gate stopped PPO, and nothing else was asked for."""
-PATIENCE = 5.0  # seconds between looks whether people have answered
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
@@ -49,6 +49,7 @@ app.add_typer(evaluate_app, name="evaluate")
 app.command("serve")(serve_runs)
 app.command("why")(why)
 app.command("audit")(audit)
+app.command("plan")(plan)
 
 ConfigArg = Annotated[
     Path | None, typer.Argument(help="YAML configuration; without one, the embedded rehearsal.")
@@ -104,11 +105,19 @@ def run(
             "--wait", help="Where people label or examine: stay, and go on when the last answer is in."
         ),
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes on this machine that share the run (scale.workers)."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Carry out a run, or continue one that was stopped. A finished run is left as it is."""
-    forced = ["ppo.gate=ignored"] if force else []
-    _run(config, [*sets, *forced], directory, until, redo, as_json, wait)
+    """Carry out a run, or continue one that was stopped. A finished run is left as it is. Started by torchrun, it is
+    shared by the processes that were started."""
+    more = [
+        *(["ppo.gate=ignored"] if force else []),
+        *([] if workers is None else [f"scale.workers={workers}"]),
+    ]
+    _run(config, [*sets, *more], directory, until, redo, as_json, wait)
 
 
 def _run(
@@ -124,31 +133,31 @@ def _run(
 
     loaded = load_config(config, sets)
     prepare_environment()
-    from burnish.evaluate.champion import ROUND, TRAINED
-    from burnish.pipeline.order import run_pipeline
-
     path = directory or Path("runs") / loaded.name
-    while True:
-        try:
-            done = run_pipeline(loaded, path, until=until, redo=redo)
-            break
-        except Waiting as error:
-            if not wait:
-                raise
-            print(error, file=sys.stderr, flush=True)
-            while not error.over():
-                time.sleep(PATIENCE)
-            redo = False  # it was done before people were waited for
-    summary_file = done.path / "summary.json"
+    task = launch.Task(loaded, path, until, redo, wait)
+    told = not spmd.first()  # by another process
+    if launch.wanted(loaded.scale):
+        if code := launch.start(task, sys.argv[1:]):
+            raise typer.Exit(code)
+        told = loaded.scale.ray is None
+    else:
+        launch.carry_out(task)
+    _tell(path, until, as_json, told=told)
+
+
+def _tell(path: Path, until: str | None, as_json: bool, *, told: bool) -> None:
+    """What a run came to, where that is not told yet, and its exit code."""
+    summary_file = path / "summary.json"
     if until is not None or not summary_file.exists():
-        _print({"run": str(done.path), "stages": _states(done.path)}, as_json)
+        if not told:
+            _print({"run": str(path), "stages": _states(path)}, as_json)
         return
     summary = json.loads(summary_file.read_text(encoding="utf-8"))
-    if as_json:
-        print(json.dumps(summary, indent=1))
-    else:
-        print(_summary_text(summary, done.path))
-    if summary["champion"] == "sft":
+    if not told:
+        print(json.dumps(summary, indent=1) if as_json else _summary_text(summary, path))
+    if summary["champion"] == "sft" and not spmd.launched():  # torchrun takes any code but 0 for a failure
+        from burnish.evaluate.champion import ROUND, TRAINED
+
         trained = any(name in TRAINED or name.startswith(ROUND) for name in summary["evaluation"])
         nothing = summary["ppo"]["state"] == "stopped" and not trained
         raise typer.Exit(EXIT_NOTHING_ALIGNED if nothing else EXIT_CHAMPION_IS_SFT)
@@ -400,7 +409,8 @@ def _failed(error: BaseException) -> int:
         raise error
     if isinstance(error, BurnishError):
         print(f"burnish: {error}", file=sys.stderr)
-        return error.exit_code
+        # To torchrun, who waits has not failed.
+        return 0 if spmd.launched() and isinstance(error, Waiting) else error.exit_code
     text = f"{type(error).__name__}: {error}"
     print(f"burnish: unexpected {text}; `burnish --verbose ...` shows where", file=sys.stderr)
     return 1

@@ -16,6 +16,7 @@ EXIT_CODES = {
     10: "finished, but nothing beat SFT",
     11: "finished, but nothing was aligned: the gate stopped PPO",
     12: "waiting for labels from people",
+    13: "another process of the run failed, hangs or is gone",
     20: "audit: hacking suspected",
     21: "audit: too few figures to tell",
     130: "interrupted (the run can be continued)",
@@ -44,6 +45,12 @@ class Waiting(BurnishError):
     def __init__(self, message: str, over: Callable[[], bool]) -> None:
         super().__init__(message)
         self.over = over
+
+
+class PeerFailed(BurnishError):
+    """Another process of a run of several failed, hangs or is gone, so that this one cannot go on."""
+
+    exit_code = 13
 
 
 class DataError(BurnishError):

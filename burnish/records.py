@@ -140,7 +140,8 @@ class Rollout:
     `prompt_ids` and `response_ids` are ragged lists of token ids (the response includes its end-of-sequence
     token when `ended`); `sample_logprobs` and `sample_entropy` (B, T) float32 are those of the distribution each
     token was drawn from, in nats, 0 where `response_mask` (B, T) bool is False; `features` are activations of the
-    base that was sampled, one (tokens, D) a row, by how many of its layers lie below.
+    base that was sampled, one (tokens, D) a row, by how many of its layers lie below; None for rows of which this
+    process keeps none.
     """
 
     prompts: list[Prompt]
@@ -151,7 +152,7 @@ class Rollout:
     sample_logprobs: torch.Tensor
     sample_entropy: torch.Tensor
     response_mask: torch.Tensor
-    features: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    features: dict[int, list[torch.Tensor | None]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.prompts)

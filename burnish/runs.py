@@ -19,6 +19,7 @@ import yaml
 from filelock import SoftFileLease
 from pydantic import ValidationError
 
+from burnish import spmd
 from burnish.checkpoints import (
     atomic_folder,
     atomic_write,
@@ -86,7 +87,8 @@ class RunDirectory:
             raise RunError(f"{path} is not empty and holds no run.yaml; choose another --dir")
         if config.threads is None:
             threads = cls.open(path).config.threads if exists else None
-            config = config.model_copy(update={"threads": threads or usable_cores()})
+            own = max(1, usable_cores() // spmd.neighbours())
+            config = config.model_copy(update={"threads": threads or own})
         return cls(path, config)
 
     @classmethod
@@ -165,10 +167,22 @@ class RunDirectory:
         return True
 
     def finish_stage(
-        self, name: str, outputs: Sequence[str], seconds: float, versions: Mapping[str, str]
+        self,
+        name: str,
+        outputs: Sequence[str],
+        seconds: float,
+        versions: Mapping[str, str],
+        processes: int = 1,
     ) -> None:
-        """Mark a stage done; `seconds` is the wall clock of the attempt that finished it."""
-        self._update(name, state="done", outputs=list(outputs), seconds=seconds, versions=dict(versions))
+        """Mark a stage done; `seconds` is the wall clock of the attempt that finished it, by so many processes."""
+        self._update(
+            name,
+            state="done",
+            outputs=list(outputs),
+            seconds=seconds,
+            versions=dict(versions),
+            processes=processes,
+        )
 
     def fail_stage(self, name: str, reason: str) -> None:
         self._update(name, state="failed", reason=reason)
@@ -233,10 +247,12 @@ class RunDirectory:
     # Append-only records
 
     def append(self, relative: str, row: Mapping[str, Any]) -> None:
-        """Add one JSON line. A figure that is not finite raises: a failure never becomes a number."""
+        """Add one JSON line. A figure that is not finite raises: a failure never becomes a number. Of several processes
+        the leader does it, and nobody waits for it."""
+        file, line = self.path / relative, _line(row)
+        if not spmd.leads():
+            return
         self._still_ours()
-        file = self.path / relative
-        line = _line(row)
         with disk_errors(self.path):
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("a", encoding="utf-8") as handle:
@@ -247,7 +263,7 @@ class RunDirectory:
 
     def read_rows(self, relative: str) -> list[dict[str, Any]]:
         """Rows of a JSONL file; a half-written last line is ignored, a broken one elsewhere raises RunError."""
-        return list(read_jsonl(self.path / relative))
+        return spmd.from_lead(lambda: list(read_jsonl(self.path / relative)))
 
     def _appended(self) -> Iterator[Path]:
         for folder in APPENDED:
@@ -271,6 +287,7 @@ class RunDirectory:
 
     # Checkpoints
 
+    @spmd.by_lead
     def checkpoint(
         self,
         stage: str,
@@ -295,8 +312,11 @@ class RunDirectory:
         return sorted(p for p in found if ".tmp-" not in p.name and (p / "state.json").exists())
 
     def latest_checkpoint(self, stage: str) -> Checkpoint | None:
-        folders = self._checkpoints(stage)
-        return self._read_checkpoint(folders[-1]) if folders else None
+        def look() -> Checkpoint | None:
+            folders = self._checkpoints(stage)
+            return self._read_checkpoint(folders[-1]) if folders else None
+
+        return spmd.from_lead(look)
 
     def checkpoint_at(self, stage: str, step: int) -> Checkpoint:
         return self._read_checkpoint(self.path / stage / f"checkpoint-{step:06d}")

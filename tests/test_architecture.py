@@ -13,9 +13,30 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "burnish"
 STAGES = {"labels", "reward", "policy", "monitor", "evaluate", "rehearse", "report"}
-FLOOR = {"environment", "objectives", "stats", "textstats", "records", "config", "errors", "randomness"}
+FLOOR = {
+    "environment",
+    "spmd",
+    "objectives",
+    "stats",
+    "textstats",
+    "records",
+    "config",
+    "errors",
+    "randomness",
+}
 MIDDLE = {"models", "data", "runs", "inputs", "checkpoints", "locks", "parallel"}
-ABOVE = {"cli", "watch_cli", "web_cli", "label_cli", "mturk_cli", "reward_cli", "pipeline", "web", "docs"}
+ABOVE = {
+    "cli",
+    "plan_cli",
+    "watch_cli",
+    "web_cli",
+    "label_cli",
+    "mturk_cli",
+    "reward_cli",
+    "pipeline",
+    "web",
+    "docs",
+}
 LEVEL = {
     **dict.fromkeys(FLOOR, 0),
     **dict.fromkeys(MIDDLE, 1),
@@ -23,7 +44,16 @@ LEVEL = {
     "pipeline": 3,
     "web": 3,
 }
-LEVEL |= {"cli": 4, "watch_cli": 4, "web_cli": 4, "label_cli": 4, "mturk_cli": 4, "reward_cli": 4, "docs": 5}
+LEVEL |= {
+    "cli": 4,
+    "plan_cli": 4,
+    "watch_cli": 4,
+    "web_cli": 4,
+    "label_cli": 4,
+    "mturk_cli": 4,
+    "reward_cli": 4,
+    "docs": 5,
+}
 
 
 def room(module: str) -> str:

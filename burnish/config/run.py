@@ -13,6 +13,7 @@ from burnish.config.model import ModelConfig
 from burnish.config.monitor import MonitorConfig
 from burnish.config.ppo import PPOConfig
 from burnish.config.reward import RewardConfig
+from burnish.config.scale import ScaleConfig
 from burnish.config.select import SelectConfig
 from burnish.config.sft import SftConfig
 from burnish.config.strict import Section
@@ -38,3 +39,4 @@ class RunConfig(Section):
     distill: DistillConfig = DistillConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     monitor: MonitorConfig = MonitorConfig()
+    scale: ScaleConfig = ScaleConfig()

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+from burnish import spmd
 from burnish.checkpoints import atomic_folder, read_json, write_json
 from burnish.errors import ModelError
 from burnish.models.heads import Reading, ScalarHead
@@ -33,6 +34,7 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER).exists()
 
 
+@spmd.by_lead
 def save_policy(top: Top, folder: Path, tokenizer: Any) -> None:
     """Write what was trained: an adapter of the base, or a plain model where there is none."""
     if _adapted(top):
@@ -41,6 +43,7 @@ def save_policy(top: Top, folder: Path, tokenizer: Any) -> None:
         save_plain_policy(top, folder, tokenizer)
 
 
+@spmd.by_lead
 def save_reward_model(model: ScalarHead, folder: Path, tokenizer: Any) -> None:
     """Write what was trained: an adapter with the head, or a plain model where there is none; in reading.json where the
     head reads."""
@@ -50,6 +53,7 @@ def save_reward_model(model: ScalarHead, folder: Path, tokenizer: Any) -> None:
         save_plain_reward_model(model, folder, tokenizer)
 
 
+@spmd.by_lead
 def save_plain_policy(top: Top, folder: Path, tokenizer: Any) -> None:
     """Write a plain Hugging Face causal LM with its tokenizer, adapters merged."""
     lm: Any = copy.deepcopy(top.base.lm).float()
@@ -83,6 +87,7 @@ def score(prompt_ids, response_ids):
 """
 
 
+@spmd.by_lead
 def save_plain_reward_model(model: ScalarHead, folder: Path, tokenizer: Any) -> None:
     """Write a whole model that gives raw scores, adapters merged: an `AutoModelForSequenceClassification(num_labels=1)`
     for a head that reads the last token; for one that reads the mean an `AutoModel`, the head in a file of its own, and

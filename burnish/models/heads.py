@@ -148,15 +148,11 @@ def averaged(models: Sequence[ScalarHead]) -> ScalarHead:
     return model.eval()
 
 
-@torch.no_grad()
 def read_features(model: ScalarHead, sequences: Sequences) -> torch.Tensor:
     """(N, D) what the head reads of every sequence."""
-    base, rows = model.top.base, range(len(sequences))
-    return base.memory.fit("scores", at_once(base.device), lambda n: sequences.each(model.pooled, n, rows))
+    return sequences.read(model.pooled, at_once(model.top.base.device), range(len(sequences)), "scores")
 
 
-@torch.no_grad()
 def raw_scores(model: ScalarHead, sequences: Sequences) -> torch.Tensor:
     """(N,) raw scores of every sequence."""
-    base, rows = model.top.base, range(len(sequences))
-    return base.memory.fit("scores", at_once(base.device), lambda n: sequences.each(model.score, n, rows))
+    return sequences.read(model.score, at_once(model.top.base.device), range(len(sequences)), "scores")

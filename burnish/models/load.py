@@ -10,9 +10,16 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import disable_progress_bar
 
+from burnish import spmd
 from burnish.config.model import TINY_MODEL, ModelConfig
 from burnish.errors import ConfigError, DataError, ModelError
 from burnish.records import Prompt
@@ -89,9 +96,12 @@ def resolve_path(path: str) -> str:
     return str(model_path())
 
 
-def load_model(config: ModelConfig, *, path: str | Path | None = None) -> tuple[PreTrainedModel, Codec]:
+def load_model(
+    config: ModelConfig, *, path: str | Path | None = None, weights: bool = True
+) -> tuple[PreTrainedModel, Codec]:
     """The model in float32 and eval mode, and its codec. `path` overrides the configured one (an exported
-    policy). Raises ModelError with the next step when it cannot be loaded."""
+    policy). Without `weights` the model is a sketch: shapes on no device, of which nothing is read but its
+    configuration. Raises ModelError with the next step when it cannot be loaded."""
     source = resolve_path(config.path) if path is None else str(path)
     gguf = config.gguf_file if path is None else None
     extra: dict[str, Any] = {}
@@ -104,30 +114,40 @@ def load_model(config: ModelConfig, *, path: str | Path | None = None) -> tuple[
         extra["revision"] = config.revision
     if config.attn_implementation is not None:
         extra["attn_implementation"] = config.attn_implementation
+    which = {k: extra[k] for k in ("gguf_file", "revision") if k in extra}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, **{k: extra[k] for k in ("gguf_file", "revision") if k in extra}
-        )
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **extra)
+        tokenizer = AutoTokenizer.from_pretrained(source, **which)
+        if weights:
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **extra)
+        else:
+            known = AutoConfig.from_pretrained(source, **which)
+            attention = {k: extra[k] for k in ("attn_implementation",) if k in extra}
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(known, dtype=torch.float32, **attention)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"model.path={source!r} cannot be loaded: {first}. Give a folder with config.json and weights, or "
             "a hub name that is reachable from here; for a GGUF file set model.gguf_file"
         ) from error
-    own_memory(model)
+    if weights:
+        own_memory(model)
     codec = make_codec(tokenizer, model, config.use_chat_template)
-    model.eval().to(find_device(config.device))
+    model.eval()
+    if weights:
+        model.to(find_device(config.device))  # type: ignore[arg-type]
     return model, codec
 
 
 def find_device(name: str) -> torch.device:
-    """The device a configuration names; `auto` is the first of cuda, mps and cpu that is there. Raises ConfigError for
-    one that is not."""
+    """The device a configuration names; `auto` is the first of cuda, mps and cpu that is there, and each process of a
+    machine has a GPU of its own. Raises ConfigError for one that is not there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, found in there.items() if found))
+        name = next(kind for kind, found in there.items() if found)
     device = torch.device(name)
+    if device.type == "cuda" and device.index is None and spmd.processes() > 1:
+        device = torch.device("cuda", spmd.local() % torch.cuda.device_count())
     if not there[device.type] or (device.index or 0) >= max(1, torch.cuda.device_count()):
         found = ", ".join(kind for kind, is_there in there.items() if is_there)
         raise ConfigError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from burnish import spmd
 from burnish.errors import TrainingError
 from burnish.models.batches import CPU
 from burnish.models.shared_base import Base
@@ -63,12 +64,13 @@ def trial_rows(groups: Sequence[str], wanted: int, rng: torch.Generator) -> tupl
 
 
 def try_rates(what: str, rates: Sequence[float], trial: Callable[[float], float]) -> list[Trial]:
-    """Every rate with the held-out loss that `trial` says it came to, the best first. Raises TrainingError when all
-    diverged."""
-    found = []
-    for rate in rates:
-        loss = trial(rate)
-        found.append(Trial(rate, loss if math.isfinite(loss) else math.inf))
+    """Every rate with the held-out loss that `trial` says it came to, the best first; of several processes each tries
+    some of them. Raises TrainingError when all diverged."""
+    losses = spmd.deal(rates, lambda own: [trial(rate) for rate in own])
+    found = [
+        Trial(rate, loss if math.isfinite(loss) else math.inf)
+        for rate, loss in zip(rates, losses, strict=True)
+    ]
     found.sort(key=lambda trial: trial.loss)
     if math.isinf(found[0].loss):
         raise TrainingError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from burnish import spmd
 from burnish.errors import Diverged
 from burnish.models.batches import CPU
 from burnish.models.decoding import PlainDecoder, decoder
@@ -45,26 +46,38 @@ def sample_rollout(
 ) -> Rollout:
     """Sample one response per prompt, at most `batch_size` at a time (fewer where memory runs out). Each response draws
     from its own row of random numbers, which derive from (seed, where): what is sampled does not depend on
-    `batch_size`."""
+    `batch_size`, nor on how many processes share the rows. Activations are there of a process's own rows alone."""
     encoded = [codec.encode_prompt(p) for p in prompts]
     uniforms = torch.rand(
         len(prompts), max_tokens, generator=generator(seed, *where), dtype=torch.float64, device=CPU
     )
     memory = policy.top.base.memory
-    book = memory.fit("sampling", batch_size, lambda n: sample_ids(policy, codec, encoded, uniforms, n))
-    lengths = book.lengths[:-1]
+    features: list[dict[int, torch.Tensor]] = [{} for _ in prompts]
+
+    def sample(own: list[int]) -> tuple[torch.Tensor, ...]:
+        asked = [encoded[i] for i in own]
+        book = memory.fit(
+            "sampling", batch_size, lambda n: sample_ids(policy, codec, asked, uniforms[own], n)
+        )
+        for i, kept in zip(own, book.features, strict=True):
+            features[i] = kept
+        return tuple(x[:-1] for x in (book.tokens, book.logprobs, book.entropy, book.lengths, book.ended))
+
+    tokens, logprobs, entropy, lengths, ended = spmd.gather(len(prompts), sample)
+    base = policy.top.base
+    cuts = base.cuts if base.fast else ()  # in which case all were kept
     mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-    ids = [row[:n].tolist() for row, n in zip(book.tokens, lengths.tolist(), strict=False)]
+    ids = [row[:n].tolist() for row, n in zip(tokens, lengths.tolist(), strict=True)]
     return Rollout(
         prompts=list(prompts),
         prompt_ids=encoded,
         response_ids=ids,
         texts=[codec.decode(row) for row in ids],
-        ended=book.ended[:-1].tolist(),
-        sample_logprobs=book.logprobs[:-1, : mask.shape[1]] * mask,
-        sample_entropy=book.entropy[:-1, : mask.shape[1]] * mask,
+        ended=ended.tolist(),
+        sample_logprobs=logprobs[:, : mask.shape[1]] * mask,
+        sample_entropy=entropy[:, : mask.shape[1]] * mask,
         response_mask=mask,
-        features={cut: [row[cut] for row in book.features] for cut in book.features[0]},
+        features={cut: [kept.get(cut) for kept in features] for cut in cuts},
     )
 
 

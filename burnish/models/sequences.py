@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 
+from burnish import spmd
 from burnish.models.batches import Batch, micro_batches, pad_batch
 from burnish.models.engine import inner
 from burnish.models.shared_base import Base, Top
@@ -19,7 +20,8 @@ PROMPTS_AT_ONCE = 32  # with all their responses, where activations are computed
 class Sequences:
     """N prompt-response pairs of token ids on a base. Batches come out padded by length, with the base's
     activations attached when it is cut (N x tokens x D x 4 bytes, where `Base.memory` has room for them); where they
-    are there already, in `features`, they are not computed."""
+    are there already, in `features`, they are not computed. One of several processes has those of the rows that it
+    works on alone."""
 
     def __init__(
         self,
@@ -28,14 +30,14 @@ class Sequences:
         response_ids: Sequence[Sequence[int]],
         pad_id: int,
         *,
-        features: list[torch.Tensor] | None = None,
+        features: Sequence[torch.Tensor | None] | None = None,
     ) -> None:
         self.base = base
         self.prompt_ids = prompt_ids
         self.response_ids = response_ids
         self.pad_id = pad_id
         self.layers_done = 0
-        self._features = features
+        self._features: list[torch.Tensor | None] = [*(features or [None] * len(prompt_ids))]
 
     @classmethod
     def of(cls, base: Base, rollout: Rollout, pad_id: int) -> Sequences:
@@ -44,17 +46,35 @@ class Sequences:
         ids = (rollout.prompt_ids, rollout.response_ids)
         if base.cut and base.cut not in rollout.features:
             missing = (base.whole.cuts | {base.cut}) - rollout.features.keys()
-            rollout.features |= activations(base.whole, *ids, pad_id, missing)
+            own = spmd.mine(range(len(rollout)))
+            found = spmd.locally(
+                lambda: (
+                    activations(base.whole, _rows(own, ids[0]), _rows(own, ids[1]), pad_id, missing)
+                    if own
+                    else {}
+                )
+            )
+            for cut in missing:
+                kept = dict(zip(own, found.get(cut, ()), strict=True))
+                rollout.features[cut] = [kept.get(row) for row in range(len(rollout))]
         return cls(base, *ids, pad_id, features=rollout.features.get(base.cut))
 
     @property
     def features(self) -> list[torch.Tensor] | None:
-        """(length, D) activations below the cut, computed when first asked for; None without a cut."""
-        if self._features is None and self.base.cut:
-            cut = {self.base.cut}
-            found = activations(self.base, self.prompt_ids, self.response_ids, self.pad_id, cut)
-            self._features = found[self.base.cut]
-        return self._features
+        """(length, D) activations below the cut of every row; None without a cut."""
+        return self.kept(range(len(self))) if self.base.cut else None
+
+    def kept(self, rows: Sequence[int]) -> list[torch.Tensor]:
+        """(length, D) activations below the cut of the named rows, computed when first asked for, then with those of
+        all other rows that this process works on; none without a cut."""
+        if self.base.cut and any(self._features[row] is None for row in rows):
+            wanted = {*rows, *spmd.mine(range(len(self)))} if spmd.size() > 1 else range(len(self))
+            missing = [row for row in sorted(wanted) if self._features[row] is None]
+            ids = _rows(missing, self.prompt_ids), _rows(missing, self.response_ids)
+            found = activations(self.base, *ids, self.pad_id, {self.base.cut})[self.base.cut]
+            for row, features in zip(missing, found, strict=True):
+                self._features[row] = features
+        return [f for row in rows if (f := self._features[row]) is not None]
 
     def lifted(self, top: Top, batch_size: int) -> Sequences:
         """The same sequences with the frozen layers of `top` run on their activations once, for this top alone; as
@@ -62,13 +82,13 @@ class Sequences:
         if not (self.base.fast and 0 < top.frozen_layers < len(inner(top.body).layers)):
             return self
         features: list[torch.Tensor | None] = [None] * len(self)
-        for rows, batch in self.batches(batch_size):
+        for rows, batch in self.batches(batch_size, spmd.mine(range(len(self)))):
             for row, hidden, mask in zip(
                 rows, top.run_frozen(batch), batch.attention_mask.bool(), strict=True
             ):
                 features[row] = self.base.memory.keep(hidden[mask])
         lifted = copy.copy(self)
-        lifted._features = [f for f in features if f is not None]
+        lifted._features = features
         lifted.layers_done = top.frozen_layers
         return lifted
 
@@ -91,12 +111,14 @@ class Sequences:
     def batch(self, rows: Sequence[int]) -> Batch:
         """The named rows as one padded batch, features attached."""
         batch = self._pad(rows)
-        if self.features is None:
+        own = self.kept(rows)
+        if not own:
             return batch
-        width = self.features[rows[0]].shape[-1]
         device = self.base.device
-        features = torch.zeros(*batch.attention_mask.shape, width, device=device)
-        features[batch.attention_mask.bool()] = torch.cat([self.features[i].to(device) for i in rows])
+        features = torch.zeros(
+            *batch.attention_mask.shape, own[0].shape[-1], device=device, dtype=own[0].dtype
+        )
+        features[batch.attention_mask.bool()] = torch.cat([x.to(device) for x in own])
         return batch.with_features(features, self.layers_done)
 
     def batches(self, size: int, rows: Sequence[int] | None = None) -> Iterator[tuple[list[int], Batch]]:
@@ -115,10 +137,28 @@ class Sequences:
                 position += 1
         return torch.cat(pieces)[[places[row].pop() for row in rows]]
 
+    def read(
+        self, read: Callable[[Batch], torch.Tensor], size: int, rows: Sequence[int], what: str
+    ) -> torch.Tensor:
+        """(len(rows), ...) what `read` says of each row, shared out among the processes; not to be differentiated.
+        `what` it is called where memory runs out."""
+        memory = self.base.memory
+
+        def part(own: list[int]) -> tuple[torch.Tensor]:
+            chosen = [rows[i] for i in own]
+            return (memory.fit(what, size, lambda n: self.each(read, n, chosen)),)
+
+        with torch.no_grad():
+            return spmd.gather(len(rows), part)[0]
+
     def _groups(self, size: int, rows: Sequence[int]) -> Iterator[list[int]]:
         return micro_batches(
             [len(p) for p in self.prompt_ids], [len(r) for r in self.response_ids], size, rows
         )
+
+
+def _rows(rows: Sequence[int], ids: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    return [ids[row] for row in rows]
 
 
 def activations(

@@ -128,6 +128,13 @@ def sparkline(values: list[float]) -> str:
     return "".join(BARS[round((v - low) / span * 7) if span else 0] for v in values)
 
 
+class Unseen(View):
+    """Says nothing: that of a process that is not the one to talk."""
+
+    def note(self, text: str) -> None:
+        return None
+
+
 def open_view(title: str, kl_target: float) -> View:
     """A live panel when standard error is a terminal, plain lines otherwise."""
     console = Console(stderr=True)

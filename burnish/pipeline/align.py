@@ -32,9 +32,10 @@ from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
 from burnish.pipeline.oversight import Oversight
 from burnish.pipeline.own_answers import OwnAnswers
+from burnish.policy.collection import ScoreFn
 from burnish.policy.first_rate import first_rate
 from burnish.policy.kl_control import AdaptiveKLController, initial_coef
-from burnish.policy.ppo import PPO, ScoreFn
+from burnish.policy.ppo import PPO
 from burnish.policy.self_check import self_check
 from burnish.policy.shaping import Shaping
 from burnish.randomness import derive_seed

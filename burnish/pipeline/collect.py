@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from burnish import spmd
 from burnish.checkpoints import atomic_write, read_json
 from burnish.config.collect import CollectConfig
 from burnish.config.select import SelectConfig
@@ -48,13 +49,19 @@ def collect(models: Models, data: Data, journal: Journal, config: CollectConfig,
         size = min(config.batch_size, config.n_pairs - start)
         chunk = [prompts[i % len(prompts)] for i in range(start, start + size)]
         comparisons, identical = sample_pairs(models, policy, chunk, config, seed, ("collect", number))
-        data.store.add_comparisons(comparisons)
+        keep_comparisons(data, comparisons)
         # What the store had before is not told: after a kill it may hold this chunk already.
         row = {"step": number + 1, "pairs": size, "identical": identical}
         journal.run.append("metrics/collect.jsonl", row)
         journal.checkpoint()
         journal.view.progress(start + size, config.n_pairs)
     return ["labels.sqlite"]
+
+
+@spmd.by_lead
+def keep_comparisons(data: Data, comparisons: Sequence[Comparison]) -> None:
+    """Into the label store."""
+    data.store.add_comparisons(comparisons)
 
 
 def sample_pairs(
@@ -90,7 +97,7 @@ def collect_more(models: Models, data: Data, journal: Journal, earlier: RunDirec
     members learn from is chosen where the earlier ensemble's members disagree, but for a random share; what measures
     (for watcher, validation and examiner) is drawn at random."""
     config = journal.run.config
-    known = take_over(data, earlier)
+    known = spmd.from_lead(lambda: take_over(data, earlier))
     number = 1 + max((c.round for c in known), default=-1)
     wanted = pairs_of_round(config, config.rounds)
     # A base of its own: what is read of it here changes no figure of the stages to come.
@@ -108,7 +115,7 @@ def collect_more(models: Models, data: Data, journal: Journal, earlier: RunDirec
     picks = pick(data, config.select, ensemble, models, candidates, known, wanted, seed)
     rows = [{"comparison": c.id, "why": why, "score": score} for c, why, score in picks]
     atomic_write(journal.path / SELECTED, "".join(json.dumps(row) + "\n" for row in rows))
-    data.store.add_comparisons(replace(c, round=number) for c, _, _ in picks)
+    keep_comparisons(data, [replace(c, round=number) for c, _, _ in picks])
     counts = Counter(why for _, why, _ in picks)
     text = (
         f"round {number + 1}: {len(picks)} of {len(candidates)} new comparisons are to be labelled: "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from burnish import spmd
 from burnish.checkpoints import read_json
 from burnish.config.data import DataConfig
 from burnish.config.label import LabelConfig
@@ -167,6 +168,9 @@ class Data:
 
     def preferences(self) -> list[Preference]:
         """What the run's labels come to: labelled comparisons with a winner."""
+        return spmd.from_lead(self._preferences)
+
+    def _preferences(self) -> list[Preference]:
         if self.label.consensus == "mean":
             return self.store.preferences(self.snapshot)
         from burnish.labels.consensus import consensus_of

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from burnish import spmd
 from burnish.config.dpo import DPOConfig
 from burnish.data.preferences import read_preferences, write_preferences
 from burnish.errors import TrainingError
@@ -62,6 +63,7 @@ def run_dpo(
         dpo.learning_rate = found.state.get("dpo_rate", dpo.learning_rate)  # older ones had a configured rate
     else:
         journal.decide(0, Decision("label_smoothing", why, {"job": "dpo", "smoothing": smoothing}))
+    dpo.reference_sums = dpo.cache_reference()
     if not dpo.step and config.learning_rate == "auto":
         dpo.learning_rate = found_rate(
             journal,
@@ -83,6 +85,7 @@ def run_dpo(
                 "dpo_step": dpo.step,
                 "dpo_rate": dpo.learning_rate,
             }
+            spmd.check_replicas(dpo.parameters, "DPO")
             journal.checkpoint(dpo.save, state)
     save_policy(dpo.policy.top, journal.path / "dpo", models.codec.tokenizer)
     return {"updates": dpo.step, "pairs": len(dpo.pairs), "pairs_from": how, "smoothing": smoothing}
@@ -101,7 +104,7 @@ def smoothing_of(data: Data, config: DPOConfig) -> tuple[float, str]:
         return 0.0, "dpo: ipo takes no label smoothing"
     if config.label_smoothing != "auto":
         return config.label_smoothing, f"dpo: label smoothing {config.label_smoothing:g}, as configured"
-    votes = votes_of(data.store.labels(at=data.snapshot))
+    votes = votes_of(spmd.from_lead(lambda: list(data.store.labels(at=data.snapshot))))
     weighed = weigh(votes, "dawid_skene")
     rate = flip_rate(votes, weighed.consensus) if weighed.overlap else None
     if rate is None:
@@ -129,7 +132,7 @@ def on_policy_pairs(
                 f"the policy's {config.n} answers to each of {config.prompts} prompts are all the same: there is "
                 "nothing to prefer; raise ppo.temperature or dpo.n, or set dpo.pairs: labels"
             )
-        write_preferences(pairs, file)
+        spmd.by_lead(partial(write_preferences, pairs, file))()
     found = read_preferences(file).pairs if file.stat().st_size else []
     return [
         p

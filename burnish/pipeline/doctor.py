@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psutil
 import torch
 
 from burnish.config import RunConfig
@@ -15,7 +14,8 @@ from burnish.config.evaluate import EvaluateConfig
 from burnish.pipeline.data import Data
 from burnish.pipeline.models import Models, context_of
 from burnish.pipeline.order import Workplace, check_config
-from burnish.pipeline.pace import BYTES, measure, memory_estimate, settle_batch, time_estimate
+from burnish.pipeline.outlook import look_ahead
+from burnish.pipeline.pace import BYTES, settle_batch
 from burnish.records import Prompt
 from burnish.runs import RunDirectory
 from burnish.stats import clustered_proportion
@@ -104,19 +104,21 @@ def _words(prompt: Prompt) -> frozenset[str]:
 
 
 def _machine(place: Workplace) -> list[Finding]:
-    need, have = memory_estimate(place.models, place.config), psutil.virtual_memory().available
+    ahead = look_ahead(place.config)
     free = shutil.disk_usage(Path.cwd()).free
     disk = 6 * sum(p.numel() for p in place.models.base.lm.parameters()) * BYTES
-    pace = measure(place.models, place.data, place.config)
-    seconds = time_estimate(pace, place.data, place.config)
+    smaller = "; ".join(f"{a.settings} makes it {a.peak / 2**30:.1f}" for a in ahead.advice)
     return [
         Finding(
-            "memory", need < 0.9 * have, f"about {need / 2**30:.1f} GiB needed, {have / 2**30:.1f} GiB free"
+            "memory",
+            ahead.fits,
+            f"about {ahead.peak / 2**30:.1f} GiB needed ({ahead.largest}), {ahead.free / 2**30:.1f} GiB free"
+            + (f"; {smaller}" if smaller else ""),
         ),
         Finding("disk", disk < free, f"about {disk / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free"),
         Finding(
             "time",
             None,
-            f"about {seconds / 60:.0f} minutes on {place.config.threads} threads, measured roughly",
+            f"about {ahead.duration / 60:.0f} minutes on {place.config.threads} threads (burnish plan says of what)",
         ),
     ]

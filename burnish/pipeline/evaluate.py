@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from burnish import spmd
 from burnish.checkpoints import read_json, write_json
 from burnish.config.evaluate import EvaluateConfig
 from burnish.errors import DataError, RunError
@@ -213,7 +214,7 @@ def measured_kl(policy: Policy, reference: Policy, rollout: Rollout, kl_prompts:
     def read(batch: Batch) -> torch.Tensor:
         return response_kl(policy, reference, batch)
 
-    values = base.memory.fit("kl", at_once(base.device), lambda size: sequences.each(read, size, last))
+    values = sequences.read(read, at_once(base.device), last, "kl")
     return {
         "kl": float(values.mean()),
         "kl_se": float(values.std(unbiased=True)) / math.sqrt(n),
@@ -236,20 +237,24 @@ def examine(
     texts = {name: answer.texts for name, answer in answers.items()}
     baseline = texts.pop("sft")
     if config.examiner == "people":
-        return examine_by_people(
-            journal.path, prompts, texts, baseline, config.people_each, data.label.guidelines
+        return spmd.from_lead(
+            lambda: examine_by_people(
+                journal.path, prompts, texts, baseline, config.people_each, data.label.guidelines
+            )
         )
     if config.examiner == "judge":
-        return examine_by_judge(
-            data.store,
-            prompts,
-            texts,
-            baseline,
-            config.judge,
-            data.label.guidelines,
-            journal.path / "judge" / "examiner.jsonl",
-            journal.view,
-            data.snapshot,
+        return spmd.from_lead(
+            lambda: examine_by_judge(
+                data.store,
+                prompts,
+                texts,
+                baseline,
+                config.judge,
+                data.label.guidelines,
+                journal.path / "judge" / "examiner.jsonl",
+                journal.view,
+                data.snapshot,
+            )
         )
     describe, judge = build_examiner(models, data, journal.path, config, answers, seed)
     return (

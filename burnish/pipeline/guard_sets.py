@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
-import torch
-
+from burnish import spmd
 from burnish.config.evaluate import EvaluateConfig, GuardSet
 from burnish.data.prompts import read_references
 from burnish.errors import ConfigError, DataError
@@ -53,7 +52,8 @@ def on_task(
     """A task of lm-eval, question by question."""
     from burnish.pipeline.lm_eval_tasks import marks_of  # an extra
 
-    ours, theirs = marks_of(models, [champion, sft], given, config)
+    # The harness asks as it likes: by one process, for all.
+    ours, theirs = spmd.from_lead(lambda: marks_of(models, [champion, sft], given, config))
     if len(ours) < FEWEST:
         raise DataError(
             f"lm-eval's task {given.task!r} has {len(ours)} questions, {FEWEST} are needed; raise limit"
@@ -112,7 +112,6 @@ def plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-@torch.no_grad()
 def likelihoods(
     models: Models, policy: Policy, prompts: Sequence[Prompt], references: Sequence[str]
 ) -> list[float]:
@@ -121,9 +120,7 @@ def likelihoods(
     asked = [models.codec.encode_prompt(p) for p in prompts]
     said = [models.codec.encode_response(r, to=p) for p, r in zip(prompts, references, strict=True)]
     sequences = Sequences(base, asked, said, models.codec.pad_id)
-    sums = base.memory.fit(
-        "guard sets",
-        at_once(base.device),
-        lambda n: sequences.each(lambda b: token_logprobs(policy, b).sum(1), n, range(len(sequences))),
+    sums = sequences.read(
+        lambda b: token_logprobs(policy, b).sum(1), at_once(base.device), range(len(sequences)), "guard sets"
     )
     return [float(s) / len(ids) for s, ids in zip(sums, said, strict=True)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from burnish import spmd
 from burnish.errors import Diverged
 from burnish.models.sampling import sample_rollout
 from burnish.monitor.texts import text_figures
@@ -50,6 +51,7 @@ class Guarded:
         """Take over what PPO itself was."""
         self.ppo.load(folder)
         self.ppo.load_state_dict(state["ppo"])
+        spmd.settled()  # before process 0 puts another checkpoint in its place
 
     def tighten(self) -> None:
         """Combine the reward's members as carefully as the guard has decided."""
@@ -58,6 +60,7 @@ class Guarded:
 
     def checkpoint(self, *, healthy: bool, proven: bool = False) -> None:
         """Save everything; older checkpoints go, but for the last that has proved healthy and the one about to."""
+        spmd.check_replicas([*self.ppo.policy_parameters, *self.ppo.value_parameters], "PPO")
         found = self.journal.latest_checkpoint()
         number = found.step + 1 if found else 1
         keep = self.oversight.checkpointed(number, self.ppo.tick, healthy=healthy, proven=proven)
@@ -79,7 +82,7 @@ def run_attempt(guarded: Guarded, sample_every: int) -> str | None:
     """Updates until PPO is done (None), rolled back (None, state restored) or given up (the reason)."""
     ppo, journal = guarded.ppo, guarded.journal
     for raw in ppo.updates():
-        stats = watched(ppo, raw, guarded.watch)
+        stats = spmd.leaders(watched(ppo, raw, guarded.watch))
         journal.log("ppo", stats)
         while ppo.notes:
             journal.decide(stats.step, ppo.notes.pop(0))

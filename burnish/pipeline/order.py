@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +12,7 @@ from time import perf_counter
 
 import torch
 
+from burnish import spmd
 from burnish.config import RunConfig
 from burnish.data.store import LabelStore
 from burnish.errors import ConfigError, OutOfMemory, RunError, Waiting
@@ -19,7 +20,7 @@ from burnish.inputs import Inputs, code_version, config_inputs, content_hash
 from burnish.labels.served import ASKED
 from burnish.models.load import find_device, resolve_path
 from burnish.models.memory import first_line, ran_out
-from burnish.monitor.live import View, open_view
+from burnish.monitor.live import Unseen, View, open_view
 from burnish.monitor.trackers import Trackers, open_trackers
 from burnish.monitor.webhook import Webhook, open_webhook
 from burnish.pipeline.align import align
@@ -76,6 +77,7 @@ class Stage:
     writes: Writes
     files: tuple[str, ...] = ()
     lower: str = "evaluate.batch_size"  # what to lower when memory runs out
+    shared: bool = True  # among the processes of a run; otherwise the leader does it, and may wait for people
 
 
 EXAMINED = ("examined.json", "stressed.json", "examined.html", "examined_on.json", "examined_on.html")
@@ -136,6 +138,7 @@ ROUND = (
             "burnish.stats",
         ),
         writes=Writes(records=("label", "import", "judge"), files=("labels.json",)),
+        shared=False,
     ),
     Stage(
         "reward",
@@ -237,6 +240,7 @@ STAGES = (
         uses=("name",),
         code=("burnish.report", "burnish.pipeline.report"),
         writes=Writes(folders=("champion",), timed=("summary.json", "report.html")),
+        shared=False,
     ),
 )
 """The table of contents. `rounds` stands for what comes before the last round, where there are several."""
@@ -350,27 +354,49 @@ def run_pipeline(
         raise ConfigError(
             f"until={until!r}, but a run with rounds: {config.rounds} has the stages {', '.join(names)}"
         )
-    run = RunDirectory.create_or_open(path, config)
-    with run.lock(), nullcontext(view) if view else open_view(config.name, config.ppo.kl.target) as view:
-        followed(run)  # says so, if it is none to follow
-        set_determinism(run.config)
-        place = Workplace.alone(run)
-        config = run.config = settle_batch(run, place.models, place.data)
+    run = spmd.from_lead(lambda: RunDirectory.create_or_open(path, config))
+    with ExitStack() as held:
+        if spmd.leads():
+            held.enter_context(run.lock())
+        view = held.enter_context(nullcontext(view) if view else view_of(config))
+        config = run.config = spmd.from_lead(partial(prepared, run, view, redo))
+        set_determinism(config)
         inputs = stage_inputs(config)
-        discard_stale(run, inputs, view, redo=redo)
-        run.freeze()
-        trackers = open_trackers(config.monitor.trackers, run.path, config.model_dump(mode="json"), view.note)
-        hook = open_webhook(config.monitor.webhook, config.name, view.note)
-        place = Workplace.of(run, view, trackers, hook)
+        place = Workplace.of(run, view, *tellers(run, view))
         try:
             for stage in stages_of(config):
                 carry_out(place, stage, inputs[stage.name])
                 if stage.name == until:
                     break
         finally:
-            trackers.close()
+            place.journal.trackers.close()
             place.data.close()
     return run
+
+
+def prepared(run: RunDirectory, view: View, redo: bool) -> RunConfig:
+    """Make a run directory ready for its stages; the configuration it is carried out with."""
+    followed(run)  # says so, if it is none to follow
+    set_determinism(run.config)
+    place = Workplace.alone(run)
+    config = run.config = settle_batch(run, place.models, place.data)
+    discard_stale(run, stage_inputs(config), view, redo=redo)
+    run.freeze()
+    return config
+
+
+def view_of(config: RunConfig) -> View:
+    """What a run is watched in: of several processes the leader has one."""
+    return open_view(config.name, config.ppo.kl.target) if spmd.leads() else Unseen("", config.ppo.kl.target)
+
+
+def tellers(run: RunDirectory, view: View) -> tuple[Trackers, Webhook | None]:
+    """Where the figures of a run go besides its folder, by the leader alone."""
+    config = run.config
+    if not spmd.leads():
+        return Trackers({}, view.note), None
+    trackers = open_trackers(config.monitor.trackers, run.path, config.model_dump(mode="json"), view.note)
+    return trackers, open_webhook(config.monitor.webhook, config.name, view.note)
 
 
 def run_round(view: View, config: RunConfig, path: Path) -> RunDirectory:
@@ -429,23 +455,38 @@ def set_labels_aside(run: RunDirectory, *, keep_comparisons: bool) -> None:
 def carry_out(place: Workplace, stage: Stage, inputs: Inputs) -> None:
     """One stage: skipped when done, continued when it was stopped, marked failed with the reason when it fails."""
     run, view = place.journal.run, place.journal.view
-    if not run.begin_stage(stage.name, inputs):
+    if not spmd.from_lead(lambda: run.begin_stage(stage.name, inputs)):
         return
     view.stage(stage.name, "")
     place.models.told = place.journal.of(stage.name).less_at_once
     began = perf_counter()
     try:
-        outputs = stage.carry_out(place)
+        outputs = stage.carry_out(place) if stage.shared else spmd.from_lead(partial(by_itself, stage, place))
     except Waiting as error:
-        run.wait_stage(stage.name, str(error))
+        if spmd.leads():
+            run.wait_stage(stage.name, str(error))
         raise
     except Exception as error:
         told = out_of_memory(error, stage)
-        run.fail_stage(stage.name, str(told or error) or type(error).__name__)
+        if spmd.leads():
+            run.fail_stage(stage.name, str(told or error) or type(error).__name__)
         if told is not None:
             raise told from error
         raise
-    run.finish_stage(stage.name, outputs, perf_counter() - began, versions())
+    seconds = perf_counter() - began
+    spmd.by_lead(run.finish_stage)(stage.name, outputs, seconds, versions(), spmd.processes())
+
+
+def by_itself(stage: Stage, place: Workplace) -> list[str]:
+    """A stage that is not shared. What it reads of the data is forgotten after it where there are several processes:
+    what one alone knew already, the others would wait for it to ask."""
+    if spmd.processes() == 1:
+        return stage.carry_out(place)
+    data = replace(place.data)
+    try:
+        return stage.carry_out(replace(place, data=data))
+    finally:
+        data.close()
 
 
 def out_of_memory(error: Exception, stage: Stage) -> OutOfMemory | None:

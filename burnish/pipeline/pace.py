@@ -1,9 +1,10 @@
-"""How fast this machine is with this model: what `doctor` estimates from, and what sizes PPO's batch on request."""
+"""How fast a machine is with a model: seconds a response of everything that stages do, and PPO's batch that follows."""
 
 from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -18,6 +19,7 @@ from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.pipeline.data import Data
 from burnish.pipeline.models import Models
+from burnish.records import Prompt
 from burnish.runs import RunDirectory
 
 PROBE = 32  # responses that are timed
@@ -37,17 +39,28 @@ class Pace:
     policy: float
     reward: float
 
+    @property
+    def scoring(self) -> float:
+        """To be read by one reward model: a pass forward, of forward and backward."""
+        return self.reward / 3
+
     def ppo_response(self, config: RunConfig) -> float:
         """Of one response of a PPO update: sampled, scored, read by the reference, learned from by policy and value
         function in every inner epoch."""
-        members = config.reward.members * self.reward / 3  # a pass forward, of forward and backward
+        members = config.reward.members * self.scoring
         value = self.reward if config.ppo.advantage in ("auto", "gae") else 0.0
         return self.sampling + members + self.reading + config.ppo.epochs * (self.policy + value)
 
+    def scaled(self, sampled: float, read: float) -> Pace:
+        """For responses of so many times the tokens, and sequences of so many times theirs."""
+        return Pace(
+            self.sampling * sampled,
+            *(read * x for x in (self.features, self.reading, self.policy, self.reward)),
+        )
 
-def measure(models: Models, data: Data, config: RunConfig) -> Pace:
-    """Time a small batch of each."""
-    prompts = data.splits.train[:PROBE]
+
+def measure(models: Models, prompts: Sequence[Prompt], config: RunConfig) -> Pace:
+    """Time a small batch of each, on these prompts."""
     policy = models.new_policy()
 
     device = models.base.device
@@ -92,43 +105,6 @@ def measure(models: Models, data: Data, config: RunConfig) -> Pace:
     return Pace(sampling, features, reading, learning, timed(began))
 
 
-def time_estimate(pace: Pace, data: Data, config: RunConfig) -> float:
-    """Seconds for the whole run, DPO and distillation left out. Rounds: a later one samples candidates, and trains its
-    rewards on all labels so far."""
-    rounds = config.rounds
-    sampled = config.label.source != "imported"  # collected by this run
-    collected = 2 * config.collect.n_pairs * pace.sampling if sampled else 0.0
-    if sampled:
-        answers = 2 * config.collect.n_pairs
-    else:
-        pairs = data.imported.pairs
-        answers = len({(p.prompt.id, text) for p in pairs for text in (p.chosen, p.rejected)})
-    # A probe reads all layers; members learn on two thirds of the answers, watcher and examiner on the rest.
-    passes = config.reward.epochs * (0.7 * config.reward.members + 0.3) * pace.reward
-    rewards = answers * (2 * pace.features + passes)
-    ppo = config.ppo.updates * config.ppo.batch_size * pace.ppo_response(config)
-    examined = config.evaluate.n_selection + config.evaluate.n_test
-    evaluation = examined * (pace.sampling + pace.features) * (1 + rounds + config.evaluate.best_of_n)
-    collected *= (1 + config.select.candidates * (rounds - 1)) / rounds
-    return collected + rewards * (rounds + 1) / 2 + ppo * rounds + evaluation
-
-
-def memory_estimate(models: Models, config: RunConfig) -> int:
-    """Bytes at the peak, roughly: the base, a policy and a value function with gradients and two moments, the frozen
-    heads, activations that are kept below the cut, and one micro-batch of what the trained layers need. A figure to
-    plan by, not a bound."""
-    lm = models.base.lm
-    total = sum(p.numel() for p in lm.parameters())
-    trained = sum(p.numel() for p in models.new_policy().top.trained_parameters())
-    heads = (config.reward.members + 2) * trained
-    text = lm.config.get_text_config()
-    tokens = models.config.max_prompt_tokens + models.config.max_response_tokens
-    layers = text.num_hidden_layers - models.base.cut
-    batch = config.ppo.micro_batch * tokens * text.hidden_size * 34 * layers
-    kept = config.ppo.batch_size * row_bytes(models) if models.base.cut else 0
-    return BYTES * (total + 2 * 4 * trained + heads + batch) + kept + (1 << 30)
-
-
 def row_bytes(models: Models) -> int:
     """Of one response's activations below the cut, kept for policy and reward models."""
     tokens = models.config.max_prompt_tokens + models.config.max_response_tokens
@@ -150,7 +126,7 @@ def settle_batch(run: RunDirectory, models: Models, data: Data) -> RunConfig:
     models = replace(models, fine_tuned=None)
     data = replace(data, models=models)
     fits = int(config.model.cache_gib * 2**30) // row_bytes(models)
-    wanted = seconds / measure(models, data, config).ppo_response(config)
+    wanted = seconds / measure(models, data.splits.train[:PROBE], config).ppo_response(config)
     size = batch_of(min(wanted, fits), config.ppo)
     write_json(file, {"update_seconds": seconds, "batch_size": size})
     data.close()

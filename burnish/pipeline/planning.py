@@ -21,7 +21,7 @@ from burnish.models.pairs import EncodedPairs
 from burnish.pipeline.order import Workplace, set_determinism
 from burnish.randomness import derive_seed
 from burnish.records import Label, Preference
-from burnish.reward.probe import PENALTIES, PROMPTS_AT_ONCE, choose, fit, pool, probe, probed_depths
+from burnish.reward.probe import PENALTIES, choose, fit, pool, probe, probed_depths
 from burnish.runs import RunDirectory
 
 SPLITS = 24
@@ -102,9 +102,7 @@ def _differences(
         depths = probed_depths(base, place.config.reward.layers or base.layers)
         reading = choose(probe(base, encoded, depths, ["mean", "last"], seed)).reading
     everything = range(len(pairs))
-    read = base.memory.fit(
-        "probe", PROMPTS_AT_ONCE, lambda size: pool(base, encoded, everything, [reading.depth], size)
-    )[reading.depth, reading.pooling]
+    read = pool(base, encoded, everything, [reading.depth])[reading.depth, reading.pooling]
     chosen, rejected = encoded.sides(read)
     scale = read.std(0).clamp(min=1e-6)
     return np.asarray(((chosen - rejected) / scale).double().numpy()), encoded.groups, reading

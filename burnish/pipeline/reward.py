@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache, partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
 
+from burnish import spmd
 from burnish.checkpoints import read_json, write_json
 from burnish.config.evaluate import EvaluateConfig
 from burnish.config.model import TINY_MODEL
 from burnish.config.ppo import PPOConfig
 from burnish.config.reward import RewardConfig
 from burnish.models.artefacts import load_reward_model, save_reward_model
-from burnish.models.heads import Pooling, Reading, averaged, raw_scores
+from burnish.models.heads import Pooling, Reading, ScalarHead, averaged, raw_scores
 from burnish.models.pairs import EncodedPairs
 from burnish.models.rates import USUAL, ladder
 from burnish.models.sampling import sample_rollout
@@ -28,7 +30,7 @@ from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
 from burnish.pipeline.trials import found_rate
 from burnish.randomness import derive_seed
-from burnish.records import Decision, Preference, Prompt, Rollout
+from burnish.records import Decision, Preference, Prompt, Rollout, StepStats
 from burnish.reward.ensemble import RewardEnsemble, normalisation, pair_spread
 from burnish.reward.examine import error_correlation, errors, examine, length_bias, watcher_verdict
 from burnish.reward.length import fit_correction
@@ -102,7 +104,7 @@ def reward(
 
     held_out = on_validation(ensemble.raw, ensemble.base)  # (2N, K)
     ensemble.reference_variance = max(pair_spread((held_out - ensemble.mean) / ensemble.sd), 1e-8)
-    first = {c.id: c.first.text for c in data.store.comparisons()}
+    first = spmd.from_lead(lambda: {c.id: c.first.text for c in data.store.comparisons()})
     report = examine(parts["validation"], held_out.cpu(), ensemble.sd.cpu(), first, examination.confidence)
     more: dict[str, Any] = {
         "folders": used,
@@ -207,28 +209,54 @@ def train_group(
     learning_rate: float,
     seed: int,
 ) -> None:
-    """Train and export reward models of the same pairs side by side; a name seeds its head, bootstrap, order and
-    dropout."""
+    """Train and export reward models of the same pairs side by side, whole ones by each of several processes; a name
+    seeds its head, bootstrap, order and dropout."""
     base = pairs.sequences.base
-    _ = pairs.sequences.features  # before threads share them
-    heads = new_models(base, names, config, seed, pooling)
-    loops = [
-        train_reward_model(
-            head,
-            pairs,
-            config,
-            learning_rate=learning_rate,
-            seed=derive_seed(seed, "reward"),
-            member=name,
-        )
-        for name, head in heads.items()
-    ]
-    for number, stats in side_by_side(loops, in_threads=base.device.type == "cpu"):
-        journal.log("reward", stats, {"member": names[number]})
-    if config.shared_head and len(heads) > 1:
-        heads[AVERAGE] = averaged(list(heads.values()))
-    for name, head in heads.items():
-        save_reward_model(head, journal.path / "reward" / name, models.codec.tokenizer)
+    learning = partial(
+        train_reward_model,
+        pairs=pairs,
+        config=config,
+        learning_rate=learning_rate,
+        seed=derive_seed(seed, "reward"),
+    )
+
+    def train(own: list[str]) -> list[tuple[list[StepStats], dict[str, torch.Tensor] | None]]:
+        """What is told of every model, and its weights where somebody else is to save them."""
+        _ = pairs.sequences.features  # before threads share them
+        trained = new_models(base, own, config, seed, pooling, names[0])
+        loops = [learning(head, member=name) for name, head in trained.items()]
+        told: list[list[StepStats]] = [[] for _ in own]
+        for number, stats in side_by_side(loops, in_threads=base.device.type == "cpu"):
+            if len(own) == len(names):
+                journal.log("reward", stats, {"member": own[number]})
+            else:
+                told[number].append(stats)
+        if spmd.leads():
+            heads.update(trained)
+        states = [None if spmd.leads() else head.state() for head in trained.values()]
+        return list(zip(told, states, strict=True))
+
+    heads: dict[str, ScalarHead] = {}
+    done = spmd.deal(names, train)
+    for row in zip_longest(
+        *(told for told, _ in done)
+    ):  # in the order in which one process would have told it
+        for name, stats in zip(names, row, strict=True):
+            if stats is not None:
+                journal.log("reward", stats, {"member": name})
+    for name, (_, state) in zip(names, done, strict=True):
+        if state is not None and spmd.leads():
+            heads |= new_models(base, [name], config, seed, pooling, names[0])
+            heads[name].load(state)
+    if config.shared_head and len(names) > 1 and spmd.leads():
+        heads[AVERAGE] = averaged([heads[name] for name in names])
+
+    @spmd.by_lead
+    def keep() -> None:
+        for name, head in heads.items():
+            save_reward_model(head, journal.path / "reward" / name, models.codec.tokenizer)
+
+    keep()
 
 
 def reference_prompts(data: Data, config: RewardConfig, ppo: PPOConfig) -> list[Prompt]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from burnish import spmd
 from burnish.checkpoints import read_json
 from burnish.data.store import Snapshot
 from burnish.evaluate.champion import ROUND, TRAINED
@@ -30,11 +31,16 @@ def account_of_rounds(
     paths = [*(round_path(run.path, number + 1) for number in rounds[:-1]), run.path]
     snapshots = [Snapshot(**read_json(path / SNAPSHOT)) for path in paths]
     origin: dict[str, int] = {}
-    for number, at in enumerate(snapshots):
-        for comparison in data.store.comparisons(at=at):
-            origin.setdefault(comparison.id, number)
-    counts = [0, *(sum(1 for _ in data.store.labels(at=at)) for at in snapshots)]
-    labels = list(data.store.labels(at=snapshots[-1]))
+    known_at, counts, labels = spmd.from_lead(
+        lambda: (
+            [[c.id for c in data.store.comparisons(at=at)] for at in snapshots],
+            [0, *(sum(1 for _ in data.store.labels(at=at)) for at in snapshots)],
+            list(data.store.labels(at=snapshots[-1])),
+        )
+    )
+    for number, ids in enumerate(known_at):
+        for comparison in ids:
+            origin.setdefault(comparison, number)
     known = policies(run)
     found = []
     for number in rounds:

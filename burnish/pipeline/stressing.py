@@ -127,14 +127,12 @@ def response_logprobs(
     policy = models.reference()
     base = policy.top.base
     sequences = Sequences(base, prompt_ids, response_ids, models.codec.pad_id)
-    with torch.no_grad():
-        return base.memory.fit(
-            "log-probabilities",
-            at_once(base.device),
-            lambda n: sequences.each(
-                lambda batch: token_logprobs(policy, batch).sum(1), n, range(len(sequences))
-            ),
-        )
+    return sequences.read(
+        lambda batch: token_logprobs(policy, batch).sum(1),
+        at_once(base.device),
+        range(len(sequences)),
+        "log-probabilities",
+    )
 
 
 def looks_hacked(rounds: Sequence[Rollout]) -> list[list[bool]]:

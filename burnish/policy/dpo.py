@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from burnish import spmd
 from burnish.config.dpo import DPOConfig
 from burnish.models.batches import CPU, Batch
 from burnish.models.logprobs import Policy, make_policy, token_logprobs
@@ -46,7 +47,6 @@ class DPO:
     def steps(self) -> int:
         return n_updates(len(self.pairs), self.config.batch_size, self.config.epochs)
 
-    @torch.no_grad()
     def cache_reference(self) -> torch.Tensor:
         """(M,) summed log-probabilities of every answer under the reference."""
         sequences = self.pairs.sequences
@@ -55,7 +55,7 @@ class DPO:
         def read(batch: Batch) -> torch.Tensor:
             return token_logprobs(self.reference, batch).sum(1)
 
-        return self.memory.fit("reference", self.config.micro_batch, lambda n: sequences.each(read, n, rows))
+        return sequences.read(read, self.config.micro_batch, rows, "reference")
 
     def logprob_sums(self, batch: Batch) -> torch.Tensor:
         """(B,) log-probability of each response under the policy."""
@@ -80,26 +80,34 @@ class DPO:
         warmup = round(self.config.warmup_share * self.steps)
         rate = self.learning_rate * warm_up_then_down(self.step, self.steps, warmup)
         set_rates(self.optimizer, rate)
-        total = self.memory.fit(
-            "training dpo", self.config.micro_batch, lambda size: self.gradient(index, reference, size)
+        own = spmd.mine(index)
+        total = spmd.add(
+            self.parameters,
+            lambda: self.memory.fit(
+                "training dpo",
+                self.config.micro_batch,
+                lambda size: self.gradient(own, reference, size, len(index)),
+            ),
         )
         norms = take_step(self.optimizer, [self.parameters], self.config.max_grad_norm, [total["loss"]])
         values = {} if norms is None else {**total, "grad_norm": norms[0]}
         return {**values, "learning_rate": rate, "skipped": float(norms is None)}
 
-    def gradient(self, index: list[int], reference: torch.Tensor, micro_batch: int) -> dict[str, float]:
-        """The gradient of the mean loss of the named pairs, from forward passes of at most `micro_batch` sequences (two
-        at least); the loss and its figures."""
+    def gradient(
+        self, index: list[int], reference: torch.Tensor, micro_batch: int, n: int
+    ) -> dict[str, float]:
+        """The gradient of the loss of the named pairs, as their share of the mean over `n`, from forward passes of at
+        most `micro_batch` sequences (two at least); the loss and its figures."""
         self.optimizer.zero_grad(set_to_none=True)
         total = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0, "chosen_logratio": 0.0}
         sides = self.pairs.sides(reference)
         for part in self.pairs.parted(index, micro_batch):
             losses, margins, chosen_logratio = self.losses(part, sides)
-            (losses.sum() / len(index)).backward()
-            total["loss"] += float(losses.detach().sum()) / len(index)
-            total["accuracy"] += float((margins > 0).float().sum()) / len(index)
-            total["margin"] += float(margins.sum()) / len(index)
-            total["chosen_logratio"] += float(chosen_logratio.sum()) / len(index)
+            (losses.sum() / n).backward()
+            total["loss"] += float(losses.detach().sum()) / n
+            total["accuracy"] += float((margins > 0).float().sum()) / n
+            total["margin"] += float(margins.sum()) / n
+            total["chosen_logratio"] += float(chosen_logratio.sum()) / n
         return total
 
     def losses(

@@ -29,9 +29,7 @@ def first_rate(ppo: PPO) -> tuple[float | None, float]:
     batch = ppo.first_batch = ppo.collect(ppo.step + 1)
     rows = list(range(len(batch.rollout)))
     with torch.enable_grad():
-        ppo.policy.top.base.memory.fit(
-            "training ppo", ppo.config.micro_batch, lambda size: ppo.gradient(batch, rows, size)
-        )
+        ppo.accumulate(batch, rows)
     parameters = [p for p in ppo.policy_parameters if p.grad is not None]
     norm = float(nn.utils.clip_grad_norm_(parameters, ppo.config.max_grad_norm))
     if not (math.isfinite(norm) and norm > 0):

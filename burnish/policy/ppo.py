@@ -5,10 +5,8 @@ Schulman et al. 2017 (clipped objective), Ziegler et al. 2019 (KL in the reward,
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,100 +14,45 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from burnish.config.ppo import PPOConfig
-from burnish.errors import Diverged
+from burnish import spmd
 from burnish.models.batches import CPU, Batch
-from burnish.models.heads import ScalarHead
-from burnish.models.load import Codec
-from burnish.models.logprobs import Policy, token_logprobs
-from burnish.models.sampling import sample_rollout
-from burnish.models.sequences import Sequences
+from burnish.models.logprobs import token_logprobs
 from burnish.models.steps import set_rates, take_step
-from burnish.objectives.advantages import gae, group_advantages, shape_rewards, whiten
-from burnish.objectives.kl import kl_k1, kl_k3, sequence_sum
-from burnish.objectives.losses import (
-    approx_kl,
-    clipped_policy_loss,
-    clipped_value_loss,
-    explained_variance,
-    masked_mean,
-)
-from burnish.policy.kl_control import AdaptiveKLController
+from burnish.objectives.kl import kl_k3, sequence_sum
+from burnish.objectives.losses import approx_kl, clipped_policy_loss, clipped_value_loss
+from burnish.policy.collection import Collector, Experience, finite
 from burnish.policy.optimizer_state import load_optimizer, save_optimizer
-from burnish.policy.shaping import Shaping
 from burnish.randomness import generator
-from burnish.records import Decision, Prompt, Rollout, Scores, StepStats
+from burnish.records import Decision, StepStats
 
 RATE_BAND = 3.0  # how far a step may be from the one that is wanted
 RATE_RANGE = 1000.0
 STEP_ROWS = 16  # responses on which the step of an update is measured
 PATIENCE = 3  # updates of a value function that explains nothing
 GROUPS = (4, 5, 3, 2)  # answers to compare without one, the first that divides the batch
-GAP_ROWS = 4  # responses of each batch whose log-probabilities are computed again
-
-ScoreFn = Callable[[Rollout], Scores]
 
 
-@dataclass
-class Experience:
-    """One batch of rollouts with everything that stays fixed during its inner epochs; all (B, T)."""
-
-    rollout: Rollout
-    judged: Rollout  # the same responses, as the reward reads them
-    sequences: Sequences
-    value_sequences: Sequences | None  # the same, the frozen layers of the value function run
-    scores: Scores
-    old_logprobs: torch.Tensor
-    ref_logprobs: torch.Tensor
-    entropy: torch.Tensor
-    advantages: torch.Tensor
-    old_values: torch.Tensor | None  # None without a value function
-    returns: torch.Tensor | None
-    paid: torch.Tensor  # (B,) the scores as they were shaped
-    kl: torch.Tensor  # (B,) k1, nats per response
-    sampling_gap: float
-
-
-@dataclass
-class PPO:
+@dataclass(kw_only=True)
+class PPO(Collector):
     """A PPO run. `updates()` yields one StepStats an update; the caller logs, judges and checkpoints between.
 
-    `step` counts updates kept (a roll-back takes it back), `tick` all updates ever made, `attempt` the
-    restarts after roll-backs. Randomness derives from (seed, attempt, step).
+    `step` counts updates kept (a roll-back takes it back), `tick` all updates ever made.
     """
 
-    policy: Policy
-    reference: Policy
-    value: ScalarHead | None  # None where advantages need none
-    codec: Codec
-    score: ScoreFn
-    prompts: Sequence[Prompt]
-    config: PPOConfig
-    controller: AdaptiveKLController
-    max_tokens: int
     learning_rate: float
     value_learning_rate: float
-    seed: int
-    plain: Callable[[Rollout], Rollout] | None = (
-        None  # what of a rollout is judged, where prompts are instructed
-    )
-    shaping: Shaping | None = None  # None: scores are paid as they are
-    step: int = 0
     tick: int = 0
-    attempt: int = 0
     skipped_in_a_row: int = 0
     experience: Experience | None = None
     first_batch: Experience | None = None  # of the first update, where it was needed before
-    timing: dict[str, float] = field(default_factory=dict)
     unexplained: int = 0  # updates in a row whose returns the value function did not explain
     notes: list[Decision] = field(default_factory=list)  # decisions of its own, for whoever keeps the record
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.policy_parameters = self.policy.top.trained_parameters()
         self.value_parameters = self.value.trained() if self.value is not None else []
         self.first_rate = self.learning_rate
-        self.advantage = "gae" if self.config.advantage == "auto" else self.config.advantage
-        self.answers = self.config.answers
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": self.policy_parameters},
@@ -119,11 +62,6 @@ class PPO:
             eps=self.config.adam_eps,
             weight_decay=0.0,
         )
-
-    @property
-    def critic(self) -> ScalarHead | None:
-        """The value function, as long as advantages are taken against it."""
-        return self.value if self.advantage == "gae" else None
 
     @property
     def wanted_kl(self) -> float:
@@ -169,6 +107,10 @@ class PPO:
             if self.shaping is not None:
                 self.shaping.see(experience.scores)
             values = finite(self.describe(experience) | values)
+            # Whatever the processes' machines round differently: process 0 has it right.
+            values, state = spmd.leaders((values, self.state_dict()))
+            if spmd.rank():
+                self.load_state_dict(state)
             self.judge_critic(values.get("explained_variance"))
             self.step += 1
             self.tick += 1
@@ -180,111 +122,6 @@ class PPO:
                 "sampling_share": self.timing.pop("sampling_seconds") / seconds,
             }
             yield StepStats(self.step, self.attempt, values)
-
-    def collect(self, step: int) -> Experience:
-        """Sample responses to this step's prompts and compute all that their training needs."""
-        began = perf_counter()
-        prompts = self.batch_of_prompts(step)
-        rollout = sample_rollout(
-            self.policy,
-            self.codec,
-            prompts,
-            max_tokens=self.max_tokens,
-            batch_size=self.config.batch_size,
-            seed=self.seed,
-            where=("rollout", self.attempt, step),
-        )
-        self.timing["sampling_seconds"] = perf_counter() - began
-        sequences = Sequences.of(self.policy.top.base, rollout, self.codec.pad_id)
-        memory = self.policy.top.base.memory
-        value_sequences = None
-        if self.critic is not None:
-            top = self.critic.top
-            whole = Sequences.of(top.base, rollout, self.codec.pad_id)
-            value_sequences = memory.fit(
-                "activations of the value function", self.config.micro_batch, partial(whole.lifted, top)
-            )
-        judged = rollout if self.plain is None else self.plain(rollout)
-        scores = self.score(judged)
-        old_logprobs, ref_logprobs, old_values = memory.fit(
-            "log-probabilities and values",
-            self.config.micro_batch,
-            lambda size: self.before_training(rollout, sequences, value_sequences, size),
-        )
-        read = {"reference log-probability": ref_logprobs} | (
-            {} if old_values is None else {"value": old_values}
-        )
-        finite({name: float(x.abs().max()) for name, x in read.items()})
-        mask = rollout.response_mask
-        unended = torch.tensor([not e for e in rollout.ended], device=scores.scores.device)
-        unit = 1.0 if self.shaping is None else self.shaping.unit
-        paid = scores.scores if self.shaping is None else self.shaping(scores)
-        rewards = shape_rewards(
-            paid - unit * self.config.missing_eos_penalty * unended,
-            old_logprobs,
-            ref_logprobs,
-            mask,
-            kl_coef=self.controller.coef,
-        )  # (B, T)
-        returns = None
-        if old_values is not None:
-            advantages, returns = gae(rewards, old_values, mask, gamma=self.config.gamma, lam=self.config.lam)
-        else:
-            scaled = self.advantage == "grpo"
-            advantages = group_advantages(rewards, mask, answers=self.answers, scaled=scaled)
-        if self.config.whiten_advantages:
-            advantages = whiten(advantages, mask)
-        return Experience(
-            rollout=rollout,
-            judged=judged,
-            sequences=sequences,
-            value_sequences=value_sequences,
-            scores=scores,
-            old_logprobs=old_logprobs,
-            ref_logprobs=ref_logprobs,
-            entropy=rollout.sample_entropy,
-            advantages=advantages,
-            old_values=old_values,
-            returns=returns,
-            paid=paid,
-            kl=sequence_sum(kl_k1(old_logprobs, ref_logprobs), mask),
-            sampling_gap=self.sampling_gap(rollout, sequences),
-        )
-
-    @torch.no_grad()
-    def before_training(
-        self, rollout: Rollout, sequences: Sequences, value_sequences: Sequences | None, micro_batch: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """(B, T) log-probabilities of the policy and of the reference, and values, all before the first inner epoch."""
-        base = self.policy.top.base
-        # Rounded products differ between decoding and training: ratios must start at 1 all the same.
-        rounded = base.dtype != torch.float32 and not base.fast
-        old_logprobs = rollout.sample_logprobs.clone() if rounded else rollout.sample_logprobs
-        ref_logprobs = torch.zeros_like(old_logprobs)
-        values = None if value_sequences is None else torch.zeros_like(old_logprobs)
-        for rows, batch in sequences.batches(micro_batch):
-            width = batch.response_mask.shape[1]
-            if rounded:
-                old_logprobs[rows, :width] = token_logprobs(self.policy, batch)
-            ref_logprobs[rows, :width] = token_logprobs(self.reference, batch)
-            if values is not None and self.critic is not None and value_sequences is not None:
-                values[rows, :width] = self.critic.values(value_sequences.batch(rows))
-        return old_logprobs, ref_logprobs, values
-
-    def batch_of_prompts(self, step: int) -> list[Prompt]:
-        """The prompts of a step, each as often as it is answered: epochs of shuffled prompts, the order of an attempt
-        its own."""
-        n, size = len(self.prompts), self.config.batch_size // self.answers
-        first = (step - 1) * size
-        picked = []
-        orders: dict[int, list[int]] = {}
-        for position in range(first, first + size):
-            epoch = position // n
-            if epoch not in orders:
-                rng = generator(self.seed, "prompts", self.attempt, epoch)
-                orders[epoch] = torch.randperm(n, generator=rng, device=CPU).tolist()
-            picked += [self.prompts[orders[epoch][position % n]]] * self.answers
-        return picked
 
     def improve(self, experience: Experience) -> dict[str, float]:
         """The inner epochs: clipped policy and value losses, gradient norms clipped, non-finite steps skipped."""
@@ -312,23 +149,35 @@ class PPO:
 
     def minibatch(self, experience: Experience, rows: list[int]) -> dict[str, float] | None:
         """One optimiser step over `rows`, accumulated over micro-batches; None when it was not finite."""
-        sums = self.policy.top.base.memory.fit(
-            "training ppo",
-            self.config.micro_batch,
-            lambda size: self.gradient(experience, rows, size, value_only=self.value_only),
-        )
+        sums = self.accumulate(experience, rows, value_only=self.value_only)
         groups = {} if self.value_only else {"grad_norm": self.policy_parameters}
         if self.critic is not None:
             groups["value_grad_norm"] = self.value_parameters
         norms = take_step(self.optimizer, [*groups.values()], self.config.max_grad_norm, list(sums.values()))
         return None if norms is None else sums | dict(zip(groups, norms, strict=True))
 
-    def gradient(
-        self, experience: Experience, rows: list[int], micro_batch: int, *, value_only: bool = False
+    def accumulate(
+        self, experience: Experience, rows: list[int], *, value_only: bool = False
     ) -> dict[str, float]:
-        """The gradient of both losses (or of the value function's alone) over `rows`, from forward passes of at most
-        `micro_batch` of them; the losses and their figures."""
-        tokens = int(experience.rollout.response_mask[rows].sum())
+        """The gradient of both losses (or of the value function's alone) over `rows`, each by the process that has it;
+        the losses and their figures."""
+        tokens, own = int(experience.rollout.response_mask[rows].sum()), spmd.mine(rows)
+        learned = [] if value_only else list(self.policy_parameters)
+        learned += self.value_parameters if self.critic is not None else []
+        return spmd.add(
+            learned,
+            lambda: self.policy.top.base.memory.fit(
+                "training ppo",
+                self.config.micro_batch,
+                lambda size: self.gradient(experience, own, size, tokens, value_only=value_only),
+            ),
+        )
+
+    def gradient(
+        self, experience: Experience, rows: list[int], micro_batch: int, tokens: int, *, value_only: bool
+    ) -> dict[str, float]:
+        """That of `rows`, as their share of a minibatch with `tokens` response tokens, from forward passes of at most
+        `micro_batch` of them."""
         sums: dict[str, float] = {}
         self.optimizer.zero_grad(set_to_none=True)
         for part, batch in experience.sequences.batches(micro_batch, rows):
@@ -434,46 +283,15 @@ class PPO:
     @torch.no_grad()
     def step_kl(self, experience: Experience) -> float:
         """KL(sampled policy || policy now) over a few responses, in nats a response: k3 of sampled tokens."""
-        rows = list(range(min(STEP_ROWS, len(experience.rollout))))
-        batch = experience.sequences.batch(rows)
-        now = token_logprobs(self.policy, batch)
-        old = experience.old_logprobs[rows, : now.shape[1]]
-        return float(sequence_sum(kl_k3(old, now), batch.response_mask).mean())
 
-    def describe(self, experience: Experience) -> dict[str, float]:
-        """The figures of a batch of rollouts, before it was trained on."""
-        rollout, scores = experience.rollout, experience.scores
-        mask = rollout.response_mask
-        k3 = sequence_sum(kl_k3(experience.old_logprobs, experience.ref_logprobs), mask)
-        explained = None
-        if experience.old_values is not None and experience.returns is not None:
-            explained = explained_variance(experience.old_values, experience.returns, mask)
-        values = {
-            "kl": float(experience.kl.mean()),
-            "kl_k3": float(k3.mean()),
-            "score": float(scores.scores.mean()),
-            "score_sd": float(scores.scores.std(unbiased=False)),
-            "spread": float(scores.spread.mean()),
-            "length": float(mask.sum(1).float().mean()),
-            "truncated": 1.0 - sum(rollout.ended) / len(rollout),
-            "entropy": float(masked_mean(experience.entropy, mask)),
-            "ref_nll": -float(masked_mean(experience.ref_logprobs, mask)),
-            "sampling_gap": experience.sampling_gap,
-        }
-        if explained is not None:
-            values["explained_variance"] = float(explained)
-        if self.shaping is not None:
-            values["reward"] = float(experience.paid.mean())
-        values |= {f"reward_{name}": float(term.mean()) for name, term in scores.terms.items()}
-        return values | {f"member_{k}": float(m) for k, m in enumerate(scores.members.mean(0))}
+        def read(own: list[int]) -> tuple[torch.Tensor]:
+            batch = experience.sequences.batch(own)
+            now = token_logprobs(self.policy, batch)
+            old = experience.old_logprobs[own, : now.shape[1]]
+            return (sequence_sum(kl_k3(old, now), batch.response_mask),)
 
-    @torch.no_grad()
-    def sampling_gap(self, rollout: Rollout, sequences: Sequences) -> float:
-        """Largest difference between sampled and recomputed log-probability, in nats, over a few responses."""
-        rows = list(range(min(GAP_ROWS, len(rollout))))
-        again = token_logprobs(self.policy, sequences.batch(rows))
-        sampled = rollout.sample_logprobs[rows, : again.shape[1]]
-        return float((again - sampled).abs().max())
+        (apart,) = spmd.gather(min(STEP_ROWS, len(experience.rollout)), read)
+        return spmd.leaders(float(apart.mean()))
 
     def slow_down(self, factor: float) -> None:
         """Smaller steps from here on."""
@@ -523,11 +341,3 @@ class PPO:
             setattr(self, name, state[name])
         for name in ("first_rate", "advantage", "answers", "unexplained"):  # not in older checkpoints
             setattr(self, name, state.get(name, getattr(self, name)))
-
-
-def finite(figures: dict[str, float]) -> dict[str, float]:
-    """The figures as they are. Raises Diverged, which the guard acts upon, when one is not finite."""
-    for name, value in figures.items():
-        if not math.isfinite(value):
-            raise Diverged(f"PPO's {name} is {value}: a model has diverged; lower the learning rates")
-    return figures

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 
+from burnish import spmd
 from burnish.models.batches import CPU, Batch
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
@@ -64,11 +66,14 @@ def fine_tune(
         rate = learning_rate * warm_up_then_down(step, steps, warmup=0)
         set_rates(optimizer, rate)
 
-        def accumulate(size: int, rows: list[int] = rows) -> float:
-            optimizer.zero_grad(set_to_none=True)
-            return rows_gradient(policy, sequences, rows, size)
+        own, tokens = spmd.mine(rows), sum(len(sequences.response_ids[row]) for row in rows)
 
-        loss = policy.top.base.memory.fit("training", config.micro_batch, accumulate)
+        def accumulate(size: int, own: list[int] = own, tokens: int = tokens) -> dict[str, float]:
+            optimizer.zero_grad(set_to_none=True)
+            return {"loss": rows_gradient(policy, sequences, own, size, tokens)}
+
+        fit = partial(policy.top.base.memory.fit, "training", config.micro_batch, accumulate)
+        loss = spmd.add(parameters, fit)["loss"]
         norms = take_step(optimizer, [parameters], config.max_grad_norm, [loss])
         values = {} if norms is None else {"loss": loss, "grad_norm": norms[0]}
         yield StepStats(step + 1, 0, {**values, "learning_rate": rate, "skipped": float(norms is None)})
@@ -95,10 +100,11 @@ def trial_loss(
     return -float(sums.sum()) / sum(len(sequences.response_ids[row]) for row in unseen)
 
 
-def rows_gradient(policy: Policy, sequences: Sequences, rows: Sequence[int], micro_batch: int) -> float:
-    """Add the gradient of the mean cross-entropy of these rows' response tokens, from forward passes of at most
-    `micro_batch` rows; the loss in nats a token."""
-    tokens = sum(len(sequences.response_ids[row]) for row in rows)
+def rows_gradient(
+    policy: Policy, sequences: Sequences, rows: Sequence[int], micro_batch: int, tokens: int
+) -> float:
+    """Add the gradient of the cross-entropy of these rows' response tokens, as their share of the mean over `tokens`,
+    from forward passes of at most `micro_batch` rows; the loss in nats a token."""
     total = 0.0
     for _, batch in sequences.batches(micro_batch, rows):
         loss = response_cross_entropy(token_logprobs(policy, batch), batch.response_mask, normalizer=tokens)

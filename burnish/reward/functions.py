@@ -7,10 +7,12 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from burnish import spmd
 from burnish.config.ppo import FunctionReward
 from burnish.errors import ConfigError, TrainingError
 from burnish.records import Rollout, Scores
@@ -48,11 +50,9 @@ class SummedRewards:
         found = self.ensemble(rollout)
         total, terms = self.weight * found.scores, {"ensemble": found.scores}
         for term, function in self.functions:
-            values = torch.tensor(
-                called(term.function or str(term.url), function, rollout),
-                dtype=total.dtype,
-                device=total.device,
-            )
+            # By one process for all: what a function does besides (asking somebody, for money) happens once.
+            given = spmd.from_lead(partial(called, term.function or str(term.url), function, rollout))
+            values = torch.tensor(given, dtype=total.dtype, device=total.device)
             terms[term.name] = values
             total = total + term.weight * values
         # Functions have not seen the reference response.

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
+from burnish import spmd
 from burnish.models.batches import CPU
 from burnish.models.engine import norm
 from burnish.models.heads import Pooling, Reading
@@ -62,7 +63,7 @@ def probe(
     number = torch.tensor([groups[pairs.groups[i]] for i in used], device=CPU)
     n = int(number.max()) + 1
     folds = torch.randperm(n, generator=generator(seed, "folds"), device=CPU) % FOLDS
-    pooled = base.memory.fit("probe", PROMPTS_AT_ONCE, lambda size: pool(base, pairs, used, depths, size))
+    pooled = pool(base, pairs, used, depths)
     found = []
     for (depth, pooling), vectors in pooled.items():
         if pooling not in poolings:
@@ -86,26 +87,37 @@ def probe(
 
 @torch.no_grad()
 def pool(
-    base: Base, pairs: EncodedPairs, used: Sequence[int], depths: Sequence[int], size: int
+    base: Base, pairs: EncodedPairs, used: Sequence[int], depths: Sequence[int]
 ) -> dict[tuple[int, Pooling], torch.Tensor]:
     """(M, D) mean over response tokens, and last token, of every answer in the `used` pairs, by depth; normed as a
     model of that depth would."""
     sequences = pairs.sequences
     rows = list(dict.fromkeys(row for i in used for row in (pairs.chosen[i], pairs.rejected[i])))
-    prompts, responses = (
-        [ids[row] for row in rows] for ids in (sequences.prompt_ids, sequences.response_ids)
-    )
-    shape = (len(sequences), base.hidden_size)
     kinds: tuple[Pooling, ...] = ("mean", "last")
-    found = {(d, k): torch.zeros(shape, device=CPU) for d in depths for k in kinds}
-    for chosen, by_depth in by_prompt(base, prompts, responses, sequences.pad_id, depths, size):
-        for depth, features in by_depth.items():
-            for i, x in zip(chosen, features, strict=True):
-                answer = x[len(prompts[i]) :] if responses[i] else x[-1:]
-                answer = answer if base.normed(depth) else norm(base.lm.base_model.norm)(answer)
-                found[depth, "mean"][rows[i]] = answer.float().mean(0).cpu()
-                found[depth, "last"][rows[i]] = answer[-1].float().cpu()
-    return found
+    places = {(d, k): column for column, (d, k) in enumerate((d, k) for d in depths for k in kinds)}
+
+    def read(own: list[int]) -> tuple[torch.Tensor]:
+        return (base.memory.fit("probe", PROMPTS_AT_ONCE, lambda size: read_of(own, size)),)
+
+    def read_of(own: list[int], size: int) -> torch.Tensor:
+        """(n, places, D) of these rows, `size` prompts at a time."""
+        prompts, responses = (
+            [ids[rows[i]] for i in own] for ids in (sequences.prompt_ids, sequences.response_ids)
+        )
+        found = torch.zeros(len(own), len(places), base.hidden_size, device=CPU)
+        for chosen, by_depth in by_prompt(base, prompts, responses, sequences.pad_id, depths, size):
+            for depth, features in by_depth.items():
+                for i, x in zip(chosen, features, strict=True):
+                    answer = x[len(prompts[i]) :] if responses[i] else x[-1:]
+                    answer = answer if base.normed(depth) else norm(base.lm.base_model.norm)(answer)
+                    found[i, places[depth, "mean"]] = answer.float().mean(0).cpu()
+                    found[i, places[depth, "last"]] = answer[-1].float().cpu()
+        return found
+
+    (read_of_all,) = spmd.gather(len(rows), read)
+    whole = torch.zeros(len(sequences), len(places), base.hidden_size, device=CPU)
+    whole[rows] = read_of_all
+    return {place: whole[:, column] for place, column in places.items()}
 
 
 def held_out_margins(differences: np.ndarray, folds: np.ndarray) -> np.ndarray:

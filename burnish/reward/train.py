@@ -43,9 +43,15 @@ def pair_order(groups: Sequence[str], config: RewardConfig, seed: int, member: s
 
 
 def new_models(
-    base: Base, names: Sequence[str], config: RewardConfig, seed: int, pooling: Pooling
+    base: Base,
+    names: Sequence[str],
+    config: RewardConfig,
+    seed: int,
+    pooling: Pooling,
+    first: str | None = None,
 ) -> dict[str, ScalarHead]:
-    """Fresh reward models by their names, as configured; the first one's head is that of all, where it is shared."""
+    """Fresh reward models by their names, as configured; where a head is shared, that of the `first` of all is
+    everybody's (of these, where none is named)."""
     return {
         name: new_reward_head(
             base,
@@ -54,7 +60,7 @@ def new_models(
             layers=base.layers,
             dropout=config.dropout,
             pooling=pooling,
-            head_of=names[0] if config.shared_head else None,
+            head_of=(first or names[0]) if config.shared_head else None,
             length_head=config.length == "odin",
         )
         for name in names

@@ -179,9 +179,10 @@ def test_micro_batches_of_sft_change_nothing_but_rounding(tiny, codec, prompts) 
         codec.pad_id,
     )
     found = []
+    tokens = sum(sequences.response_lengths)
     for size in (7, 3, 1):
         policy.top.zero_grad()
-        loss = rows_gradient(policy, sequences, range(7), size)
+        loss = rows_gradient(policy, sequences, range(7), size, tokens)
         found.append((loss, [p.grad.clone() for p in policy.top.trained_parameters()]))
     for loss, gradients in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-5)

@@ -20,7 +20,7 @@ from burnish.models.logprobs import make_policy, token_logprobs
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top
-from burnish.policy import ppo as ppo_module
+from burnish.policy import collection as ppo_module
 from burnish.policy.kl_control import AdaptiveKLController
 from burnish.policy.ppo import PPO
 from burnish.policy.self_check import self_check

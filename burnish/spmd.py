@@ -1,0 +1,409 @@
+"""Several processes that carry out one run together: every one does the whole of it, deals out what is large, and comes
+to the same decisions.
+
+Rows are dealt one after the other (row i belongs to process i % size), what is read of them is gathered, gradients are
+added up; whole jobs (a reward model to train) are dealt to one process each. Whatever any process decides by, all have.
+A process that fails makes all fail, before anybody waits for it; one that hangs or dies ends the others within
+`timeout` seconds. Alone, nothing here does anything.
+
+The processes are started by torchrun, by `burnish run --workers`, or by Ray Train; all set the same variables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import wraps
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from burnish import errors
+from burnish.errors import BurnishError, PeerFailed, Waiting
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+HEARTBEAT = 1.0  # seconds between two signs of life
+TIMEOUT = 600.0  # seconds without an answer of another process after which this one gives up
+
+
+@dataclass
+class _World:
+    rank: int
+    size: int
+    timeout: float
+    store: Any  # where processes leave one another word
+    group: Any  # of all processes, for what lies in the main memory
+    ours: bool  # whether the process group is ours to end
+    alone: int = 0  # how many blocks of `alone` are open
+    told: int = 0  # words of the leader so far
+    stop: Event = field(default_factory=Event)
+    beat: Thread | None = None
+
+
+_world: _World | None = None
+
+
+def launched() -> bool:
+    """Whether this process was started as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def first() -> bool:
+    """Whether this process was started as the first, or alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def together(timeout: float = TIMEOUT) -> Iterator[None]:
+    """Take part in the run that this process was started for, for a block. Nothing where it was started alone, and
+    nothing anew within such a block."""
+    global _world
+    if _world is not None or not launched():
+        yield
+        return
+    _world = _begin(timeout)
+    try:
+        yield
+    finally:
+        world, _world = _world, None
+        _end(world)
+
+
+def _begin(timeout: float) -> _World:
+    import torch
+    import torch.distributed as dist
+
+    ours = not dist.is_initialized()
+    if ours:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local() % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        except (RuntimeError, ValueError) as error:
+            raise PeerFailed(
+                f"the processes of this run did not find one another ({_line(error)}); start all of them, with one "
+                "MASTER_ADDR and MASTER_PORT, or by torchrun"
+            ) from error
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+    store = dist.distributed_c10d._get_default_store()
+    world = _World(dist.get_rank(), dist.get_world_size(), timeout, store, group, ours)
+    if world.rank == 0:
+        world.beat = Thread(target=_beat, args=(world,), daemon=True)
+        world.beat.start()
+    return world
+
+
+def _beat(world: _World) -> None:
+    """Say every second that the leader lives: whoever waits for it for long looks whether it does."""
+    count = 0
+    while not world.stop.wait(HEARTBEAT):
+        count += 1
+        try:
+            world.store.set("burnish/alive", str(count))
+        except RuntimeError:  # the store has gone with whoever kept it; who needs it next will say so
+            return
+
+
+def _end(world: _World) -> None:
+    import torch.distributed as dist
+
+    world.stop.set()
+    if world.beat is not None:
+        world.beat.join(timeout=2 * HEARTBEAT)
+    if world.ours and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def local() -> int:
+    """The number of this process on its machine, by which it takes its device."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def neighbours() -> int:
+    """How many processes of the run share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def size() -> int:
+    """How many processes share what comes now."""
+    return 1 if _world is None or _world.alone else _world.size
+
+
+def rank() -> int:
+    """The number of this process among those that share what comes now."""
+    return 0 if _world is None or _world.alone else _world.rank
+
+
+def leads() -> bool:
+    """Whether this process is the one that writes files and talks to people: process 0, also within `alone`."""
+    return _world is None or _world.rank == 0
+
+
+def processes() -> int:
+    """How many processes carry out the run."""
+    return 1 if _world is None else _world.size
+
+
+def mine(rows: Sequence[int]) -> list[int]:
+    """Those of numbered rows that are this process's own."""
+    return [row for row in rows if row % size() == rank()]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """For a block that is carried out by this process for itself: nothing in it is shared."""
+    if _world is None:
+        yield
+        return
+    _world.alone += 1
+    try:
+        yield
+    finally:
+        _world.alone -= 1
+
+
+def each(work: Callable[[], T]) -> list[T]:
+    """What `work` comes to in every process, in their order. Where it fails in one of them, all raise that error (the
+    first one's), so that nobody waits for who will not come."""
+    if size() == 1:
+        return [work()]
+    error: Exception | None = None
+    try:
+        word: tuple[Any, Any] = (None, work())
+    except Exception as failed:  # noqa: BLE001 - told to all, then raised
+        error, word = failed, (_packed(failed), None)
+    words = _exchange(word)
+    first = next((i for i, (failed, _) in enumerate(words) if failed is not None), None)
+    if first is None:
+        return [value for _, value in words]
+    if error is not None and first == rank():
+        raise error
+    raise _unpacked(words[first][0], first) from error
+
+
+def gather(n: int, work: Callable[[list[int]], tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
+    """(n, ...) tensors that `work` (given its own row numbers, one at least) makes of n rows, put together from all
+    processes, on every one of them, on the device where its own part was made."""
+    if size() == 1:
+        return work(list(range(n)))
+    import torch
+
+    own = mine(range(n))
+    made: list[torch.Tensor] = []
+
+    def part() -> list[torch.Tensor]:
+        made.extend(work(own) if own else ())
+        return [x.detach().cpu() for x in made]
+
+    parts = each(part)
+    some = next(part for part in parts if part)
+    whole = [torch.empty((n, *x.shape[1:]), dtype=x.dtype, device=x.device) for x in some]
+    for number, found in enumerate(parts):
+        for x, rows in zip(whole, found, strict=False):
+            x[number :: size()] = rows
+    return tuple(x.to(own_x.device) for x, own_x in zip(whole, made, strict=True)) if made else tuple(whole)
+
+
+def add(
+    parameters: Sequence[torch.nn.Parameter], work: Callable[[], Mapping[str, float]]
+) -> dict[str, float]:
+    """Add up over all processes the gradients that `work` leaves in the parameters, and the figures it returns. All
+    gradients of a kind go as one; a process that had no rows counts as zero."""
+    if size() == 1:
+        return dict(work())
+    import torch
+
+    figures: dict[str, float] = {}
+    for told in each(lambda: dict(work())):
+        for name, value in told.items():
+            figures[name] = figures.get(name, 0.0) + value
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    kinds = sorted({(str(p.dtype), str(p.device)) for p in parameters})
+    for kind in kinds:
+        grads = [p.grad for p in parameters if (str(p.dtype), str(p.device)) == kind and p.grad is not None]
+        joined = torch.cat([g.reshape(-1) for g in grads])
+        _reduce(joined)
+        parts = torch.split(joined, [g.numel() for g in grads])
+        for grad, summed in zip(grads, parts, strict=True):
+            grad.copy_(summed.view_as(grad))
+    return figures
+
+
+def locally(work: Callable[[], T]) -> T:
+    """What `work` comes to in this process, once it is known that it fails in none."""
+    if size() == 1:
+        return work()
+    own: list[T] = []
+    each(lambda: own.append(work()))
+    return own[0]
+
+
+def leaders(value: T) -> T:
+    """The value that process 0 has, on all."""
+    return value if size() == 1 else each(lambda: value)[0]
+
+
+def deal(jobs: Sequence[T], work: Callable[[list[T]], list[Any]]) -> list[Any]:
+    """What whole jobs come to, in their order, each carried out by one process alone; `work` is given those of a
+    process together. What it returns is sent to all."""
+    if size() == 1:
+        return work(list(jobs))
+
+    def own() -> list[Any]:
+        with alone():
+            return work(taken) if taken else []
+
+    taken = list(jobs[rank() :: size()])
+    found = each(own)
+    return [found[i % size()][i // size()] for i in range(len(jobs))]
+
+
+def from_lead(work: Callable[[], T]) -> T:
+    """What `work` comes to in process 0, which carries it out alone; all others wait for its word, however long it
+    takes, as long as it lives. An error there is raised by all."""
+    if _world is None or _world.alone:
+        return work()
+    world = _world
+    key = f"burnish/word/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{world.told}"
+    world.told += 1
+    if world.rank:
+        failed, value = pickle.loads(_wait_for(world, key))
+        if failed is not None:
+            raise _unpacked(failed, 0)
+        return value  # type: ignore[no-any-return]
+    try:
+        with alone():
+            value = work()
+    except Exception as error:
+        world.store.set(key, pickle.dumps((_packed(error), None)))
+        raise
+    world.store.set(key, pickle.dumps((None, value)))
+    return value
+
+
+def by_lead(work: Callable[P, None]) -> Callable[P, None]:
+    """For what writes files: process 0 does it, and all others wait until it is done."""
+
+    @wraps(work)
+    def done(*args: P.args, **kwargs: P.kwargs) -> None:
+        if leads():
+            from_lead(lambda: work(*args, **kwargs))
+        else:
+            from_lead(lambda: None)
+
+    return done
+
+
+def settled() -> None:
+    """Wait until all processes are here: what process 0 has written, the others may read."""
+    each(lambda: None)
+
+
+def check_replicas(parameters: Sequence[torch.Tensor], what: str) -> None:
+    """Raise PeerFailed unless all processes hold the same numbers."""
+    if size() == 1:
+        return
+    found = each(lambda: _digest(parameters))
+    if len(set(found)) > 1:
+        differ = [i for i, value in enumerate(found) if value != found[0]]
+        raise PeerFailed(
+            f"the weights of {what} differ between process 0 and {', '.join(map(str, differ))}: machines that round "
+            "differently cannot share a run; use machines of one kind, and go on from the last checkpoint"
+        )
+
+
+def _digest(parameters: Sequence[torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for p in parameters:
+        digest.update(p.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _exchange(word: Any) -> list[Any]:
+    import torch.distributed as dist
+
+    assert _world is not None
+    words: list[Any] = [None] * _world.size
+    with _answers(_world):
+        dist.all_gather_object(words, word, group=_world.group)
+    return words
+
+
+def _reduce(joined: torch.Tensor) -> None:
+    import torch.distributed as dist
+
+    assert _world is not None
+    with _answers(_world):
+        # Always a sum: gloo's mean is a sum, without a word.
+        dist.all_reduce(
+            joined, dist.ReduceOp.SUM, group=_world.group if joined.device.type == "cpu" else None
+        )
+
+
+@contextmanager
+def _answers(world: _World) -> Iterator[None]:
+    """What a library says of a process that does not answer, in words that help."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise _gone(world, _line(error)) from error
+
+
+def _gone(world: _World, why: str) -> PeerFailed:
+    return PeerFailed(
+        f"process {world.rank} of {world.size} on {socket.gethostname()} had no answer from another one within "
+        f"{world.timeout:g} s, or it is gone ({why}); look at what the others say, then start the same command again: "
+        "it goes on from the last checkpoint"
+    )
+
+
+def _wait_for(world: _World, key: str) -> bytes:
+    """The leader's word, as long as it gives signs of life."""
+    seen, since = b"", time.monotonic()
+    while True:
+        try:
+            # Asked for, not waited for: a wait in the store cannot be told from one that nobody will end.
+            if world.store.check([key]):
+                return bytes(world.store.get(key))
+            alive = world.store.get("burnish/alive") if world.store.check(["burnish/alive"]) else b""
+        except RuntimeError as error:
+            raise _gone(world, _line(error)) from error
+        now = time.monotonic()
+        if alive != seen:
+            seen, since = alive, now
+        elif now - since > world.timeout:
+            raise _gone(world, "process 0 gives no sign of life")
+        time.sleep(min(0.5, 0.002 + (now - since) / 50))
+
+
+def _line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _packed(error: Exception) -> tuple[str, str]:
+    return type(error).__name__, str(error)
+
+
+def _unpacked(word: tuple[str, str], source: int) -> BurnishError:
+    """The error of another process, of the same kind where it is one of ours."""
+    name, text = word
+    kind = getattr(errors, name, None)
+    if kind is Waiting:
+        return Waiting(text, lambda: False)
+    if isinstance(kind, type) and issubclass(kind, BurnishError):
+        return kind(f"{text} (process {source})")
+    return PeerFailed(f"process {source} failed: {name}: {text}")
