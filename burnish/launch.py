@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from burnish import spmd
 from burnish.environment import prepare_environment
@@ -99,6 +99,11 @@ def _by_torchrun(scale: ScaleConfig, arguments: Sequence[str]) -> None:
         )
 
 
+def _worker(given: dict[str, Any]) -> None:
+    """One of Ray's workers."""
+    carry_out(Task(**given))
+
+
 def _on_ray(task: Task) -> None:
     """As workers of Ray Train, on a cluster or on this machine."""
     try:
@@ -111,19 +116,18 @@ def _on_ray(task: Task) -> None:
             f"scale.ray is {task.config.scale.ray!r}, but Ray is not installed ({error.name}); run "
             "`pip install 'burnish[ray]'`, or set scale.workers alone"
         ) from error
-    import torch
-
     scale = task.config.scale
     address = None if scale.ray == "auto" else scale.ray
     began = not ray.is_initialized()
     if began:
         ray.init(address=address, log_to_driver=True, include_dashboard=False)
-    gpus = torch.cuda.is_available() or ray.cluster_resources().get("GPU", 0) > 0
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = there.get("GPU", 0) >= scale.workers
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     absolute = Task(task.config, task.path.resolve(), task.until, task.redo, task.wait)
     trainer = TorchTrainer(
-        carry_out,
-        train_loop_config=absolute,
+        _worker,
+        train_loop_config=vars(absolute),
         torch_config=TorchConfig(backend=backend, timeout_s=int(scale.timeout)),
         scaling_config=ScalingConfig(num_workers=scale.workers, use_gpu=gpus),
         run_config=TrainConfig(

@@ -34,6 +34,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 HEARTBEAT = 1.0  # seconds between two signs of life
+FAREWELL = 10.0  # seconds that process 0 stays for the others
 TIMEOUT = 600.0  # seconds without an answer of another process after which this one gives up
 
 
@@ -57,6 +58,11 @@ _world: _World | None = None
 def launched() -> bool:
     """Whether this process was started as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _attempt() -> str:
+    """How often torchrun has begun the processes anew."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def first() -> bool:
@@ -83,47 +89,71 @@ def together(timeout: float = TIMEOUT) -> Iterator[None]:
 def _begin(timeout: float) -> _World:
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
+    limit = timedelta(seconds=timeout)
     ours = not dist.is_initialized()
     if ours:
         if torch.cuda.is_available():
             torch.cuda.set_device(local() % torch.cuda.device_count())
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+            store, number, size = next(iter(rendezvous("env://", timeout=limit)))
+            store.set_timeout(limit)
+            # torchrun keeps its store over restarts, with the addresses of processes that are gone.
+            store = dist.distributed_c10d.PrefixStore(f"burnish/{_attempt()}", store)
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=limit)
         except (RuntimeError, ValueError) as error:
             raise PeerFailed(
                 f"the processes of this run did not find one another ({_line(error)}); start all of them, with one "
                 "MASTER_ADDR and MASTER_PORT, or by torchrun"
             ) from error
-    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-    store = dist.distributed_c10d._get_default_store()
+    else:
+        store = dist.distributed_c10d._get_default_store()
+    group = dist.new_group(backend="gloo", timeout=limit)
     world = _World(dist.get_rank(), dist.get_world_size(), timeout, store, group, ours)
-    if world.rank == 0:
-        world.beat = Thread(target=_beat, args=(world,), daemon=True)
-        world.beat.start()
+    world.beat = Thread(target=_beat, args=(world,), daemon=True)
+    world.beat.start()
     return world
 
 
 def _beat(world: _World) -> None:
-    """Say every second that the leader lives: whoever waits for it for long looks whether it does."""
+    """Say every second that this process lives: whoever waits for it for long looks whether it does."""
     count = 0
     while not world.stop.wait(HEARTBEAT):
         count += 1
         try:
-            world.store.set("burnish/alive", str(count))
+            world.store.set(_life(world.rank), str(count))
         except RuntimeError:  # the store has gone with whoever kept it; who needs it next will say so
             return
+
+
+def _life(number: int) -> str:
+    return f"burnish/alive/{number}"
 
 
 def _end(world: _World) -> None:
     import torch.distributed as dist
 
+    _take_leave(world)
     world.stop.set()
     if world.beat is not None:
         world.beat.join(timeout=2 * HEARTBEAT)
     if world.ours and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _take_leave(world: _World) -> None:
+    """Process 0 may keep the store: it leaves last, so that all have its last word; after a failure too, but then it
+    does not wait for long."""
+    keys = [f"burnish/leaves/{number}" for number in range(1, world.size)]
+    try:
+        if world.rank:
+            world.store.set(keys[world.rank - 1], "")
+        else:
+            world.store.wait(keys, timedelta(seconds=min(world.timeout, FAREWELL)))
+    except RuntimeError:
+        return  # somebody is gone, and whoever is left has said so
 
 
 def local() -> int:
@@ -268,8 +298,30 @@ def deal(jobs: Sequence[T], work: Callable[[list[T]], list[Any]]) -> list[Any]:
             return work(taken) if taken else []
 
     taken = list(jobs[rank() :: size()])
-    found = each(own)
+    assert _world is not None
+    key = _next_key(_world)
+    try:
+        done, failed = own(), None
+    except Exception as error:  # noqa: BLE001 - told to all, then raised
+        done, failed = [], error
+    # Jobs may differ by more than anybody waits in a collective.
+    _world.store.set(f"{key}/{_world.rank}", "")
+    for number in range(_world.size):
+        _wait_for(_world, f"{key}/{number}", number)
+
+    def told() -> list[Any]:
+        if failed is not None:
+            raise failed
+        return done
+
+    found = each(told)
     return [found[i % size()][i // size()] for i in range(len(jobs))]
+
+
+def _next_key(world: _World) -> str:
+    """Of the next thing that is said through the store, in all processes the same."""
+    world.told += 1
+    return f"burnish/word/{world.told}"
 
 
 def from_lead(work: Callable[[], T]) -> T:
@@ -278,10 +330,9 @@ def from_lead(work: Callable[[], T]) -> T:
     if _world is None or _world.alone:
         return work()
     world = _world
-    key = f"burnish/word/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{world.told}"
-    world.told += 1
+    key = _next_key(world)
     if world.rank:
-        failed, value = pickle.loads(_wait_for(world, key))
+        failed, value = pickle.loads(_wait_for(world, key, 0))
         if failed is not None:
             raise _unpacked(failed, 0)
         return value  # type: ignore[no-any-return]
@@ -371,23 +422,48 @@ def _gone(world: _World, why: str) -> PeerFailed:
     )
 
 
-def _wait_for(world: _World, key: str) -> bytes:
-    """The leader's word, as long as it gives signs of life."""
-    seen, since = b"", time.monotonic()
-    while True:
+@dataclass
+class _Listening:
+    """A thread that asks the store for a word: the store may never answer, where whoever keeps it hangs."""
+
+    world: _World
+    key: str
+    source: int  # the process that it is to come from
+    word: bytes | None = None
+    failed: str | None = None
+    seen: bytes = b""
+    since: float = field(default_factory=time.monotonic)  # the last sign of life
+    done: Event = field(default_factory=Event)
+
+    def listen(self) -> None:
+        store, life, pause = self.world.store, _life(self.source), 0.001
         try:
-            # Asked for, not waited for: a wait in the store cannot be told from one that nobody will end.
-            if world.store.check([key]):
-                return bytes(world.store.get(key))
-            alive = world.store.get("burnish/alive") if world.store.check(["burnish/alive"]) else b""
+            while not self.done.is_set():
+                # Asked for, not waited for: a wait in the store cannot be told from one that nobody will end.
+                if store.check([self.key]):
+                    self.word = bytes(store.get(self.key))
+                    break
+                alive = store.get(life) if store.check([life]) else b""
+                if alive != self.seen:
+                    self.seen, self.since = alive, time.monotonic()
+                time.sleep(pause)
+                pause = min(0.5, pause * 1.2)
         except RuntimeError as error:
-            raise _gone(world, _line(error)) from error
-        now = time.monotonic()
-        if alive != seen:
-            seen, since = alive, now
-        elif now - since > world.timeout:
-            raise _gone(world, "process 0 gives no sign of life")
-        time.sleep(min(0.5, 0.002 + (now - since) / 50))
+            self.failed = _line(error)
+        self.done.set()
+
+
+def _wait_for(world: _World, key: str, source: int) -> bytes:
+    """The word of a process, as long as it gives signs of life."""
+    listening = _Listening(world, key, source)
+    Thread(target=listening.listen, daemon=True).start()
+    while not listening.done.wait(min(1.0, world.timeout)):
+        if time.monotonic() - listening.since > world.timeout:
+            listening.done.set()
+            raise _gone(world, f"process {source} gives no sign of life")
+    if listening.word is None:
+        raise _gone(world, listening.failed or "no word came")
+    return listening.word
 
 
 def _line(error: BaseException) -> str:

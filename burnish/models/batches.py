@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 GROUP_PRICE = 64  # what one more forward pass costs, in tokens
 CPU = torch.device("cpu")  # where token ids are put together, and every random number is drawn
@@ -13,6 +15,15 @@ SUPPRESSED = -1e9  # finite, so that 0 * SUPPRESSED stays 0, and a row that sees
 
 Positions = slice | torch.Tensor
 """Columns that are read: the same slice in every row, or one column a row (B,)."""
+
+
+T = TypeVar("T", torch.Tensor, nn.Module)
+
+
+def precise(x: T) -> T:
+    """Numbers in single precision at least: what is double stays so."""
+    first = x if isinstance(x, torch.Tensor) else next(x.parameters())
+    return x if first.dtype.itemsize > 4 else x.float()
 
 
 def read(x: torch.Tensor, at: Positions) -> torch.Tensor:

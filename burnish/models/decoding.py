@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from transformers import DynamicCache
 
-from burnish.models.batches import pad_batch
+from burnish.models.batches import pad_batch, precise
 from burnish.models.engine import FastDecoder
 from burnish.models.shared_base import Top
 
@@ -54,7 +54,7 @@ class PlainDecoder:
                 inputs = {"inputs_embeds": below.last_hidden_state}
             out = self.top(**inputs, **where, past_key_values=self.caches[1])
         hidden: torch.Tensor = out.last_hidden_state[:, -1]
-        return hidden.float()
+        return precise(hidden)
 
     def keep(self, slots: torch.Tensor) -> None:
         """Drop every slot but these."""

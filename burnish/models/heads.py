@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from burnish.models.batches import CPU, Batch
+from burnish.models.batches import CPU, Batch, precise
 from burnish.models.memory import at_once
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top
@@ -58,13 +58,13 @@ class ScalarHead(nn.Module):
 
     def score(self, batch: Batch) -> torch.Tensor:
         """(B,) raw score."""
-        return self.head(self._read(batch)).squeeze(-1).float()
+        return precise(self.head(self._read(batch)).squeeze(-1))
 
     def both(self, batch: Batch) -> torch.Tensor:
         """(B, 2) raw score and what the length head makes of the same."""
         assert self.length_head is not None
         read = self._read(batch)
-        return torch.cat([self.head(read), self.length_head(read)], -1).float()
+        return precise(torch.cat([self.head(read), self.length_head(read)], -1))
 
     def _read(self, batch: Batch) -> torch.Tensor:
         """(B, D) what the head reads, with dropout while training."""
@@ -90,7 +90,7 @@ class ScalarHead(nn.Module):
         if self.pooling == "mean":
             counts = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
             hidden = hidden.cumsum(1) / counts[:, None]
-        return self.head(hidden).squeeze(-1).float() * batch.response_mask
+        return precise(self.head(hidden).squeeze(-1)) * batch.response_mask
 
     def trained(self) -> list[nn.Parameter]:
         return [p for p in self.parameters() if p.requires_grad]

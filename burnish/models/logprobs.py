@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from burnish.models.batches import SUPPRESSED, Batch
+from burnish.models.batches import SUPPRESSED, Batch, precise
 from burnish.models.shared_base import Top
 from burnish.objectives.kl import exact_kl
 
@@ -29,7 +29,7 @@ class Policy:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(N, D) -> (N, V) float32 logits of the distribution that is sampled: temperature applied, pad excluded.
         Not to be differentiated."""
-        logits = self.head(hidden).float()
+        logits = precise(self.head(hidden))
         if self.temperature != 1.0:
             logits = logits / self.temperature
         logits[..., self.pad_id] = SUPPRESSED
@@ -184,7 +184,7 @@ def _softmax(
     policy: Policy,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Probabilities (n, V) float32, the targets' logits (n,) and the log of the normalizer (n,)."""
-    z = linear(hidden, weight, bias).float()
+    z = precise(linear(hidden, weight, bias))
     if policy.temperature != 1.0:
         z /= policy.temperature
     z[:, policy.pad_id] = SUPPRESSED

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from burnish.config.model import LoraConfig
 from burnish.errors import ModelError
 from burnish.models import engine
-from burnish.models.batches import Batch, Positions, pad_batch, read
+from burnish.models.batches import Batch, Positions, pad_batch, precise, read
 from burnish.models.engine import inner, lay_out
 from burnish.models.memory import Memory
 
@@ -185,7 +185,7 @@ class Base:
 
     def _own_features(self, batch: Batch) -> torch.Tensor:
         """By the model's own forward pass."""
-        return self._own_pass(self.bottom, batch, hidden_states=False).last_hidden_state.float()
+        return precise(self._own_pass(self.bottom, batch, hidden_states=False).last_hidden_state)
 
     def _own_pass(self, body: Any, batch: Batch, *, hidden_states: bool) -> Any:
         where = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
@@ -212,7 +212,7 @@ class Base:
         states = self._own_pass(body, batch, hidden_states=True).hidden_states
         masks = batch.attention_mask.bool()
         return {
-            cut: [row[mask].float() for row, mask in zip(states[cut], masks, strict=True)] for cut in cuts
+            cut: [precise(row[mask]) for row, mask in zip(states[cut], masks, strict=True)] for cut in cuts
         }
 
     def normed(self, depth: int) -> bool:
@@ -282,10 +282,10 @@ class Top(nn.Module):
         if trainable and self.mode.startswith("lora"):
             body = _with_lora(body, base.lora, seed)
         elif trainable and base.cut:
-            body.layers = copy.deepcopy(body.layers).float().requires_grad_(True)
-            body.norm = copy.deepcopy(body.norm).float().requires_grad_(True)
+            body.layers = precise(copy.deepcopy(body.layers)).requires_grad_(True)
+            body.norm = precise(copy.deepcopy(body.norm)).requires_grad_(True)
         elif trainable:
-            body = copy.deepcopy(base.lm.base_model).float().requires_grad_(True)
+            body = precise(copy.deepcopy(base.lm.base_model)).requires_grad_(True)
         if trainable and not self.mode.startswith("lora"):
             lay_out(body)
         self.body = body
@@ -326,7 +326,7 @@ class Top(nn.Module):
         with self.base.precision(), self._recomputed():
             # A cache would be filled twice by layers that are computed twice.
             hidden: torch.Tensor = self.body(**what, **where, use_cache=False).last_hidden_state
-        return hidden.float()
+        return precise(hidden)
 
     @contextmanager
     def _recomputed(self) -> Iterator[None]:

@@ -1,0 +1,132 @@
+"""Whole runs by several processes: started by torchrun and by Ray, killed and begun again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT
+
+from burnish.pipeline.order import fingerprint
+
+SMALL = (
+    *("threads=1", "data.n_prompts=200", "collect.n_pairs=96", "ppo.updates=4", "ppo.checkpoint_every=1"),
+    *("reward.depth=3", "reward.pooling=mean", "evaluate.best_of_n=1", "dpo.when=never", "ppo.gate=ignored"),
+    *("evaluate.n_selection=16", "evaluate.n_test=16", "evaluate.kl_prompts=16"),
+)
+
+
+def begin(folder: Path, *more: str) -> subprocess.Popen[str]:
+    """The command line in a process of its own, with what is small."""
+    arguments = [part for key in (*SMALL, *more) for part in ("--set", key)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "burnish.cli", "run", "examples/short.yaml", "--dir", str(folder), *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What it said, once it has come to its end."""
+    said, told = process.communicate(timeout=400)
+    assert process.returncode in (0, 10), told[-3000:]
+    return said, told
+
+
+@pytest.fixture(scope="module")
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("several") / "whole"
+    said, _ = ended(begin(folder, "scale.workers=2"))
+    assert said.count("Report:") == 1, "one process talks"
+    return folder
+
+
+@pytest.mark.e2e
+def test_two_processes_make_a_run_as_one_makes_it(shared_run: Path, tmp_path: Path) -> None:
+    ended(begin(tmp_path / "alone"))
+    stages = json.loads((shared_run / "manifest.json").read_text())["stages"]
+    assert {entry["processes"] for entry in stages.values()} == {2}
+    ours, theirs = fingerprint(shared_run), fingerprint(tmp_path / "alone")
+    assert ours.keys() == theirs.keys()
+    # Whole jobs come to the same bits; what is added up over processes is rounded in another order.
+    for name in ("metrics/reward.jsonl", "labels.json", "metrics/collect.jsonl"):
+        assert ours[name] == theirs[name]
+    rows = [
+        [json.loads(line) for line in (run / "metrics" / "ppo.jsonl").read_text().splitlines()]
+        for run in (shared_run, tmp_path / "alone")
+    ]
+    for several, one in zip(*rows, strict=True):
+        assert several.keys() == one.keys()
+    first, second = rows[0][0], rows[1][0]
+    assert first["score"] == pytest.approx(second["score"], abs=1e-3)
+    assert first["length"] == second["length"]
+
+
+@pytest.mark.e2e
+def test_a_process_that_is_killed_comes_back_and_the_run_ends_as_if_nothing_had_been(
+    shared_run: Path, tmp_path: Path
+) -> None:
+    process = begin(tmp_path / "killed", "scale.workers=2", "scale.max_restarts=1")
+    metrics = tmp_path / "killed" / "metrics" / "ppo.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    os.kill(member(process.pid, 1), signal.SIGKILL)
+    ended(process)
+    assert fingerprint(tmp_path / "killed") == fingerprint(shared_run)
+
+
+def member(parent: int, number: int) -> int:
+    """The process with this number among those that a command has started."""
+    for child in psutil.Process(parent).children(recursive=True):
+        if child.environ().get("RANK") == str(number) and "burnish.cli" in child.cmdline():
+            return int(child.pid)
+    raise AssertionError(f"no process {number} of {parent}")
+
+
+@pytest.mark.e2e
+def test_what_a_configuration_lacks_is_said_once_and_nothing_is_started(tmp_path: Path) -> None:
+    process = begin(tmp_path / "r", "scale.workers=2", "evaluate.examiner=judge")
+    _, told = process.communicate(timeout=100)
+    assert process.returncode == 3
+    assert told.count("evaluate.judge.model names no model") == 1
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_workers_of_ray_make_a_run_from_prompts_to_champion_and_one_that_dies_comes_back(
+    shared_run: Path, tmp_path: Path
+) -> None:
+    if find_spec("ray") is None:
+        pytest.skip("needs Ray (pip install 'burnish[ray]')")
+    process = begin(tmp_path / "ray", "scale.workers=2", "scale.ray=auto", "scale.max_restarts=1")
+    metrics = tmp_path / "ray" / "metrics" / "ppo.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    workers = [p for p in psutil.process_iter() if "RayTrainWorker" in " ".join(_command(p))]
+    assert workers, "Ray's workers say what they are"
+    os.kill(max(p.pid for p in workers), signal.SIGKILL)
+    said, _ = ended(process)
+    assert "Champion:" in said
+    assert fingerprint(tmp_path / "ray") == fingerprint(shared_run)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []

@@ -1,0 +1,194 @@
+"""What several processes share: rows, gradients, decisions, and failures."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from burnish import spmd
+from burnish.checkpoints import read_json, write_json
+from burnish.errors import Diverged, PeerFailed
+from tests.processes import shared
+
+
+def test_alone_nothing_is_shared() -> None:
+    assert (spmd.size(), spmd.rank(), spmd.leads(), spmd.processes()) == (1, 0, True, 1)
+    assert spmd.mine(range(5)) == [0, 1, 2, 3, 4]
+    assert spmd.gather(3, lambda own: (torch.tensor(own),))[0].tolist() == [0, 1, 2]
+    assert spmd.deal(["a", "b"], lambda own: [x * 2 for x in own]) == ["aa", "bb"]
+    assert spmd.from_lead(lambda: 7) == 7
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_rows_come_back_in_their_order_from_whoever_had_them(n: int, rows: int) -> None:
+    """Also where they do not come out even, and where a process has none."""
+
+    def work(number: int) -> tuple[list[int], list[list[float]]]:
+        asked: list[int] = []
+
+        def read(own: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+            asked.extend(own)
+            return torch.tensor(own), torch.tensor([[i, 10.0 * i] for i in own])
+
+        first, second = spmd.gather(rows, read)
+        assert first.tolist() == list(range(rows))
+        return asked, second.tolist()
+
+    found = shared(n, work)
+    assert [asked for asked, _ in found] == [list(range(rows))[k::n] for k in range(n)]
+    assert all(rest == [[i, 10.0 * i] for i in range(rows)] for _, rest in found)
+
+
+def test_gradients_and_figures_are_added_up_and_a_process_without_rows_counts_as_zero() -> None:
+    def work(number: int) -> tuple[list[float], dict[str, float]]:
+        p = nn.Parameter(torch.ones(3))
+        q = nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
+
+        def gradient() -> dict[str, float]:
+            if number == 2:
+                return {}
+            ((number + 1) * (p.sum() + q.sum())).backward()
+            return {"loss": float(number + 1)}
+
+        figures = spmd.add([p, q], gradient)
+        assert p.grad is not None
+        assert q.grad is not None
+        return [*p.grad.tolist(), *q.grad.flatten().tolist()], figures
+
+    assert shared(3, work) == [([3.0] * 7, {"loss": 3.0})] * 3
+
+
+def test_whole_jobs_are_dealt_and_nothing_is_shared_within_one() -> None:
+    def work(number: int) -> list[tuple[str, int, int]]:
+        return spmd.deal(
+            ["a", "b", "c"],
+            lambda own: [(name, number, spmd.size()) for name in own if spmd.mine([3]) == [3]],
+        )
+
+    assert shared(2, work) == [[("a", 0, 1), ("b", 1, 1), ("c", 0, 1)]] * 2
+
+
+def test_a_job_may_take_longer_than_anybody_waits_for_an_answer() -> None:
+    def work(number: int) -> list[int]:
+        def job(own: list[int]) -> list[int]:
+            if number == 1:
+                time.sleep(5)
+            return own
+
+        return spmd.deal([10, 11, 12], job)
+
+    assert shared(2, work, timeout=2) == [[10, 11, 12]] * 2
+
+
+def test_what_fails_in_one_process_fails_in_all_with_the_same_kind_of_error() -> None:
+    def work(number: int) -> None:
+        def read(own: list[int]) -> tuple[torch.Tensor]:
+            if number == 1:
+                raise Diverged("logits are nan")
+            return (torch.tensor(own),)
+
+        with pytest.raises(Diverged, match="logits are nan"):
+            spmd.gather(4, read)
+
+        def other() -> dict[str, float]:
+            if number == 1:
+                raise ZeroDivisionError("by zero")
+            return {}
+
+        with pytest.raises((PeerFailed, ZeroDivisionError), match="by zero"):
+            spmd.add([], other)
+        spmd.settled()  # and all can go on
+
+    assert shared(2, work) == [None, None]
+
+
+def test_the_leader_s_word_is_waited_for_and_so_is_its_error(tmp_path: Path) -> None:
+    def work(number: int) -> tuple[int, str]:
+        def slow() -> int:
+            assert number == 0, "only the leader does it"
+            time.sleep(3)
+            return 41
+
+        def failing() -> int:
+            raise Diverged("no")
+
+        found = spmd.from_lead(slow)
+        with pytest.raises(Diverged, match="no"):
+            spmd.from_lead(failing)
+        write_json(tmp_path / "file.json", {"written by": number})
+        return found, str(read_json(tmp_path / "file.json"))
+
+    assert shared(2, work, timeout=2) == [(41, "{'written by': 0}")] * 2, (
+        "a word may take longer than the timeout"
+    )
+
+
+def test_replicas_that_differ_are_noticed() -> None:
+    def work(number: int) -> str:
+        weights = [torch.ones(4), torch.full((2,), 1.0 + (number == 1) * 1e-7)]
+        spmd.check_replicas(weights[:1], "the policy")
+        with pytest.raises(PeerFailed) as told:
+            spmd.check_replicas(weights, "the policy")
+        return str(told.value)
+
+    (told, again) = shared(2, work)
+    assert told == again
+    assert "the policy differ between process 0 and 1" in told
+
+
+@pytest.mark.parametrize("sleeper", [0, 1])
+@pytest.mark.parametrize("how", ["gather", "word"])
+def test_a_process_that_hangs_ends_the_others_in_words_within_the_timeout(sleeper: int, how: str) -> None:
+    """Stopped as a whole, as by the system: it gives no sign of life."""
+
+    def gather() -> None:
+        spmd.gather(4, lambda own: (torch.tensor(own),))
+
+    def word() -> None:
+        spmd.from_lead(lambda: 1)
+        spmd.settled()
+
+    ways = {"gather": gather, "word": word}
+
+    def work(number: int) -> float:
+        spmd.settled()
+        if number == sleeper:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(PeerFailed, match="had no answer from another one within 3 s"):
+            ways[how]()
+        return time.monotonic() - began
+
+    def guarded(number: int) -> float:
+        try:
+            return work(number)
+        finally:
+            if number != sleeper:
+                for line in Path(f"/proc/{os.getppid()}/task/{os.getppid()}/children").read_text().split():
+                    if int(line) != os.getpid():
+                        os.kill(int(line), signal.SIGKILL)
+
+    took = shared(2, guarded, timeout=3)[1 - sleeper]
+    assert isinstance(took, float), took
+    assert took < 15
+
+
+def test_a_process_that_is_killed_ends_the_others_in_words() -> None:
+    def work(number: int) -> str:
+        spmd.settled()
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with pytest.raises(PeerFailed) as told:
+            spmd.settled()
+        return str(told.value)
+
+    told, gone = shared(2, work, timeout=20)
+    assert gone is None
+    assert "goes on from the last checkpoint" in told
