@@ -19,7 +19,6 @@ from burnish.models.heads import new_reward_head
 from burnish.models.logprobs import CHUNK_ELEMENTS, CHUNK_ELSEWHERE
 from burnish.models.sequences import PROMPTS_AT_ONCE
 from burnish.models.shared_base import Base, Top
-from burnish.runs import usable_cores
 
 SINGLE = 4  # bytes of a float32
 MOMENTS = 2  # that Adam keeps of every trained weight
@@ -274,7 +273,7 @@ def memory_of(
     )
     one = shapes.training(rows, lengths, shapes.member_layer_bytes)
     # Side by side on a CPU, in turns elsewhere.
-    at_once = min(members, config.threads or usable_cores()) if shapes.device.type == "cpu" else 1
+    at_once = members if shapes.device.type == "cpu" else 1
     found["reward"] = StageMemory(
         common
         | {
