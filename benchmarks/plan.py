@@ -3,8 +3,8 @@
     python benchmarks/plan.py                      # the embedded model, five modes
     python benchmarks/plan.py --config FILE --set KEY=VALUE --modes auto lora --longest 300
 
-A run's peak is the kernel's own figure (VmHWM, which is reset when a stage begins): Linux only. What has not ended after
-`--longest` seconds is told as far as it came.
+A run's peak is the kernel's own figure (VmHWM, which is reset when a stage begins): Linux only. What has not ended
+after `--longest` seconds is told as far as it came.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.config.loading import load_config
+from burnish.pipeline.duration import FALLBACK
 from burnish.pipeline.outlook import look_ahead
 
 MODES = ("top:1", "top:2", "all", "lora", "lora_top:2")
@@ -103,11 +104,7 @@ def main() -> None:
 
 def _seconds(seconds: dict[str, float], stage: str) -> float:
     """Of a stage with what is done in it besides."""
-    return sum(
-        s
-        for name, s in seconds.items()
-        if name == stage or (name.startswith(f"{stage} (") and "if" not in name)
-    )
+    return sum(s for name, s in seconds.items() if name.split(" (")[0] == stage and name != FALLBACK)
 
 
 def _whole(found: dict[str, dict[str, float]]) -> dict[str, Any]:
