@@ -100,8 +100,12 @@ def _by_torchrun(scale: ScaleConfig, arguments: Sequence[str]) -> None:
 
 
 def _worker(given: dict[str, Any]) -> None:
-    """One of Ray's workers."""
-    carry_out(Task(**given))
+    """One of Ray's workers. Who waits for people has not failed: nobody is to begin it anew."""
+    try:
+        carry_out(Task(**given))
+    except Waiting as error:
+        if spmd.first():
+            print(error, flush=True)
 
 
 def _on_ray(task: Task) -> None:

@@ -52,7 +52,7 @@ def pace_on(device: Accelerator, shapes: Shapes, lengths: Lengths, slots: int) -
     adapted = base.layers.startswith("lora")
     above = trained * (2 * a_layer * tokens / (frozen_speed if adapted else trained_speed) + launches)
     # The gradient by the weights is left out where they are frozen.
-    back = (1.0 if adapted else BACKWARD) * above + head
+    back = (1.0 if adapted else BACKWARD) * above + head + (above if base.checkpointing else 0.0)
     step = (
         max(shapes.weights / (READING * device.bandwidth), slots * 2 * body / frozen_speed) + depth * A_LAYER
     )

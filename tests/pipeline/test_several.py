@@ -105,6 +105,17 @@ def test_what_a_configuration_lacks_is_said_once_and_nothing_is_started(tmp_path
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.e2e
+def test_processes_that_wait_for_people_have_not_failed(tmp_path: Path) -> None:
+    process = begin(
+        tmp_path / "r", "scale.workers=2", "label.source=people", "evaluate.examiner=reward_model"
+    )
+    said, told = process.communicate(timeout=200)
+    assert process.returncode == 12, told[-2000:]
+    assert "waiting" in said
+    assert "Traceback" not in told
+
+
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_workers_of_ray_make_a_run_from_prompts_to_champion_and_one_that_dies_comes_back(
