@@ -10,6 +10,7 @@ from time import perf_counter
 
 import torch
 
+from burnish import spmd
 from burnish.checkpoints import read_json, write_json
 from burnish.config import RunConfig
 from burnish.config.ppo import PPOConfig
@@ -112,8 +113,9 @@ def row_bytes(models: Models) -> int:
 
 
 def settle_batch(run: RunDirectory, models: Models, data: Data) -> RunConfig:
-    """The configuration with PPO's batch as large as `ppo.update_seconds` allows and activations fit `model.cache_gib`;
-    once found it stays that of the run (batch.json). Measured on the model as it is given, before SFT."""
+    """The configuration with PPO's batch as large as `ppo.update_seconds` allows and activations fit `model.cache_gib`
+    (of every process that shares the run); once found it stays that of the run (batch.json). Measured on the model as
+    it is given, before SFT."""
     config = run.config
     seconds = config.ppo.update_seconds
     if seconds is None:
@@ -125,8 +127,9 @@ def settle_batch(run: RunDirectory, models: Models, data: Data) -> RunConfig:
     run.freeze()  # a folder with a run in it, should it be stopped now
     models = replace(models, fine_tuned=None)
     data = replace(data, models=models)
-    fits = int(config.model.cache_gib * 2**30) // row_bytes(models)
-    wanted = seconds / measure(models, data.splits.train[:PROBE], config).ppo_response(config)
+    sharing = spmd.processes()
+    fits = sharing * int(config.model.cache_gib * 2**30) // row_bytes(models)
+    wanted = sharing * seconds / measure(models, data.splits.train[:PROBE], config).ppo_response(config)
     size = batch_of(min(wanted, fits), config.ppo)
     write_json(file, {"update_seconds": seconds, "batch_size": size})
     data.close()
