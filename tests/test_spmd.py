@@ -79,12 +79,12 @@ def test_a_job_may_take_longer_than_anybody_waits_for_an_answer() -> None:
     def work(number: int) -> list[int]:
         def job(own: list[int]) -> list[int]:
             if number == 1:
-                time.sleep(5)
+                time.sleep(7)
             return own
 
         return spmd.deal([10, 11, 12], job)
 
-    assert shared(2, work, timeout=2) == [[10, 11, 12]] * 2
+    assert shared(2, work, timeout=5) == [[10, 11, 12]] * 2
 
 
 def test_what_fails_in_one_process_fails_in_all_with_the_same_kind_of_error() -> None:
@@ -113,7 +113,7 @@ def test_the_leader_s_word_is_waited_for_and_so_is_its_error(tmp_path: Path) -> 
     def work(number: int) -> tuple[int, str]:
         def slow() -> int:
             assert number == 0, "only the leader does it"
-            time.sleep(3)
+            time.sleep(7)
             return 41
 
         def failing() -> int:
@@ -125,7 +125,7 @@ def test_the_leader_s_word_is_waited_for_and_so_is_its_error(tmp_path: Path) -> 
         write_json(tmp_path / "file.json", {"written by": number})
         return found, str(read_json(tmp_path / "file.json"))
 
-    assert shared(2, work, timeout=2) == [(41, "{'written by': 0}")] * 2, (
+    assert shared(2, work, timeout=5) == [(41, "{'written by': 0}")] * 2, (
         "a word may take longer than the timeout"
     )
 
@@ -162,7 +162,7 @@ def test_a_process_that_hangs_ends_the_others_in_words_within_the_timeout(sleepe
         if number == sleeper:
             os.kill(os.getpid(), signal.SIGSTOP)
         began = time.monotonic()
-        with pytest.raises(PeerFailed, match="had no answer from another one within 3 s"):
+        with pytest.raises(PeerFailed, match="had no answer from another one within 6 s"):
             ways[how]()
         return time.monotonic() - began
 
@@ -175,9 +175,9 @@ def test_a_process_that_hangs_ends_the_others_in_words_within_the_timeout(sleepe
                     if int(line) != os.getpid():
                         os.kill(int(line), signal.SIGKILL)
 
-    took = shared(2, guarded, timeout=3)[1 - sleeper]
+    took = shared(2, guarded, timeout=6)[1 - sleeper]
     assert isinstance(took, float), took
-    assert took < 15
+    assert took < 60
 
 
 def test_a_process_that_is_killed_ends_the_others_in_words() -> None:
