@@ -27,6 +27,7 @@ FLOOR = {
 MIDDLE = {"models", "data", "runs", "inputs", "checkpoints", "locks", "parallel"}
 ABOVE = {
     "cli",
+    "launch",
     "plan_cli",
     "watch_cli",
     "web_cli",
@@ -46,6 +47,7 @@ LEVEL = {
 }
 LEVEL |= {
     "cli": 4,
+    "launch": 4,
     "plan_cli": 4,
     "watch_cli": 4,
     "web_cli": 4,
