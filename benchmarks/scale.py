@@ -44,8 +44,8 @@ SETTINGS = (
         "ppo.batch_size=512",
         "ppo.updates=100",
     ),
-    *("ppo.minibatches=4", "ppo.micro_batch=4", "reward.micro_batch=8", "model.gradient_checkpointing=true"),
-    *("evaluate.batch_size=256", "ppo.advantage=rloo", "ppo.answers=4", "dpo.when=never"),
+    *("ppo.minibatches=4", "ppo.micro_batch=8", "reward.micro_batch=16", "evaluate.batch_size=512"),
+    *("ppo.advantage=rloo", "ppo.answers=4", "dpo.when=never"),
 )
 WORLDS = (1, 8, 16, 64)
 HOW = {  # processes, threads of each
