@@ -123,7 +123,8 @@ def on_policy_pairs(
     prompt; sampled once a run. Of a saved policy, which the ensemble has taught, only where the watcher says the same.
     Answers whose text no longer fits when it is encoded again are left out."""
     file = journal.path / ON_POLICY
-    if not file.exists():
+    # Asked by one for all: nothing else makes them wait for each other before it is written.
+    if not spmd.from_lead(file.exists):
         watch = load_watcher(models.base, journal.path / "reward") if saved is not None else None
         look = None if watch is None else partial(watch.scores, pad_id=models.codec.pad_id)
         pairs = own.judged(config.prompts, config.n, saved).pairs(look)

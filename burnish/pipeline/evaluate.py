@@ -152,7 +152,7 @@ def frozen(
     """`sample_all` for people, who are asked about candidates alone, and take days: what was sampled is kept, so that a
     run that goes on asks the same wherever it does."""
     file = run.path / ANSWERS
-    if not file.exists():
+    if not spmd.from_lead(file.exists):
         fewer = config if config.best_of_n_candidate else config.model_copy(update={"best_of_n": 1})
         answers = sample_all(models, run, prompts, fewer, seed)
         kept = {n: {"texts": a.texts, "lengths": a.lengths, "kl": a.kl} for n, a in answers.items()}

@@ -464,12 +464,14 @@ def carry_out(place: Workplace, stage: Stage, inputs: Inputs) -> None:
         outputs = stage.carry_out(place) if stage.shared else spmd.from_lead(partial(by_itself, stage, place))
     except Waiting as error:
         if spmd.leads():
-            run.wait_stage(stage.name, str(error))
+            with spmd.alone():  # the others hear of it by the error
+                run.wait_stage(stage.name, str(error))
         raise
     except Exception as error:
         told = out_of_memory(error, stage)
         if spmd.leads():
-            run.fail_stage(stage.name, str(told or error) or type(error).__name__)
+            with spmd.alone():
+                run.fail_stage(stage.name, str(told or error) or type(error).__name__)
         if told is not None:
             raise told from error
         raise
