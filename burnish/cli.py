@@ -137,11 +137,10 @@ def _run(
     task = launch.Task(loaded, path, until, redo, wait)
     told = not spmd.first()  # by another process
     if launch.wanted(loaded.scale):
-        if code := launch.start(task, sys.argv[1:]):
-            raise typer.Exit(code)
+        launch.start(task, sys.argv[1:])
         told = loaded.scale.ray is None
-    else:
-        launch.carry_out(task)
+    elif not launch.carry_out(task):
+        return  # whoever started this process says why
     _tell(path, until, as_json, told=told)
 
 
@@ -408,7 +407,8 @@ def _failed(error: BaseException) -> int:
     if STATE["verbose"] or not isinstance(error, Exception):
         raise error
     if isinstance(error, BurnishError):
-        print(f"burnish: {error}", file=sys.stderr)
+        if error.of_process is None or spmd.first():  # else whose it is says it
+            print(f"burnish: {error}", file=sys.stderr)
         # To torchrun, who waits has not failed.
         return 0 if spmd.launched() and isinstance(error, Waiting) else error.exit_code
     text = f"{type(error).__name__}: {error}"

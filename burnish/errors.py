@@ -25,9 +25,11 @@ EXIT_CODES = {
 
 
 class BurnishError(Exception):
-    """Base of every error shown without a traceback. `exit_code` is what the command line ends with."""
+    """Base of every error shown without a traceback. `exit_code` is what the command line ends with; `of_process` the
+    process of the run in which it arose, where that is another one."""
 
     exit_code = 1
+    of_process: int | None = None
 
 
 class ConfigError(BurnishError):
@@ -83,3 +85,18 @@ class OutOfMemory(TrainingError):
 
 class Diverged(TrainingError):
     """A model has come to figures that are not finite. The guard may roll back; elsewhere it ends the run."""
+
+
+def in_words(error: BaseException) -> tuple[str, str]:
+    """An error, as another process may read it."""
+    return type(error).__name__, str(error)
+
+
+def from_words(kind: str, text: str) -> BurnishError:
+    """The error of another process: of its kind, where it is one of ours."""
+    found = globals().get(kind)
+    if found is Waiting:
+        return Waiting(text, lambda: False)
+    if isinstance(found, type) and issubclass(found, BurnishError):
+        return found(text)
+    return PeerFailed(f"{kind}: {text}")

@@ -4,34 +4,41 @@ one has died."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish import spmd
+from burnish.checkpoints import atomic_write
 from burnish.environment import prepare_environment
-from burnish.errors import ConfigError, PeerFailed, Waiting
+from burnish.errors import BurnishError, ConfigError, PeerFailed, Waiting, from_words, in_words
 
 if TYPE_CHECKING:
     from burnish.config import RunConfig
     from burnish.config.scale import ScaleConfig
 
+OUTCOME = "BURNISH_OUTCOME"  # the file in which whoever started these processes looks for what has ended them
 PATIENCE = 5.0  # seconds between looks whether people have answered
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be carried out: `until` a stage, with `redo` of what has changed; `wait` for people."""
+    """What is to be carried out: `until` a stage, with `redo` of what has changed; `wait` for people. What goes wrong
+    and would again is left in `outcome`, where somebody reads it there: no process is begun anew for it."""
 
     config: RunConfig
     path: Path
     until: str | None = None
     redo: bool = False
     wait: bool = False
+    outcome: Path | None = None
 
 
 def wanted(scale: ScaleConfig) -> bool:
@@ -39,9 +46,29 @@ def wanted(scale: ScaleConfig) -> bool:
     return not spmd.launched() and (scale.workers > 1 or scale.ray is not None)
 
 
-def carry_out(task: Task) -> None:
-    """Carry out a run, or take part in it as one of its processes."""
+def carry_out(task: Task) -> bool:
+    """Carry out a run, or take part in it as one of its processes. False where what ended it is left in the outcome."""
     prepare_environment()
+    outcome = task.outcome or (Path(os.environ[OUTCOME]) if OUTCOME in os.environ else None)
+    if outcome is None:
+        _carry_out(task)
+        return True
+    if spmd.first():
+        outcome.unlink(missing_ok=True)  # of the processes before these
+    try:
+        _carry_out(task)
+        return True
+    except PeerFailed:
+        raise
+    except BurnishError as error:
+        if spmd.first():
+            atomic_write(outcome, json.dumps(in_words(error)))
+        elif error.of_process is None:
+            raise  # of this process alone: the first does not know
+        return False
+
+
+def _carry_out(task: Task) -> None:
     from burnish.pipeline.order import run_pipeline
 
     redo = task.redo
@@ -64,28 +91,31 @@ def _until(over: Callable[[], bool]) -> None:
         time.sleep(PATIENCE)
 
 
-def start(task: Task, arguments: Sequence[str]) -> int:
-    """Start the processes of a run that was asked for with these command-line arguments, and wait for them. The exit
-    code; 0 where the run is done. Raises PeerFailed when they gave up."""
+def start(task: Task, arguments: Sequence[str]) -> None:
+    """Start the processes of a run that was asked for with these command-line arguments, and wait for them. Raises what
+    has ended the run in them, or PeerFailed when they gave up."""
     from burnish.pipeline.order import check_config
 
     check_config(task.config)  # here, where it is said once
     if task.config.scale.ray is not None:
         _on_ray(task)
     else:
-        _by_torchrun(task.config.scale, arguments)
-    from burnish.runs import RunDirectory
-
-    run = RunDirectory.open(task.path)
-    waiting = any(run.stage_state(name) == "waiting" for name in run.stages())
-    return Waiting.exit_code if waiting else 0
+        with tempfile.TemporaryDirectory() as room:
+            outcome = Path(room) / "outcome.json"
+            _by_torchrun(task.config.scale, arguments, outcome)
+            _raised(outcome)
 
 
-def _by_torchrun(scale: ScaleConfig, arguments: Sequence[str]) -> None:
+def _raised(outcome: Path) -> None:
+    if outcome.exists():
+        raise from_words(*json.loads(outcome.read_text(encoding="utf-8")))
+
+
+def _by_torchrun(scale: ScaleConfig, arguments: Sequence[str], outcome: Path) -> None:
     ours = [sys.executable, "-m", "burnish.cli", *arguments]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
     command += ["--nproc-per-node", str(scale.workers), "--max-restarts", str(scale.max_restarts), *ours]
-    processes = subprocess.Popen(command)
+    processes = subprocess.Popen(command, env={**os.environ, OUTCOME: str(outcome)})
     try:
         code = processes.wait()
     finally:
@@ -100,12 +130,8 @@ def _by_torchrun(scale: ScaleConfig, arguments: Sequence[str]) -> None:
 
 
 def _worker(given: dict[str, Any]) -> None:
-    """One of Ray's workers. Who waits for people has not failed: nobody is to begin it anew."""
-    try:
-        carry_out(Task(**given))
-    except Waiting as error:
-        if spmd.first():
-            print(error, flush=True)
+    """One of Ray's workers."""
+    carry_out(Task(**given))
 
 
 def _on_ray(task: Task) -> None:
@@ -128,15 +154,18 @@ def _on_ray(task: Task) -> None:
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = there.get("GPU", 0) >= scale.workers
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-    absolute = Task(task.config, task.path.resolve(), task.until, task.redo, task.wait)
+    path = task.path.resolve()
+    name = f"burnish-{task.config.name}"
+    outcome = path.parent / name / "outcome.json"  # in the folder that Ray makes for itself
+    absolute = replace(task, path=path, outcome=outcome)
     trainer = TorchTrainer(
         _worker,
         train_loop_config=vars(absolute),
         torch_config=TorchConfig(backend=backend, timeout_s=int(scale.timeout)),
         scaling_config=ScalingConfig(num_workers=scale.workers, use_gpu=gpus),
         run_config=TrainConfig(
-            name=f"burnish-{task.config.name}",
-            storage_path=str(absolute.path.parent),
+            name=name,
+            storage_path=str(path.parent),
             failure_config=FailureConfig(max_failures=scale.max_restarts),
         ),
     )
@@ -149,3 +178,4 @@ def _on_ray(task: Task) -> None:
     finally:
         if began:
             ray.shutdown()
+    _raised(outcome)

@@ -15,6 +15,7 @@ import hashlib
 import os
 import pickle
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,8 +25,7 @@ from functools import wraps
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from burnish import errors
-from burnish.errors import BurnishError, PeerFailed, Waiting
+from burnish.errors import BurnishError, PeerFailed, Waiting, from_words, in_words
 
 if TYPE_CHECKING:
     import torch
@@ -213,14 +213,14 @@ def each(work: Callable[[], T]) -> list[T]:
     try:
         word: tuple[Any, Any] = (None, work())
     except Exception as failed:  # noqa: BLE001 - told to all, then raised
-        error, word = failed, (_packed(failed), None)
+        error, word = failed, (in_words(failed), None)
     words = _exchange(word)
     first = next((i for i, (failed, _) in enumerate(words) if failed is not None), None)
     if first is None:
         return [value for _, value in words]
     if error is not None and first == rank():
         raise error
-    raise _unpacked(words[first][0], first) from error
+    raise _from(first, words[first][0]) from error
 
 
 def gather(n: int, work: Callable[[list[int]], tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
@@ -300,14 +300,15 @@ def deal(jobs: Sequence[T], work: Callable[[list[T]], list[Any]]) -> list[Any]:
     taken = list(jobs[rank() :: size()])
     assert _world is not None
     key = _next_key(_world)
+    place = _place()
     try:
         done, failed = own(), None
     except Exception as error:  # noqa: BLE001 - told to all, then raised
         done, failed = [], error
     # Jobs may differ by more than anybody waits in a collective.
-    _world.store.set(f"{key}/{_world.rank}", "")
+    _world.store.set(f"{key}/{_world.rank}", pickle.dumps(place))
     for number in range(_world.size):
-        _wait_for(_world, f"{key}/{number}", number)
+        _same_way(_world, pickle.loads(_wait_for(_world, f"{key}/{number}", number)), place, number)
 
     def told() -> list[Any]:
         if failed is not None:
@@ -324,25 +325,42 @@ def _next_key(world: _World) -> str:
     return f"burnish/word/{world.told}"
 
 
+def _place() -> str:
+    """The line outside this file that shares what comes now: by it processes that went different ways are told."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_filename == __file__ and frame.f_back is not None:
+        frame = frame.f_back
+    return f"{frame.f_globals.get('__name__', '?')}, line {frame.f_lineno}"
+
+
+def _same_way(world: _World, theirs: str, ours: str, number: int) -> None:
+    if theirs != ours:
+        raise PeerFailed(
+            f"process {number} shares what is done at {theirs}, process {world.rank} at {ours}: they went different "
+            "ways, which no input should bring about; please report it, and go on by one process (scale.workers: 1)"
+        )
+
+
 def from_lead(work: Callable[[], T]) -> T:
     """What `work` comes to in process 0, which carries it out alone; all others wait for its word, however long it
     takes, as long as it lives. An error there is raised by all."""
     if _world is None or _world.alone:
         return work()
-    world = _world
+    world, place = _world, _place()
     key = _next_key(world)
     if world.rank:
-        failed, value = pickle.loads(_wait_for(world, key, 0))
+        theirs, failed, value = pickle.loads(_wait_for(world, key, 0))
+        _same_way(world, theirs, place, 0)
         if failed is not None:
-            raise _unpacked(failed, 0)
+            raise _from(0, failed)
         return value  # type: ignore[no-any-return]
     try:
         with alone():
             value = work()
     except Exception as error:
-        world.store.set(key, pickle.dumps((_packed(error), None)))
+        world.store.set(key, pickle.dumps((place, in_words(error), None)))
         raise
-    world.store.set(key, pickle.dumps((None, value)))
+    world.store.set(key, pickle.dumps((place, None, value)))
     return value
 
 
@@ -470,16 +488,9 @@ def _line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def _packed(error: Exception) -> tuple[str, str]:
-    return type(error).__name__, str(error)
-
-
-def _unpacked(word: tuple[str, str], source: int) -> BurnishError:
-    """The error of another process, of the same kind where it is one of ours."""
-    name, text = word
-    kind = getattr(errors, name, None)
-    if kind is Waiting:
-        return Waiting(text, lambda: False)
-    if isinstance(kind, type) and issubclass(kind, BurnishError):
-        return kind(f"{text} (process {source})")
-    return PeerFailed(f"process {source} failed: {name}: {text}")
+def _from(source: int, words: tuple[str, str]) -> BurnishError:
+    """The error of another process."""
+    kind, text = words
+    error = from_words(kind, text if kind == Waiting.__name__ else f"{text} (process {source})")
+    error.of_process = source
+    return error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,34 @@ def test_the_leader_s_word_is_waited_for_and_so_is_its_error(tmp_path: Path) -> 
     assert shared(2, work, timeout=5) == [(41, "{'written by': 0}")] * 2, (
         "a word may take longer than the timeout"
     )
+
+
+def test_processes_that_went_different_ways_are_told(tmp_path: Path) -> None:
+    def word(number: int) -> None:
+        if number:
+            spmd.from_lead(lambda: 1)
+        else:
+            spmd.from_lead(lambda: 1)
+
+    def jobs(number: int) -> None:
+        if number:
+            spmd.deal([1, 2], list)
+        else:
+            spmd.deal([1, 2], list)
+
+    for way in (word, jobs):
+
+        def work(number: int, way: Callable[[int], None] = way) -> str:
+            spmd.settled()
+            try:
+                way(number)
+                return ""
+            except PeerFailed as error:
+                return str(error)
+
+        told = shared(2, work, timeout=20)
+        assert "they went different ways" in told[1]
+        assert f"process 0 shares what is done at {__name__}, line " in told[1]
 
 
 def test_replicas_that_differ_are_noticed() -> None:

@@ -356,8 +356,7 @@ def run_pipeline(
         )
     run = spmd.from_lead(lambda: RunDirectory.create_or_open(path, config))
     with ExitStack() as held:
-        if spmd.leads():
-            held.enter_context(run.lock())
+        spmd.from_lead(lambda: held.enter_context(run.lock()))
         view = held.enter_context(nullcontext(view) if view else view_of(config))
         config = run.config = spmd.from_lead(partial(prepared, run, view, redo))
         set_determinism(config)

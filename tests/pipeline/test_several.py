@@ -15,7 +15,10 @@ import psutil
 import pytest
 from conftest import ROOT
 
+from burnish.data.store import LabelStore
 from burnish.pipeline.order import fingerprint
+from burnish.records import Label
+from burnish.runs import RunDirectory
 
 SMALL = (
     *("threads=1", "data.n_prompts=200", "collect.n_pairs=96", "ppo.updates=4", "ppo.checkpoint_every=1"),
@@ -24,9 +27,9 @@ SMALL = (
 )
 
 
-def begin(folder: Path, *more: str) -> subprocess.Popen[str]:
+def begin(folder: Path, *more: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """The command line in a process of its own, with what is small."""
-    arguments = [part for key in (*SMALL, *more) for part in ("--set", key)]
+    arguments = [*options, *(part for key in (*SMALL, *more) for part in ("--set", key))]
     return subprocess.Popen(
         [sys.executable, "-m", "burnish.cli", "run", "examples/short.yaml", "--dir", str(folder), *arguments],
         cwd=ROOT,
@@ -106,14 +109,60 @@ def test_what_a_configuration_lacks_is_said_once_and_nothing_is_started(tmp_path
 
 
 @pytest.mark.e2e
-def test_processes_that_wait_for_people_have_not_failed(tmp_path: Path) -> None:
-    process = begin(
-        tmp_path / "r", "scale.workers=2", "label.source=people", "evaluate.examiner=reward_model"
-    )
+def test_processes_that_wait_for_people_have_not_failed_and_go_on_when_they_have_answered(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "r"
+    sets = ("scale.workers=2", "label.source=people", "evaluate.examiner=reward_model")
+    process = begin(path, *sets)
     said, told = process.communicate(timeout=200)
     assert process.returncode == 12, told[-2000:]
     assert not said, "nothing came of it yet"
     assert "Traceback" not in told
+    assert told.count("waiting for people") == 1, told
+
+    waiting = begin(path, *sets, options=("--wait", "--until", "label"))
+    assert waiting.stderr is not None
+    assert any("waiting for people" in line for line in waiting.stderr)
+    assert RunDirectory.open(path).stage_state("label") == "waiting"
+    with LabelStore(path / "labels.sqlite") as store:
+        store.add_labels([Label(c.id, "person:ann", 1.0, "human") for c in store.comparisons()])
+    ended(waiting)
+    assert RunDirectory.open(path).stage_state("label") == "done"
+
+
+@pytest.mark.e2e
+def test_what_would_fail_again_is_said_once_and_nobody_tries_it_again(tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "a", "chosen": "b"}\n')
+    sets = ("label.source=imported", f"label.preferences={pairs}", "data.prompts=preferences")
+    process = begin(tmp_path / "r", "scale.workers=2", "evaluate.examiner=reward_model", *sets)
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 4, told[-2000:]
+    assert told.count("burnish: ") == 1, told
+    assert "rejected" in told
+
+
+@pytest.mark.e2e
+def test_two_rounds_of_two_processes_with_all_that_a_run_can_train(tmp_path: Path) -> None:
+    shown = tmp_path / "shown.jsonl"
+    shown.write_text(
+        "".join(
+            json.dumps({"prompt": f"Tell me of place {i}.", "completion": f"Place {i} is worth a visit."})
+            + "\n"
+            for i in range(24)
+        )
+    )
+    more = (
+        *("scale.workers=2", "scale.max_restarts=0", "rounds=2", f"sft.demonstrations={shown}"),
+        *("ppo.updates=2", "dpo.when=always", "dpo.pairs=on_policy", "dpo.prompts=32"),
+        *("distill.when=always", "distill.prompts=32", "evaluate.best_of_n=2"),
+    )
+    said, _ = ended(begin(tmp_path / "r", *more))
+    assert "Champion:" in said
+    of_all = fingerprint(tmp_path / "r")
+    for name in ("reward", "ppo", "dpo", "distill", "on_policy_pairs.jsonl"):
+        assert of_all[name] != of_all[f"rounds/1/{name}"], f"{name} learnt anew in the second round"
 
 
 @pytest.mark.slow
