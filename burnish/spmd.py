@@ -35,6 +35,9 @@ P = ParamSpec("P")
 
 HEARTBEAT = 1.0  # seconds between two signs of life
 FAREWELL = 10.0  # seconds that process 0 stays for the others
+ATTEND = b"attend"  # the leader's word, where it asks for something before it has come to its end
+NOTHING = -1  # who asks for nothing
+PARTS = 1 << 20  # of anything that is lent, at most
 TIMEOUT = 600.0  # seconds without an answer of another process after which this one gives up
 
 
@@ -48,6 +51,10 @@ class _World:
     ours: bool  # whether the process group is ours to end
     alone: int = 0  # how many blocks of `alone` are open
     told: int = 0  # words of the leader so far
+    lent: list[Callable[[int, bool], None]] = field(default_factory=list)  # what makes shared weights whole
+    turns: int = 0  # of those who may be waited for long
+    patient: bool = False  # whether another process may be at work for longer than the time-out
+    word: str | None = None  # that others wait for in the store, while this one works
     stop: Event = field(default_factory=Event)
     beat: Thread | None = None
 
@@ -301,10 +308,14 @@ def deal(jobs: Sequence[T], work: Callable[[list[T]], list[Any]]) -> list[Any]:
     assert _world is not None
     key = _next_key(_world)
     place = _place()
+    _attend(_world)
+    _world.patient = True
     try:
         done, failed = own(), None
     except Exception as error:  # noqa: BLE001 - told to all, then raised
         done, failed = [], error
+    _attend(_world)
+    _world.patient = False
     # Jobs may differ by more than anybody waits in a collective.
     _world.store.set(f"{key}/{_world.rank}", pickle.dumps(place))
     for number in range(_world.size):
@@ -349,19 +360,36 @@ def from_lead(work: Callable[[], T]) -> T:
     world, place = _world, _place()
     key = _next_key(world)
     if world.rank:
-        theirs, failed, value = pickle.loads(_wait_for(world, key, 0))
+        word = _wait_for(world, key, 0)
+        if word == ATTEND:
+            _attend(world)
+            world.patient = True
+            _attend(world)
+            world.patient = False
+            word = _wait_for(world, f"{key}/after", 0)
+        theirs, failed, value = pickle.loads(word)
         _same_way(world, theirs, place, 0)
         if failed is not None:
             raise _from(0, failed)
         return value  # type: ignore[no-any-return]
+    world.word = key
     try:
         with alone():
             value = work()
     except Exception as error:
-        world.store.set(key, pickle.dumps((place, in_words(error), None)))
+        _say(world, key, (place, in_words(error), None))
         raise
-    world.store.set(key, pickle.dumps((place, None, value)))
+    _say(world, key, (place, None, value))
     return value
+
+
+def _say(world: _World, key: str, word: tuple[Any, ...]) -> None:
+    """What others wait for in the store, or wait for after they have attended."""
+    attended, world.word = world.word is None, None
+    if attended:
+        _attend(world)
+        world.patient = False
+    world.store.set(f"{key}/after" if attended else key, pickle.dumps(word))
 
 
 def by_lead(work: Callable[P, None]) -> Callable[P, None]:
@@ -375,6 +403,71 @@ def by_lead(work: Callable[P, None]) -> Callable[P, None]:
             from_lead(lambda: None)
 
     return done
+
+
+def lend(give: Callable[[int, bool], None]) -> int:
+    """Have all processes take part when one of them asks for something of which each has a part: `give` puts together
+    the part with a number, for this process too if it is to keep it. To be called by all; the number to ask by."""
+    assert _world is not None
+    _world.lent.append(give)
+    return len(_world.lent) - 1
+
+
+def ask(number: int, part: int) -> None:
+    """Have all processes put a part together: those that wait for others, or ask for another part, take part. Raises
+    PeerFailed where one does not answer within the time-out, or, while whole jobs are done, gives no sign of life."""
+    assert _world is not None
+    world = _world
+    if world.word is not None:
+        world.store.set(world.word, ATTEND)
+        world.word = None
+        _attend(world)  # to those who are on their way here
+        world.patient = True
+    _turn(world, number * PARTS + part)
+
+
+def put_together(own: torch.Tensor, whole: torch.Tensor) -> None:
+    """Fill `whole` (N * n) with the parts (n) of all N processes. For `give` alone."""
+    import torch.distributed as dist
+
+    assert _world is not None
+    gather_parts = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+    with _answers(_world):
+        gather_parts(_bytes(whole), _bytes(own), group=_world.group if own.device.type == "cpu" else None)
+
+
+def _bytes(x: torch.Tensor) -> torch.Tensor:
+    """Gloo knows few kinds of numbers."""
+    import torch
+
+    return x.view(torch.uint8)
+
+
+def _turn(world: _World, wanted: int) -> bool:
+    """One round of asking and giving, by all; whether anybody asked."""
+    import torch
+    import torch.distributed as dist
+
+    if world.patient:
+        world.turns += 1
+        key = f"burnish/turn/{world.turns}"
+        world.store.set(f"{key}/{world.rank}", "")
+        for number in range(world.size):
+            _wait_for(world, f"{key}/{number}", number)
+        world.store.delete_key(f"burnish/turn/{world.turns - 1}/{world.rank}")  # all have seen it
+    asked = [torch.empty(1, dtype=torch.int64) for _ in range(world.size)]  # device: the main memory
+    with _answers(world):
+        dist.all_gather(asked, torch.tensor([wanted]), group=world.group)
+    parts = sorted({int(x) for x in asked} - {NOTHING})
+    for part in parts:
+        world.lent[part // PARTS](part % PARTS, part == wanted)
+    return bool(parts)
+
+
+def _attend(world: _World) -> None:
+    """Give others what they ask for, until nobody asks any more."""
+    while world.lent and _turn(world, NOTHING):
+        pass
 
 
 def settled() -> None:
@@ -407,6 +500,7 @@ def _exchange(word: Any) -> list[Any]:
 
     assert _world is not None
     words: list[Any] = [None] * _world.size
+    _attend(_world)
     with _answers(_world):
         dist.all_gather_object(words, word, group=_world.group)
     return words

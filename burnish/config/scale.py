@@ -16,4 +16,7 @@ class ScaleConfig(Section):
     # (`pip install 'burnish[ray]'`). The run directory must be one that all its machines see.
     ray: str | None = None
     max_restarts: int = Field(3, ge=0)  # of all processes, from the last checkpoint, when one of them died
+    # Each process keeps its part alone of every layer that no model trains whole, and puts one together while it
+    # computes with it: for a base that no device holds.
+    shard: bool = False
     timeout: float = Field(600.0, gt=0)  # seconds without an answer, after which a process counts as gone

@@ -17,6 +17,7 @@ from burnish import spmd
 from burnish.checkpoints import atomic_folder, read_json, write_json
 from burnish.errors import ModelError
 from burnish.models.heads import Reading, ScalarHead
+from burnish.models.shards import copied
 from burnish.models.shared_base import Base, Top, shift
 
 ADAPTER = "adapter_model.safetensors"
@@ -56,7 +57,8 @@ def save_reward_model(model: ScalarHead, folder: Path, tokenizer: Any) -> None:
 @spmd.by_lead
 def save_plain_policy(top: Top, folder: Path, tokenizer: Any) -> None:
     """Write a plain Hugging Face causal LM with its tokenizer, adapters merged."""
-    lm: Any = copy.deepcopy(top.base.lm).float()
+    shards = top.base.shards
+    lm: Any = copied(top.base.lm, shards, None if shards is None else torch.device("cpu")).float()
     lm.base_model.load_state_dict(top.full_state())
     if top.output is not None:
         lm.get_output_embeddings().load_state_dict(top.output.state_dict())

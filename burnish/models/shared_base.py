@@ -25,6 +25,7 @@ from burnish.models import engine
 from burnish.models.batches import Batch, Positions, pad_batch, precise, read
 from burnish.models.engine import inner, lay_out
 from burnish.models.memory import Memory
+from burnish.models.shards import Shards, copied, state_of
 
 TOP_SHARE = 5  # one layer in so many is trained by default
 FAST_TOLERANCE = 1e-3  # of the largest hidden state
@@ -42,8 +43,10 @@ class Base:
         *,
         checkpointing: bool = False,
         memory: Memory | None = None,
+        shards: Shards | None = None,
     ) -> None:
         self.memory = memory or Memory()
+        self.shards = shards  # what of it lies on all processes
         self.lm = lm.requires_grad_(False).eval()
         self.dtype = torch.float32  # in which linear layers that are never trained are held
         self.checkpointing = checkpointing
@@ -56,7 +59,8 @@ class Base:
         self.whole: Base = self  # of which this is a part
         self._parts: dict[tuple[int, str], Base] = {}
         self.bottom = self.body_of(slice(0, self.cut)) if self.cut else None
-        lay_out(self.lm.base_model)
+        if shards is None:
+            lay_out(self.lm.base_model)
 
     @property
     def device(self) -> torch.device:
@@ -103,7 +107,14 @@ class Base:
             lm: Any = copy.deepcopy(self.lm, self._shared())
             if depth < self.depth:
                 _keep_layers(lm.base_model, slice(0, depth))
-            part = Base(lm, layers, self.lora, checkpointing=self.checkpointing, memory=self.memory)
+            part = Base(
+                lm,
+                layers,
+                self.lora,
+                checkpointing=self.checkpointing,
+                memory=self.memory,
+                shards=self.shards,
+            )
             part.dtype, part.whole = self.dtype, self.whole
             part.__dict__["_fast"] = self._fast
             # Above its own cut a policy runs layers of its own: what leaves them is not the base's.
@@ -165,6 +176,26 @@ class Base:
                 if isinstance(module, nn.Linear | Conv1D):
                     module.to(dtype)
         lay_out(body)
+
+    def shard(self, device: torch.device) -> None:
+        """From now on keep of the layers that no top trains whole (those below the cut; all of them without one) this
+        process's part alone, on `device`, where all the rest goes too. To be called in all processes of a run, after
+        `hold` and before anything is made of this base; then `shards.join`. Raises ModelError for a model without a
+        list of layers that are frozen."""
+        body: Any = self.lm.base_model
+        if not hasattr(body, "layers") or self.layers == "all":
+            raise ModelError(
+                f"scale.shard=true, but a {type(self.lm).__name__} at model.layers={self.layers!r} has no list of "
+                "frozen layers to cut over processes; train lora or top:N, or set it to false"
+            )
+        self.shards = Shards(body.layers[: self.cut] if self.cut else body.layers, device)
+        with torch.no_grad():
+            for tensor in self._shared().values():
+                if id(tensor) not in self.shards.block_of:
+                    tensor.data = tensor.data.to(device)
+        self.shards.watch(body.layers)  # and so their copies
+        self.__dict__["_fast"] = False  # the engine calls no layer as a whole
+        self.bottom = self.body_of(slice(0, self.cut)) if self.cut else None
 
     @contextmanager
     def precision(self) -> Iterator[None]:
@@ -282,10 +313,10 @@ class Top(nn.Module):
         if trainable and self.mode.startswith("lora"):
             body = _with_lora(body, base.lora, seed)
         elif trainable and base.cut:
-            body.layers = precise(copy.deepcopy(body.layers)).requires_grad_(True)
+            body.layers = precise(copied(body.layers, base.shards)).requires_grad_(True)
             body.norm = precise(copy.deepcopy(body.norm)).requires_grad_(True)
         elif trainable:
-            body = precise(copy.deepcopy(base.lm.base_model)).requires_grad_(True)
+            body = precise(copied(base.lm.base_model, base.shards)).requires_grad_(True)
         if trainable and not self.mode.startswith("lora"):
             lay_out(body)
         self.body = body
@@ -394,10 +425,10 @@ class Top(nn.Module):
         body: Any = self.body
         if hasattr(body, "peft_config"):
             # In float32: what adapters add to a rounded weight is often less than its rounding.
-            body = copy.deepcopy(body).float().merge_and_unload()
-        state = {n: t.detach() for n, t in self.base.lm.base_model.state_dict().items()}
-        for name, value in body.state_dict().items():
-            state[shift(name, self.base.cut)] = value.detach()
+            body = copied(body, self.base.shards).float().merge_and_unload()
+        state = dict(state_of(self.base.lm.base_model, self.base.shards))
+        for name, value in state_of(body, self.base.shards):
+            state[shift(name, self.base.cut)] = value
         return state
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from burnish import spmd
 from burnish.config.model import ModelConfig
 from burnish.errors import ConfigError
 from burnish.models.artefacts import load_policy
-from burnish.models.load import Codec, find_dtype, load_model
+from burnish.models.load import Codec, find_device, find_dtype, load_model
 from burnish.models.logprobs import Policy, make_policy
 from burnish.models.memory import Memory, Told
 from burnish.models.shared_base import Base, Top
@@ -27,10 +28,24 @@ class Models:
     temperature: float
     folder: Path | None = None  # for activations that memory does not hold
     told: Told = lambda what, rows, why: None  # who hears that less is done at once
+    shard: bool = False  # whether frozen layers are cut over the processes of the run
+
+    @property
+    def cut_over(self) -> bool:
+        """Whether frozen layers are cut over processes: then the base is to be made by all of them."""
+        return self.shard and spmd.processes() > 1
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedModel, Codec]:
-        lm, codec = load_model(self.config, path=self.fine_tuned)
+        if self.cut_over:
+            base, codec = self._cut
+            return base.lm, codec
+        return self._load(self.fine_tuned)
+
+    def _load(self, path: Path | None) -> tuple[PreTrainedModel, Codec]:
+        """A model that is to be cut comes to the main memory first."""
+        where = {"device": "cpu"} if self.cut_over else {}
+        lm, codec = load_model(self.config.model_copy(update=where), path=path)
         limits = self.config
         wanted = limits.max_prompt_tokens + limits.max_response_tokens
         context = context_of(lm)
@@ -54,12 +69,34 @@ class Models:
     @cached_property
     def base(self) -> Base:
         """The reference policy (the model as given, or as SFT left it), cut as the configuration says."""
-        return self._make_base(*self._loaded)
+        return self._cut[0] if self.cut_over else self._make_base(*self._loaded)
 
     def as_given(self) -> tuple[Base, Codec]:
         """The model before SFT."""
-        lm, codec = load_model(self.config)
+        if self.cut_over:
+            return self._made_by_all(None)
+        lm, codec = self._load(None)
         return self._make_base(lm, codec), codec
+
+    @cached_property
+    def _cut(self) -> tuple[Base, Codec]:
+        return self._made_by_all(self.fine_tuned)
+
+    def _made_by_all(self, path: Path | None) -> tuple[Base, Codec]:
+        """A base of which each process keeps its part: on a machine one process loads after the other, so that its main
+        memory holds one whole model at a time."""
+        if spmd.size() == 1:
+            raise RuntimeError("a base that is cut over processes was asked for by one of them alone")
+        made: list[tuple[Base, Codec]] = []
+        for turn in range(spmd.neighbours()):
+            if turn == spmd.local():
+                lm, codec = self._load(path)
+                made.append((self._make_base(lm, codec), codec))
+            spmd.settled()
+        ((base, codec),) = made
+        assert base.shards is not None
+        base.shards.join()
+        return base, codec
 
     def _make_base(self, lm: PreTrainedModel, codec: Codec) -> Base:
         config = self.config
@@ -68,7 +105,10 @@ class Models:
             lm, config.layers, config.lora, checkpointing=config.gradient_checkpointing, memory=memory
         )
         base.check(codec.pad_id)
-        base.hold(find_dtype(config.dtype, base.device))
+        device = find_device(config.device)
+        base.hold(find_dtype(config.dtype, device))
+        if self.cut_over:
+            base.shard(device)
         return base
 
     def new_policy(self) -> Policy:

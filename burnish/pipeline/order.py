@@ -54,7 +54,7 @@ class Workplace:
         config = run.config
         journal = Journal(run, view, trackers, hook=hook)
         fine_tuned = run.path / "sft" if config.sft.demonstrations is not None else None
-        models = Models(config.model, fine_tuned, config.ppo.temperature, run.path)
+        models = Models(config.model, fine_tuned, config.ppo.temperature, run.path, shard=config.scale.shard)
         examiner = config.evaluate.examiner == "reward_model"
         data = Data(config.data, config.label, config.reward, examiner, models, journal, config.seed)
         return cls(config, models, data, journal)
@@ -330,6 +330,15 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError(
             "imported preferences need prompts of their own kind: set data.prompts to 'preferences' or a file"
         )
+    if config.scale.shard and config.model.layers == "all":
+        raise ConfigError(
+            "scale.shard cuts frozen layers over processes, but model.layers is 'all': every layer is trained; set "
+            "model.layers: lora or top:N"
+        )
+    if config.scale.shard and config.ppo.update_seconds is not None:
+        raise ConfigError(
+            "ppo.update_seconds times a whole model by one process, but scale.shard leaves none; set ppo.batch_size"
+        )
     if config.reward.shared_head and (config.reward.layers or config.model.layers).startswith("lora"):
         raise ConfigError(
             "reward.shared_head averages whole layers, but adapters are trained (model.layers, reward.layers): the "
@@ -457,6 +466,8 @@ def carry_out(place: Workplace, stage: Stage, inputs: Inputs) -> None:
     if not spmd.from_lead(lambda: run.begin_stage(stage.name, inputs)):
         return
     view.stage(stage.name, "")
+    if place.models.cut_over and stage.name != "sft":
+        _ = place.models.base  # by all, before one of them needs it alone
     place.models.told = place.journal.of(stage.name).less_at_once
     began = perf_counter()
     try:

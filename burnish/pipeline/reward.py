@@ -226,7 +226,9 @@ def train_group(
         trained = new_models(base, own, config, seed, pooling, names[0])
         loops = [learning(head, member=name) for name, head in trained.items()]
         told: list[list[StepStats]] = [[] for _ in own]
-        for number, stats in side_by_side(loops, in_threads=base.device.type == "cpu"):
+        for number, stats in side_by_side(
+            loops, in_threads=base.device.type == "cpu" and base.shards is None
+        ):
             if len(own) == len(names):
                 journal.log("reward", stats, {"member": own[number]})
             else:
@@ -244,15 +246,15 @@ def train_group(
         for name, stats in zip(names, row, strict=True):
             if stats is not None:
                 journal.log("reward", stats, {"member": name})
-    for name, (_, state) in zip(names, done, strict=True):
-        if state is not None and spmd.leads():
-            heads |= new_models(base, [name], config, seed, pooling, names[0])
-            heads[name].load(state)
-    if config.shared_head and len(names) > 1 and spmd.leads():
-        heads[AVERAGE] = averaged([heads[name] for name in names])
 
     @spmd.by_lead
     def keep() -> None:
+        for name, (_, state) in zip(names, done, strict=True):
+            if state is not None:
+                heads.update(new_models(base, [name], config, seed, pooling, names[0]))
+                heads[name].load(state)
+        if config.shared_head and len(names) > 1:
+            heads[AVERAGE] = averaged([heads[name] for name in names])
         for name, head in heads.items():
             save_reward_model(head, journal.path / "reward" / name, models.codec.tokenizer)
 

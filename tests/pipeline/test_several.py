@@ -132,6 +132,23 @@ def test_processes_that_wait_for_people_have_not_failed_and_go_on_when_they_have
 
 
 @pytest.mark.e2e
+def test_two_processes_that_hold_a_part_of_every_layer_make_the_same_run(
+    shared_run: Path, tmp_path: Path
+) -> None:
+    ended(begin(tmp_path / "cut", "scale.workers=2", "scale.shard=true"))
+    ours, theirs = fingerprint(shared_run), fingerprint(tmp_path / "cut")
+    assert ours.keys() == theirs.keys()
+    for name in ("labels.json", "metrics/collect.jsonl"):
+        assert ours[name] == theirs[name]
+    first, second = (
+        json.loads((run / "metrics" / "ppo.jsonl").read_text().splitlines()[0])
+        for run in (shared_run, tmp_path / "cut")
+    )
+    assert first["score"] == pytest.approx(second["score"], abs=1e-3)
+    assert first["length"] == second["length"]
+
+
+@pytest.mark.e2e
 def test_what_would_fail_again_is_said_once_and_nobody_tries_it_again(tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text('{"prompt": "a", "chosen": "b"}\n')

@@ -32,11 +32,18 @@ from tests.pipeline.test_ladder import actions, start
 from tests.processes import shared
 
 
-def story_ppo(config: dict[str, Any]) -> PPO:
-    """PPO of the embedded model in double precision, paid by the sum of two reward models that nobody trained."""
+def story_ppo(config: dict[str, Any], layers: str = "top:2", *, cut: bool | None = None) -> PPO:
+    """PPO of the embedded model in double precision, paid by the sum of two reward models that nobody trained; by the
+    model's own forward pass where its frozen layers are `cut` over the processes, or are said not to be."""
     lm, codec = load_model(ModelConfig())
-    base = Base(lm.double(), "top:2")
-    heads = [new_reward_head(base, k, f"m{k}", layers="top:2", dropout=0.0).double() for k in range(2)]
+    base = Base(lm.double(), layers)
+    if cut is not None:
+        base.__dict__["_fast"] = False
+    if cut:
+        base.shard(CPU)
+        assert base.shards is not None
+        base.shards.join()
+    heads = [new_reward_head(base, k, f"m{k}", layers=layers, dropout=0.0).double() for k in range(2)]
 
     def score(rollout: Rollout) -> Scores:
         sequences = Sequences.of(base, rollout, codec.pad_id)
@@ -63,7 +70,7 @@ def story_ppo(config: dict[str, Any]) -> PPO:
     )
 
 
-def told(config: dict[str, Any]) -> dict[str, Any]:
+def told(config: dict[str, Any], layers: str = "top:2", *, cut: bool | None = None) -> dict[str, Any]:
     """Two updates, and all that several processes must agree on with one."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
@@ -77,7 +84,7 @@ def told(config: dict[str, Any]) -> dict[str, Any]:
 
     sampling.sample_ids = watched
     try:
-        ppo = story_ppo(config)
+        ppo = story_ppo(config, layers, cut=cut)
         rows = []
         for stats in ppo.updates():
             assert ppo.experience is not None
@@ -114,8 +121,20 @@ def test_several_processes_learn_what_one_learns(case: str) -> None:
     """In double precision, so that what differs is a mistake; tokens are compared too."""
     n, config = CASES[case]
     (alone,) = shared(1, lambda _: told(config))
+    agree(shared(n, lambda _: told(config)), alone)
+
+
+@pytest.mark.parametrize("layers", ["top:2", "lora"])
+def test_several_processes_that_hold_a_part_of_every_layer_learn_what_one_learns(layers: str) -> None:
+    """Also one without a row: it has what others need."""
+    _, config = CASES["a process without a row"]
+    (alone,) = shared(1, lambda _: told(config, layers, cut=False))
+    agree(shared(3, lambda _: told(config, layers, cut=True)), alone)
+
+
+def agree(several: list[Any], alone: Any) -> None:
     assert isinstance(alone, dict), alone
-    for found in shared(n, lambda _: told(config)):
+    for found in several:
         assert isinstance(found, dict), found
         for ours, theirs in zip(found["rows"], alone["rows"], strict=True):
             assert ours["tokens"] == theirs["tokens"]

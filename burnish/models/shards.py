@@ -1,0 +1,153 @@
+"""Frozen layers that no process of a run holds whole: each keeps its part of every layer, and puts one together while
+it computes with it.
+
+A frozen weight is one tensor however many models share it (bottoms, references, adapted policies and reward models), so
+it is the tensor's memory that comes and goes, not a module. A layer is there from its forward pass until another one is
+wanted; where a gradient passes it, it is fetched again. Who wants a layer asks for it (`spmd.ask`): processes need not
+run the same layers in the same order, nor as often, as FSDP would have them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from burnish import spmd
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Shards:
+    """The linear layers of `blocks`, cut over the processes of the run and moved to `device`. To be made by all of
+    them, each from its own copy of the same model."""
+
+    def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
+        self.rank, self.world = spmd.rank(), spmd.size()
+        self.block_of: dict[int, int] = {}  # by the identity of a weight
+        self._weights: list[list[nn.Parameter]] = []  # keeps them alive, and so their identities
+        self._own: list[torch.Tensor] = []
+        self._whole: list[torch.Tensor] = []
+        self.here: int | None = None  # the block that is there
+        for block in blocks:
+            weights = list(
+                dict.fromkeys(
+                    p
+                    for module in block.modules()
+                    if isinstance(module, nn.Linear | Conv1D)
+                    for p in module.parameters(recurse=False)
+                )
+            )
+            self.block_of |= {id(p): len(self._weights) for p in weights}
+            self._weights.append(weights)
+            self._cut(weights, device)
+        self.number: int | None = None
+
+    def join(self) -> None:
+        """From now on take part when another process wants a layer. To be called by all, with nothing between them."""
+        self.number = spmd.lend(self._give)
+
+    @torch.no_grad()
+    def _cut(self, weights: Sequence[nn.Parameter], device: torch.device) -> None:
+        sizes = [p.numel() for p in weights]
+        part = -(-sum(sizes) // self.world)
+        whole = torch.zeros(part * self.world, dtype=weights[0].dtype, device=weights[0].device)
+        whole[: sum(sizes)] = torch.cat([p.detach().reshape(-1) for p in weights])
+        self._own.append(whole[part * self.rank : part * (self.rank + 1)].clone().to(device))
+        if whole.device != device:
+            whole = torch.empty(whole.shape, dtype=whole.dtype, device=device)
+        for p, values in zip(weights, torch.split(whole[: sum(sizes)], sizes), strict=True):
+            p.data = values.view(p.shape)
+        self._whole.append(whole)
+        _drop(whole)
+
+    @property
+    def bytes_kept(self) -> int:
+        """Of this process's parts of all blocks."""
+        return sum(own.numel() * own.element_size() for own in self._own)
+
+    def need(self, block: int) -> None:
+        """Have a block there, and no other. Raises PeerFailed where another process does not answer."""
+        if self.here != block:
+            self.let_go()
+            assert self.number is not None, "nobody has joined"
+            spmd.ask(self.number, block)
+
+    def let_go(self) -> None:
+        """Have no block there."""
+        if self.here is not None:
+            _drop(self._whole[self.here])
+            self.here = None
+
+    def _give(self, block: int, keep: bool) -> None:
+        """Put a block together with all other processes, for this one too if it is to `keep` it."""
+        if block == self.here:
+            # It was asked for by others, while a model that was run before has left it there.
+            spmd.put_together(self._own[block], torch.empty_like(self._whole[block]))
+            return
+        whole = self._whole[block]
+        whole.untyped_storage().resize_(whole.numel() * whole.element_size())
+        spmd.put_together(self._own[block], whole)
+        if keep:
+            self.here = block
+        else:
+            _drop(whole)
+
+    def watch(self, layers: Sequence[nn.Module]) -> None:
+        """From now on have the weights of these layers, where they are of ours, there when the layers are run, and when
+        a gradient passes them. A copy of a layer with weights of its own asks for nothing."""
+
+        def before(layer: nn.Module, _inputs: Any) -> None:
+            block = self._block(layer)
+            if block is not None:
+                self.need(block)
+
+        def after(layer: nn.Module, _inputs: Any, outputs: Any) -> None:
+            block = self._block(layer)
+            given = outputs[0] if isinstance(outputs, tuple) else outputs
+            if block is not None and given.requires_grad:
+                given.register_hook(self._fetched(block))
+
+        for layer in layers:
+            layer.register_forward_pre_hook(before)
+            layer.register_forward_hook(after)
+
+    def _fetched(self, block: int) -> Callable[[torch.Tensor], None]:
+        def fetch(_gradient: torch.Tensor) -> None:
+            self.need(block)
+
+        return fetch
+
+    def _block(self, layer: nn.Module) -> int | None:
+        return next((self.block_of[id(p)] for p in layer.parameters() if id(p) in self.block_of), None)
+
+    @torch.no_grad()
+    def copies(self, module: nn.Module, device: torch.device | None = None) -> dict[int, nn.Parameter]:
+        """Whole copies of a module's weights, as far as they are of ours, by identity: a memo for `deepcopy`."""
+        wanted = [p for p in module.parameters() if id(p) in self.block_of]
+        made: dict[int, nn.Parameter] = {}
+        for p in sorted(wanted, key=lambda p: self.block_of[id(p)]):
+            self.need(self.block_of[id(p)])
+            made[id(p)] = nn.Parameter(p.detach().clone().to(device or p.device), requires_grad=False)
+        return made
+
+
+def _drop(whole: torch.Tensor) -> None:
+    whole.untyped_storage().resize_(0)
+
+
+def copied(module: M, shards: Shards | None, device: torch.device | None = None) -> M:
+    """A deep copy of a module with tensors of its own; those of `shards` are put together for it."""
+    return copy.deepcopy(module, shards.copies(module, device) if shards is not None else {})
+
+
+def state_of(module: nn.Module, shards: Shards | None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors of a module's state, as they are; those of `shards` put together in the main memory."""
+    whole = shards.copies(module, torch.device("cpu")) if shards is not None else {}
+    named = dict(module.named_parameters(remove_duplicate=False))
+    for name, tensor in module.state_dict().items():
+        yield name, whole[id(named[name])] if name in named and id(named[name]) in whole else tensor.detach()
