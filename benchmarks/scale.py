@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from burnish.config import RunConfig
 from burnish.config.loading import load_config
-from burnish.pipeline.accelerators import DEVICES, pace_on, seconds_a_sum
+from burnish.pipeline.accelerators import DEVICES, pace_on, seconds_a_gathering, seconds_a_sum
 from burnish.pipeline.duration import Counts, Sharing, time_by_stage
 from burnish.pipeline.footprint import Lengths, Shapes, memory_of
 from burnish.pipeline.outlook import CONTEXT, sketched
@@ -47,6 +47,14 @@ SETTINGS = (
     *("ppo.minibatches=4", "ppo.micro_batch=8", "reward.micro_batch=16", "evaluate.batch_size=512"),
     *("ppo.advantage=rloo", "ppo.answers=4", "dpo.when=never"),
 )
+TRAINED = {
+    "the top ({})": ["model.layers=auto"],
+    "lora": ["model.layers=lora", "reward.layers=lora"],
+    "lora, cut": [
+        *("model.layers=lora", "reward.layers=lora", "scale.shard=true", "model.gradient_checkpointing=true"),
+        *("ppo.micro_batch=2", "reward.micro_batch=2"),
+    ],
+}
 WORLDS = (1, 8, 16, 64)
 HOW = {  # processes, threads of each
     "one process, one thread": (1, 1),
@@ -72,12 +80,11 @@ def compute(device: str) -> None:
         )
         with torch.device("meta"):
             lm = AutoModelForCausalLM.from_config(known, dtype=torch.float32)
-        for trained in ("auto", "lora"):
-            more = ["reward.layers=lora"] if trained == "lora" else []
-            config = load_config(None, [*SETTINGS, f"model.layers={trained}", *more])
+        for trained, more in TRAINED.items():
+            config = load_config(None, [*SETTINGS, *more])
             shapes = sketched(lm, config, torch.device("cuda"), device)
             for world in WORLDS:
-                _row(device, name, world, shapes, config)
+                _row(device, f"{name} | {trained.format(shapes.base.layers)}", world, shapes, config)
 
 
 def _row(device: str, name: str, world: int, shapes: Shapes, config: RunConfig) -> None:
@@ -88,13 +95,14 @@ def _row(device: str, name: str, world: int, shapes: Shapes, config: RunConfig) 
     peak = max(stage.peak for stage in memory.values())
     card = DEVICES[device]
     there = f"{peak / 2**30:.0f}" + ("" if peak <= 0.9 * card.memory else " (does not fit)")
-    pace = pace_on(card, shapes, LENGTHS, -(-config.ppo.batch_size // world))
+    gathered = seconds_a_gathering(card, shapes, world)
+    pace = pace_on(card, shapes, LENGTHS, -(-config.ppo.batch_size // world), gathered)
     link = seconds_a_sum(card, shapes, world)
     seconds = time_by_stage(pace, COUNTS, config, Sharing(world, link))
     steps = config.ppo.epochs * config.ppo.minibatches
     update = config.ppo.batch_size * pace.ppo_response(config) / world + steps * link
     print(
-        f"| {name} | {shapes.base.layers} | {world} | {there} | {update:.0f} | {sum(seconds.values()) / 3600:.1f} | "
+        f"| {name} | {world} | {there} | {update:.0f} | {sum(seconds.values()) / 3600:.1f} | "
         f"{steps * link:.2f} |"
     )
 

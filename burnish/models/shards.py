@@ -22,6 +22,12 @@ from burnish import spmd
 M = TypeVar("M", bound=nn.Module)
 
 
+def linear_weights(block: nn.Module) -> list[nn.Parameter]:
+    """Those of its linear layers, which are what is large of a layer: each once."""
+    linear = (module for module in block.modules() if isinstance(module, nn.Linear | Conv1D))
+    return list(dict.fromkeys(p for module in linear for p in module.parameters(recurse=False)))
+
+
 class Shards:
     """The linear layers of `blocks`, cut over the processes of the run and moved to `device`. To be made by all of
     them, each from its own copy of the same model."""
@@ -34,14 +40,7 @@ class Shards:
         self._whole: list[torch.Tensor] = []
         self.here: int | None = None  # the block that is there
         for block in blocks:
-            weights = list(
-                dict.fromkeys(
-                    p
-                    for module in block.modules()
-                    if isinstance(module, nn.Linear | Conv1D)
-                    for p in module.parameters(recurse=False)
-                )
-            )
+            weights = linear_weights(block)
             self.block_of |= {id(p): len(self._weights) for p in weights}
             self._weights.append(weights)
             self._cut(weights, device)

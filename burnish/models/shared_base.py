@@ -177,18 +177,25 @@ class Base:
                     module.to(dtype)
         lay_out(body)
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The layers that can be cut over processes: those that no top trains whole."""
+        body: Any = self.lm.base_model
+        layers = getattr(body, "layers", ())
+        return layers[: self.cut] if self.cut else () if self.layers == "all" else layers
+
     def shard(self, device: torch.device) -> None:
         """From now on keep of the layers that no top trains whole (those below the cut; all of them without one) this
         process's part alone, on `device`, where all the rest goes too. To be called in all processes of a run, after
         `hold` and before anything is made of this base; then `shards.join`. Raises ModelError for a model without a
         list of layers that are frozen."""
         body: Any = self.lm.base_model
-        if not hasattr(body, "layers") or self.layers == "all":
+        if not self.blocks:
             raise ModelError(
                 f"scale.shard=true, but a {type(self.lm).__name__} at model.layers={self.layers!r} has no list of "
                 "frozen layers to cut over processes; train lora or top:N, or set it to false"
             )
-        self.shards = Shards(body.layers[: self.cut] if self.cut else body.layers, device)
+        self.shards = Shards(self.blocks, device)
         with torch.no_grad():
             for tensor in self._shared().values():
                 if id(tensor) not in self.shards.block_of:

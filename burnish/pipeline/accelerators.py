@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from burnish.models.sequences import PROMPTS_AT_ONCE
 from burnish.pipeline.footprint import Lengths, Shapes
 from burnish.pipeline.pace import Pace
 
 PRODUCTS = 0.35  # of the stated products a second: forward and backward passes of transformers, no more tuned than ours
 READING = 0.6  # of the stated bandwidth, where decoding reads all weights for every token
 A_LAYER = 4e-4  # seconds that a layer's launches take in Python, whatever its size, forward
-GRADIENTS = 0.7  # of the stated link, where gradients are added up
+GRADIENTS = 0.7  # of the stated link, where gradients are added up and layers put together
 BACKWARD = 2.0  # times a pass forward
 
 
@@ -36,8 +37,9 @@ DEVICES = {
 """NVIDIA's data sheets, dense products."""
 
 
-def pace_on(device: Accelerator, shapes: Shapes, lengths: Lengths, slots: int) -> Pace:
-    """Seconds a response of every kind of work, computed; `slots` are sampled side by side."""
+def pace_on(device: Accelerator, shapes: Shapes, lengths: Lengths, slots: int, gathered: float = 0.0) -> Pace:
+    """Seconds a response of every kind of work, computed; `slots` are sampled side by side, and every pass through the
+    frozen layers waits `gathered` seconds for them to be put together."""
     base = shapes.base
     depth, trained = base.depth, base.depth - base.cut
     body = sum(p.numel() for p in base.lm.base_model.parameters()) - shapes.embedding
@@ -47,7 +49,8 @@ def pace_on(device: Accelerator, shapes: Shapes, lengths: Lengths, slots: int) -
     trained_speed = PRODUCTS * device.single
     tokens, said = lengths.mean, lengths.response
     head = 2 * shapes.vocabulary * base.hidden_size * said / trained_speed
-    launches = A_LAYER / min(slots, shapes.config.ppo.micro_batch)
+    rows = min(slots, shapes.config.ppo.micro_batch)
+    launches = A_LAYER / rows
     below = base.cut * (2 * a_layer * tokens / frozen_speed + launches)
     adapted = base.layers.startswith("lora")
     above = trained * (2 * a_layer * tokens / (frozen_speed if adapted else trained_speed) + launches)
@@ -56,7 +59,11 @@ def pace_on(device: Accelerator, shapes: Shapes, lengths: Lengths, slots: int) -
     step = (
         max(shapes.weights / (READING * device.bandwidth), slots * 2 * body / frozen_speed) + depth * A_LAYER
     )
-    sampling = lengths.longest_response * step / slots
+    sampling = lengths.longest_response * (step + gathered) / slots
+    if base.cut:
+        below += gathered / PROMPTS_AT_ONCE
+    else:  # there and back
+        above, back = above + gathered / rows, back + gathered / rows
     reading = above + head
     return Pace(sampling, below, reading, reading + back, above + back - head)
 
@@ -65,3 +72,10 @@ def seconds_a_sum(device: Accelerator, shapes: Shapes, world: int) -> float:
     """To add up the gradients of a step over `world` devices: each sends and takes twice what is trained, by a ring."""
     sent = 2 * (world - 1) / world * 4 * (shapes.policy + shapes.value)
     return sent / (GRADIENTS * device.link) if world > 1 else 0.0
+
+
+def seconds_a_gathering(device: Accelerator, shapes: Shapes, world: int) -> float:
+    """To put together, one after the other, all layers that are cut over `world` devices."""
+    if world == 1 or not shapes.config.scale.shard:
+        return 0.0
+    return (world - 1) / world * sum(shapes.blocks) / (GRADIENTS * device.link)

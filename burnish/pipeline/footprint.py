@@ -18,6 +18,7 @@ from burnish.models import engine
 from burnish.models.heads import new_reward_head
 from burnish.models.logprobs import CHUNK_ELEMENTS, CHUNK_ELSEWHERE
 from burnish.models.sequences import PROMPTS_AT_ONCE
+from burnish.models.shards import linear_weights
 from burnish.models.shared_base import Base, Top
 
 SINGLE = 4  # bytes of a float32
@@ -90,6 +91,19 @@ class Shapes:
     def weights(self) -> int:
         """Bytes of the frozen base."""
         return sum(p.numel() * p.element_size() for p in self.base.lm.parameters())
+
+    @cached_property
+    def blocks(self) -> list[int]:
+        """Bytes of the linear layers of every block that can be cut over processes."""
+        return [sum(p.numel() * p.element_size() for p in linear_weights(b)) for b in self.base.blocks]
+
+    def base_weights(self, world: int) -> int:
+        """Bytes of the frozen base on each of `world` devices: whole, or its part of every block that is cut over them,
+        with one that is put together for itself and one for another."""
+        if world == 1 or not self.config.scale.shard:
+            return self.weights
+        cut = sum(self.blocks)
+        return self.weights - cut + cut // world + 2 * max(self.blocks, default=0)
 
     @cached_property
     def parameters(self) -> int:
@@ -242,7 +256,7 @@ def memory_of(
     mine = -(-ppo.batch_size // world)
     found: dict[str, StageMemory] = {}
     per_prompt = answers / max(1, asked)
-    common = {"program": program, "model": shapes.weights}
+    common = {"program": program, "model": shapes.base_weights(world)}
     state = SINGLE * (1 + 1 + MOMENTS)  # a trained weight, its gradient, its moments
     policy = SINGLE * shapes.policy
     saving = SINGLE * shapes.policy * MOMENTS

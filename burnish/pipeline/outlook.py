@@ -18,7 +18,7 @@ from burnish.config import RunConfig
 from burnish.config.model import ModelConfig
 from burnish.models.load import find_device, find_dtype, resolve_path
 from burnish.models.shared_base import Base
-from burnish.pipeline.accelerators import DEVICES, pace_on, seconds_a_sum
+from burnish.pipeline.accelerators import DEVICES, pace_on, seconds_a_gathering, seconds_a_sum
 from burnish.pipeline.data import Data
 from burnish.pipeline.duration import FALLBACK, Counts, Sharing, time_by_stage
 from burnish.pipeline.footprint import Lengths, Shapes, StageMemory, memory_of
@@ -145,14 +145,19 @@ def look_ahead(
         if device is None:
             pace = measured_pace(models, data, config, lengths)
         else:
-            pace = pace_on(DEVICES[device], shapes, lengths, -(-config.ppo.batch_size // world))
+            gathered = seconds_a_gathering(DEVICES[device], shapes, world)
+            pace = pace_on(DEVICES[device], shapes, lengths, -(-config.ppo.batch_size // world), gathered)
             link = seconds_a_sum(DEVICES[device], shapes, world)
             assumed.append("the device gives the shares of its data sheet that docs/scale.md names")
         if world > 1:
             assumed.append("processes do not wait for one another")
+            if config.scale.shard and device is None:
+                assumed.append("layers that are cut over processes are put together in no time")
         seconds = time_by_stage(pace, counts, config, Sharing(world, link))
     outlook = Outlook(device or str(place_of), world, free, found, seconds, [], assumed)
-    return outlook if outlook.fits else replace(outlook, advice=advise(config, memory, SPARE * free))
+    if outlook.fits:
+        return outlook
+    return replace(outlook, advice=advise(config, memory, SPARE * free, several=world > 1))
 
 
 def weights_file(model: ModelConfig) -> int:
@@ -242,7 +247,11 @@ Change = tuple[str, Callable[[RunConfig], RunConfig | None]]
 
 
 def advise(
-    config: RunConfig, memory: Callable[[RunConfig], dict[str, StageMemory]], room: float
+    config: RunConfig,
+    memory: Callable[[RunConfig], dict[str, StageMemory]],
+    room: float,
+    *,
+    several: bool = False,
 ) -> list[Advice]:
     """Settings that lower the peak, each on top of those before it, until it fits; those that lower nothing are left
     out. What costs only time comes first, what is trained last."""
@@ -252,7 +261,7 @@ def advise(
 
     now, lowest = config, peak(config)
     taken = list[Advice]()
-    for settings in _ladder(config):
+    for settings in _ladder(config, several=several):
         if lowest <= room:
             break
         changed = _with(now, settings)
@@ -267,13 +276,14 @@ def _told(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _ladder(config: RunConfig) -> list[dict[str, object]]:
+def _ladder(config: RunConfig, *, several: bool) -> list[dict[str, object]]:
     small = max(1, min(4, config.ppo.micro_batch))
     rows: dict[str, object] = {
         f"{s}.micro_batch": max(2, small) for s in ("ppo", "dpo", "reward", "sft", "distill")
     }
     fewer: list[dict[str, object]] = [{"ppo.advantage": "rloo", "ppo.answers": 4}]
     whole: list[dict[str, object]] = [{"model.layers": "top:2"}]
+    cut: list[dict[str, object]] = [{"scale.shard": True}]
     smallest: list[dict[str, object]] = [{"ppo.batch_size": 16}]
     return [
         rows,
@@ -281,6 +291,7 @@ def _ladder(config: RunConfig) -> list[dict[str, object]]:
         {"model.cache_gib": 0.5},
         {"model.dtype": "bfloat16"},
         {"model.gradient_checkpointing": True},
+        *(cut if several and config.model.layers != "all" else []),
         *(fewer if config.ppo.batch_size % 4 == 0 else []),
         *([] if config.model.layers.startswith("lora") else whole),
         {"model.layers": "lora_top:2", "reward.layers": "lora_top:2", "ppo.value_init": "zero"},

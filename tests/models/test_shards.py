@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from burnish import spmd
+from burnish.config.loading import load_config
 from burnish.config.model import ModelConfig
-from burnish.errors import ModelError, PeerFailed
+from burnish.errors import ConfigError, ModelError, PeerFailed
 from burnish.models.artefacts import save_plain_policy
 from burnish.models.batches import CPU
 from burnish.models.heads import new_reward_head
@@ -23,6 +24,7 @@ from burnish.models.logprobs import make_policy, token_logprobs
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base, Top
+from burnish.pipeline.order import check_config
 from burnish.rehearse import grammar
 from tests.processes import shared
 
@@ -234,3 +236,15 @@ def test_a_base_of_which_nothing_is_frozen_is_not_cut() -> None:
             story_base("all", cut=True)
 
     assert shared(2, work) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("sets", "told"),
+    [
+        (["model.layers=all"], "every layer is trained"),
+        (["model.layers=lora", "ppo.update_seconds=30"], "set ppo.batch_size"),
+    ],
+)
+def test_what_leaves_nothing_to_cut_or_needs_a_whole_model_is_refused(sets: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        check_config(load_config(None, ["scale.shard=true", *sets]))

@@ -14,6 +14,7 @@ from burnish.config.loading import load_config
 from burnish.models.batches import pad_batch
 from burnish.models.load import load_model
 from burnish.models.logprobs import make_policy
+from burnish.models.shards import linear_weights
 from burnish.models.shared_base import Base, Top
 from burnish.pipeline import accelerators, outlook
 from burnish.pipeline.accelerators import Accelerator
@@ -108,6 +109,27 @@ def test_several_devices_share_rows_and_whole_jobs() -> None:
     assert eight.memory["reward"].held["reward models"] * 3 == one.memory["reward"].held["reward models"]
     assert one.duration / 8 < eight.duration < one.duration
     assert "processes do not wait for one another" in eight.assumed
+
+
+def test_layers_that_are_cut_over_devices_take_a_part_of_the_room_and_time_to_put_together(
+    tiny_device: Accelerator,
+) -> None:
+    def ahead(*sets: str, world: int = 4) -> outlook.Outlook:
+        small = ["data.n_prompts=200", "model.layers=lora", "reward.layers=lora", *sets]
+        return look_ahead(load_config(None, small), device="h100", world=world)
+
+    whole, cut = ahead(), ahead("scale.shard=true")
+    config = load_config(None, ["model.layers=lora", "scale.shard=true"])
+    shapes = sketched(load_model(config.model, weights=False)[0], config, CPU, "h100")
+    lm, _ = load_model(config.model)
+    base = Base(lm, "lora")
+    base.hold(torch.bfloat16)
+    blocks = [sum(p.numel() * p.element_size() for p in linear_weights(b)) for b in lm.base_model.layers]
+    assert shapes.blocks == blocks
+    saved = whole.memory["align"].held["model"] - cut.memory["align"].held["model"]
+    assert saved == sum(blocks) - sum(blocks) // 4 - 2 * max(blocks)
+    assert cut.duration > whole.duration
+    assert ahead("scale.shard=true", world=1).memory["align"].held["model"] == shapes.weights
 
 
 def test_time_is_what_the_parts_take() -> None:
