@@ -4,7 +4,7 @@ whether it fits, and which settings would make it."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +25,7 @@ from burnish.pipeline.footprint import Lengths, Shapes, StageMemory, memory_of
 from burnish.pipeline.order import Workplace, check_config
 from burnish.pipeline.pace import PROBE, Pace, measure
 from burnish.pipeline.sketch import SketchedModels
+from burnish.records import Prompt
 from burnish.runs import RunDirectory, usable_cores
 
 RESPONSE_SHARE = (
@@ -214,8 +215,22 @@ def _sizes(
 
 
 def measured_pace(models: SketchedModels, data: Data, config: RunConfig, lengths: Lengths) -> Pace:
-    """Seconds a response, from slices with few layers: what a layer adds is what it adds to them."""
+    """Seconds a response, for responses as long as they are said to be; of reward models that train other layers than
+    the policy, by slices of their own."""
     prompts = data.splits.train[: max(PROBE, min(config.ppo.batch_size, 2 * PROBE))]
+    whole = _timed(models, prompts, config)
+    theirs = config.reward.layers
+    if theirs not in (None, "auto", models.base.layers):
+        whole = replace(whole, reward=_timed(models.training(theirs), prompts, config).reward)
+    sampled = lengths.response / lengths.longest_response  # random weights seldom end a response
+    read = lengths.mean / (lengths.prompt + lengths.longest_response)
+    return whole.scaled(sampled, read)
+
+
+def _timed(models: SketchedModels, prompts: Sequence[Prompt], config: RunConfig) -> Pace:
+    """Seconds a response, from slices with few layers, reward models trained as the policy is: what a layer adds is
+    what it adds to them."""
+    config = config.model_copy(update={"reward": config.reward.model_copy(update={"layers": None})})
     few, more = SMALL
     frozen, trained = models.base.cut, models.trained_layers
     shapes = [(few, few), (more, few), (few, more)] if frozen else [(0, few), (0, more)]
@@ -231,16 +246,13 @@ def measured_pace(models: SketchedModels, data: Data, config: RunConfig, lengths
         per_trained = max(0.0, (part(found[-1]) - part(first)) / (more - few))
         return part(first) + per_frozen * max(0, frozen - few) + per_trained * (trained - few)
 
-    whole = Pace(
+    return Pace(
         grown(lambda p: p.sampling),
         grown(lambda p: p.features),
         grown(lambda p: p.reading),
         grown(lambda p: p.policy),
         grown(lambda p: p.reward),
     )
-    sampled = lengths.response / lengths.longest_response  # random weights seldom end a response
-    read = lengths.mean / (lengths.prompt + lengths.longest_response)
-    return whole.scaled(sampled, read)
 
 
 Change = tuple[str, Callable[[RunConfig], RunConfig | None]]

@@ -4,7 +4,7 @@ random weights, to be timed."""
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -38,6 +38,12 @@ class SketchedModels(Models):
     def trained_layers(self) -> int:
         """How many layers a policy trains."""
         return self.base.depth - self.base.cut
+
+    def training(self, layers: str) -> SketchedModels:
+        """The same models, of which these layers are trained."""
+        other = replace(self, config=self.config.model_copy(update={"layers": layers}))
+        other.__dict__["_loaded"] = self._loaded
+        return other
 
     def slice(self, frozen: int, trained: int) -> Models:
         """A model of so many layers below the cut and above it, of the true widths, with random weights."""

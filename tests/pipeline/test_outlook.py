@@ -191,3 +191,9 @@ def test_slices_of_a_model_are_timed_and_carried_on(monkeypatch: pytest.MonkeyPa
     assert pace.sampling == pytest.approx(5 + 3 + 2)
     assert pace.features == pytest.approx(1 + 9)
     assert pace.policy == pytest.approx(2 + 4)
+    asked.clear()
+    more = ["model.layers=lora", "reward.layers=top:3", "model.max_response_tokens=56"]
+    look_ahead(load_config(None, ["threads=1", "data.n_prompts=200", *more]), response_tokens=56)
+    assert asked[::2] == [(0, 1), (0, 3), (1, 1), (3, 1), (1, 3)], "reward models, by slices of their own"
+    assert seen[-1].policy == pytest.approx(2 + 4 * 4)
+    assert seen[-1].reward == pytest.approx(2 + 3 * 3)
