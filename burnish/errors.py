@@ -87,16 +87,29 @@ class Diverged(TrainingError):
     """A model has come to figures that are not finite. The guard may roll back; elsewhere it ends the run."""
 
 
-def in_words(error: BaseException) -> tuple[str, str]:
-    """An error, as another process may read it."""
-    return type(error).__name__, str(error)
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # what torch's allocators say
 
 
-def from_words(kind: str, text: str) -> BurnishError:
-    """The error of another process: of its kind, where it is one of ours."""
-    found = globals().get(kind)
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    if (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    ):  # torch's, of its devices
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in NO_MEMORY)
+
+
+def in_words(error: BaseException) -> tuple[list[str], str]:
+    """An error, as another process may read it: its kinds, the narrowest first, and what it says."""
+    kinds = [OutOfMemory] if ran_out(error) else list[type]()
+    return [kind.__name__ for kind in (*kinds, *type(error).__mro__)], str(error)
+
+
+def from_words(kinds: list[str], text: str) -> BurnishError:
+    """The error of another process: of its narrowest kind that is said here."""
+    found = next((globals()[kind] for kind in kinds if kind in globals()), None)
     if found is Waiting:
         return Waiting(text, lambda: False)
     if isinstance(found, type) and issubclass(found, BurnishError):
         return found(text)
-    return PeerFailed(f"{kind}: {text}")
+    return PeerFailed(f"{kinds[0]}: {text}")

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from burnish import spmd
 from burnish.checkpoints import atomic_write
@@ -57,15 +59,27 @@ def carry_out(task: Task) -> bool:
         outcome.unlink(missing_ok=True)  # of the processes before these
     try:
         _carry_out(task)
-        return True
     except PeerFailed:
         raise
     except BurnishError as error:
         if spmd.first():
             atomic_write(outcome, json.dumps(in_words(error)))
-        elif error.of_process is None:
+        elif not _soon(outcome.exists):
             raise  # of this process alone: the first does not know
         return False
+    if spmd.first():
+        atomic_write(outcome, json.dumps(None))
+    return True
+
+
+def _soon(true: Callable[[], bool]) -> bool:
+    """Whether something comes true while a process would wait for the others' farewell."""
+    until = time.monotonic() + spmd.FAREWELL
+    while not true():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _carry_out(task: Task) -> None:
@@ -100,15 +114,24 @@ def start(task: Task, arguments: Sequence[str]) -> None:
     if task.config.scale.ray is not None:
         _on_ray(task)
     else:
-        with tempfile.TemporaryDirectory() as room:
-            outcome = Path(room) / "outcome.json"
+        with tempfile.TemporaryDirectory() as room, _told(Path(room) / "outcome.json") as outcome:
             _by_torchrun(task.config.scale, arguments, outcome)
-            _raised(outcome)
 
 
-def _raised(outcome: Path) -> None:
-    if outcome.exists():
-        raise from_words(*json.loads(outcome.read_text(encoding="utf-8")))
+@contextmanager
+def _told(outcome: Path) -> Iterator[Path]:
+    """For a block that has processes carry out a run: raises what they say has ended it, before what whoever started
+    them says."""
+    try:
+        yield outcome
+    finally:
+        word = json.loads(outcome.read_text(encoding="utf-8")) if outcome.exists() else None
+        if word is not None:
+            raise from_words(*word)
+    if not outcome.exists():
+        raise PeerFailed(
+            f"the processes ended without a word in {outcome}: all machines must see it; start the same command again"
+        )
 
 
 def _by_torchrun(scale: ScaleConfig, arguments: Sequence[str], outcome: Path) -> None:
@@ -154,9 +177,8 @@ def _on_ray(task: Task) -> None:
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = there.get("GPU", 0) >= scale.workers
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-    path = task.path.resolve()
-    name = f"burnish-{task.config.name}"
-    outcome = path.parent / name / "outcome.json"  # in the folder that Ray makes for itself
+    path, name = task.path.resolve(), f"burnish-{task.config.name}"
+    outcome = path.parent / name / f"outcome-{uuid4().hex}.json"  # in the folder that Ray makes for itself
     absolute = replace(task, path=path, outcome=outcome)
     trainer = TorchTrainer(
         _worker,
@@ -169,13 +191,13 @@ def _on_ray(task: Task) -> None:
             failure_config=FailureConfig(max_failures=scale.max_restarts),
         ),
     )
-    try:
-        trainer.fit()
-    except Exception as error:
-        raise PeerFailed(
-            f"Ray's {scale.workers} workers gave up after {scale.max_restarts} restarts at most: {error}"
-        ) from error
-    finally:
-        if began:
-            ray.shutdown()
-    _raised(outcome)
+    with _told(outcome):
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise PeerFailed(
+                f"Ray's {scale.workers} workers gave up after {scale.max_restarts} restarts at most: {error}"
+            ) from error
+        finally:
+            if began:
+                ray.shutdown()

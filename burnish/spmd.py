@@ -17,6 +17,7 @@ import pickle
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from functools import wraps
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from burnish.errors import BurnishError, PeerFailed, Waiting, from_words, in_words
+from burnish.errors import BurnishError, OutOfMemory, PeerFailed, Waiting, from_words, in_words, ran_out
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,16 @@ FAREWELL = 10.0  # seconds that process 0 stays for the others
 ATTEND = b"attend"  # the leader's word, where it asks for something before it has come to its end
 NOTHING = -1  # who asks for nothing
 PARTS = 1 << 20  # of anything that is lent, at most
+A_TURN = 0.005  # seconds between two looks for somebody who is to take part in a turn
 TIMEOUT = 600.0  # seconds without an answer of another process after which this one gives up
+
+
+@dataclass
+class _Lent:
+    """Something of which each process has a part: what puts it together, and whose it is."""
+
+    give: Callable[[int, bool], None]
+    owner: weakref.ref[Any]
 
 
 @dataclass
@@ -51,7 +61,10 @@ class _World:
     ours: bool  # whether the process group is ours to end
     alone: int = 0  # how many blocks of `alone` are open
     told: int = 0  # words of the leader so far
-    lent: list[Callable[[int, bool], None]] = field(default_factory=list)  # what makes shared weights whole
+    lent: list[_Lent | None] = field(default_factory=list)  # None: nobody needs it any more
+    broken: Exception | None = (
+        None  # what stopped this process in the middle of a turn: it cannot take part any more
+    )
     turns: int = 0  # of those who may be waited for long
     patient: bool = False  # whether another process may be at work for longer than the time-out
     word: str | None = None  # that others wait for in the store, while this one works
@@ -316,18 +329,42 @@ def deal(jobs: Sequence[T], work: Callable[[list[T]], list[Any]]) -> list[Any]:
         done, failed = [], error
     _attend(_world)
     _world.patient = False
-    # Jobs may differ by more than anybody waits in a collective.
-    _world.store.set(f"{key}/{_world.rank}", pickle.dumps(place))
-    for number in range(_world.size):
-        _same_way(_world, pickle.loads(_wait_for(_world, f"{key}/{number}", number)), place, number)
+    found = _after_all(_world, key, place, done, failed)
+    return [found[i % size()][i // size()] for i in range(len(jobs))]
 
-    def told() -> list[Any]:
+
+def in_turns(work: Callable[[], T]) -> T:
+    """What `work` comes to in this process, done by the processes of a machine one after the other, however long each
+    takes. Where it fails in one, all raise that error."""
+    if size() == 1:
+        return work()
+    assert _world is not None
+    _attend(_world)
+    key, place = _next_key(_world), _place()
+    done: list[T] = []
+    failed: Exception | None = None
+    if local():
+        _wait_for(_world, f"{key}/{_world.rank - 1}", _world.rank - 1)
+    try:
+        done.append(work())
+    except Exception as error:  # noqa: BLE001 - told to all, then raised
+        failed = error
+    _after_all(_world, key, place, None, failed)
+    return done[0]
+
+
+def _after_all(world: _World, key: str, place: str, done: T, failed: Exception | None) -> list[T]:
+    """What all have done, once all are there: they may differ by more than anybody waits in a collective."""
+    world.store.set(f"{key}/{world.rank}", pickle.dumps(place))
+    for number in range(world.size):
+        _same_way(world, pickle.loads(_wait_for(world, f"{key}/{number}", number)), place, number)
+
+    def told() -> T:
         if failed is not None:
             raise failed
         return done
 
-    found = each(told)
-    return [found[i % size()][i // size()] for i in range(len(jobs))]
+    return each(told)
 
 
 def _next_key(world: _World) -> str:
@@ -358,6 +395,7 @@ def from_lead(work: Callable[[], T]) -> T:
     if _world is None or _world.alone:
         return work()
     world, place = _world, _place()
+    _attend(world)
     key = _next_key(world)
     if world.rank:
         word = _wait_for(world, key, 0)
@@ -405,12 +443,24 @@ def by_lead(work: Callable[P, None]) -> Callable[P, None]:
     return done
 
 
-def lend(give: Callable[[int, bool], None]) -> int:
+def lend(give: Callable[[int, bool], None], owner: object) -> int:
     """Have all processes take part when one of them asks for something of which each has a part: `give` puts together
-    the part with a number, for this process too if it is to keep it. To be called by all; the number to ask by."""
+    the part with a number, for this process too if it is to keep it. To be called by all, with nothing between them;
+    the number to ask by. It ends (`tidy`) some time after its owner is gone everywhere."""
     assert _world is not None
-    _world.lent.append(give)
+    _world.lent.append(_Lent(give, weakref.ref(owner)))
     return len(_world.lent) - 1
+
+
+def tidy() -> None:
+    """Let go of what was lent by owners that are gone in all processes."""
+    if size() == 1:
+        return
+    assert _world is not None
+    lent = _world.lent
+    gone = each(lambda: {i for i, x in enumerate(lent) if x is not None and x.owner() is None})
+    for number in set.intersection(*gone):
+        lent[number] = None
 
 
 def ask(number: int, part: int) -> None:
@@ -448,25 +498,35 @@ def _turn(world: _World, wanted: int) -> bool:
     import torch
     import torch.distributed as dist
 
+    if world.broken is not None:
+        raise world.broken
     if world.patient:
         world.turns += 1
         key = f"burnish/turn/{world.turns}"
         world.store.set(f"{key}/{world.rank}", "")
         for number in range(world.size):
-            _wait_for(world, f"{key}/{number}", number)
+            if number != world.rank:
+                _wait_for(world, f"{key}/{number}", number, pause=A_TURN)
         world.store.delete_key(f"burnish/turn/{world.turns - 1}/{world.rank}")  # all have seen it
     asked = [torch.empty(1, dtype=torch.int64) for _ in range(world.size)]  # device: the main memory
     with _answers(world):
         dist.all_gather(asked, torch.tensor([wanted]), group=world.group)
     parts = sorted({int(x) for x in asked} - {NOTHING})
-    for part in parts:
-        world.lent[part // PARTS](part % PARTS, part == wanted)
+    try:
+        for part in parts:
+            lent = world.lent[part // PARTS]
+            assert lent is not None, "its owner is gone"
+            lent.give(part % PARTS, part == wanted)
+    except Exception as error:
+        # The others go on to what this process left out: nothing can be said to them any more.
+        world.broken = OutOfMemory(str(error)) if ran_out(error) else error
+        raise world.broken from error
     return bool(parts)
 
 
 def _attend(world: _World) -> None:
     """Give others what they ask for, until nobody asks any more."""
-    while world.lent and _turn(world, NOTHING):
+    while any(world.lent) and _turn(world, NOTHING):
         pass
 
 
@@ -541,6 +601,7 @@ class _Listening:
     world: _World
     key: str
     source: int  # the process that it is to come from
+    longest: float = 0.5  # seconds between two looks
     word: bytes | None = None
     failed: str | None = None
     seen: bytes = b""
@@ -559,15 +620,15 @@ class _Listening:
                 if alive != self.seen:
                     self.seen, self.since = alive, time.monotonic()
                 time.sleep(pause)
-                pause = min(0.5, pause * 1.2)
+                pause = min(self.longest, pause * 1.2)
         except RuntimeError as error:
             self.failed = _line(error)
         self.done.set()
 
 
-def _wait_for(world: _World, key: str, source: int) -> bytes:
-    """The word of a process, as long as it gives signs of life."""
-    listening = _Listening(world, key, source)
+def _wait_for(world: _World, key: str, source: int, pause: float = 0.5) -> bytes:
+    """The word of a process, looked for every `pause` seconds at least, as long as it gives signs of life."""
+    listening = _Listening(world, key, source, pause)
     Thread(target=listening.listen, daemon=True).start()
     while not listening.done.wait(min(1.0, world.timeout)):
         if time.monotonic() - listening.since > world.timeout:
@@ -582,9 +643,9 @@ def _line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def _from(source: int, words: tuple[str, str]) -> BurnishError:
+def _from(source: int, words: tuple[list[str], str]) -> BurnishError:
     """The error of another process."""
-    kind, text = words
-    error = from_words(kind, text if kind == Waiting.__name__ else f"{text} (process {source})")
+    kinds, text = words
+    error = from_words(kinds, text if Waiting.__name__ in kinds else f"{text} (process {source})")
     error.of_process = source
     return error

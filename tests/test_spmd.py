@@ -131,6 +131,52 @@ def test_the_leader_s_word_is_waited_for_and_so_is_its_error(tmp_path: Path) -> 
     )
 
 
+def test_memory_that_runs_out_in_one_process_is_told_as_that() -> None:
+    class Refused(Diverged):
+        """A kind that errors.py does not know."""
+
+    def work(number: int) -> tuple[str, str]:
+        def read(own: list[int]) -> tuple[torch.Tensor]:
+            if number == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+            return (torch.tensor(own),)
+
+        def refuse() -> None:
+            if number == 1:
+                raise Refused("no")
+
+        kinds = []
+        for what in (lambda: spmd.gather(4, read), lambda: spmd.each(refuse)):
+            try:
+                what()
+            except Exception as error:  # noqa: BLE001 - its kind is what is looked at
+                kinds.append(type(error).__name__)
+        return kinds[0], kinds[1]
+
+    assert shared(2, work) == [("OutOfMemory", "Diverged"), ("OutOfMemoryError", "Refused")]
+
+
+def test_processes_of_a_machine_take_turns_and_one_that_fails_fails_all() -> None:
+    def work(number: int) -> tuple[float, float]:
+        def slow() -> tuple[float, float]:
+            began = time.monotonic()
+            time.sleep(5)
+            return began, time.monotonic()
+
+        def failing() -> None:
+            if number == 0:
+                raise Diverged("no")
+
+        found = spmd.in_turns(slow)  # longer than anybody waits for an answer
+        with pytest.raises(Diverged, match="no"):
+            spmd.in_turns(failing)
+        return found
+
+    first, second = shared(2, work, timeout=4)
+    assert not isinstance(first, Exception), first
+    assert first[1] <= second[0]
+
+
 def test_processes_that_went_different_ways_are_told(tmp_path: Path) -> None:
     def word(number: int) -> None:
         if number:

@@ -57,8 +57,9 @@ def save_reward_model(model: ScalarHead, folder: Path, tokenizer: Any) -> None:
 @spmd.by_lead
 def save_plain_policy(top: Top, folder: Path, tokenizer: Any) -> None:
     """Write a plain Hugging Face causal LM with its tokenizer, adapters merged."""
-    shards = top.base.shards
-    lm: Any = copied(top.base.lm, shards, None if shards is None else torch.device("cpu")).float()
+    base = top.base
+    place = base.device if base.shards is None else torch.device("cpu")
+    lm: Any = copied(base.lm, base.shards, place).to(place).float()
     lm.base_model.load_state_dict(top.full_state())
     if top.output is not None:
         lm.get_output_embeddings().load_state_dict(top.output.state_dict())

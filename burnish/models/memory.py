@@ -13,25 +13,19 @@ from weakref import finalize
 import numpy as np
 import torch
 
+from burnish.errors import ran_out
+
 T = TypeVar("T")
 
 Told = Callable[[str, int, str], None]
 """What is done, how many rows it is done for at once from now on, why."""
 
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # what torch's allocators say
 CHUNK = 64 << 20  # bytes of one file of activations
 DEFAULT_BUDGET = 4 << 30
 AT_ONCE = {
     "cpu": 64
 }  # rows of a forward pass that keeps nothing for a backward one: more help no core, but a GPU
 AT_ONCE_ELSEWHERE = 256
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in NO_MEMORY)
 
 
 def first_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from burnish import spmd
+from burnish.errors import ModelError
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,14 +42,20 @@ class Shards:
         self.here: int | None = None  # the block that is there
         for block in blocks:
             weights = linear_weights(block)
+            if len({p.dtype for p in weights}) != 1 or any(id(p) in self.block_of for p in weights):
+                raise ModelError(
+                    f"scale.shard=true, but a {type(block).__name__} has no linear layers of one precision and of its "
+                    "own, so it cannot be cut over processes; set it to false"
+                )
             self.block_of |= {id(p): len(self._weights) for p in weights}
             self._weights.append(weights)
             self._cut(weights, device)
         self.number: int | None = None
 
-    def join(self) -> None:
-        """From now on take part when another process wants a layer. To be called by all, with nothing between them."""
-        self.number = spmd.lend(self._give)
+    def join(self, owner: object) -> None:
+        """From now on, as long as there is the owner, take part when another process wants a layer. To be called by
+        all, with nothing between them."""
+        self.number = spmd.lend(self._give, owner)
 
     @torch.no_grad()
     def _cut(self, weights: Sequence[nn.Parameter], device: torch.device) -> None:

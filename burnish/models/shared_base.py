@@ -430,9 +430,11 @@ class Top(nn.Module):
     def full_state(self) -> dict[str, torch.Tensor]:
         """State of the whole body (bottom included, adapters merged), named as in the plain model."""
         body: Any = self.body
+        # Of a base that is cut no device holds the whole.
+        place = self.base.device if self.base.shards is None else torch.device("cpu")
         if hasattr(body, "peft_config"):
             # In float32: what adapters add to a rounded weight is often less than its rounding.
-            body = copied(body, self.base.shards).float().merge_and_unload()
+            body = copied(body, self.base.shards, place).to(place).float().merge_and_unload()
         state = dict(state_of(self.base.lm.base_model, self.base.shards))
         for name, value in state_of(body, self.base.shards):
             state[shift(name, self.base.cut)] = value

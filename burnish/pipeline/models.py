@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -87,16 +88,22 @@ class Models:
         memory holds one whole model at a time."""
         if spmd.size() == 1:
             raise RuntimeError("a base that is cut over processes was asked for by one of them alone")
-        made: list[tuple[Base, Codec]] = []
-        for turn in range(spmd.neighbours()):
-            if turn == spmd.local():
-                lm, codec = self._load(path)
-                made.append((self._make_base(lm, codec), codec))
-            spmd.settled()
-        ((base, codec),) = made
+
+        def made() -> tuple[Base, Codec]:
+            lm, codec = self._load(path)
+            return self._make_base(lm, codec), codec
+
+        base, codec = spmd.in_turns(made)
         assert base.shards is not None
-        base.shards.join()
+        base.shards.join(base)
         return base, codec
+
+    def made_by_all(self) -> None:
+        """Make the base now, by all processes, before one of them needs it alone; those that nobody uses any more take
+        no room from now on."""
+        gc.collect()  # a base refers to itself
+        spmd.tidy()
+        _ = self.base
 
     def _make_base(self, lm: PreTrainedModel, codec: Codec) -> Base:
         config = self.config

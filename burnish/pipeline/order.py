@@ -15,11 +15,11 @@ import torch
 from burnish import spmd
 from burnish.config import RunConfig
 from burnish.data.store import LabelStore
-from burnish.errors import ConfigError, OutOfMemory, RunError, Waiting
+from burnish.errors import ConfigError, OutOfMemory, RunError, Waiting, ran_out
 from burnish.inputs import Inputs, code_version, config_inputs, content_hash
 from burnish.labels.served import ASKED
 from burnish.models.load import find_device, resolve_path
-from burnish.models.memory import first_line, ran_out
+from burnish.models.memory import first_line
 from burnish.monitor.live import Unseen, View, open_view
 from burnish.monitor.trackers import Trackers, open_trackers
 from burnish.monitor.webhook import Webhook, open_webhook
@@ -466,11 +466,11 @@ def carry_out(place: Workplace, stage: Stage, inputs: Inputs) -> None:
     if not spmd.from_lead(lambda: run.begin_stage(stage.name, inputs)):
         return
     view.stage(stage.name, "")
-    if place.models.cut_over and stage.name != "sft":
-        _ = place.models.base  # by all, before one of them needs it alone
     place.models.told = place.journal.of(stage.name).less_at_once
     began = perf_counter()
     try:
+        if place.models.cut_over and stage.name not in ("sft", ROUNDS):  # which make bases of their own
+            place.models.made_by_all()
         outputs = stage.carry_out(place) if stage.shared else spmd.from_lead(partial(by_itself, stage, place))
     except Waiting as error:
         if spmd.leads():
@@ -502,8 +502,8 @@ def by_itself(stage: Stage, place: Workplace) -> list[str]:
 
 
 def out_of_memory(error: Exception, stage: Stage) -> OutOfMemory | None:
-    """What to tell of an error that says memory ran out; None for any other."""
-    if not ran_out(error):
+    """What to tell of an error that says memory ran out, here or in another process; None for any other."""
+    if not ran_out(error) and not (isinstance(error, OutOfMemory) and error.of_process is not None):
         return None
     return OutOfMemory(
         f"memory ran out in {stage.name} ({first_line(error)}), even for one row at once; lower {stage.lower}, "

@@ -12,10 +12,11 @@ import torch
 from burnish.config.dpo import DPOConfig
 from burnish.config.reward import RewardConfig
 from burnish.config.sft import SftConfig
+from burnish.errors import ran_out
 from burnish.models.batches import Batch
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.logprobs import make_policy
-from burnish.models.memory import Memory, ran_out
+from burnish.models.memory import Memory
 from burnish.models.pairs import EncodedPairs
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -15,7 +16,7 @@ import torch
 from burnish import spmd
 from burnish.config.loading import load_config
 from burnish.config.model import ModelConfig
-from burnish.errors import ConfigError, ModelError, PeerFailed
+from burnish.errors import ConfigError, ModelError, OutOfMemory, PeerFailed
 from burnish.models.artefacts import save_plain_policy
 from burnish.models.batches import CPU
 from burnish.models.heads import new_reward_head
@@ -39,7 +40,7 @@ def story_base(layers: str, *, cut: bool, checkpointing: bool = False) -> tuple[
     if cut:
         base.shard(CPU)
         assert base.shards is not None
-        base.shards.join()
+        base.shards.join(base)
     return base, codec
 
 
@@ -199,6 +200,51 @@ def test_pairs_are_read_as_by_a_whole_base() -> None:
     for found in shared(2, work(True)):
         assert len(found) == len(whole)
         assert all(torch.equal(a, b) for a, b in zip(found, whole, strict=True))
+
+
+def test_what_nobody_uses_any_more_is_let_go_of_by_all() -> None:
+    def work(number: int) -> tuple[list[bool], bool]:
+        single()
+        first, codec = story_base("lora", cut=True)
+        kept = first if number == 1 else None  # one process still has it
+        second, _ = story_base("top:2", cut=True)
+        first = second
+        gc.collect()
+        spmd.tidy()
+        assert spmd._world is not None
+        still = [x is not None for x in spmd._world.lent]
+        kept = None
+        gc.collect()
+        spmd.tidy()
+        rows = first.row_features([[5, 6]], [[7]], codec.pad_id, {1})
+        spmd.settled()
+        return [*still, *(x is not None for x in spmd._world.lent)], kept is None and bool(rows)
+
+    assert shared(2, work) == [([True, True, False, True], True)] * 2
+
+
+def test_a_process_whose_memory_runs_out_in_a_turn_takes_part_in_nothing_more() -> None:
+    """The others would take what it says next for a layer."""
+
+    def work(number: int) -> str:
+        single()
+        base, codec = story_base("lora", cut=True)
+        assert base.shards is not None
+        if number == 1:
+
+            def full(*_: Any) -> None:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+            base.shards._give = full  # type: ignore[method-assign]
+            spmd._world.lent[0].give = full  # type: ignore[union-attr]
+        batch = Sequences(base, [[5, 6]], [[7]], codec.pad_id).batch([0])
+        with pytest.raises((OutOfMemory, PeerFailed)) as told:
+            spmd.each(lambda: Top(base, trainable=False).hidden(batch))
+        with pytest.raises((OutOfMemory, PeerFailed)):
+            spmd.settled()
+        return type(told.value).__name__
+
+    assert shared(2, work, timeout=5) == ["PeerFailed", "OutOfMemory"]
 
 
 @pytest.mark.parametrize("when", ["rows", "jobs"])

@@ -148,16 +148,27 @@ def test_two_processes_that_hold_a_part_of_every_layer_make_the_same_run(
     assert first["length"] == second["length"]
 
 
+WRONG = {
+    "what the first process reads for all": (
+        ("label.source=imported", "label.preferences={pairs}", "data.prompts=preferences"),
+        "rejected",
+    ),
+    "what every process finds by itself": (("collect.n_pairs=8",), "fall to"),
+}
+
+
 @pytest.mark.e2e
-def test_what_would_fail_again_is_said_once_and_nobody_tries_it_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", WRONG)
+def test_what_would_fail_again_is_said_once_and_nobody_tries_it_again(case: str, tmp_path: Path) -> None:
+    sets, words = WRONG[case]
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text('{"prompt": "a", "chosen": "b"}\n')
-    sets = ("label.source=imported", f"label.preferences={pairs}", "data.prompts=preferences")
-    process = begin(tmp_path / "r", "scale.workers=2", "evaluate.examiner=reward_model", *sets)
+    given = [s.format(pairs=pairs) for s in sets]
+    process = begin(tmp_path / "r", "scale.workers=2", "evaluate.examiner=reward_model", *given)
     _, told = process.communicate(timeout=200)
     assert process.returncode == 4, told[-2000:]
     assert told.count("burnish: ") == 1, told
-    assert "rejected" in told
+    assert words in told
 
 
 @pytest.mark.e2e
@@ -171,7 +182,8 @@ def test_two_rounds_of_two_processes_with_all_that_a_run_can_train(tmp_path: Pat
         )
     )
     more = (
-        *("scale.workers=2", "scale.max_restarts=0", "rounds=2", f"sft.demonstrations={shown}"),
+        *("scale.workers=2", "scale.shard=true", "scale.max_restarts=0"),
+        *("rounds=2", f"sft.demonstrations={shown}"),
         *("ppo.updates=2", "dpo.when=always", "dpo.pairs=on_policy", "dpo.prompts=32"),
         *("distill.when=always", "distill.prompts=32", "evaluate.best_of_n=2"),
     )

@@ -42,7 +42,7 @@ def story_ppo(config: dict[str, Any], layers: str = "top:2", *, cut: bool | None
     if cut:
         base.shard(CPU)
         assert base.shards is not None
-        base.shards.join()
+        base.shards.join(base)
     heads = [new_reward_head(base, k, f"m{k}", layers=layers, dropout=0.0).double() for k in range(2)]
 
     def score(rollout: Rollout) -> Scores:
