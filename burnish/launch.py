@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from burnish import spmd
+from burnish import peers, spmd
 from burnish.checkpoints import atomic_write
 from burnish.environment import prepare_environment
 from burnish.errors import BurnishError, ConfigError, PeerFailed, Waiting, from_words, in_words
@@ -74,7 +74,7 @@ def carry_out(task: Task) -> bool:
 
 def _soon(true: Callable[[], bool]) -> bool:
     """Whether something comes true while a process would wait for the others' farewell."""
-    until = time.monotonic() + spmd.FAREWELL
+    until = time.monotonic() + peers.FAREWELL
     while not true():
         if time.monotonic() > until:
             return False

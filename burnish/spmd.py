@@ -14,19 +14,15 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import socket
 import sys
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import wraps
-from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from burnish.errors import BurnishError, OutOfMemory, PeerFailed, Waiting, from_words, in_words, ran_out
+from burnish.errors import BurnishError, PeerFailed, Waiting, from_words, in_words
+from burnish.peers import PARTS, Lent, World, answers, attend, begin, end, local, turn, wait_for
 
 if TYPE_CHECKING:
     import torch
@@ -34,55 +30,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 P = ParamSpec("P")
 
-HEARTBEAT = 1.0  # seconds between two signs of life
-FAREWELL = 10.0  # seconds that process 0 stays for the others
 ATTEND = b"attend"  # the leader's word, where it asks for something before it has come to its end
-NOTHING = -1  # who asks for nothing
-PARTS = 1 << 20  # of anything that is lent, at most
-A_TURN = 0.005  # seconds between two looks for somebody who is to take part in a turn
 TIMEOUT = 600.0  # seconds without an answer of another process after which this one gives up
 
 
-@dataclass
-class _Lent:
-    """Something of which each process has a part: what puts it together, and whose it is."""
-
-    give: Callable[[int, bool], None]
-    owner: weakref.ref[Any]
-
-
-@dataclass
-class _World:
-    rank: int
-    size: int
-    timeout: float
-    store: Any  # where processes leave one another word
-    group: Any  # of all processes, for what lies in the main memory
-    ours: bool  # whether the process group is ours to end
-    alone: int = 0  # how many blocks of `alone` are open
-    told: int = 0  # words of the leader so far
-    lent: list[_Lent | None] = field(default_factory=list)  # None: nobody needs it any more
-    broken: Exception | None = (
-        None  # what stopped this process in the middle of a turn: it cannot take part any more
-    )
-    turns: int = 0  # of those who may be waited for long
-    patient: bool = False  # whether another process may be at work for longer than the time-out
-    word: str | None = None  # that others wait for in the store, while this one works
-    stop: Event = field(default_factory=Event)
-    beat: Thread | None = None
-
-
-_world: _World | None = None
+_world: World | None = None
 
 
 def launched() -> bool:
     """Whether this process was started as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def _attempt() -> str:
-    """How often torchrun has begun the processes anew."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def first() -> bool:
@@ -98,87 +55,12 @@ def together(timeout: float = TIMEOUT) -> Iterator[None]:
     if _world is not None or not launched():
         yield
         return
-    _world = _begin(timeout)
+    _world = begin(timeout)
     try:
         yield
     finally:
         world, _world = _world, None
-        _end(world)
-
-
-def _begin(timeout: float) -> _World:
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
-
-    limit = timedelta(seconds=timeout)
-    ours = not dist.is_initialized()
-    if ours:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(local() % torch.cuda.device_count())
-        try:
-            store, number, size = next(iter(rendezvous("env://", timeout=limit)))
-            store.set_timeout(limit)
-            # torchrun keeps its store over restarts, with the addresses of processes that are gone.
-            store = dist.distributed_c10d.PrefixStore(f"burnish/{_attempt()}", store)
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=limit)
-        except (RuntimeError, ValueError) as error:
-            raise PeerFailed(
-                f"the processes of this run did not find one another ({_line(error)}); start all of them, with one "
-                "MASTER_ADDR and MASTER_PORT, or by torchrun"
-            ) from error
-    else:
-        store = dist.distributed_c10d._get_default_store()
-    group = dist.new_group(backend="gloo", timeout=limit)
-    world = _World(dist.get_rank(), dist.get_world_size(), timeout, store, group, ours)
-    world.beat = Thread(target=_beat, args=(world,), daemon=True)
-    world.beat.start()
-    return world
-
-
-def _beat(world: _World) -> None:
-    """Say every second that this process lives: whoever waits for it for long looks whether it does."""
-    count = 0
-    while not world.stop.wait(HEARTBEAT):
-        count += 1
-        try:
-            world.store.set(_life(world.rank), str(count))
-        except RuntimeError:  # the store has gone with whoever kept it; who needs it next will say so
-            return
-
-
-def _life(number: int) -> str:
-    return f"burnish/alive/{number}"
-
-
-def _end(world: _World) -> None:
-    import torch.distributed as dist
-
-    _take_leave(world)
-    world.stop.set()
-    if world.beat is not None:
-        world.beat.join(timeout=2 * HEARTBEAT)
-    if world.ours and dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def _take_leave(world: _World) -> None:
-    """Process 0 may keep the store: it leaves last, so that all have its last word; after a failure too, but then it
-    does not wait for long."""
-    keys = [f"burnish/leaves/{number}" for number in range(1, world.size)]
-    try:
-        if world.rank:
-            world.store.set(keys[world.rank - 1], "")
-        else:
-            world.store.wait(keys, timedelta(seconds=min(world.timeout, FAREWELL)))
-    except RuntimeError:
-        return  # somebody is gone, and whoever is left has said so
-
-
-def local() -> int:
-    """The number of this process on its machine, by which it takes its device."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+        end(world)
 
 
 def neighbours() -> int:
@@ -321,13 +203,13 @@ def deal(jobs: Sequence[T], work: Callable[[list[T]], list[Any]]) -> list[Any]:
     assert _world is not None
     key = _next_key(_world)
     place = _place()
-    _attend(_world)
+    attend(_world)
     _world.patient = True
     try:
         done, failed = own(), None
     except Exception as error:  # noqa: BLE001 - told to all, then raised
         done, failed = [], error
-    _attend(_world)
+    attend(_world)
     _world.patient = False
     found = _after_all(_world, key, place, done, failed)
     return [found[i % size()][i // size()] for i in range(len(jobs))]
@@ -339,12 +221,12 @@ def in_turns(work: Callable[[], T]) -> T:
     if size() == 1:
         return work()
     assert _world is not None
-    _attend(_world)
+    attend(_world)
     key, place = _next_key(_world), _place()
     done: list[T] = []
     failed: Exception | None = None
     if local():
-        _wait_for(_world, f"{key}/{_world.rank - 1}", _world.rank - 1)
+        wait_for(_world, f"{key}/{_world.rank - 1}", _world.rank - 1)
     try:
         done.append(work())
     except Exception as error:  # noqa: BLE001 - told to all, then raised
@@ -353,11 +235,11 @@ def in_turns(work: Callable[[], T]) -> T:
     return done[0]
 
 
-def _after_all(world: _World, key: str, place: str, done: T, failed: Exception | None) -> list[T]:
+def _after_all(world: World, key: str, place: str, done: T, failed: Exception | None) -> list[T]:
     """What all have done, once all are there: they may differ by more than anybody waits in a collective."""
     world.store.set(f"{key}/{world.rank}", pickle.dumps(place))
     for number in range(world.size):
-        _same_way(world, pickle.loads(_wait_for(world, f"{key}/{number}", number)), place, number)
+        _same_way(world, pickle.loads(wait_for(world, f"{key}/{number}", number)), place, number)
 
     def told() -> T:
         if failed is not None:
@@ -367,7 +249,7 @@ def _after_all(world: _World, key: str, place: str, done: T, failed: Exception |
     return each(told)
 
 
-def _next_key(world: _World) -> str:
+def _next_key(world: World) -> str:
     """Of the next thing that is said through the store, in all processes the same."""
     world.told += 1
     return f"burnish/word/{world.told}"
@@ -381,7 +263,7 @@ def _place() -> str:
     return f"{frame.f_globals.get('__name__', '?')}, line {frame.f_lineno}"
 
 
-def _same_way(world: _World, theirs: str, ours: str, number: int) -> None:
+def _same_way(world: World, theirs: str, ours: str, number: int) -> None:
     if theirs != ours:
         raise PeerFailed(
             f"process {number} shares what is done at {theirs}, process {world.rank} at {ours}: they went different "
@@ -395,16 +277,16 @@ def from_lead(work: Callable[[], T]) -> T:
     if _world is None or _world.alone:
         return work()
     world, place = _world, _place()
-    _attend(world)
+    attend(world)
     key = _next_key(world)
     if world.rank:
-        word = _wait_for(world, key, 0)
+        word = wait_for(world, key, 0)
         if word == ATTEND:
-            _attend(world)
+            attend(world)
             world.patient = True
-            _attend(world)
+            attend(world)
             world.patient = False
-            word = _wait_for(world, f"{key}/after", 0)
+            word = wait_for(world, f"{key}/after", 0)
         theirs, failed, value = pickle.loads(word)
         _same_way(world, theirs, place, 0)
         if failed is not None:
@@ -421,11 +303,11 @@ def from_lead(work: Callable[[], T]) -> T:
     return value
 
 
-def _say(world: _World, key: str, word: tuple[Any, ...]) -> None:
+def _say(world: World, key: str, word: tuple[Any, ...]) -> None:
     """What others wait for in the store, or wait for after they have attended."""
     attended, world.word = world.word is None, None
     if attended:
-        _attend(world)
+        attend(world)
         world.patient = False
     world.store.set(f"{key}/after" if attended else key, pickle.dumps(word))
 
@@ -448,7 +330,7 @@ def lend(give: Callable[[int, bool], None], owner: object) -> int:
     the part with a number, for this process too if it is to keep it. To be called by all, with nothing between them;
     the number to ask by. It ends (`tidy`) some time after its owner is gone everywhere."""
     assert _world is not None
-    _world.lent.append(_Lent(give, weakref.ref(owner)))
+    _world.lent.append(Lent(give, weakref.ref(owner)))
     return len(_world.lent) - 1
 
 
@@ -471,9 +353,9 @@ def ask(number: int, part: int) -> None:
     if world.word is not None:
         world.store.set(world.word, ATTEND)
         world.word = None
-        _attend(world)  # to those who are on their way here
+        attend(world)  # to those who are on their way here
         world.patient = True
-    _turn(world, number * PARTS + part)
+    turn(world, number * PARTS + part)
 
 
 def put_together(own: torch.Tensor, whole: torch.Tensor) -> None:
@@ -482,7 +364,7 @@ def put_together(own: torch.Tensor, whole: torch.Tensor) -> None:
 
     assert _world is not None
     gather_parts = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-    with _answers(_world):
+    with answers(_world):
         gather_parts(_bytes(whole), _bytes(own), group=_world.group if own.device.type == "cpu" else None)
 
 
@@ -491,43 +373,6 @@ def _bytes(x: torch.Tensor) -> torch.Tensor:
     import torch
 
     return x.view(torch.uint8)
-
-
-def _turn(world: _World, wanted: int) -> bool:
-    """One round of asking and giving, by all; whether anybody asked."""
-    import torch
-    import torch.distributed as dist
-
-    if world.broken is not None:
-        raise world.broken
-    if world.patient:
-        world.turns += 1
-        key = f"burnish/turn/{world.turns}"
-        world.store.set(f"{key}/{world.rank}", "")
-        for number in range(world.size):
-            if number != world.rank:
-                _wait_for(world, f"{key}/{number}", number, pause=A_TURN)
-        world.store.delete_key(f"burnish/turn/{world.turns - 1}/{world.rank}")  # all have seen it
-    asked = [torch.empty(1, dtype=torch.int64) for _ in range(world.size)]  # device: the main memory
-    with _answers(world):
-        dist.all_gather(asked, torch.tensor([wanted]), group=world.group)
-    parts = sorted({int(x) for x in asked} - {NOTHING})
-    try:
-        for part in parts:
-            lent = world.lent[part // PARTS]
-            assert lent is not None, "its owner is gone"
-            lent.give(part % PARTS, part == wanted)
-    except Exception as error:
-        # The others go on to what this process left out: nothing can be said to them any more.
-        world.broken = OutOfMemory(str(error)) if ran_out(error) else error
-        raise world.broken from error
-    return bool(parts)
-
-
-def _attend(world: _World) -> None:
-    """Give others what they ask for, until nobody asks any more."""
-    while any(world.lent) and _turn(world, NOTHING):
-        pass
 
 
 def settled() -> None:
@@ -560,8 +405,8 @@ def _exchange(word: Any) -> list[Any]:
 
     assert _world is not None
     words: list[Any] = [None] * _world.size
-    _attend(_world)
-    with _answers(_world):
+    attend(_world)
+    with answers(_world):
         dist.all_gather_object(words, word, group=_world.group)
     return words
 
@@ -570,77 +415,11 @@ def _reduce(joined: torch.Tensor) -> None:
     import torch.distributed as dist
 
     assert _world is not None
-    with _answers(_world):
+    with answers(_world):
         # Always a sum: gloo's mean is a sum, without a word.
         dist.all_reduce(
             joined, dist.ReduceOp.SUM, group=_world.group if joined.device.type == "cpu" else None
         )
-
-
-@contextmanager
-def _answers(world: _World) -> Iterator[None]:
-    """What a library says of a process that does not answer, in words that help."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise _gone(world, _line(error)) from error
-
-
-def _gone(world: _World, why: str) -> PeerFailed:
-    return PeerFailed(
-        f"process {world.rank} of {world.size} on {socket.gethostname()} had no answer from another one within "
-        f"{world.timeout:g} s, or it is gone ({why}); look at what the others say, then start the same command again: "
-        "it goes on from the last checkpoint"
-    )
-
-
-@dataclass
-class _Listening:
-    """A thread that asks the store for a word: the store may never answer, where whoever keeps it hangs."""
-
-    world: _World
-    key: str
-    source: int  # the process that it is to come from
-    longest: float = 0.5  # seconds between two looks
-    word: bytes | None = None
-    failed: str | None = None
-    seen: bytes = b""
-    since: float = field(default_factory=time.monotonic)  # the last sign of life
-    done: Event = field(default_factory=Event)
-
-    def listen(self) -> None:
-        store, life, pause = self.world.store, _life(self.source), 0.001
-        try:
-            while not self.done.is_set():
-                # Asked for, not waited for: a wait in the store cannot be told from one that nobody will end.
-                if store.check([self.key]):
-                    self.word = bytes(store.get(self.key))
-                    break
-                alive = store.get(life) if store.check([life]) else b""
-                if alive != self.seen:
-                    self.seen, self.since = alive, time.monotonic()
-                time.sleep(pause)
-                pause = min(self.longest, pause * 1.2)
-        except RuntimeError as error:
-            self.failed = _line(error)
-        self.done.set()
-
-
-def _wait_for(world: _World, key: str, source: int, pause: float = 0.5) -> bytes:
-    """The word of a process, looked for every `pause` seconds at least, as long as it gives signs of life."""
-    listening = _Listening(world, key, source, pause)
-    Thread(target=listening.listen, daemon=True).start()
-    while not listening.done.wait(min(1.0, world.timeout)):
-        if time.monotonic() - listening.since > world.timeout:
-            listening.done.set()
-            raise _gone(world, f"process {source} gives no sign of life")
-    if listening.word is None:
-        raise _gone(world, listening.failed or "no word came")
-    return listening.word
-
-
-def _line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _from(source: int, words: tuple[list[str], str]) -> BurnishError:

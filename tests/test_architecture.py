@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1] / "burnish"
 STAGES = {"labels", "reward", "policy", "monitor", "evaluate", "rehearse", "report"}
 FLOOR = {
     "environment",
+    "peers",
     "spmd",
     "objectives",
     "stats",

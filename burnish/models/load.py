@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from burnish import spmd
+from burnish import peers, spmd
 from burnish.config.model import TINY_MODEL, ModelConfig
 from burnish.errors import ConfigError, DataError, ModelError
 from burnish.records import Prompt
@@ -147,7 +147,7 @@ def find_device(name: str) -> torch.device:
         name = next(kind for kind, found in there.items() if found)
     device = torch.device(name)
     if device.type == "cuda" and device.index is None and spmd.processes() > 1:
-        device = torch.device("cuda", spmd.local() % torch.cuda.device_count())
+        device = torch.device("cuda", peers.local() % torch.cuda.device_count())
     if not there[device.type] or (device.index or 0) >= max(1, torch.cuda.device_count()):
         found = ", ".join(kind for kind, is_there in there.items() if is_there)
         raise ConfigError(
