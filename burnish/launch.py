@@ -60,7 +60,9 @@ def carry_out(task: Task) -> bool:
     try:
         _carry_out(task)
     except PeerFailed:
-        raise
+        if spmd.first() or not outcome.exists():
+            raise
+        return False  # the first process has ended, and said how
     except BurnishError as error:
         if spmd.first():
             atomic_write(outcome, json.dumps(in_words(error)))

@@ -17,14 +17,17 @@ from burnish.config import RunConfig
 from burnish.models import engine
 from burnish.models.heads import new_reward_head
 from burnish.models.logprobs import CHUNK_ELEMENTS, CHUNK_ELSEWHERE
+from burnish.models.memory import AT_ONCE
 from burnish.models.sequences import PROMPTS_AT_ONCE
 from burnish.models.shards import linear_weights
 from burnish.models.shared_base import Base, Top
+from burnish.pipeline.gated import GATE_ANSWERS, GATE_PROMPTS
 
 SINGLE = 4  # bytes of a float32
 MOMENTS = 2  # that Adam keeps of every trained weight
 PROBE_TOKENS = 40  # on which layers are run: no other size has it twice in a row
 BOOTSTRAPPED = 0.63  # of what is drawn as often as there is, this share is different
+INSIDE = 3  # copies of what a layer's MLP computes: both its products, and theirs
 SAMPLING_ROWS = 4  # copies of the logits of one token a slot: themselves, exponentials, sums, products
 CHUNK_COPIES = 3  # of a chunk of logits: themselves, their maxima's differences, the product with the weights
 
@@ -164,6 +167,13 @@ class Shapes:
         width = sum(p.out_features if p is not None else self.base.hidden_size for p in projections)
         return 2 * width * size
 
+    @cached_property
+    def widest(self) -> int:
+        """Of what a layer computes inside, numbers a token: those of its MLP."""
+        body: Any = self.base.lm.base_model
+        layers = getattr(body, "layers", [body])
+        return max((n for p in linear_weights(layers[0]) for n in p.shape), default=0)
+
     @property
     def chunk(self) -> int:
         """Bytes of the logits that are held at once."""
@@ -195,12 +205,12 @@ class Shapes:
         return int(min(wanted, self.config.model.cache_gib * 2**30))
 
     def reading(self, lengths: Lengths) -> int:
-        """Bytes while activations are computed: of the widest layer, or of all layers by a model's own pass."""
-        if not (self.base.cut or self.member_base.cut):
-            return 0
-        tokens = PROMPTS_AT_ONCE * lengths.usual
-        states = 4 if self.fast else self.base.depth + 1
-        return int(tokens * self.base.hidden_size * SINGLE * states)
+        """Bytes while rows are read, nothing kept for a backward pass: of one layer, inside and out, or with what
+        leaves every layer by a model's own pass. Where memory runs out on a GPU, fewer rows are read at once."""
+        rows = AT_ONCE["cpu"] if self.device.type == "cpu" else PROMPTS_AT_ONCE
+        states = 2 if self.fast else self.base.depth + 1
+        wide = states * self.base.hidden_size + INSIDE * self.widest
+        return int(rows * lengths.usual * wide * SINGLE)
 
     def training(self, rows: int, lengths: Lengths, layer_bytes: float) -> int:
         """Bytes of a micro-batch while its gradient is taken."""
@@ -297,6 +307,8 @@ def memory_of(
         {"training": at_once * one, "activations": shapes.reading(lengths)},
     )
     heads = (config.reward.members + 1) * SINGLE * shapes.member
+    # What the engine samples, it has the activations of; others compute them a round at a time.
+    gated = min(GATE_PROMPTS, asked) * (GATE_ANSWERS if shapes.fast else 1)
     held = common | {
         "policy": state * shapes.policy,
         "value function": (state - SINGLE) * shapes.value + policy if shapes.value else 0,
@@ -305,6 +317,12 @@ def memory_of(
     }
     if shapes.value and shapes.fast and shapes.base.cut:
         held["activations of the value function"] = shapes.features(mine, lengths, 1)
+    gate = {
+        **common,
+        "reward models": heads,
+        "answers": shapes.features(gated / world, lengths, shapes.cuts()),
+        "sampling": shapes.sampling(-(-max(ppo.batch_size, GATE_PROMPTS) // world), lengths),
+    }
     batch = min(ppo.micro_batch, mine)
     both = shapes.layer_bytes + (shapes.member_layer_bytes if shapes.value else 0)
     found["align"] = StageMemory(
@@ -314,6 +332,8 @@ def memory_of(
             "training": shapes.training(batch, lengths, both),
             "activations": shapes.reading(lengths),
             "saving": saving + SINGLE * MOMENTS * shapes.value,
+            # Before there is a policy that learns: as much as it is more than what is held later.
+            "gate": max(0, sum(gate.values()) - sum(held.values())) if ppo.ensemble_weight else 0,
         },
     )
     if config.dpo.when == "always":

@@ -50,8 +50,7 @@ def export_champion(
                 if file.is_file():
                     shutil.copy2(file, folder / file.name)
         else:
-            where = {"device": "cpu"} if models.cut_over else {}
-            lm, codec = load_model(models.config.model_copy(update=where))
+            lm, codec = load_model(models.config.model_copy(update={"device": "cpu"}))
             lm.save_pretrained(folder)
             codec.tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
