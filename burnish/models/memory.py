@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +33,17 @@ AT_ONCE_ELSEWHERE = 256
 def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def give_back() -> None:
+    """Hand what nobody holds any more back to the system: models that refer to themselves, and what torch and the C
+    library keep for the next who asks (for small tensors, gigabytes)."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # glibc's
+        trim(0)
 
 
 class Memory:
@@ -65,9 +78,7 @@ class Memory:
                     raise
                 why = first_line(error)
             # Here nothing holds on to what the failed attempt had made.
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            give_back()
             self._rows[what] = rows // 2
             self.told(what, rows // 2, why)
 

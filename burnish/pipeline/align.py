@@ -19,6 +19,7 @@ from burnish.errors import TrainingError
 from burnish.evaluate.champion import TRAINED
 from burnish.models.artefacts import is_saved, load_reward_model, save_policy
 from burnish.models.heads import Pooling, ScalarHead
+from burnish.models.memory import give_back
 from burnish.models.rates import ladder
 from burnish.models.sampling import sample_rollout
 from burnish.models.shared_base import Top
@@ -100,6 +101,7 @@ def run_ppo(
     found = journal.latest_checkpoint()
     if not found and config.ensemble_weight:
         stopped = pass_gate(models, data, journal, config, watch, seed)
+        give_back()  # what hundreds of answers took
         if stopped:
             return {"state": "stopped", "reason": stopped, "rollbacks": 0}
     ppo = build_ppo(models, data, journal.path / "reward", config, seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from burnish.config.select import SelectConfig
 from burnish.data.store import LabelStore, Snapshot
 from burnish.labels.select import choose
 from burnish.models.logprobs import Policy
+from burnish.models.memory import give_back
 from burnish.models.sampling import sample_rollout
 from burnish.pipeline.data import SNAPSHOT, Data, label_store_of
 from burnish.pipeline.journal import Journal
@@ -38,7 +38,7 @@ def collect(models: Models, data: Data, journal: Journal, config: CollectConfig,
     earlier = followed(journal.run)
     if earlier is not None:
         outputs = collect_more(models, data, journal, RunDirectory.open(earlier), seed)
-        gc.collect()  # a base refers to itself: that of the candidates is to be gone before the stages to come
+        give_back()  # the base of the candidates is to be gone before the stages to come
         return outputs
     prompts = data.splits.train
     policy = models.reference(config.temperature)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from burnish.errors import ConfigError
 from burnish.models.artefacts import load_policy
 from burnish.models.load import Codec, find_device, find_dtype, load_model
 from burnish.models.logprobs import Policy, make_policy
-from burnish.models.memory import Memory, Told
+from burnish.models.memory import Memory, Told, give_back
 from burnish.models.shared_base import Base, Top
 
 
@@ -101,7 +100,7 @@ class Models:
     def made_by_all(self) -> None:
         """Make the base now, by all processes, before one of them needs it alone; those that nobody uses any more take
         no room from now on."""
-        gc.collect()  # a base refers to itself
+        give_back()
         spmd.tidy()
         _ = self.base
 

@@ -19,7 +19,7 @@ from burnish.errors import ConfigError, OutOfMemory, RunError, Waiting, ran_out
 from burnish.inputs import Inputs, code_version, config_inputs, content_hash
 from burnish.labels.served import ASKED
 from burnish.models.load import find_device, resolve_path
-from burnish.models.memory import first_line
+from burnish.models.memory import first_line, give_back
 from burnish.monitor.live import Unseen, View, open_view
 from burnish.monitor.trackers import Trackers, open_trackers
 from burnish.monitor.webhook import Webhook, open_webhook
@@ -485,6 +485,7 @@ def carry_out(place: Workplace, stage: Stage, inputs: Inputs) -> None:
         if told is not None:
             raise told from error
         raise
+    give_back()
     seconds = perf_counter() - began
     spmd.by_lead(run.finish_stage)(stage.name, outputs, seconds, versions(), spmd.processes())
 

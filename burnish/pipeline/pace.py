@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from burnish.config import RunConfig
 from burnish.config.ppo import PPOConfig
 from burnish.models.heads import new_reward_head
 from burnish.models.logprobs import token_logprobs
+from burnish.models.memory import give_back
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.pipeline.data import Data
@@ -134,9 +134,7 @@ def settle_batch(run: RunDirectory, models: Models, data: Data) -> RunConfig:
     write_json(file, {"update_seconds": seconds, "batch_size": size})
     data.close()
     del models, data
-    gc.collect()  # a base refers to itself: the model that was measured is to be gone before that of the run comes
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    give_back()  # the model that was measured is to be gone before that of the run comes
     return with_batch(config, size)
 
 

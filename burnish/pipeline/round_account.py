@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from burnish import spmd
 from burnish.checkpoints import read_json
 from burnish.data.store import Snapshot
 from burnish.evaluate.champion import ROUND, TRAINED
+from burnish.models.memory import give_back
 from burnish.models.pairs import EncodedPairs
 from burnish.pipeline.data import SNAPSHOT, Data
 from burnish.pipeline.models import Models
@@ -46,7 +46,7 @@ def account_of_rounds(
     for number in rounds:
         last = number == rounds[-1]
         right = judged_right(replace(models), paths[number] / "reward", pairs)
-        gc.collect()  # a base refers to itself: one at a time
+        give_back()  # one base at a time
         asked = labels[counts[number] : counts[number + 1]]
 
         def accuracy(of_round: int | None, right: list[float] = right) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ itself. Labels and what judges were paid for lie in the run, rounds see snapshot
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from burnish.data.store import LabelStore, Snapshot
 from burnish.errors import ConfigError, RunError
 from burnish.evaluate.champion import ROUND, TRAINED
 from burnish.models.artefacts import is_saved
+from burnish.models.memory import give_back
 from burnish.pipeline.data import SNAPSHOT, label_store_of
 from burnish.pipeline.journal import Journal
 from burnish.records import Comparison
@@ -39,7 +39,7 @@ def carry_out_rounds(
     for number in range(1, config.rounds):
         journal.view.note(f"round {number} of {config.rounds}")
         carry_out(config_of_round(config, journal.path, number), round_path(journal.path, number))
-        gc.collect()  # a base refers to itself: the models of a round are to be gone before those of the next come
+        give_back()  # the models of a round are to be gone before those of the next come
     journal.view.note(f"round {config.rounds} of {config.rounds}")
     return [ROUNDS]
 
