@@ -177,7 +177,7 @@ def test_processes_of_a_machine_take_turns_and_one_that_fails_fails_all() -> Non
     assert first[1] <= second[0]
 
 
-def test_processes_that_went_different_ways_are_told(tmp_path: Path) -> None:
+def test_processes_that_went_different_ways_are_told() -> None:
     def word(number: int) -> None:
         if number:
             spmd.from_lead(lambda: 1)

@@ -199,7 +199,8 @@ def test_pairs_are_read_as_by_a_whole_base() -> None:
     (whole,) = shared(1, work(False))
     for found in shared(2, work(True)):
         assert len(found) == len(whole)
-        assert all(torch.equal(a, b) for a, b in zip(found, whole, strict=True))
+        # Where in memory a weight lies may round a product in another way.
+        assert all(float((a - b).abs().max()) < 1e-9 for a, b in zip(found, whole, strict=True))
 
 
 def test_what_nobody_uses_any_more_is_let_go_of_by_all() -> None:
