@@ -1,4 +1,5 @@
-# Two commands for everybody: `make quickstart` and `make test`. The rest serves those who change the code.
+# Two commands for everybody: `make quickstart` and `make test`. The rest serves those who change the code;
+# docs/development.md describes the tests.
 PYTHON ?= python3
 # Where torch comes from, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu; empty: pip's own index.
 TORCH_INDEX ?=
@@ -6,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart label test test-gpu mutants install dev lint types docs clean
+.PHONY: quickstart label test test-all test-slow test-rest test-numerics test-gpu coverage mutants install dev lint types docs clean
 
 quickstart: install
 	$(BIN)/burnish quickstart
@@ -25,12 +26,41 @@ label: $(if $(wildcard $(VENV)/installed),$(VENV)/installed,.venv-label/installe
 	.venv-label/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --editable .
 	touch $@
 
+# Two workers: tests of a group (those of a file, or all that start processes) run on one of them, long groups first.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+QUICK := not (e2e or browser or slow or realdata or gpu)
+SLOW ?= due
+
+# All tests without a marker; one whole run from prompts to report is among them.
 test: dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "$(QUICK)"
+
+# All tests but those that need a GPU. What passes of the slow groups is recorded in tests/slow_passed.json.
+test-all: dev
+	$(PYTEST) -m "not gpu" --record-slow
+
+# The slow groups whose code has changed since they last passed; SLOW=all: every one.
+test-slow: dev
+	$(PYTEST) -m slow --slow-groups $(SLOW) --record-slow
+
+# What CI runs after `make test`: whole runs, second processes, browsers, and slow groups as above.
+test-rest: dev
+	$(PYTEST) -m "(e2e or browser or slow) and not (realdata or gpu)" --slow-groups $(SLOW)
+
+# What depends on the kernels of a processor, and one run that is stopped and continued.
+test-numerics: dev
+	$(PYTEST) -m "$(QUICK)" tests/models tests/objectives tests/policy tests/reward
+	$(BIN)/python -m pytest tests/pipeline/test_fingerprint.py
 
 # What only an NVIDIA GPU can show; skips without one.
 test-gpu: dev
 	$(BIN)/python -m pytest -m gpu tests/gpu
+
+# Line coverage of `make test`, or with MARKERS="not gpu" of `make test-all`.
+MARKERS = $(QUICK)
+coverage: dev
+	$(PIP) install --quiet --constraint constraints.txt pytest-cov
+	$(PYTEST) -m "$(MARKERS)" --cov burnish --cov-report term
 
 # Which small changes to guard, controller and detectors no test notices: minutes; docs/results.md says which may live.
 mutants: dev

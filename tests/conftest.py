@@ -28,8 +28,11 @@ from burnish.models.shared_base import Base
 from burnish.records import Prompt
 from tests.browsers import CHROMIUM, chromium
 from tests.databases import server, server_programs
+from tests.shared_run import shared_run
 
 torch.set_num_threads(1)
+
+pytest_plugins = ["tests.leftovers", "tests.selection"]
 
 # The same examples on every machine, however slow it is.
 settings.register_profile("burnish", deadline=None, derandomize=True)
@@ -42,8 +45,11 @@ def postgres() -> Iterator[Callable[[], str]]:
     programs = server_programs()
     if programs is None:
         pytest.skip("needs PostgreSQL's server (Debian: apt-get install postgresql)")
+    from tests.leftovers import keep_children  # a plugin: pytest must load it first
+
     number = count()
     with server(programs) as url:
+        keep_children()
         admin = create_engine(url.format(database="postgres"), isolation_level="AUTOCOMMIT")
 
         def new() -> str:
@@ -95,6 +101,12 @@ def codec(tiny: tuple[object, Codec]) -> Codec:
 @pytest.fixture(scope="session")
 def base(tiny: tuple[object, Codec]) -> Base:
     return Base(tiny[0])
+
+
+@pytest.fixture(scope="session")
+def short_run() -> Path:
+    """examples/short.yaml, carried out by a process of its own; to read, not to write to."""
+    return shared_run()
 
 
 @pytest.fixture(scope="session")

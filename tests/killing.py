@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 LONGEST = 300  # seconds that it may take to come there
 
@@ -26,3 +29,17 @@ def killed(work: Callable[[Callable[[], None]], object]) -> None:
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "it was not killed: it came to an end"
     assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def wait_until(seen: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
+    """Look until it is there. AssertionError where the process ends before; the test's time-out where it hangs."""
+    while not seen():
+        assert process.poll() is None, f"it ended with {process.returncode} before it was stopped"
+        time.sleep(0.01)
+
+
+def kill_at(seen: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
+    """SIGKILL to a process as soon as something is there."""
+    wait_until(seen, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()

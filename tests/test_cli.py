@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from burnish import cli, watch_cli
 from burnish.config.stages import StageName
 from burnish.errors import EXIT_CODES, BurnishError
 from burnish.pipeline.order import STAGES
+from tests.command import burnish
 
 
 def test_the_quickstart_takes_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(cli, "_run", lambda *args: calls.append(args))
-    done = CliRunner().invoke(cli.app, ["quickstart", "--seed", "3", "--set", "ppo.updates=2"])
-    assert done.exit_code == 0, done.output
+    burnish("quickstart", "--seed", "3", "--set", "ppo.updates=2")
     assert calls[0][1] == ["name=quickstart", "seed=3", "ppo.updates=2"]
 
 
@@ -29,7 +28,7 @@ def test_every_error_has_its_code_in_the_one_table_and_the_help_tells_it() -> No
     codes |= {0, cli.EXIT_USAGE, cli.EXIT_INTERRUPTED, cli.EXIT_CHAMPION_IS_SFT, cli.EXIT_NOTHING_ALIGNED}
     codes |= {watch_cli.EXIT_HACKING, watch_cli.EXIT_TOO_FEW}
     assert codes == EXIT_CODES.keys()
-    told = " ".join(CliRunner().invoke(cli.app, ["--help"]).output.split())
+    told = " ".join(burnish("--help").stdout.split())
     assert all(f"{code} {meaning}" in told for code, meaning in EXIT_CODES.items())
 
 
@@ -37,6 +36,6 @@ def test_a_run_can_stop_after_any_stage(monkeypatch: pytest.MonkeyPatch) -> None
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(cli, "_run", lambda *args: calls.append(args))
     for stage in STAGES:
-        assert CliRunner().invoke(cli.app, ["run", "--until", stage.name]).exit_code == 0
+        assert burnish("run", "--until", stage.name).returncode == 0
     assert [args[3] for args in calls] == [stage.name for stage in STAGES] == list(StageName)
-    assert CliRunner().invoke(cli.app, ["run", "--until", "lunch"]).exit_code == 2
+    assert burnish("run", "--until", "lunch", check=False).returncode == 2

@@ -26,6 +26,7 @@ def test_alone_nothing_is_shared() -> None:
     assert spmd.from_lead(lambda: 7) == 7
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_rows_come_back_in_their_order_from_whoever_had_them(n: int, rows: int) -> None:
@@ -47,6 +48,7 @@ def test_rows_come_back_in_their_order_from_whoever_had_them(n: int, rows: int) 
     assert all(rest == [[i, 10.0 * i] for i in range(rows)] for _, rest in found)
 
 
+@pytest.mark.e2e
 def test_gradients_and_figures_are_added_up_and_a_process_without_rows_counts_as_zero() -> None:
     def work(number: int) -> tuple[list[float], dict[str, float]]:
         p = nn.Parameter(torch.ones(3))
@@ -66,6 +68,7 @@ def test_gradients_and_figures_are_added_up_and_a_process_without_rows_counts_as
     assert shared(3, work) == [([3.0] * 7, {"loss": 3.0})] * 3
 
 
+@pytest.mark.e2e
 def test_whole_jobs_are_dealt_and_nothing_is_shared_within_one() -> None:
     def work(number: int) -> list[tuple[str, int, int]]:
         return spmd.deal(
@@ -76,6 +79,7 @@ def test_whole_jobs_are_dealt_and_nothing_is_shared_within_one() -> None:
     assert shared(2, work) == [[("a", 0, 1), ("b", 1, 1), ("c", 0, 1)]] * 2
 
 
+@pytest.mark.e2e
 def test_a_job_may_take_longer_than_anybody_waits_for_an_answer() -> None:
     def work(number: int) -> list[int]:
         def job(own: list[int]) -> list[int]:
@@ -88,6 +92,7 @@ def test_a_job_may_take_longer_than_anybody_waits_for_an_answer() -> None:
     assert shared(2, work, timeout=5) == [[10, 11, 12]] * 2
 
 
+@pytest.mark.e2e
 def test_what_fails_in_one_process_fails_in_all_with_the_same_kind_of_error() -> None:
     def work(number: int) -> None:
         def read(own: list[int]) -> tuple[torch.Tensor]:
@@ -110,6 +115,7 @@ def test_what_fails_in_one_process_fails_in_all_with_the_same_kind_of_error() ->
     assert shared(2, work) == [None, None]
 
 
+@pytest.mark.e2e
 def test_the_leader_s_word_is_waited_for_and_so_is_its_error(tmp_path: Path) -> None:
     def work(number: int) -> tuple[int, str]:
         def slow() -> int:
@@ -131,6 +137,7 @@ def test_the_leader_s_word_is_waited_for_and_so_is_its_error(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.e2e
 def test_memory_that_runs_out_in_one_process_is_told_as_that() -> None:
     class Refused(Diverged):
         """A kind that errors.py does not know."""
@@ -156,6 +163,7 @@ def test_memory_that_runs_out_in_one_process_is_told_as_that() -> None:
     assert shared(2, work) == [("OutOfMemory", "Diverged"), ("OutOfMemoryError", "Refused")]
 
 
+@pytest.mark.e2e
 def test_processes_of_a_machine_take_turns_and_one_that_fails_fails_all() -> None:
     def work(number: int) -> tuple[float, float]:
         def slow() -> tuple[float, float]:
@@ -177,6 +185,7 @@ def test_processes_of_a_machine_take_turns_and_one_that_fails_fails_all() -> Non
     assert first[1] <= second[0]
 
 
+@pytest.mark.e2e
 def test_processes_that_went_different_ways_are_told() -> None:
     def word(number: int) -> None:
         if number:
@@ -205,6 +214,7 @@ def test_processes_that_went_different_ways_are_told() -> None:
         assert f"process 0 shares what is done at {__name__}, line " in told[1]
 
 
+@pytest.mark.e2e
 def test_replicas_that_differ_are_noticed() -> None:
     def work(number: int) -> str:
         weights = [torch.ones(4), torch.full((2,), 1.0 + (number == 1) * 1e-7)]
@@ -218,6 +228,7 @@ def test_replicas_that_differ_are_noticed() -> None:
     assert "the policy differ between process 0 and 1" in told
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("sleeper", [0, 1])
 @pytest.mark.parametrize("how", ["gather", "word"])
 def test_a_process_that_hangs_ends_the_others_in_words_within_the_timeout(sleeper: int, how: str) -> None:
@@ -232,16 +243,15 @@ def test_a_process_that_hangs_ends_the_others_in_words_within_the_timeout(sleepe
 
     ways = {"gather": gather, "word": word}
 
-    def work(number: int) -> float:
+    def work(number: int) -> bool:
         spmd.settled()
         if number == sleeper:
             os.kill(os.getpid(), signal.SIGSTOP)
-        began = time.monotonic()
         with pytest.raises(PeerFailed, match="had no answer from another one within 6 s"):
             ways[how]()
-        return time.monotonic() - began
+        return True
 
-    def guarded(number: int) -> float:
+    def guarded(number: int) -> bool:
         try:
             return work(number)
         finally:
@@ -250,11 +260,10 @@ def test_a_process_that_hangs_ends_the_others_in_words_within_the_timeout(sleepe
                     if int(line) != os.getpid():
                         os.kill(int(line), signal.SIGKILL)
 
-    took = shared(2, guarded, timeout=6)[1 - sleeper]
-    assert isinstance(took, float), took
-    assert took < 60
+    assert shared(2, guarded, timeout=6)[1 - sleeper] is True
 
 
+@pytest.mark.e2e
 def test_a_process_that_is_killed_ends_the_others_in_words() -> None:
     def work(number: int) -> str:
         spmd.settled()

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+
+from tests.command import burnish
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and there is none here"),
 ]
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +21,7 @@ def summaries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     found = {}
     for device in ("cuda", "cpu"):
         folder = tmp_path_factory.mktemp("runs") / device
-        call = [sys.executable, "-m", "burnish.cli", "quickstart", "--dir", str(folder)]
-        done = subprocess.run(
-            [*call, "--set", f"model.device={device}"],
-            cwd=ROOT,
-            env=dict(os.environ),
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode in (0, 10), done.stderr
+        burnish("quickstart", "--dir", str(folder), "--set", f"model.device={device}")
         found[device] = json.loads((folder / "summary.json").read_text())
     return found
 

@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from burnish.cli import app
 from burnish.data.store import LabelStore
 from burnish.errors import DataError
 from burnish.labels.agreement import alpha, alpha_interval, flip_rate, hits_of, pairwise_agreement
 from burnish.labels.consensus import consensus_of, votes_of, weigh
 from burnish.pipeline.agreeing import agreement
 from burnish.records import Comparison, Label, Prompt, Response
+from tests.command import burnish
 
 
 def label(question: int | str, who: str, value: float, **more: Any) -> Label:
@@ -252,9 +251,8 @@ def test_labels_stand_by_their_times() -> None:
 @pytest.mark.parametrize("value", [0.5, 1.0])
 def test_a_crowd_that_always_says_the_same_is_told_of(tmp_path: Path, value: float) -> None:
     labels = [label(q, who, value) for q in range(30) for who in "ab"]
-    shown = CliRunner().invoke(app, ["label", "agree", str(stored(tmp_path / "l.sqlite", labels, 30))])
-    assert shown.exit_code == 0, shown.output
-    assert "nothing to differ about" in shown.output
+    shown = burnish("label", "agree", str(stored(tmp_path / "l.sqlite", labels, 30)))
+    assert "nothing to differ about" in shown.stdout
 
 
 def test_who_is_as_good_as_the_crowd_is_not_found_to_differ(tmp_path: Path) -> None:
@@ -281,12 +279,11 @@ def test_the_command_tells_and_writes_a_page(tmp_path: Path) -> None:
         stored(tmp_path / "l.sqlite", crowd(100, 5, {"a": 0.9, "b": 0.9, "c": 0.5}), 100),
         tmp_path / "p.html",
     )
-    shown = CliRunner().invoke(app, ["label", "agree", str(path), "--page", str(page)])
-    assert shown.exit_code == 0, shown.output
-    assert "Krippendorff's alpha" in shown.output
+    shown = burnish("label", "agree", str(path), "--page", str(page))
+    assert "Krippendorff's alpha" in shown.stdout
     assert "Agreement of 3 annotators" in page.read_text()
-    told = CliRunner().invoke(app, ["label", "agree", str(path), "--json", "--consensus", "mean"])
-    assert json.loads(told.output)["consensus"] == "mean"
+    told = burnish("label", "agree", str(path), "--json", "--consensus", "mean")
+    assert json.loads(told.stdout)["consensus"] == "mean"
     with LabelStore(tmp_path / "empty.sqlite"):
         pass
     with pytest.raises(DataError, match="has no labels; collect or load some"):
@@ -297,11 +294,8 @@ def test_what_labels_come_to_can_be_written(tmp_path: Path) -> None:
     path = stored(tmp_path / "l.sqlite", crowd(50, 6, {"a": 0.9, "b": 0.9, "c": 0.9}), 50)
     for as_ in ("labels", "pairs", "rankings"):
         out = tmp_path / f"{as_}.jsonl"
-        shown = CliRunner().invoke(app, ["label", "dump", str(path), str(out), "--as", as_, "--json"])
-        assert json.loads(shown.output)["rows"] == len(out.read_text().splitlines())
-    loaded = CliRunner().invoke(
-        app, ["label", "load", str(tmp_path / "new.sqlite"), str(tmp_path / "labels.jsonl")]
-    )
-    assert loaded.exit_code == 0, loaded.output
+        shown = burnish("label", "dump", str(path), str(out), "--as", as_, "--json")
+        assert json.loads(shown.stdout)["rows"] == len(out.read_text().splitlines())
+    burnish("label", "load", str(tmp_path / "new.sqlite"), str(tmp_path / "labels.jsonl"))
     with LabelStore(tmp_path / "new.sqlite") as store, LabelStore(path) as old:
         assert sorted(store.labels(), key=str) == sorted(old.labels(), key=str)

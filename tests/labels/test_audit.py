@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from planted import PlantedJudge, comparisons, worth
-from typer.testing import CliRunner
 
-from burnish.cli import app
 from burnish.config.judge import JudgeConfig
 from burnish.data.rankings import read_rankings, strict_pairs
 from burnish.data.store import LabelStore
@@ -23,6 +21,7 @@ from burnish.labels.findings import DRAWN, findings, flip_test, mean_against, sh
 from burnish.labels.readings import first_places, repeated
 from burnish.pipeline.auditing import PROBES, audit_judge, audit_readings
 from burnish.records import Label
+from tests.command import burnish
 from tests.labels.scripted import Script, serving
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "ai_feedback" / "rankings.jsonl.gz"
@@ -256,8 +255,7 @@ def test_the_command_asks_a_served_judge_and_writes_a_page(tmp_path: Path) -> No
     file, page = store_with(tmp_path, 0, n=40), tmp_path / "audit.html"
     with serving(Script(worth, bias=3.0)) as url:
         given = ["label", "audit", str(file), "--model", "m", "--endpoint", url, "--page", str(page)]
-        shown = CliRunner().invoke(app, [*given, "--n", "40", "--probe", "position", "--probe", "people"])
-    assert shown.exit_code == 0, shown.output
-    assert "Bias found: position" in shown.output
+        shown = burnish(*given, "--n", "40", "--probe", "position", "--probe", "people")
+    assert "Bias found: position" in shown.stdout
     assert "what stands first wins" in page.read_text()
     assert set(PROBES) >= {"position", "people"}

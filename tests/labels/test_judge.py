@@ -5,11 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +26,8 @@ from burnish.labels.local import LocalJudge
 from burnish.labels.rubric import FIELDS, Rubric, load_rubric
 from burnish.models.load import resolve_path
 from burnish.records import Comparison, Prompt, Response
+from tests.command import begun, burnish
+from tests.killing import kill_at
 from tests.labels.scripted import Script, draw, serving
 
 RUBRIC = load_rubric(None, load_guidelines())
@@ -186,6 +183,7 @@ def test_a_budget_holds_whatever_is_under_way(tmp_path: Path, failing: bool) -> 
         assert found.cost >= script.billed * price / 1e6 - 1e-9
 
 
+@pytest.mark.e2e
 def test_a_killed_judge_pays_for_nothing_twice(tmp_path: Path) -> None:
     """SIGKILL in the middle; the second time only what had no answer is asked."""
     script = Script(worth, seconds=0.02)
@@ -194,20 +192,17 @@ def test_a_killed_judge_pays_for_nothing_twice(tmp_path: Path) -> None:
         labels.add_comparisons(comparisons(60))
     with serving(script) as url:
         command = [
-            *(sys.executable, "-m", "burnish.cli", "label", "judge", str(store), "--model", "scripted"),
+            *("label", "judge", str(store), "--model", "scripted"),
             *("--endpoint", url, "--concurrency", "4", "--price-in", "10", "--budget", "5", "--json"),
         ]
-        killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         ledger = store.with_suffix(".judge.jsonl")
-        deadline = time.monotonic() + 60
-        while not ledger.exists() or ledger.read_text().count('"answer"') < 30:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        os.kill(killed.pid, signal.SIGKILL)
-        killed.wait()
+        kill_at(
+            lambda: ledger.exists() and ledger.read_text().count('"answer"') >= 30,
+            begun(*command, quiet=True),
+        )
         settled = {json.loads(x)["key"] for x in ledger.read_text().split("\n")[:-1] if '"answer"' in x}
         before = asked_so_far(script)
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = burnish(*command)
     report = json.loads(done.stdout)
     assert report["labels"] == 60
     assert 30 <= len(settled) < 120

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from burnish.cli import app
 from burnish.data.store import LabelStore
 from burnish.errors import ConfigError, DataError
 from burnish.labels.route import Calibrated, Prices, bound_for, calibrated, plan_of, reliability, surety_of
 from burnish.pipeline.routing import route
 from burnish.records import Comparison, Label, Prompt, Response
+from tests.command import burnish
 
 GIVEN: dict[str, Any] = {
     "target": 0.85,
@@ -210,10 +209,9 @@ def test_what_lacks_is_said(tmp_path: Path) -> None:
 def test_the_command_tells_writes_a_page_and_its_file_is_a_selection(tmp_path: Path) -> None:
     path = stored(tmp_path / "l.sqlite", 600, 300)
     out, page, batch = tmp_path / "people.jsonl", tmp_path / "r.html", tmp_path / "batch"
-    shown = CliRunner().invoke(app, ["label", "route", str(path), "--out", str(out), "--page", str(page)])
-    assert shown.exit_code == 0, shown.output
-    assert "The judge keeps what it can at 85% agreement" in shown.output
+    shown = burnish("label", "route", str(path), "--out", str(out), "--page", str(page))
+    assert "The judge keeps what it can at 85% agreement" in shown.stdout
     assert "What agreement costs" in page.read_text()
     given = ["label", "export", str(path), str(batch), "--vendor", "surge", "--only", str(out), "--json"]
-    sent = CliRunner().invoke(app, given)
-    assert json.loads(sent.output)["items"] == len(out.read_text().splitlines())
+    sent = burnish(*given)
+    assert json.loads(sent.stdout)["items"] == len(out.read_text().splitlines())

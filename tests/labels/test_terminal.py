@@ -14,7 +14,7 @@ from burnish.data.store import LabelStore
 from burnish.labels.terminal import Session, read_order
 from burnish.records import Comparison, Label, Prompt, Response
 from burnish.runs import RunDirectory
-from tests.pipeline.conftest import burnish
+from tests.command import burnish
 
 N = 12
 

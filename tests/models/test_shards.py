@@ -77,6 +77,7 @@ def single(threads: int = 1) -> None:
     torch.set_default_dtype(torch.float64)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("layers", MODES)
 def test_what_is_computed_does_not_depend_on_who_holds_the_weights(layers: str, checkpointing: bool) -> None:
@@ -109,6 +110,7 @@ def weight_bytes(base: Base) -> int:
     return sum(storages.values())
 
 
+@pytest.mark.e2e
 def test_a_process_holds_its_part_and_one_layer() -> None:
     def work(_: int) -> tuple[int, int, int, int, int]:
         whole, codec = story_base("lora", cut=False)
@@ -131,6 +133,7 @@ def test_a_process_holds_its_part_and_one_layer() -> None:
         assert idle < most <= idle + layer
 
 
+@pytest.mark.e2e
 def test_whole_jobs_of_different_lengths_and_the_leader_alone_are_served_by_all() -> None:
     def work(number: int) -> tuple[list[float], float, list[float]]:
         single()
@@ -168,6 +171,7 @@ def test_whole_jobs_of_different_lengths_and_the_leader_alone_are_served_by_all(
     assert each == [jobs[0]] * 2
 
 
+@pytest.mark.e2e
 def test_a_policy_is_saved_whole_by_the_leader(tmp_path: Path) -> None:
     def work(_: int) -> None:
         single()
@@ -182,6 +186,7 @@ def test_a_policy_is_saved_whole_by_the_leader(tmp_path: Path) -> None:
         assert torch.equal(p, theirs[name]), name
 
 
+@pytest.mark.e2e
 def test_pairs_are_read_as_by_a_whole_base() -> None:
     """By `row_features`, as reward models have them read."""
 
@@ -203,6 +208,7 @@ def test_pairs_are_read_as_by_a_whole_base() -> None:
         assert all(float((a - b).abs().max()) < 1e-9 for a, b in zip(found, whole, strict=True))
 
 
+@pytest.mark.e2e
 def test_what_nobody_uses_any_more_is_let_go_of_by_all() -> None:
     def work(number: int) -> tuple[list[bool], bool]:
         single()
@@ -224,6 +230,7 @@ def test_what_nobody_uses_any_more_is_let_go_of_by_all() -> None:
     assert shared(2, work) == [([True, True, False, True], True)] * 2
 
 
+@pytest.mark.e2e
 def test_a_process_whose_memory_runs_out_in_a_turn_takes_part_in_nothing_more() -> None:
     """The others would take what it says next for a layer."""
 
@@ -248,16 +255,16 @@ def test_a_process_whose_memory_runs_out_in_a_turn_takes_part_in_nothing_more() 
     assert shared(2, work, timeout=5) == ["PeerFailed", "OutOfMemory"]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("when", ["rows", "jobs"])
 def test_who_asks_one_that_hangs_ends_in_words(when: str) -> None:
-    def work(number: int) -> float:
+    def work(number: int) -> bool:
         single()
         base, codec = story_base("lora", cut=True)
         batch = Sequences(base, [[5, 6]], [[7]], codec.pad_id).batch([0])
         spmd.settled()
         if number == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
-        began = time.monotonic()
 
         def use(own: list[int]) -> list[int]:
             Top(base, trainable=False).hidden(batch)
@@ -266,17 +273,16 @@ def test_who_asks_one_that_hangs_ends_in_words(when: str) -> None:
         try:
             with pytest.raises(PeerFailed, match="had no answer from another one within 5 s"):
                 spmd.deal([1, 2], use) if when == "jobs" else use([])
-            return time.monotonic() - began
+            return True
         finally:
             for line in Path(f"/proc/{os.getppid()}/task/{os.getppid()}/children").read_text().split():
                 if int(line) != os.getpid():
                     os.kill(int(line), signal.SIGKILL)
 
-    took = shared(2, work, timeout=5)[0]
-    assert isinstance(took, float), took
-    assert took < 60
+    assert shared(2, work, timeout=5)[0] is True
 
 
+@pytest.mark.e2e
 def test_a_base_of_which_nothing_is_frozen_is_not_cut() -> None:
     def work(_: int) -> None:
         with pytest.raises(ModelError, match=r"model\.layers='all' has no list of frozen layers"):

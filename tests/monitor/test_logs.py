@@ -10,13 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from burnish import audit_rows, watch
-from burnish.cli import app
 from burnish.errors import DataError
 from burnish.monitor.logs import NAMES, audit_log, figures_of, lines_of, read_log
 from burnish.monitor.watching import FILE
+from tests.command import burnish
 
 TRL = {
     "score": "reward",
@@ -151,10 +150,10 @@ def test_files(tmp_path: Path) -> None:
 def test_the_command_ends_with_its_verdict(tmp_path: Path, hacked: bool, updates: int, code: int) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text("".join(json.dumps(row) + "\n" for row in run(updates, hacked=hacked)))
-    done = CliRunner().invoke(app, ["audit", str(log)])
-    assert done.exit_code == code, done.output
-    assert "not in the log: repetition" in done.output
-    told = json.loads(CliRunner().invoke(app, ["audit", str(log), "--json"]).output)
+    done = burnish("audit", str(log), check=False)
+    assert done.returncode == code, done.stdout
+    assert "not in the log: repetition" in done.stdout
+    told = json.loads(burnish("audit", str(log), "--json", check=False).stdout)
     assert told["updates"] == updates
 
 

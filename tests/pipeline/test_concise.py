@@ -18,7 +18,7 @@ from burnish.pipeline.concise import Instructed, instructed
 from burnish.records import Message, Prompt
 from burnish.rehearse.grammar import prompts
 from burnish.runs import RunDirectory
-from tests.pipeline.test_modes import run
+from tests.small_run import run
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import burnish
 
 from burnish.data.store import LabelStore
 from burnish.pipeline.examining import OWN_STORE, judged_pairs
 from burnish.records import Comparison, Label, Prompt, Response
 from burnish.runs import RunDirectory
+from tests.command import burnish
 
 pytestmark = pytest.mark.e2e
 

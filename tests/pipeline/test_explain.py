@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import burnish
 
 from burnish.models.standalone import Member
 from burnish.pipeline.explain import contributions, explain, raw_score_of, write_page
 from burnish.records import Prompt
+from tests.command import burnish
 
 pytestmark = pytest.mark.e2e
 PROMPT = "One day, Zoe had a red ball."

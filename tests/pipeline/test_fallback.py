@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import burnish
 
 from burnish.config.loading import load_config
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.order import fingerprint, run_pipeline
 from burnish.records import Decision, StepStats
 from burnish.runs import RunDirectory
+from tests.command import burnish
 from tests.killing import killed
 
 pytestmark = pytest.mark.e2e

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import burnish
 
 from burnish.config.judge import JudgeConfig
 from burnish.config.loading import load_config
@@ -20,8 +19,9 @@ from burnish.pipeline.order import check_config
 from burnish.records import Label
 from burnish.rehearse.world import gold
 from burnish.runs import RunDirectory
+from tests.command import burnish
 from tests.labels.scripted import Script, serving
-from tests.pipeline.test_modes import SMALL, run
+from tests.small_run import SMALL, run
 
 pytestmark = pytest.mark.e2e
 

@@ -308,6 +308,7 @@ def killed_at(rung: int, path: Path, script: type[Scripted] = Scripted) -> None:
     killed(work)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("rung", range(len(LADDER)))
 def test_killed_at_any_rung_it_decides_the_same_and_ends_with_the_same_bits(
     rung: int, whole: Guarded, tmp_path: Path
@@ -324,6 +325,7 @@ def test_killed_at_any_rung_it_decides_the_same_and_ends_with_the_same_bits(
     )
 
 
+@pytest.mark.e2e
 def test_killed_as_it_gives_up_it_gives_up_again_for_the_same_reason(tmp_path: Path) -> None:
     whole = on_the_ladder(tmp_path / "whole", ScriptedToTheEnd)
     reason = run_guarded(whole, 100)

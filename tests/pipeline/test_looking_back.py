@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import burnish
 
 from burnish.config.evaluate import GuardSet
 from burnish.data.prompts import read_references
@@ -15,6 +14,7 @@ from burnish.errors import DataError
 from burnish.pipeline.guard_sets import measure_guard_sets
 from burnish.pipeline.order import Workplace
 from burnish.runs import RunDirectory
+from tests.command import burnish
 
 pytestmark = pytest.mark.e2e
 

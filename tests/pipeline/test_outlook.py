@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import burnish
 from transformers import AutoModelForCausalLM
 
 from burnish.config.loading import load_config
@@ -22,6 +21,7 @@ from burnish.pipeline.duration import FALLBACK, Counts, Sharing, time_by_stage
 from burnish.pipeline.footprint import Lengths, kept_by
 from burnish.pipeline.outlook import look_ahead, sketched
 from burnish.pipeline.pace import Pace
+from tests.command import burnish
 
 MODES = ["top:1", "top:2", "all", "lora", "lora_top:2"]
 LENGTHS = Lengths(prompt=12, response=28, longest_prompt=20, longest_response=56)

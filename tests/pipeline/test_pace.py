@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import burnish
 
 from burnish.config import RunConfig
 from burnish.config.loading import load_config
@@ -16,6 +15,7 @@ from burnish.monitor.trackers import Trackers
 from burnish.pipeline import pace
 from burnish.pipeline.order import Workplace
 from burnish.runs import RunDirectory
+from tests.command import burnish
 
 SECOND = pace.Pace(sampling=0.1, features=0.1, reading=0.1, policy=0.2, reward=0.03)
 

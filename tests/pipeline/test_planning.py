@@ -6,15 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from burnish.cli import app
 from burnish.data.store import LabelStore
 from burnish.errors import DataError, RunError
 from burnish.pipeline.planning import plan
 from burnish.records import Comparison, Label, Prompt, Response
 from burnish.rehearse.grammar import prompts
-from tests.pipeline.test_modes import SMALL
+from tests.command import burnish
+from tests.small_run import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -22,18 +21,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A rehearsal up to its labels."""
     path = tmp_path_factory.mktemp("plan") / "run"
     sets = [a for s in (*SMALL, "collect.n_pairs=200", "data.n_prompts=400") for a in ("--set", s)]
-    done = CliRunner().invoke(app, ["run", "--dir", str(path), "--until", "label", *sets])
-    assert done.exit_code == 0, done.output
+    burnish("run", "--dir", str(path), "--until", "label", *sets)
     return path
 
 
 def test_a_rehearsal_is_planned_from(run: Path, tmp_path: Path) -> None:
     page = tmp_path / "plan.html"
     given = ["label", "plan", str(run), "--price-person", "1", "--accuracy", "0.7", "--labels", "5000"]
-    shown = CliRunner().invoke(app, [*given, "--page", str(page)])
-    assert shown.exit_code == 0, shown.output
+    burnish(*given, "--page", str(page))
     assert "Accuracy against labels" in page.read_text()
-    report = json.loads(CliRunner().invoke(app, [*given, "--json"]).stdout)
+    report = json.loads(burnish(*given, "--json").stdout)
     assert report["mixes"] == [
         {"judge": 0.0, "cost": 5000.0, "worth": 5000.0, "accuracy": report["mixes"][0]["accuracy"]}
     ]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from conftest import burnish
 
 from burnish.checkpoints import read_json, write_json
 from burnish.config.model import ModelConfig
@@ -25,6 +22,8 @@ from burnish.pipeline.report import export_champion, report
 from burnish.reward.length import How, fit_correction
 from burnish.reward.saved import load_ensemble
 from burnish.runs import RunDirectory
+from tests.command import burnish
+from tests.standalone import without_burnish
 
 
 @pytest.mark.parametrize("fine_tuned", [True, False])
@@ -79,27 +78,16 @@ def test_best_of_n_ships_policy_ensemble_and_a_program_that_needs_nothing_of_our
     sequences = Sequences.of(ensemble.base, rollout, place.models.codec.pad_id)
     anchor = ensemble.normalised(sequences)[:1].expand(3, -1)
     expected = ensemble.score(sequences, anchor).scores.tolist()
-    away = tmp_path / "away" / "burnish"
-    away.mkdir(parents=True)
-    (away / "__init__.py").write_text("raise ImportError('there is no burnish here')\n")
-    code = (
-        "import json, sys, torch\n"
-        "try:\n    import burnish\n    raise SystemExit('burnish is there')\nexcept ImportError:\n    pass\n"
-        "from generate import BestOf\n"
-        f"best = BestOf(); ids = {rollout.response_ids!r}; text = {prompts[0].text!r}\n"
-        "torch.manual_seed(0)\n"
-        "with torch.no_grad():\n    scores = best.scores(best.encode(text), ids)\n"
-        "print(json.dumps([best.encode(text), scores, best.answers(text)]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(away.parent)},
-        cwd=copy / "champion",
-        check=True,
-    )
-    ids, scores, answers = json.loads(done.stdout.strip().splitlines()[-1])
+    with without_burnish(copy / "champion"):
+        with pytest.raises(ImportError):
+            importlib.import_module("burnish")
+        generate = importlib.import_module("generate")
+        best = generate.BestOf()
+        torch.manual_seed(0)
+        ids = best.encode(prompts[0].text)
+        with torch.no_grad():
+            scores = best.scores(ids, rollout.response_ids)
+        answers = best.answers(prompts[0].text)
     assert ids == rollout.prompt_ids[0]
     assert scores == pytest.approx(expected, abs=1e-4)
     assert len(answers) == 2

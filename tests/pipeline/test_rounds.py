@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, burnish
 from safetensors.torch import load_file
 
 from burnish.config.loading import load_config
@@ -24,8 +19,9 @@ from burnish.rehearse.annotators import SimulatedAnnotators
 from burnish.rehearse.grammar import prompts
 from burnish.rehearse.world import gold
 from burnish.runs import RunDirectory
-from tests.pipeline.test_modes import SMALL
-from tests.pipeline.test_run import wait_until
+from tests.command import begun, burnish
+from tests.killing import kill_at
+from tests.small_run import SMALL
 
 ROUNDS = [
     "rounds=2",
@@ -76,16 +72,7 @@ def test_two_rounds_from_prompts_to_champion_and_the_same_when_killed(tmp_path: 
     assert "What each round bought" in (whole / "report.html").read_text()
     # A kill in the first round, one among the candidates of the second.
     for sign in ("rounds/1/reward/checkpoint-*", "collect/checkpoint-000001"):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "burnish.cli", *arguments(killed)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        wait_until(lambda sign=sign: any(killed.glob(sign)), process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill_at(lambda sign=sign: any(killed.glob(sign)), begun(*arguments(killed), quiet=True))
     burnish(*arguments(killed))
     assert fingerprint(killed) == fingerprint(whole)
     assert any(name.startswith("rounds/1/ppo") for name in fingerprint(whole))
@@ -111,16 +98,7 @@ def test_three_rounds_with_weighed_labels_and_chosen_pairs_end_the_same_with_a_k
     )
     burnish(*arguments(whole, *sets))
     for sign in ("rounds/1/reward/checkpoint-*", "rounds/2/collect/checkpoint-*", "reward/checkpoint-*"):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "burnish.cli", *arguments(killed, *sets)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        wait_until(lambda sign=sign: any(killed.glob(sign)), process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill_at(lambda sign=sign: any(killed.glob(sign)), begun(*arguments(killed, *sets), quiet=True))
     burnish(*arguments(killed, *sets))
     assert fingerprint(killed) == fingerprint(whole)
     why = [json.loads(line)["why"] for line in (whole / "selected.jsonl").read_text().splitlines()]

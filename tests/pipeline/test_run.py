@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, burnish
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
@@ -30,6 +24,9 @@ from burnish.pipeline import order
 from burnish.pipeline.order import STAGES, Workplace, discard, fingerprint, run_pipeline
 from burnish.reward.saved import load_ensemble
 from burnish.runs import RunDirectory
+from tests.command import ROOT, begun, burnish
+from tests.killing import kill_at, wait_until
+from tests.shared_run import ARGUMENTS
 
 pytestmark = pytest.mark.e2e
 
@@ -203,53 +200,27 @@ def test_what_another_version_made_is_kept_unless_asked(
     assert RunDirectory.open(copy).stages() == []
 
 
-def wait_until(seen: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
-    """Look until it is there; the process must not end, nor take minutes, before."""
-    deadline = time.monotonic() + 240
-    while not seen():
-        assert process.poll() is None, f"it ended with {process.returncode} before it was stopped"
-        assert time.monotonic() < deadline, "it never came so far"
-        time.sleep(0.01)
-
-
 def test_killed_in_three_stages_it_ends_with_the_same_hashes(short_run: Path, tmp_path: Path) -> None:
     """benchmarks/kill_resume.py does this twenty times at random moments; here at three places of one run."""
     folder = tmp_path / "killed"
-    command = [sys.executable, "-m", "burnish.cli", "run", "examples/short.yaml", "--dir", str(folder)]
+    command = [*ARGUMENTS, "--dir", str(folder)]
     places = [
         ("collect", "collect/checkpoint-*"),
         ("reward", "metrics/reward.jsonl"),
         ("align", "align/checkpoint-000002"),
     ]
     for stage, sign in places:
-        process = subprocess.Popen(
-            [*command, "--set", "threads=1"],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        wait_until(lambda sign=sign: any(folder.glob(sign)), process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill_at(lambda sign=sign: any(folder.glob(sign)), begun(*command, quiet=True))
         run = RunDirectory.open(folder)
         assert run.stage_state(stage) == "interrupted"
         assert "running" not in [run.stage_state(n) for n in run.stages()]
-    burnish("run", "examples/short.yaml", "--dir", str(folder), "--set", "threads=1")
+    burnish(*command)
     assert fingerprint(folder) == fingerprint(short_run)
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "r"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "burnish.cli", "run", "examples/short.yaml", "--dir", str(folder)],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        # A shell may have started the tests with Ctrl-C ignored; children would inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = begun(*ARGUMENTS, "--dir", str(folder))
     wait_until((folder / "manifest.json").exists, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()

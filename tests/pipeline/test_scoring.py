@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import burnish
 
 from burnish.data.store import LabelStore
 from burnish.labels.select import is_reserved
 from burnish.records import Comparison, Label, Response
 from burnish.rehearse.grammar import prompts
+from tests.command import burnish
 
 
 @pytest.mark.e2e

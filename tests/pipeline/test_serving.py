@@ -15,7 +15,6 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from conftest import burnish
 
 from burnish.config.ppo import FunctionReward
 from burnish.errors import ConfigError
@@ -23,6 +22,7 @@ from burnish.records import Message, Prompt
 from burnish.reward import remote
 from burnish.reward.functions import load_term
 from burnish.reward.remote import RemoteError, RemoteReward
+from tests.command import burnish
 
 pytestmark = pytest.mark.e2e
 PROMPT = "One day, Zoe had a red ball."

@@ -6,19 +6,18 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
 
 from burnish.data.store import LabelStore
 from burnish.pipeline.order import fingerprint
 from burnish.records import Label
 from burnish.runs import RunDirectory
+from tests.command import begun
+from tests.killing import wait_until
 
 SMALL = (
     *("threads=1", "data.n_prompts=200", "collect.n_pairs=96", "ppo.updates=4", "ppo.checkpoint_every=1"),
@@ -28,21 +27,14 @@ SMALL = (
 
 
 def begin(folder: Path, *more: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """The command line in a process of its own, with what is small."""
-    arguments = [*options, *(part for key in (*SMALL, *more) for part in ("--set", key))]
-    return subprocess.Popen(
-        [sys.executable, "-m", "burnish.cli", "run", "examples/short.yaml", "--dir", str(folder), *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    """Start a run that is small as a process of its own."""
+    sets = (part for key in (*SMALL, *more) for part in ("--set", key))
+    return begun("run", "examples/short.yaml", "--dir", str(folder), *options, *sets)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
     """What it said, once it has come to its end."""
-    said, told = process.communicate(timeout=400)
+    said, told = process.communicate()
     assert process.returncode in (0, 10), told[-3000:]
     return said, told
 
@@ -83,9 +75,7 @@ def test_a_process_that_is_killed_comes_back_and_the_run_ends_as_if_nothing_had_
 ) -> None:
     process = begin(tmp_path / "killed", "scale.workers=2", "scale.max_restarts=1")
     metrics = tmp_path / "killed" / "metrics" / "ppo.jsonl"
-    while not metrics.exists() or metrics.read_text().count("\n") < 2:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
+    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 1, process)
     os.kill(member(process.pid, 1), signal.SIGKILL)
     ended(process)
     assert fingerprint(tmp_path / "killed") == fingerprint(shared_run)
@@ -102,7 +92,7 @@ def member(parent: int, number: int) -> int:
 @pytest.mark.e2e
 def test_what_a_configuration_lacks_is_said_once_and_nothing_is_started(tmp_path: Path) -> None:
     process = begin(tmp_path / "r", "scale.workers=2", "evaluate.examiner=judge")
-    _, told = process.communicate(timeout=100)
+    _, told = process.communicate()
     assert process.returncode == 3
     assert told.count("evaluate.judge.model names no model") == 1
     assert not (tmp_path / "r").exists()
@@ -115,7 +105,7 @@ def test_processes_that_wait_for_people_have_not_failed_and_go_on_when_they_have
     path = tmp_path / "r"
     sets = ("scale.workers=2", "label.source=people", "evaluate.examiner=reward_model")
     process = begin(path, *sets)
-    said, told = process.communicate(timeout=200)
+    said, told = process.communicate()
     assert process.returncode == 12, told[-2000:]
     assert not said, "nothing came of it yet"
     assert "Traceback" not in told
@@ -168,7 +158,7 @@ def test_what_would_fail_again_is_said_once_and_nobody_tries_it_again(case: str,
     pairs.write_text('{"prompt": "a", "chosen": "b"}\n')
     given = [s.format(pairs=pairs) for s in sets]
     process = begin(tmp_path / "r", "scale.workers=2", "evaluate.examiner=reward_model", *given)
-    _, told = process.communicate(timeout=200)
+    _, told = process.communicate()
     assert process.returncode == 4, told[-2000:]
     assert told.count("burnish: ") == 1, told
     assert words in told
@@ -197,7 +187,7 @@ def test_two_rounds_of_two_processes_with_all_that_a_run_can_train(tmp_path: Pat
         assert of_all[name] != of_all[f"rounds/1/{name}"], f"{name} learnt anew in the second round"
 
 
-@pytest.mark.slow
+@pytest.mark.slow("several")
 @pytest.mark.e2e
 def test_workers_of_ray_make_a_run_from_prompts_to_champion_and_one_that_dies_comes_back(
     shared_run: Path, tmp_path: Path
@@ -206,9 +196,7 @@ def test_workers_of_ray_make_a_run_from_prompts_to_champion_and_one_that_dies_co
         pytest.skip("needs Ray (pip install 'burnish[ray]')")
     process = begin(tmp_path / "ray", "scale.workers=2", "scale.ray=auto", "scale.max_restarts=1")
     metrics = tmp_path / "ray" / "metrics" / "ppo.jsonl"
-    while not metrics.exists() or metrics.read_text().count("\n") < 2:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
+    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 1, process)
     workers = [p for p in psutil.process_iter() if "RayTrainWorker" in " ".join(_command(p))]
     assert workers, "Ray's workers say what they are"
     os.kill(max(p.pid for p in workers), signal.SIGKILL)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import burnish
 
 from burnish.data.store import LabelStore, Place, Snapshot
 from burnish.monitor.live import View
@@ -15,6 +14,7 @@ from burnish.pipeline.order import Workplace
 from burnish.records import Comparison, Label, Prompt, Response
 from burnish.rehearse.grammar import prompts
 from burnish.runs import RunDirectory
+from tests.command import burnish
 
 pytestmark = pytest.mark.e2e
 

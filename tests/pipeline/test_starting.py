@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import burnish
 
 from burnish.config.loading import load_config
 from burnish.data.preferences import write_preferences
@@ -13,6 +12,7 @@ from burnish.models.load import load_model, resolve_path
 from burnish.pipeline.starting import limit
 from burnish.records import Preference
 from burnish.rehearse.grammar import prompts
+from tests.command import burnish
 
 pytestmark = pytest.mark.e2e
 

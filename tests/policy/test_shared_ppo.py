@@ -116,6 +116,7 @@ CASES = {
 }
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("case", CASES)
 def test_several_processes_learn_what_one_learns(case: str) -> None:
     """In double precision, so that what differs is a mistake; tokens are compared too."""
@@ -124,6 +125,7 @@ def test_several_processes_learn_what_one_learns(case: str) -> None:
     agree(shared(n, lambda _: told(config)), alone)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("layers", ["top:2", "lora"])
 def test_several_processes_that_hold_a_part_of_every_layer_learn_what_one_learns(layers: str) -> None:
     """Also one without a row: it has what others need."""
@@ -148,6 +150,7 @@ def agree(several: list[Any], alone: Any) -> None:
                 assert value == pytest.approx(theirs["values"][name], abs=1e-7), name
 
 
+@pytest.mark.e2e
 def test_every_row_is_drawn_by_the_uniforms_that_one_process_draws_it_by() -> None:
     n, config = CASES["uneven rows"]
     (alone,) = shared(1, lambda _: told(config))
@@ -176,6 +179,7 @@ def poisoned(number: int, at: int) -> Callable[[PPO], None]:
     return plant
 
 
+@pytest.mark.e2e
 def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_all() -> None:
     def work(_: int) -> tuple[float, bool, list[list[float]]]:
         torch.set_num_threads(1)
@@ -192,6 +196,7 @@ def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_all() -> None:
     assert ours == theirs
 
 
+@pytest.mark.e2e
 def test_what_diverges_in_one_process_is_rolled_back_by_all(tmp_path: Path) -> None:
     def score(rollout: Rollout) -> Scores:
         asked.append(1)
@@ -227,6 +232,7 @@ def test_what_diverges_in_one_process_is_rolled_back_by_all(tmp_path: Path) -> N
     assert ours == theirs
 
 
+@pytest.mark.e2e
 def test_a_process_that_is_not_the_leader_writes_nothing(tmp_path: Path) -> None:
     """It works in a folder that nobody may write to, but the leader, whose user may."""
 
@@ -260,6 +266,7 @@ def test_a_process_that_is_not_the_leader_writes_nothing(tmp_path: Path) -> None
     assert theirs == []
 
 
+@pytest.mark.e2e
 def test_processes_that_are_killed_go_on_from_the_last_checkpoint_and_so_does_one_alone(
     tmp_path: Path,
 ) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from burnish.records import Preference, Prompt
 from burnish.reward.probe import Probed, choose, choose_other, fit, held_out_margins, probe, probed_depths
 from burnish.reward.saved import prepare
 from burnish.reward.train import train_reward_model
+from tests.standalone import without_burnish
 
 DEPTH = 8
 
@@ -207,23 +205,11 @@ def test_the_lines_of_the_card_load_it_where_burnish_is_not(
     ids = [codec.encode_prompt(prompts[0]), codec.encode_response(" She sang.")]
     expected = float(raw_scores(model, Sequences(base.at(6), [ids[0]], [ids[1]], codec.pad_id)))
     lines = (tmp_path / "README.md").read_text().split("```python")[1].split("```")[0]
-    away = tmp_path / "away" / "burnish"
-    away.mkdir(parents=True)
-    (away / "__init__.py").write_text("raise ImportError('there is no burnish here')\n")
-    code = (
-        f"FOLDER = {str(tmp_path)!r}\n{lines}\n"
-        "try:\n    import burnish\n    raise SystemExit('burnish is there')\nexcept ImportError:\n    pass\n"
-        f"print(float(score(*{ids!r})))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(away.parent)},
-        cwd=tmp_path,
-        check=True,
-    )
-    assert float(done.stdout.strip().splitlines()[-1]) == pytest.approx(expected, abs=1e-5)
+    names: dict[str, Any] = {"FOLDER": str(tmp_path)}
+    with without_burnish(tmp_path):
+        exec(lines, names)
+        found = float(names["score"](*ids))
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_value_function_that_begins_as_a_mean_reward_ends_near_its_score(

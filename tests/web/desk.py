@@ -113,6 +113,7 @@ class Watched:
 
     def __init__(self, context: Any) -> None:
         self.page = context.new_page()
+        self.page.set_default_timeout(600_000)  # for a page that hangs
         self.problems: list[str] = []
         self.hosts: set[str] = set()
         self.page.on(

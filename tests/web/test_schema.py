@@ -75,7 +75,7 @@ def test_nothing_that_can_be_sent_ends_in_an_error_of_ours(
                 }
                 try:
                     reply = case.call(
-                        base_url=url, session=http, headers=headers, allow_redirects=False, timeout=20
+                        base_url=url, session=http, headers=headers, allow_redirects=False, timeout=300
                     )
                 except (requests.exceptions.InvalidHeader, UnicodeError):
                     return  # what cannot be sent at all

@@ -6,7 +6,6 @@ import json
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from burnish.rehearse.examples import FOURS, GOLD, PAIRS
 from burnish.web.app import make_app, serve
 from burnish.web.projects import Projects, project_name, selection
 from burnish.web_cli import _store
+from tests.command import begun
 from tests.web.desk import Person, comparisons, opened
 
 
@@ -150,10 +150,10 @@ def test_what_can_be_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert selection(None) is None
 
 
+@pytest.mark.e2e
 def test_the_first_start_prints_a_link_and_the_second_none(tmp_path: Path) -> None:
     def lines() -> list[str]:
-        command = [sys.executable, "-m", "burnish.cli", "label", "serve", "--example", "--port", "0"]
-        server = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        server = begun("label", "serve", "--example", "--port", "0", cwd=tmp_path)
         assert server.stderr is not None
         found = []
         for line in server.stderr:
@@ -161,7 +161,7 @@ def test_the_first_start_prints_a_link_and_the_second_none(tmp_path: Path) -> No
             if line.startswith("Ctrl-C"):
                 break
         server.terminate()
-        server.communicate(timeout=30)
+        server.communicate()
         return found
 
     first = lines()

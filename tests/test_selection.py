@@ -1,0 +1,148 @@
+"""The tests themselves: each process is started by a marked test, slow groups are known, leftovers end."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests import selection
+from tests.leftovers import children, end_processes
+
+TESTS = Path(__file__).parent
+STARTERS = {"tests.command": "begun", "tests.killing": "killed", "tests.processes": "shared"}
+MARKS = {"e2e", "slow", "gpu"}
+
+
+def functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
+    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def called_in(node: ast.AST) -> set[str]:
+    """Functions that are called by their names, and arguments: a fixture is asked for by one."""
+    calls = {n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    return calls | {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}
+
+
+def starting(tree: ast.Module) -> set[str]:
+    """The functions of a module that start a process, themselves or through others of the module."""
+    found = {
+        STARTERS[node.module]
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module in STARTERS
+        if STARTERS[node.module] in {alias.name for alias in node.names}
+    }
+    known = {name: called_in(node) for name, node in functions(tree).items()} if found else {}
+    while more := {name for name, called in known.items() if called & found} - found:
+        found |= more
+    return found & known.keys()
+
+
+def marks_of(node: ast.FunctionDef, tree: ast.Module) -> set[str]:
+    """The marks of a test and of its module."""
+    module = [
+        n.value for n in tree.body if isinstance(n, ast.Assign) and "pytestmark" in ast.unparse(n.targets)
+    ]
+    return {
+        n.attr
+        for part in (*node.decorator_list, *module)
+        for n in ast.walk(part)
+        if isinstance(n, ast.Attribute)
+    }
+
+
+def test_every_test_that_starts_a_process_is_marked() -> None:
+    unmarked = []
+    for file in sorted(TESTS.rglob("test_*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for name in starting(tree):
+            node = functions(tree)[name]
+            if name.startswith("test_") and not marks_of(node, tree) & MARKS:
+                unmarked.append(f"{file.name}::{name}")
+    assert unmarked == []
+
+
+SLEEPER = "import subprocess, sys, time; subprocess.Popen(['sleep', '600']); print('on', flush=True); time.sleep(600)"
+
+
+def test_what_a_test_has_started_ends_with_all_that_that_has_started() -> None:
+    process = subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "on\n"
+    root = psutil.Process(process.pid)
+    (below,) = root.children()
+    end_processes({root})
+    assert process.returncode == -9
+    assert process.stdout.closed
+    assert not below.is_running() or below.status() == psutil.STATUS_ZOMBIE
+
+
+ORPHANED = """
+import os, subprocess
+child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
+print(child.pid, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux alone")
+def test_a_process_whose_parent_is_gone_is_a_child_of_the_test() -> None:
+    done = subprocess.run([sys.executable, "-c", ORPHANED], stdout=subprocess.PIPE, check=True)
+    assert int(done.stdout) in {child.pid for child in children()}
+
+
+def test_a_slow_group_guards_what_is_there_and_has_tests() -> None:
+    named = set()
+    for file in TESTS.rglob("test_*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.slow":
+                named.add(ast.literal_eval(node.args[0]))
+    groups = selection.slow_groups()
+    assert named == groups.keys()
+    for group in groups:
+        assert selection.tests_of(group), group
+        assert selection.content_of(group)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with one slow group that guards one package."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "a.py").write_text("x = 1\n")
+    (tmp_path / "tests" / "slow_groups.toml").write_text('[long]\nguards = ["package"]\n')
+    (tmp_path / "tests" / "test_a.py").write_text('@pytest.mark.slow("long")\ndef test_a(): ...\n')
+    monkeypatch.setattr(selection, "ROOT", tmp_path)
+    monkeypatch.setattr(selection, "PASSED", tmp_path / "tests" / "slow_passed.json")
+    return tmp_path
+
+
+def test_a_group_is_due_until_it_passed_and_again_when_code_or_test_has_changed(project: Path) -> None:
+    assert selection.due_groups() == {"long"}
+    selection.record({"long"})
+    assert selection.due_groups() == set()
+    for changed in (project / "package" / "a.py", project / "tests" / "test_a.py"):
+        before = changed.read_text()
+        changed.write_text(before + "# more\n")
+        assert selection.due_groups() == {"long"}
+        changed.write_text(before)
+        assert selection.due_groups() == set()
+    (project / "package" / "b.py").write_text("")
+    assert selection.due_groups() == {"long"}
+
+
+def test_what_a_group_no_longer_is_leaves_the_record(project: Path) -> None:
+    (project / "tests" / "slow_passed.json").write_text('{"gone": "0", "long": "1"}')
+    selection.record(set())
+    assert json.loads((project / "tests" / "slow_passed.json").read_text()) == {"long": "1"}
+
+
+def test_a_group_that_guards_what_does_not_exist_is_refused(project: Path) -> None:
+    (project / "tests" / "slow_groups.toml").write_text('[long]\nguards = ["nowhere"]\n')
+    with pytest.raises(FileNotFoundError, match=r"long guards .*nowhere"):
+        selection.due_groups()
