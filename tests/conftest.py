@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -16,21 +17,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Studies have planted judges that tests use too.
 sys.path.append(str(Path(__file__).parents[1] / "experiments"))
 
+# The process that hands tests to workers imports this file too: what takes seconds to import, fixtures import.
 import pytest
-import torch
 from hypothesis import settings
-from sqlalchemy import create_engine, text
 
-from burnish.config.model import ModelConfig
-from burnish.data.store import LabelStore, Place
-from burnish.models.load import Codec, load_model
-from burnish.models.shared_base import Base
-from burnish.records import Prompt
 from tests.browsers import CHROMIUM, chromium
 from tests.databases import server, server_programs
-from tests.shared_run import shared_run
 
-torch.set_num_threads(1)
+if TYPE_CHECKING:
+    from burnish.data.store import LabelStore, Place
+    from burnish.models.load import Codec
+    from burnish.models.shared_base import Base
+    from burnish.records import Prompt
 
 pytest_plugins = ["tests.leftovers", "tests.selection"]
 
@@ -39,12 +37,21 @@ settings.register_profile("burnish", deadline=None, derandomize=True)
 settings.load_profile("burnish")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Callable[[], str]]:
     """Makes new databases of one server."""
     programs = server_programs()
     if programs is None:
         pytest.skip("needs PostgreSQL's server (Debian: apt-get install postgresql)")
+    from sqlalchemy import create_engine, text
+
     from tests.leftovers import keep_children  # a plugin: pytest must load it first
 
     number = count()
@@ -83,6 +90,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 @pytest.fixture
 def store(place: Place) -> Iterator[LabelStore]:
     """A new label store, in a file and on PostgreSQL."""
+    from burnish.data.store import LabelStore
+
     with LabelStore(place) as opened:
         yield opened
 
@@ -90,6 +99,9 @@ def store(place: Place) -> Iterator[LabelStore]:
 @pytest.fixture(scope="session")
 def tiny() -> tuple[object, Codec]:
     """The embedded model and its codec; never trained in place (tops copy or freeze it)."""
+    from burnish.config.model import ModelConfig
+    from burnish.models.load import load_model
+
     return load_model(ModelConfig())
 
 
@@ -100,13 +112,23 @@ def codec(tiny: tuple[object, Codec]) -> Codec:
 
 @pytest.fixture(scope="session")
 def base(tiny: tuple[object, Codec]) -> Base:
+    from burnish.models.shared_base import Base
+
     return Base(tiny[0])
 
 
 @pytest.fixture(scope="session")
 def short_run() -> Path:
     """examples/short.yaml, carried out by a process of its own; to read, not to write to."""
+    from tests.shared_run import shared_run
+
     return shared_run()
+
+
+@pytest.fixture
+def run_copy(short_run: Path, tmp_path: Path) -> Path:
+    """A copy of the short run, to write to."""
+    return Path(shutil.copytree(short_run, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="session")

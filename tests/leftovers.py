@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
 ADOPT = 36
 """PR_SET_CHILD_SUBREAPER of Linux's prctl: a process whose parent is gone becomes a child of this one."""
-KEPT: set[psutil.Process] = set()
+KEPT: set[int] = set()
 """Children that outlive a test: those of fixtures that are made in the middle of one."""
 
 
@@ -32,17 +34,24 @@ def _no_process_outlives_its_test() -> Iterator[None]:
         end_processes(started)
 
 
-def children() -> set[psutil.Process]:
-    """The processes that this one has started or adopted. Python's resource tracker serves all tests until the
-    interpreter ends."""
-    return {child for child in psutil.Process().children() if not _is_resource_tracker(child)}
+def children() -> set[int]:
+    """The ids of the processes that this one has started or adopted."""
+    if not Path(
+        f"/proc/self/task/{os.getpid()}/children"
+    ).exists():  # no Linux, or one that does not list them
+        return {child.pid for child in psutil.Process().children()}
+    found: set[int] = set()
+    for thread in Path("/proc/self/task").iterdir():
+        try:
+            found.update(map(int, (thread / "children").read_text().split()))
+        except FileNotFoundError:  # the thread has ended meanwhile
+            continue
+    return found
 
 
 def _is_resource_tracker(process: psutil.Process) -> bool:
-    try:
-        return any("resource_tracker" in word for word in process.cmdline())
-    except psutil.Error:  # it has ended meanwhile
-        return False
+    """Whether it is the one process in which Python keeps account of shared memory until the interpreter ends."""
+    return any("resource_tracker" in word for word in process.cmdline())
 
 
 def keep_children() -> None:
@@ -50,15 +59,19 @@ def keep_children() -> None:
     KEPT.update(children())
 
 
-def end_processes(roots: set[psutil.Process]) -> None:
+def end_processes(children: set[int]) -> None:
     """Kill these children and theirs, and wait for them; close what `subprocess` holds of them, so that no later test
     is blamed for it."""
-    gone = set(roots)
-    for root in roots:
+    gone: set[psutil.Process] = set()
+    for number in children:
         try:
-            gone.update(root.children(recursive=True))
+            root = psutil.Process(number)
+            if not _is_resource_tracker(root):
+                gone.update([root, *root.children(recursive=True)])
         except psutil.NoSuchProcess:
             continue
+    if not gone:
+        return
     for process in gone:
         try:
             process.kill()

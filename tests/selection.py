@@ -5,11 +5,13 @@ tests/slow_passed.json the content of that (and of the group's tests) at which a
 
 from __future__ import annotations
 
+import ast
 import json
 import re
-import subprocess
 import tomllib
 from collections import Counter
+from collections.abc import Generator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,6 @@ import pytest
 from burnish.checkpoints import write_json
 from burnish.inputs import content_hash
 from burnish.records import content_id
-from tests.command import begun
-from tests.killing import killed
-from tests.processes import shared
 
 ROOT = Path(__file__).parents[1]
 PASSED = ROOT / "tests" / "slow_passed.json"
@@ -94,8 +93,10 @@ def group_of(item: pytest.Item) -> str | None:
 # Which tests, and where
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, None, None]:
     due = due_groups() if config.option.slow_groups == "due" else set(slow_groups())
     kept, not_due = [], []
     for item in items:
@@ -108,19 +109,43 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = sorted(kept, key=_place)
     if not_due:
         config.hook.pytest_deselected(items=not_due)
+    yield
+    if getattr(config.option, "loadgroup", False) and any("@" not in item.nodeid for item in items):
+        raise pytest.UsageError(
+            "this pytest-xdist does not see the groups of this pytest: no test has its worker"
+        )
 
 
-STARTERS = (begun, killed, shared, subprocess)
-"""What tests start processes with."""
+STARTERS = {"tests.command": "begun", "tests.killing": "killed", "tests.processes": "shared"}
+
+
+def called_in(node: ast.AST) -> set[str]:
+    """Functions that are called by their names, and arguments: a fixture is asked for by one."""
+    calls = {n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    return calls | {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}
+
+
+@cache
+def starting(file: Path) -> frozenset[str]:
+    """The functions of a module that start a process, themselves or through others of the module."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    found = {
+        STARTERS[node.module]
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module in STARTERS
+        if STARTERS[node.module] in {alias.name for alias in node.names}
+    }
+    known = {n.name: called_in(n) for n in tree.body if isinstance(n, ast.FunctionDef)} if found else {}
+    while more := {name for name, called in known.items() if called & found} - found:
+        found |= more
+    return frozenset(found & known.keys())
 
 
 def worker_group(item: pytest.Item) -> str:
-    """Tests with the same word run one after another on one worker: those of a file, which share trained fixtures, and
-    all whole runs and second processes of files that start some, which would make each other slow."""
+    """Tests with the same word run one after another on one worker: those of a file, which share trained fixtures;
+    those that start processes, which would make each other slow; those of the short run, which one worker makes."""
     fixtures = set(getattr(item, "fixturenames", ()))
-    module = vars(item.getparent(pytest.Module).obj)  # type: ignore[union-attr]
-    starts = any(module.get(what.__name__) is what for what in STARTERS)
-    if "browser" in fixtures or (starts and any(map(item.get_closest_marker, ("e2e", "slow")))):
+    if "browser" in fixtures or getattr(item, "originalname", None) in starting(item.path):
         return "processes"
     return "short_run" if "short_run" in fixtures else item.path.stem.removeprefix("test_")
 

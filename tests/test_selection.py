@@ -15,32 +15,7 @@ from tests import selection
 from tests.leftovers import children, end_processes
 
 TESTS = Path(__file__).parent
-STARTERS = {"tests.command": "begun", "tests.killing": "killed", "tests.processes": "shared"}
 MARKS = {"e2e", "slow", "gpu"}
-
-
-def functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
-    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-
-
-def called_in(node: ast.AST) -> set[str]:
-    """Functions that are called by their names, and arguments: a fixture is asked for by one."""
-    calls = {n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
-    return calls | {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}
-
-
-def starting(tree: ast.Module) -> set[str]:
-    """The functions of a module that start a process, themselves or through others of the module."""
-    found = {
-        STARTERS[node.module]
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and node.module in STARTERS
-        if STARTERS[node.module] in {alias.name for alias in node.names}
-    }
-    known = {name: called_in(node) for name, node in functions(tree).items()} if found else {}
-    while more := {name for name, called in known.items() if called & found} - found:
-        found |= more
-    return found & known.keys()
 
 
 def marks_of(node: ast.FunctionDef, tree: ast.Module) -> set[str]:
@@ -60,8 +35,9 @@ def test_every_test_that_starts_a_process_is_marked() -> None:
     unmarked = []
     for file in sorted(TESTS.rglob("test_*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        for name in starting(tree):
-            node = functions(tree)[name]
+        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        for name in selection.starting(file):
+            node = functions[name]
             if name.startswith("test_") and not marks_of(node, tree) & MARKS:
                 unmarked.append(f"{file.name}::{name}")
     assert unmarked == []
@@ -76,7 +52,7 @@ def test_what_a_test_has_started_ends_with_all_that_that_has_started() -> None:
     assert process.stdout.readline() == "on\n"
     root = psutil.Process(process.pid)
     (below,) = root.children()
-    end_processes({root})
+    end_processes({root.pid})
     assert process.returncode == -9
     assert process.stdout.closed
     assert not below.is_running() or below.status() == psutil.STATUS_ZOMBIE
@@ -93,7 +69,7 @@ os._exit(0)
 @pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux alone")
 def test_a_process_whose_parent_is_gone_is_a_child_of_the_test() -> None:
     done = subprocess.run([sys.executable, "-c", ORPHANED], stdout=subprocess.PIPE, check=True)
-    assert int(done.stdout) in {child.pid for child in children()}
+    assert int(done.stdout) in children()
 
 
 def test_a_slow_group_guards_what_is_there_and_has_tests() -> None:

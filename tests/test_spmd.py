@@ -163,6 +163,7 @@ def test_memory_that_runs_out_in_one_process_is_told_as_that() -> None:
     assert shared(2, work) == [("OutOfMemory", "Diverged"), ("OutOfMemoryError", "Refused")]
 
 
+@pytest.mark.slow("several")
 @pytest.mark.e2e
 def test_processes_of_a_machine_take_turns_and_one_that_fails_fails_all() -> None:
     def work(number: int) -> tuple[float, float]:
@@ -228,6 +229,7 @@ def test_replicas_that_differ_are_noticed() -> None:
     assert "the policy differ between process 0 and 1" in told
 
 
+@pytest.mark.slow("several")
 @pytest.mark.e2e
 @pytest.mark.parametrize("sleeper", [0, 1])
 @pytest.mark.parametrize("how", ["gather", "word"])

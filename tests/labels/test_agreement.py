@@ -154,6 +154,7 @@ def test_planted_spammers_and_biased_annotators_are_found_and_nobody_else(tmp_pa
     assert rows["spam"]["weighed"] == pytest.approx(0.5, abs=0.07)
 
 
+@pytest.mark.slow("statistics")
 def test_a_crowd_without_faults_is_found_to_have_none(tmp_path: Path) -> None:
     flagged = 0
     for seed in range(10):
@@ -255,6 +256,7 @@ def test_a_crowd_that_always_says_the_same_is_told_of(tmp_path: Path, value: flo
     assert "nothing to differ about" in shown.stdout
 
 
+@pytest.mark.slow("statistics")
 def test_who_is_as_good_as_the_crowd_is_not_found_to_differ(tmp_path: Path) -> None:
     """Nine of ten agree: by flipping signs around .9 a fifth of such annotators would be found."""
     found = 0

@@ -122,6 +122,7 @@ def test_a_planted_fault_is_found(tmp_path: Path, faults: dict[str, float], name
         assert set(found["seen"]) == {named}
 
 
+@pytest.mark.slow("statistics")
 def test_a_judge_without_faults_is_found_to_have_none(tmp_path: Path) -> None:
     """Ten judges with 11 probes each: 5 % of these audits may say otherwise."""
     wrong = [

@@ -133,6 +133,7 @@ def test_a_process_holds_its_part_and_one_layer() -> None:
         assert idle < most <= idle + layer
 
 
+@pytest.mark.slow("several")
 @pytest.mark.e2e
 def test_whole_jobs_of_different_lengths_and_the_leader_alone_are_served_by_all() -> None:
     def work(number: int) -> tuple[list[float], float, list[float]]:
@@ -164,7 +165,7 @@ def test_whole_jobs_of_different_lengths_and_the_leader_alone_are_served_by_all(
         return jobs, word, spmd.each(lambda: score(1))
 
     ours, theirs = shared(2, work, timeout=4)
-    assert not isinstance(ours, Exception), ours
+    assert not isinstance(ours, Exception), (ours, theirs)
     assert ours == theirs
     jobs, word, each = ours
     assert word == jobs[1]
@@ -255,6 +256,7 @@ def test_a_process_whose_memory_runs_out_in_a_turn_takes_part_in_nothing_more() 
     assert shared(2, work, timeout=5) == ["PeerFailed", "OutOfMemory"]
 
 
+@pytest.mark.slow("several")
 @pytest.mark.e2e
 @pytest.mark.parametrize("when", ["rows", "jobs"])
 def test_who_asks_one_that_hangs_ends_in_words(when: str) -> None:

@@ -83,6 +83,7 @@ def test_an_instruction_without_room_is_refused() -> None:
         Instructed.of(prompts(3, 3), "Answer concisely. " * 9, codec, 20)
 
 
+@pytest.mark.slow("modes")
 @pytest.mark.e2e
 def test_a_run_samples_under_it_and_decides_without(tmp_path: Path) -> None:
     run(tmp_path, "collect.n_pairs=96", "data.n_prompts=200", "ppo.concise='It was a short story.'")

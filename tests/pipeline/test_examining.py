@@ -15,8 +15,6 @@ from burnish.records import Comparison, Label, Prompt, Response
 from burnish.runs import RunDirectory
 from tests.command import burnish
 
-pytestmark = pytest.mark.e2e
-
 
 @pytest.fixture(scope="module")
 def examined(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,6 +25,7 @@ def examined(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+@pytest.mark.e2e
 def test_an_examination_tells_what_is_known(examined: Path) -> None:
     found = json.loads((examined / "examined.json").read_text())
     known = json.loads((examined / "reward" / "examination.json").read_text())
@@ -43,6 +42,7 @@ def test_an_examination_tells_what_is_known(examined: Path) -> None:
     assert sum(row["pairs"] for row in own["rows"].values()) > 20
 
 
+@pytest.mark.e2e
 def test_a_stress_test_tells_of_every_change_and_of_best_of_n(examined: Path) -> None:
     found = json.loads((examined / "stressed.json").read_text())
     assert len(found["changes"]) == 15
@@ -63,6 +63,7 @@ def test_the_gate_has_stressed_the_reward_before_ppo(short_run: Path) -> None:
     assert "under stress" in (short_run / "report.html").read_text()
 
 
+@pytest.mark.e2e
 def test_both_again_tell_the_same(examined: Path) -> None:
     before = {name: (examined / name).read_text() for name in ("examined.json", "stressed.json")}
     burnish("reward", "examine", str(examined), "--own-pairs", "40")
@@ -70,6 +71,7 @@ def test_both_again_tell_the_same(examined: Path) -> None:
     assert before == {name: (examined / name).read_text() for name in before}
 
 
+@pytest.mark.e2e
 def test_other_pairs_than_the_runs(examined: Path, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     burnish("export", str(examined), str(pairs), "--as", "pairs")

@@ -13,7 +13,6 @@ from burnish.pipeline.explain import contributions, explain, raw_score_of, write
 from burnish.records import Prompt
 from tests.command import burnish
 
-pytestmark = pytest.mark.e2e
 PROMPT = "One day, Zoe had a red ball."
 ANSWER = " She was happy and laughed <with> her friends."
 

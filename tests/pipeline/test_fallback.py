@@ -18,7 +18,6 @@ from burnish.runs import RunDirectory
 from tests.command import burnish
 from tests.killing import killed
 
-pytestmark = pytest.mark.e2e
 MAX_ROLLBACKS = 2
 SMALL = [
     "threads=1",
@@ -56,6 +55,7 @@ def failed(rewarded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow("ladder")
 @pytest.mark.parametrize("where", ["give_up", "in DPO"])
 def test_killed_where_ppo_is_given_up_or_in_the_fallback_the_same_model_comes_out(
     where: str, rewarded: Path, failed: Path, tmp_path: Path
@@ -96,6 +96,7 @@ def test_killed_where_ppo_is_given_up_or_in_the_fallback_the_same_model_comes_ou
     assert kept[0] == kept[1]
 
 
+@pytest.mark.slow("ladder")
 def test_roll_backs_giving_up_and_dpo_are_on_record_with_figures(failed: Path) -> None:
     events = RunDirectory.open(failed).read_rows("events.jsonl")
     actions = [e["action"] for e in events if e["kind"] == "decision"]
@@ -107,6 +108,7 @@ def test_roll_backs_giving_up_and_dpo_are_on_record_with_figures(failed: Path) -
     assert any(e["kind"] == "alert" and e["severity"] == "critical" for e in events)
 
 
+@pytest.mark.slow("ladder")
 def test_each_attempt_starts_from_the_healthy_checkpoint_with_smaller_steps(failed: Path) -> None:
     rows = RunDirectory.open(failed).read_rows("metrics/ppo.jsonl")
     rates = {}
@@ -120,6 +122,7 @@ def test_each_attempt_starts_from_the_healthy_checkpoint_with_smaller_steps(fail
     assert len({r["score"] for r in first.values()}) == len(rates), "a new attempt draws new randomness"
 
 
+@pytest.mark.slow("ladder")
 def test_the_summary_tells_the_fallback_and_the_champion_is_no_worse(failed: Path) -> None:
     s = json.loads((failed / "summary.json").read_text())
     assert s["ppo"]["state"] == "given_up"

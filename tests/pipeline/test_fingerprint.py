@@ -10,12 +10,15 @@ import pytest
 
 from burnish.config.loading import load_config
 from burnish.pipeline.journal import Journal
-from burnish.pipeline.order import STAGES, discard, fingerprint, run_pipeline
+from burnish.pipeline.order import fingerprint, run_pipeline
 from burnish.records import StepStats
 from burnish.runs import RunDirectory
 from tests.command import ROOT, as_before
 
-AGAIN = [stage for stage in STAGES if stage.name in ("align", "evaluate", "report")]
+SMALLER = [
+    *("threads=1", "ppo.updates=4", "ppo.checkpoint_every=1", "ppo.learning_rate=1e-4", "dpo.when=never"),
+    *("ppo.kl.target=2.5", "ppo.gate=ignored"),
+]
 
 
 def aligned(
@@ -23,8 +26,7 @@ def aligned(
 ) -> dict[str, str]:
     """The fingerprint of the short run aligned anew, and stopped once in PPO on the way."""
     shutil.copytree(short_run, folder)
-    discard(RunDirectory.open(folder), AGAIN)
-    config = load_config(ROOT / "examples" / "short.yaml", ["threads=1"])
+    config = load_config(ROOT / "examples" / "short.yaml", SMALLER)
     log = Journal.log
 
     def logging(self: Journal, name: str, stats: StepStats, extra: Any = None) -> None:
@@ -37,12 +39,13 @@ def aligned(
             with monkeypatch.context() as patch:
                 patch.setattr(Journal, "log", logging)
                 with pytest.raises(KeyboardInterrupt):
-                    run_pipeline(config, folder, until="align")
+                    run_pipeline(config, folder, until="align", redo=True)
             assert RunDirectory.open(folder).stage_state("align") == "interrupted"
-        run_pipeline(config, folder, until="align")
+        run_pipeline(config, folder, until="align", redo=stop_at is None)
     return fingerprint(folder)
 
 
+@pytest.mark.slow("kills")
 @pytest.mark.e2e
 def test_align_stopped_and_continued_has_the_bits_of_one_that_was_not(
     short_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

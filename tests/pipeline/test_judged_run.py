@@ -23,8 +23,6 @@ from tests.command import burnish
 from tests.labels.scripted import Script, serving
 from tests.small_run import SMALL, run
 
-pytestmark = pytest.mark.e2e
-
 
 def judges(url: str) -> list[str]:
     return [
@@ -37,6 +35,8 @@ def judges(url: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow("judges")
+@pytest.mark.e2e
 def test_from_prompts_to_a_verdict_that_is_not_provisional(tmp_path: Path) -> None:
     """The judges of this test know gold, with a taste for whatever stands first."""
     script = Script(lambda answer: 2 * gold("", answer), bias=1.0)
@@ -63,6 +63,8 @@ def test_from_prompts_to_a_verdict_that_is_not_provisional(tmp_path: Path) -> No
     assert "provisional" not in (path / "report.html").read_text().split("</header>")[0].lower()
 
 
+@pytest.mark.slow("judges")
+@pytest.mark.e2e
 def test_an_examiner_that_labelled_is_refused(tmp_path: Path) -> None:
     with serving(Script(lambda answer: 0.0)) as url:
         same = [*judges(url), "evaluate.judge.model=one"]

@@ -197,6 +197,7 @@ def test_a_policy_that_comes_to_one_answer_is_given_up(tmp_path: Path) -> None:
     assert actions(guarded)[-1] == "give_up"
 
 
+@pytest.mark.slow("ladder")
 def test_kl_that_runs_away_raises_the_coefficient_first(tmp_path: Path) -> None:
     """Warnings for KL: the target is passed slowly, for the coefficient is far too small at first."""
     guarded = start(tmp_path, lambda r: hits(r, 0.6), coef=0.02, rate=0.004, updates=40, batch_size=256)
@@ -308,6 +309,7 @@ def killed_at(rung: int, path: Path, script: type[Scripted] = Scripted) -> None:
     killed(work)
 
 
+@pytest.mark.slow("ladder")
 @pytest.mark.e2e
 @pytest.mark.parametrize("rung", range(len(LADDER)))
 def test_killed_at_any_rung_it_decides_the_same_and_ends_with_the_same_bits(

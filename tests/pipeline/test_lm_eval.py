@@ -68,6 +68,7 @@ def held(models: Models, given: GuardSet) -> Any:
     return found
 
 
+@pytest.mark.slow("lm-eval")
 def test_the_same_policy_loses_nothing_on_any_kind_of_task(models: Models, tasks: Path) -> None:
     for task, metric in (("choices", None), ("stories", "exact_match"), ("choices", "acc,none")):
         found = held(models, GuardSet(task=task, include=str(tasks), metric=metric))
@@ -124,6 +125,7 @@ def test_a_champion_that_has_unlearned_a_task_is_seen_to_lose(models: Models, ta
     assert found.loses
 
 
+@pytest.mark.slow("lm-eval")
 def test_mistakes_are_told_in_words(models: Models, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="knows no task 'no_such'"):
         held(models, GuardSet(task="no_such"))

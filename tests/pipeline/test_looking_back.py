@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,6 @@ from burnish.pipeline.guard_sets import measure_guard_sets
 from burnish.pipeline.order import Workplace
 from burnish.runs import RunDirectory
 from tests.command import burnish
-
-pytestmark = pytest.mark.e2e
 
 
 def test_why_and_the_same_decisions_again(short_run: Path) -> None:
@@ -37,10 +34,9 @@ def test_its_own_metrics_are_a_log_that_can_be_audited(short_run: Path) -> None:
     assert "looked at: length_drift" in done.stdout
 
 
-def test_over_optimisation_of_a_run(short_run: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(short_run, run)
-    args = ("evaluate", "overoptimization", str(run), "--prompts", "8", "--answers", "32")
+@pytest.mark.e2e
+def test_over_optimisation_of_a_run(run_copy: Path) -> None:
+    args = ("evaluate", "overoptimization", str(run_copy), "--prompts", "8", "--answers", "32")
     told = json.loads(burnish(*args, "--json").stdout)
     assert told["judges"][0] == "true preference"
     proxy = [s["value"] for s in told["pool"]["curves"]["proxy"]]
@@ -48,8 +44,8 @@ def test_over_optimisation_of_a_run(short_run: Path, tmp_path: Path) -> None:
     assert proxy[0] == pytest.approx(0.0, abs=1e-9)
     assert told["pool"]["n"] == [1, 2, 4, 8, 16, 32]
     assert set(told["pool"]["fits"]) == set(told["judges"])
-    assert len(told["ppo"]["kl"]) == len(RunDirectory.open(run).read_rows("metrics/ppo.jsonl"))
-    page = (run / "overoptimization.html").read_text()
+    assert len(told["ppo"]["kl"]) == len(RunDirectory.open(run_copy).read_rows("metrics/ppo.jsonl"))
+    page = (run_copy / "overoptimization.html").read_text()
     assert "root of KL" in page
     again = json.loads(burnish(*args, "--json").stdout)
     assert again == told, "the same answers, the same resamples"

@@ -50,8 +50,8 @@ def pairs(tmp_path: Path) -> Path:
 MODES = {
     "lora": ("adapters", "float32", "imported"),
     "lora_top:2": ("adapters", "bfloat16", "simulated"),
-    "all": ("layers", "bfloat16", "imported"),
-    "top:1": ("layers", "float32", "simulated"),
+    "top:1": ("layers", "bfloat16", "imported"),
+    "all": ("layers", "float32", "simulated"),
 }
 """The runs of this file by `model.layers`: what is trained, the type of frozen weights, whose labels."""
 
@@ -135,6 +135,7 @@ def test_imported_pairs_adapters_and_a_function_of_the_users(
         "ppo.batch_size=32",
         "ppo.epochs=2",
         "ppo.kl.target=8",
+        "guard.enabled=false",  # answers that grow short are what is asked for
     ]
     run(tmp_path, *more)
     whole_models_come_out(tmp_path, adapted=True)
@@ -147,7 +148,6 @@ def test_imported_pairs_adapters_and_a_function_of_the_users(
     assert "provisional" in (tmp_path / "r" / "report.html").read_text()
     rejected = rows(tmp_path, "rejected/import.jsonl")
     assert sorted((r["line"], r["reason"]) for r in rejected) == [(161, "too long"), (162, "identical sides")]
-    assert len(list((tmp_path / "r" / "samples").glob("ppo-*.jsonl"))) == 12, "samples of every update"
     examination = read(tmp_path / "r" / "reward" / "examination.json")
     assert 0.2 < examination["baselines"]["first"] < 0.8, "sides are drawn, winners do not always stand first"
     updates = rows(tmp_path, "metrics/ppo.jsonl")
@@ -204,7 +204,7 @@ def test_adapters_in_the_top_best_of_n_distilled_and_answers_compared(tmp_path: 
 
 
 @pytest.mark.e2e
-def test_all_layers_in_bfloat16_and_demonstrations_that_make_the_reference(
+def test_one_layer_in_bfloat16_and_demonstrations_that_make_the_reference(
     tmp_path: Path, pairs: Path
 ) -> None:
     endings = (" They sang.", " It rained and they went home.", " Then a dog came.", " She was glad.")
@@ -214,7 +214,7 @@ def test_all_layers_in_bfloat16_and_demonstrations_that_make_the_reference(
     file.write_text("".join(json.dumps(r) + "\n" for r in shown))
     run(
         tmp_path,
-        *mode("all"),
+        *mode("top:1"),
         *imported(pairs),
         f"sft.demonstrations={file}",
         "sft.batch_size=8",
@@ -222,6 +222,7 @@ def test_all_layers_in_bfloat16_and_demonstrations_that_make_the_reference(
     )
     whole_models_come_out(tmp_path, adapted=False)
     trained_as_sampled(tmp_path, gap=0.2)
+    assert len(list((tmp_path / "r" / "samples").glob("ppo-*.jsonl"))) == 3, "samples of every update"
     assert len(rows(tmp_path, "rejected/sft.jsonl")) == 1
     before, after = (load_model(ModelConfig(), path=path) for path in (None, tmp_path / "r" / "sft"))
     assert mean_loss(*after, shown[:64]) < mean_loss(*before, shown[:64]) - 0.2  # nats a token
@@ -230,14 +231,14 @@ def test_all_layers_in_bfloat16_and_demonstrations_that_make_the_reference(
 
 
 @pytest.mark.e2e
-def test_one_layer_of_another_architecture_and_dpo_beside_ppo(
+def test_all_layers_of_another_architecture_and_dpo_beside_ppo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GPT-2, trained for seconds: what is shown is that every stage runs it."""
-    another_architecture(tmp_path, "gpt2", *mode("top:1"), monkeypatch=monkeypatch)
+    another_architecture(tmp_path, "gpt2", *mode("all"), monkeypatch=monkeypatch)
 
 
-@pytest.mark.slow("architectures")
+@pytest.mark.slow("modes")
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma3"])
 def test_another_architecture_in_bfloat16(
     tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
@@ -286,7 +287,8 @@ def test_a_policy_that_cannot_even_be_sampled_is_rolled_back_and_given_up(
     """The short run, aligned once more at a rate that no policy survives."""
     copy = tmp_path / "r"
     shutil.copytree(short_run, copy)
-    sets = ["ppo.learning_rate=1e30", "ppo.warmup_updates=0", "dpo.when=fallback"]
+    sets = ["ppo.learning_rate=1e30", "ppo.warmup_updates=0", "ppo.batch_size=8", "ppo.epochs=1"]
+    sets += ["dpo.when=fallback", "dpo.epochs=1", "dpo.learning_rate=1e-4"]
     more = [a for s in sets for a in ("--set", s)]
     burnish(*ARGUMENTS, "--dir", str(copy), *more, "--redo", "--until", "align")
     actions = [e["action"] for e in rows(tmp_path, "events.jsonl") if e["kind"] == "decision"]

@@ -14,7 +14,6 @@ from burnish.report.summary import build_summary
 
 
 @pytest.mark.browser
-@pytest.mark.e2e
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
 def test_it_opens_offline_without_an_error_and_fits(
     short_run: Path, browser: Any, width: int, scheme: str
@@ -35,22 +34,18 @@ def test_it_opens_offline_without_an_error_and_fits(
     assert page.locator(".main-svg").count() >= 10
 
 
-@pytest.mark.e2e
-def test_hostile_text_stays_text(short_run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(short_run, copy)
-    file = copy / "evaluation.json"
+def test_hostile_text_stays_text(run_copy: Path) -> None:
+    file = run_copy / "evaluation.json"
     evaluation = json.loads(file.read_text())
     evaluation["examples"][0]["ppo"] = "<script>alert(1)</script>"
     evaluation["policies"]["</script><b>x"] = evaluation["policies"]["ppo"]
     file.write_text(json.dumps(evaluation))
-    text = render_report(copy).read_text()
+    text = render_report(run_copy).read_text()
     assert "<script>alert(1)" not in text
     assert "&lt;script&gt;alert(1)" in text
     assert "</script><b>x" not in text
 
 
-@pytest.mark.e2e
 def test_a_run_that_has_not_come_far_still_renders(short_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,11 +44,9 @@ def test_sft_ships_the_model_that_was_sampled(tmp_path: Path, fine_tuned: bool) 
     ("aggregate", "length"), [("mean", None), ("min", "regress"), ("uwo", "sqrt"), ("mean_std", None)]
 )
 def test_best_of_n_ships_policy_ensemble_and_a_program_that_needs_nothing_of_ours(
-    short_run: Path, tmp_path: Path, aggregate: str, length: How | None
+    run_copy: Path, aggregate: str, length: How | None
 ) -> None:
     """Where burnish cannot be imported it scores as the run did, and answers with the best it sampled."""
-    copy = tmp_path / "run"
-    shutil.copytree(short_run, copy)
     fit = (
         length
         and fit_correction(
@@ -61,9 +58,9 @@ def test_best_of_n_ships_policy_ensemble_and_a_program_that_needs_nothing_of_our
         "reward/ensemble": {"aggregate": aggregate, "length": fit},
     }
     for file, change in changes.items():
-        write_json(copy / f"{file}.json", read_json(copy / f"{file}.json") | change)
-    place = Workplace.alone(RunDirectory.open(copy))
-    report(place.models, copy, "short", place.config.evaluate, 0)
+        write_json(run_copy / f"{file}.json", read_json(run_copy / f"{file}.json") | change)
+    place = Workplace.alone(RunDirectory.open(run_copy))
+    report(place.models, run_copy, "short", place.config.evaluate, 0)
     prompts = list(place.data.splits.test[:1]) * 3
     rollout = sample_rollout(
         place.models.reference(),
@@ -74,11 +71,11 @@ def test_best_of_n_ships_policy_ensemble_and_a_program_that_needs_nothing_of_our
         seed=0,
         where=("t",),
     )
-    ensemble = load_ensemble(place.models.base, copy / "reward")
+    ensemble = load_ensemble(place.models.base, run_copy / "reward")
     sequences = Sequences.of(ensemble.base, rollout, place.models.codec.pad_id)
     anchor = ensemble.normalised(sequences)[:1].expand(3, -1)
     expected = ensemble.score(sequences, anchor).scores.tolist()
-    with without_burnish(copy / "champion"):
+    with without_burnish(run_copy / "champion"):
         with pytest.raises(ImportError):
             importlib.import_module("burnish")
         generate = importlib.import_module("generate")
@@ -93,6 +90,6 @@ def test_best_of_n_ships_policy_ensemble_and_a_program_that_needs_nothing_of_our
     assert len(answers) == 2
     assert answers[0][0] >= answers[1][0]
     assert all(text.strip() for _, text in answers)
-    assert "generate.py" in (copy / "champion" / "README.md").read_text()
-    said = json.loads(burnish("chat", str(copy), "--json", stdin=f"{prompts[0].text}\n").stdout)
+    assert "generate.py" in (run_copy / "champion" / "README.md").read_text()
+    said = json.loads(burnish("chat", str(run_copy), "--json", stdin=f"{prompts[0].text}\n").stdout)
     assert said.keys() == {"sft", "best_of_2"}

@@ -36,6 +36,7 @@ def arguments(path: Path, *sets: str) -> list[str]:
     return ["run", "--dir", str(path), *(a for s in (*SMALL, *ROUNDS, *sets) for a in ("--set", s))]
 
 
+@pytest.mark.slow("kills")
 @pytest.mark.e2e
 def test_two_rounds_from_prompts_to_champion_and_the_same_when_killed(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -87,6 +88,7 @@ def test_two_rounds_from_prompts_to_champion_and_the_same_when_killed(tmp_path: 
     assert (whole / "labels.replaced-1.sqlite").exists()
 
 
+@pytest.mark.slow("kills")
 @pytest.mark.e2e
 def test_three_rounds_with_weighed_labels_and_chosen_pairs_end_the_same_with_a_kill_in_each(
     tmp_path: Path,

@@ -6,7 +6,9 @@ import json
 import re
 import shutil
 import signal
+from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -27,8 +29,6 @@ from burnish.runs import RunDirectory
 from tests.command import ROOT, begun, burnish
 from tests.killing import kill_at, wait_until
 from tests.shared_run import ARGUMENTS
-
-pytestmark = pytest.mark.e2e
 
 
 def test_the_summary_holds_what_it_promises(short_run: Path) -> None:
@@ -101,9 +101,9 @@ def test_members_differ(short_run: Path) -> None:
     assert not torch.allclose(heads[1], heads[2])
 
 
-def test_a_finished_run_is_left_alone(short_run: Path) -> None:
-    before = {p: p.stat().st_mtime_ns for p in short_run.rglob("*") if p.is_file() and "sqlite" not in p.name}
-    burnish("run", "examples/short.yaml", "--dir", str(short_run), "--set", "threads=1")
+def test_a_finished_run_is_left_alone(run_copy: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in run_copy.rglob("*") if p.is_file() and "sqlite" not in p.name}
+    burnish(*ARGUMENTS, "--dir", str(run_copy))
     touched = [str(p) for p, t in before.items() if p.stat().st_mtime_ns != t and p.name != "run.yaml"]
     assert touched == []
 
@@ -115,91 +115,102 @@ def test_status_and_json(short_run: Path) -> None:
     assert list(states) == ["sft", "collect", "label", "reward", "align", "evaluate", "report"]
 
 
-def test_a_changed_key_redoes_what_depends_on_it_and_says_so(short_run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
+@dataclass(frozen=True)
+class Changed:
+    """A copy of the short run, refused with another number of test prompts, and evaluated anew on request."""
+
+    path: Path
+    refused: CompletedProcess[str]
+    unharmed: bool
+    done: CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def changed(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Changed:
+    copy = tmp_path_factory.mktemp("changed") / "copy"
     shutil.copytree(short_run, copy)
-    members = fingerprint(copy)["reward"]
-    command = ["run", "examples/short.yaml", "--dir", str(copy), "--set", "threads=1"]
-    command += ["--set", "evaluate.n_test=40"]
-    before = fingerprint(copy)
+    command = [*ARGUMENTS, "--dir", str(copy), "--set", "evaluate.n_test=40"]
     refused = burnish(*command, check=False)
-    assert refused.returncode == 5
-    assert "(evaluate.n_test 48 -> 40): evaluate would be done again" in refused.stderr
-    assert "--redo" in refused.stderr
-    assert fingerprint(copy) == before
-    done = burnish(*command, "--redo")
-    assert "evaluate.n_test 48 -> 40; will be done again: evaluate, report" in done.stderr
-    assert json.loads((copy / "summary.json").read_text())["evaluation"]["ppo"]["n"] == 40
-    assert fingerprint(copy)["reward"] == members
+    unharmed = fingerprint(copy) == fingerprint(short_run)
+    return Changed(copy, refused, unharmed, burnish(*command, "--redo"))
 
 
-def test_changed_labelling_sets_the_old_labels_aside(short_run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(short_run, copy)
+@pytest.mark.e2e
+def test_a_changed_key_redoes_what_depends_on_it_and_says_so(short_run: Path, changed: Changed) -> None:
+    assert changed.refused.returncode == 5
+    assert "(evaluate.n_test 48 -> 40): evaluate would be done again" in changed.refused.stderr
+    assert "--redo" in changed.refused.stderr
+    assert changed.unharmed
+    assert "evaluate.n_test 48 -> 40; will be done again: evaluate, report" in changed.done.stderr
+    assert json.loads((changed.path / "summary.json").read_text())["evaluation"]["ppo"]["n"] == 40
+    assert fingerprint(changed.path)["reward"] == fingerprint(short_run)["reward"]
+
+
+def test_changed_labelling_sets_the_old_labels_aside(run_copy: Path) -> None:
     burnish(
         "run",
         "examples/short.yaml",
         "--until",
         "label",
         "--dir",
-        str(copy),
+        str(run_copy),
         "--set",
         "threads=1",
         "--set",
         "label.labels_per_pair=2",
         "--redo",
     )
-    with LabelStore(copy / "labels.sqlite") as new, LabelStore(copy / "labels.replaced-1.sqlite") as old:
+    with (
+        LabelStore(run_copy / "labels.sqlite") as new,
+        LabelStore(run_copy / "labels.replaced-1.sqlite") as old,
+    ):
         assert new.count()["labels"] == 2 * old.count()["labels"] > 0
         assert new.count()["comparisons"] == old.count()["comparisons"]
-    assert not (copy / "reward").exists()
+    assert not (run_copy / "reward").exists()
 
 
-def test_align_done_again_leaves_no_row_of_the_old_one(short_run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(short_run, copy)
-    run = RunDirectory.open(copy)
+@pytest.mark.e2e
+def test_align_done_again_leaves_no_row_of_the_old_one(run_copy: Path) -> None:
+    run = RunDirectory.open(run_copy)
     names = ("metrics/ppo.jsonl", "metrics/dpo.jsonl", "timing/ppo.jsonl", "samples/ppo-000001.jsonl")
     before = {name: run.read_rows(name) for name in names}
     assert all(before.values())
     sets = ["threads=1", "ppo.kl.target=2.5"]
     args = [a for s in sets for a in ("--set", s)]
-    burnish("run", "examples/short.yaml", "--until", "align", "--dir", str(copy), *args, "--redo")
+    burnish("run", "examples/short.yaml", "--until", "align", "--dir", str(run_copy), *args, "--redo")
     for name, rows in before.items():
         assert len(run.read_rows(name)) == len(rows), name
     assert run.read_rows("metrics/ppo.jsonl") != before["metrics/ppo.jsonl"]
 
 
-def test_discarding_every_stage_leaves_nothing_of_theirs(short_run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(short_run, copy)
-    run = RunDirectory.open(copy)
+def test_discarding_every_stage_leaves_nothing_of_theirs(run_copy: Path) -> None:
+    run = RunDirectory.open(run_copy)
     discard(run, STAGES)
-    left = {str(p.relative_to(copy)) for p in copy.rglob("*") if p.is_file()}
+    left = {str(p.relative_to(run_copy)) for p in run_copy.rglob("*") if p.is_file()}
     kept = {"run.yaml", "manifest.json", "events.jsonl", "labels.replaced-1.sqlite"}
     assert {p for p in left if not p.startswith("tensorboard/")} == kept
     assert run.read_rows("events.jsonl") == []
 
 
 def test_what_another_version_made_is_kept_unless_asked(
-    short_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(short_run, copy)
-    before = fingerprint(copy)
+    before = fingerprint(run_copy)
     monkeypatch.setattr(order, "code_version", lambda modules: "of another version")
     config = load_config(ROOT / "examples" / "short.yaml", ["threads=1"])
-    run_pipeline(config, copy)
+    run_pipeline(config, run_copy)
     said = capsys.readouterr().err
     assert "kept: sft, collect, label, reward, align, evaluate (--redo does them again)" in said
     assert "will be done again: report" in said
-    assert fingerprint(copy) == before
-    inputs = order.stage_inputs(RunDirectory.open(copy).config)
-    begun = order.discard_stale(RunDirectory.open(copy), inputs, View("x", 1.0), redo=True)
+    assert fingerprint(run_copy) == before
+    inputs = order.stage_inputs(RunDirectory.open(run_copy).config)
+    begun = order.discard_stale(RunDirectory.open(run_copy), inputs, View("x", 1.0), redo=True)
     assert begun is None
-    assert RunDirectory.open(copy).stages() == []
+    assert RunDirectory.open(run_copy).stages() == []
 
 
+@pytest.mark.slow("kills")
+@pytest.mark.e2e
 def test_killed_in_three_stages_it_ends_with_the_same_hashes(short_run: Path, tmp_path: Path) -> None:
     """benchmarks/kill_resume.py does this twenty times at random moments; here at three places of one run."""
     folder = tmp_path / "killed"
@@ -218,6 +229,7 @@ def test_killed_in_three_stages_it_ends_with_the_same_hashes(short_run: Path, tm
     assert fingerprint(folder) == fingerprint(short_run)
 
 
+@pytest.mark.e2e
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "r"
     process = begun(*ARGUMENTS, "--dir", str(folder))
@@ -253,18 +265,18 @@ def test_mistakes_end_with_one_message_and_a_code(
     assert "Traceback" not in done.stderr
 
 
-def test_when_nothing_beats_sft_it_ships_and_the_exit_code_says_so(short_run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(short_run, copy)
+@pytest.mark.e2e
+def test_when_nothing_beats_sft_it_ships_and_the_exit_code_says_so(run_copy: Path) -> None:
     sets = ["threads=1", "ppo.updates=0", "dpo.when=never", "evaluate.n_test=16", "evaluate.n_selection=16"]
     args = [a for s in sets for a in ("--set", s)]
-    done = burnish("run", "examples/short.yaml", "--dir", str(copy), *args, "--redo", check=False)
+    done = burnish("run", "examples/short.yaml", "--dir", str(run_copy), *args, "--redo", check=False)
     assert done.returncode == 10, done.stderr
     assert "Champion: sft" in done.stdout
-    assert load_file(copy / "champion" / "model.safetensors")
-    assert "The champion is SFT" in (copy / "report.html").read_text()
+    assert load_file(run_copy / "champion" / "model.safetensors")
+    assert "The champion is SFT" in (run_copy / "report.html").read_text()
 
 
+@pytest.mark.e2e
 def test_doctor_and_export(short_run: Path, tmp_path: Path) -> None:
     done = burnish("doctor", "examples/short.yaml", "--json", "--set", "threads=1")
     checks = {f["check"]: f["ok"] for f in json.loads(done.stdout)}
@@ -302,12 +314,9 @@ def test_exported_reward_models_give_the_runs_score_by_their_card_alone(
     assert score == pytest.approx(float(expected), abs=1e-3)
 
 
-def test_compare_names_settings_and_figures_that_differ(short_run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(short_run, copy)
-    sets = ["threads=1", "evaluate.n_test=40"]
-    args = [a for s in sets for a in ("--set", s)]
-    burnish("run", "examples/short.yaml", "--dir", str(copy), *args, "--redo")
+@pytest.mark.e2e
+def test_compare_names_settings_and_figures_that_differ(short_run: Path, changed: Changed) -> None:
+    copy = changed.path
     told = json.loads(burnish("compare", str(short_run), str(copy), "--json").stdout)
     assert told["settings"] == [["evaluate.n_test", 48, 40]]
     rows = {key: (a, b) for key, a, b in told["figures"]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,7 @@ from burnish.rehearse.grammar import prompts
 from tests.command import burnish
 
 
-@pytest.mark.e2e
-def test_a_runs_reward_models_choose_and_score(short_run: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(short_run, run)
+def test_a_runs_reward_models_choose_and_score(run_copy: Path, tmp_path: Path) -> None:
     store = tmp_path / "more.sqlite"
     glad, sad = " She was happy and laughed with her friends.", " He was sad and wept all day."
     asked = [
@@ -29,7 +25,7 @@ def test_a_runs_reward_models_choose_and_score(short_run: Path, tmp_path: Path) 
         labels.add_comparisons(asked)
         labels.add_labels([Label(asked[0].id, "ann", 1.0, "human")])
     out = tmp_path / "selection.jsonl"
-    arguments = ["label", "select", str(run), str(out), "--n", "10", "--store", str(store), "--json"]
+    arguments = ["label", "select", str(run_copy), str(out), "--n", "10", "--store", str(store), "--json"]
     report = json.loads(burnish(*arguments).stdout)
     assert (report["selected"], report["by_score"]) == (10, 7)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -43,15 +39,17 @@ def test_a_runs_reward_models_choose_and_score(short_run: Path, tmp_path: Path) 
     assert held
     assert all(is_reserved(i, 0.1) for i in held)
     lines = [json.dumps({"prompt": asked[1].prompt.text, "response": text}) for text in (glad, sad)]
-    done = burnish("reward", "score", str(run), "--json", stdin="\n".join(lines))
+    done = burnish("reward", "score", str(run_copy), "--json", stdin="\n".join(lines))
     first, second = (json.loads(line) for line in done.stdout.splitlines())
     assert len(first["members"]) == 3
     assert first["score"] == pytest.approx(sum(first["members"]) / 3, abs=1e-5)
     assert first["score"] > second["score"], "the true preference likes cheer, and 192 labels say so"
     assert first["tokens"] > 5
-    table = burnish("reward", "score", str(run), "--prompt", asked[1].prompt.text, stdin=f"{glad}\n{sad}\n")
+    table = burnish(
+        "reward", "score", str(run_copy), "--prompt", asked[1].prompt.text, stdin=f"{glad}\n{sad}\n"
+    )
     assert table.stdout.splitlines()[0].split() == ["score", "spread", "tokens", "members"]
-    wrong = burnish("reward", "score", str(run), stdin="no JSON\n", check=False)
+    wrong = burnish("reward", "score", str(run_copy), stdin="no JSON\n", check=False)
     assert (wrong.returncode, "line 1 is no JSON object" in wrong.stderr) == (4, True)
-    long = burnish("reward", "score", str(run), "--prompt", "Zoe", stdin="word " * 400, check=False)
+    long = burnish("reward", "score", str(run_copy), "--prompt", "Zoe", stdin="word " * 400, check=False)
     assert "row 1 has more tokens" in long.stderr

@@ -23,8 +23,8 @@ from burnish.reward import remote
 from burnish.reward.functions import load_term
 from burnish.reward.remote import RemoteError, RemoteReward
 from tests.command import burnish
+from tests.shared_run import ARGUMENTS
 
-pytestmark = pytest.mark.e2e
 PROMPT = "One day, Zoe had a red ball."
 ANSWERS = [" Zoe was happy and sang.", " The ball was lost and full of fear.", " She ran.", ""]
 
@@ -194,13 +194,15 @@ def test_a_passing_failure_is_tried_again_and_no_other(failing: RemoteReward) ->
         failing.scores([Prompt("p")], ["r"])
 
 
-def test_another_runs_rewards_as_a_term_of_ppo(address: str, tmp_path: Path) -> None:
+@pytest.mark.e2e
+def test_another_runs_rewards_as_a_term_of_ppo(address: str, run_copy: Path) -> None:
     term = f"ppo.rewards=[{{url: '{address}', weight: 0.5, called: theirs}}]"
     burnish(
-        *("run", "examples/short.yaml", "--dir", str(tmp_path / "r"), "--until", "align"),
-        *("--set", term, "--set", "ppo.updates=2", "--set", "dpo.when=never", "--set", "threads=1"),
+        *ARGUMENTS,
+        *("--dir", str(run_copy), "--until", "align", "--redo"),
+        *("--set", term, "--set", "ppo.updates=2", "--set", "dpo.when=never"),
     )
-    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics" / "ppo.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run_copy / "metrics" / "ppo.jsonl").read_text().splitlines()]
     assert len(rows) == 2
     assert "reward_theirs" in rows[0]
     # The same labels and seed made both: at the start they agree.
@@ -217,6 +219,7 @@ def test_a_term_is_one_of_two() -> None:
         load_term(FunctionReward(url=f"http://127.0.0.1:{free_port()}"))
 
 
+@pytest.mark.e2e
 def test_two_reward_models_over_the_same_pairs(short_run: Path, tmp_path: Path) -> None:
     same = json.loads(burnish("reward", "compare", str(short_run), str(short_run), "--json").stdout)
     assert same["agree"] == 1
@@ -224,7 +227,7 @@ def test_two_reward_models_over_the_same_pairs(short_run: Path, tmp_path: Path) 
     assert same["pairs"] > 20
     assert same["left_out"] == 0
     other = tmp_path / "other"
-    burnish("run", "examples/short.yaml", "--dir", str(other), "--set", "seed=1", "--until", "reward")
+    burnish(*ARGUMENTS, "--dir", str(other), "--set", "seed=1", "--until", "reward")
     told = burnish("reward", "compare", str(short_run), str(other)).stdout
     assert str(other) in told
     found = json.loads(burnish("reward", "compare", str(short_run), str(other), "--json").stdout)

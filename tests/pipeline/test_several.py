@@ -16,7 +16,7 @@ from burnish.data.store import LabelStore
 from burnish.pipeline.order import fingerprint
 from burnish.records import Label
 from burnish.runs import RunDirectory
-from tests.command import begun
+from tests.command import begun, burnish
 from tests.killing import wait_until
 
 SMALL = (
@@ -48,6 +48,7 @@ def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow("several")
 @pytest.mark.e2e
 def test_two_processes_make_a_run_as_one_makes_it(shared_run: Path, tmp_path: Path) -> None:
     ended(begin(tmp_path / "alone"))
@@ -69,6 +70,7 @@ def test_two_processes_make_a_run_as_one_makes_it(shared_run: Path, tmp_path: Pa
     assert first["length"] == second["length"]
 
 
+@pytest.mark.slow("several")
 @pytest.mark.e2e
 def test_a_process_that_is_killed_comes_back_and_the_run_ends_as_if_nothing_had_been(
     shared_run: Path, tmp_path: Path
@@ -89,15 +91,15 @@ def member(parent: int, number: int) -> int:
     raise AssertionError(f"no process {number} of {parent}")
 
 
-@pytest.mark.e2e
 def test_what_a_configuration_lacks_is_said_once_and_nothing_is_started(tmp_path: Path) -> None:
-    process = begin(tmp_path / "r", "scale.workers=2", "evaluate.examiner=judge")
-    _, told = process.communicate()
-    assert process.returncode == 3
-    assert told.count("evaluate.judge.model names no model") == 1
+    sets = (part for key in ("scale.workers=2", "evaluate.examiner=judge") for part in ("--set", key))
+    done = burnish("run", "examples/short.yaml", "--dir", str(tmp_path / "r"), *sets, check=False)
+    assert done.returncode == 3
+    assert done.stderr.count("evaluate.judge.model names no model") == 1
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow("several")
 @pytest.mark.e2e
 def test_processes_that_wait_for_people_have_not_failed_and_go_on_when_they_have_answered(
     tmp_path: Path,
@@ -121,6 +123,7 @@ def test_processes_that_wait_for_people_have_not_failed_and_go_on_when_they_have
     assert RunDirectory.open(path).stage_state("label") == "done"
 
 
+@pytest.mark.slow("several")
 @pytest.mark.e2e
 def test_two_processes_that_hold_a_part_of_every_layer_make_a_run_as_whole_ones_make_it(
     shared_run: Path, tmp_path: Path
@@ -150,6 +153,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow("several")
 @pytest.mark.e2e
 @pytest.mark.parametrize("case", WRONG)
 def test_what_would_fail_again_is_said_once_and_nobody_tries_it_again(case: str, tmp_path: Path) -> None:
@@ -164,6 +168,7 @@ def test_what_would_fail_again_is_said_once_and_nobody_tries_it_again(case: str,
     assert words in told
 
 
+@pytest.mark.slow("several")
 @pytest.mark.e2e
 def test_two_rounds_of_two_processes_with_all_that_a_run_can_train(tmp_path: Path) -> None:
     shown = tmp_path / "shown.jsonl"

@@ -16,8 +16,6 @@ from burnish.rehearse.grammar import prompts
 from burnish.runs import RunDirectory
 from tests.command import burnish
 
-pytestmark = pytest.mark.e2e
-
 
 def comparison(n: int) -> Comparison:
     return Comparison(Prompt(f"prompt {n}"), Response("one"), Response("two"))
@@ -37,6 +35,7 @@ def test_a_snapshot_does_not_see_what_comes_later(place: Place) -> None:
         assert len(list(store.comparisons(at=then))) == 2
 
 
+@pytest.mark.e2e
 def test_runs_share_a_store_and_none_of_them_puts_it_aside(tmp_path: Path, place: Place) -> None:
     def run(name: str, *sets: str, until: str = "label", redo: bool = False) -> Path:
         path = tmp_path / name

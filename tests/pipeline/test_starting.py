@@ -14,8 +14,6 @@ from burnish.records import Preference
 from burnish.rehearse.grammar import prompts
 from tests.command import burnish
 
-pytestmark = pytest.mark.e2e
-
 
 def test_a_limit_lets_in_nineteen_of_twenty() -> None:
     assert limit([*range(1, 20), 500]) == 32

@@ -30,6 +30,7 @@ def first_token_distribution(ppo: PPO, which: str) -> torch.Tensor:
         return policy.logits(policy.response_hidden(batch))[0].softmax(-1)
 
 
+@pytest.mark.slow("optimum")
 @pytest.mark.parametrize("advantage", ["gae", "rloo"])
 def test_ppo_finds_the_known_optimum(advantage: str) -> None:
     """max E[r] - coef KL has the solution pi(t) = pi0(t) exp(r(t) / coef) / Z (r = 1 for `a`, else 0)."""

@@ -191,7 +191,7 @@ def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_all() -> None:
         return stats.values["skipped"], finite, [p.detach().flatten().tolist() for p in ppo.policy_parameters]
 
     ours, theirs = shared(2, work)
-    assert not isinstance(ours, Exception), ours
+    assert not isinstance(ours, Exception), (ours, theirs)
     assert ours[:2] == (1.0, True)
     assert ours == theirs
 
@@ -226,7 +226,7 @@ def test_what_diverges_in_one_process_is_rolled_back_by_all(tmp_path: Path) -> N
         )
 
     ours, theirs = shared(2, work)
-    assert not isinstance(ours, Exception), ours
+    assert not isinstance(ours, Exception), (ours, theirs)
     assert ours[0] == 1
     assert "roll_back" in ours[1]
     assert ours == theirs
@@ -260,7 +260,7 @@ def test_a_process_that_is_not_the_leader_writes_nothing(tmp_path: Path) -> None
 
     (tmp_path / "run").mkdir()
     ours, theirs = shared(2, work)
-    assert not isinstance(ours, Exception), ours
+    assert not isinstance(ours, Exception), (ours, theirs)
     assert any("checkpoint" in line for line in ours)
     assert any(line.endswith("events.jsonl") for line in ours)
     assert theirs == []

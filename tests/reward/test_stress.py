@@ -144,6 +144,7 @@ def test_a_judge_who_notices_nothing_is_warned_of() -> None:
     assert all(rows[n]["outcome"] == "go" for n in ("filler", "flattery"))
 
 
+@pytest.mark.slow("statistics")
 def test_the_true_preference_is_left_alone_at_the_stated_rate() -> None:
     """Forty batteries on the judge that no change pleases: as many alarms as `ALARMS` allows, and then some luck."""
     alarms = 0

@@ -26,10 +26,10 @@ from burnish.web.waiting import project_for, waiting_in
 from tests.command import begun
 from tests.killing import wait_until
 from tests.shared_run import ARGUMENTS
+from tests.small_run import SMALL
 from tests.web.desk import Person, Watched, joins, serving
 from tests.web.test_browser import violations
 
-pytestmark = pytest.mark.e2e
 EXAMINED = ["evaluate.examiner=people", "evaluate.n_selection=10", "evaluate.n_test=10", "ppo.updates=3"]
 
 
@@ -118,11 +118,14 @@ def test_events_stand_at_the_update_that_they_belong_to() -> None:
     assert len(drawn["layout"]["shapes"]) == 2  # a roll-back and an alert
 
 
+@pytest.mark.slow("pages")
+@pytest.mark.e2e
 @pytest.mark.browser
 def test_a_browser_follows_a_run_to_its_end(tmp_path: Path, browser: Any) -> None:
+    smaller = [a for s in (*SMALL, "ppo.updates=6", "collect.n_pairs=96") for a in ("--set", s)]
     root = tmp_path / "runs"
     app = pages(root)
-    process = begun(*ARGUMENTS, "--dir", str(root / "live"))
+    process = begun(*ARGUMENTS, *smaller, "--dir", str(root / "live"))
     with serving(app) as url:
         watched = Watched(browser.new_context(viewport={"width": 1280, "height": 900}))
         page = watched.page
@@ -231,6 +234,8 @@ def test_a_models_process_that_dies_or_hangs_is_replaced() -> None:
         room.close()
 
 
+@pytest.mark.slow("pages")
+@pytest.mark.e2e
 def test_a_run_that_people_examine_waits_names_its_page_and_goes_on_by_itself(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     app = pages(root)

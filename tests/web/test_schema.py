@@ -20,6 +20,7 @@ from tests.web.desk import accounts, comparisons, made, serving
 EXAMPLES = 12  # of each operation and mode
 
 
+@pytest.mark.slow("pages")
 @pytest.mark.parametrize("wrong", [False, True], ids=["right", "wrong"])
 def test_nothing_that_can_be_sent_ends_in_an_error_of_ours(
     tmp_path: Path, wrong: bool, monkeypatch: pytest.MonkeyPatch
