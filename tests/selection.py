@@ -214,7 +214,7 @@ class LeftOut:
             terminalreporter.section("left out")
             for name in MARKERS:
                 if self.by_marker[name]:
-                    say(f"{self.by_marker[name]:5} {name:9}{RUN_ALL.get(name, 'make test-all')}")
+                    say(f"{self.by_marker[name]} marked {name}: `{RUN_ALL.get(name, 'make test-all')}` runs them")
 
 
 def record(passed: set[str]) -> None:

@@ -72,6 +72,28 @@ def test_a_process_whose_parent_is_gone_is_a_child_of_the_test() -> None:
     assert int(done.stdout) in children()
 
 
+HANGS = """
+import subprocess
+
+def test_that_hangs():
+    subprocess.Popen(["sleep", "600"]).wait()
+
+def test_after_it():
+    assert not subprocess.run(["pgrep", "-P", str(__import__("os").getpid()), "sleep"], capture_output=True).stdout
+"""
+
+
+@pytest.mark.e2e
+def test_a_test_that_times_out_is_one_failure_and_leaves_no_process(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    (tmp_path / "test_inner.py").write_text(HANGS)
+    options = ["-q", "-p", "tests.leftovers", "-p", "no:cacheprovider", "-p", "no:schemathesis"]
+    options += ["--timeout", "3", "--timeout-method", "signal"]
+    command = [sys.executable, "-m", "pytest", *options, "-c", str(tmp_path / "pytest.ini"), str(tmp_path)]
+    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=False)
+    assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+
+
 def test_a_slow_group_guards_what_is_there_and_has_tests() -> None:
     named = set()
     for file in TESTS.rglob("test_*.py"):
