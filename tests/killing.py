@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-LONGEST = 300  # seconds that it may take to come there
+LONGEST = 1500  # seconds, for one that hangs
 
 
 def killed(work: Callable[[Callable[[], None]], object]) -> None:

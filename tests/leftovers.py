@@ -36,9 +36,8 @@ def _no_process_outlives_its_test() -> Iterator[None]:
 
 def children() -> set[int]:
     """The ids of the processes that this one has started or adopted."""
-    if not Path(
-        f"/proc/self/task/{os.getpid()}/children"
-    ).exists():  # no Linux, or one that does not list them
+    listed = Path(f"/proc/self/task/{os.getpid()}/children")
+    if not listed.exists():  # no Linux, or one that is built without these lists
         return {child.pid for child in psutil.Process().children()}
     found: set[int] = set()
     for thread in Path("/proc/self/task").iterdir():

@@ -167,7 +167,8 @@ class LeftOut:
         self.by_marker: Counter[str] = Counter()
         self.groups: Counter[str] = Counter()  # slow tests that are to run
         self.passed: Counter[str] = Counter()
-        self.not_due: set[str] = set()
+        self.not_due: set[str] = set()  # groups of which a test at least does not run
+        self.content = {group: content_of(group) for group in slow_groups()} if _records(config) else {}
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
         for item in items:
@@ -201,8 +202,9 @@ class LeftOut:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self.config.option.slow_groups == "due":
             session.exitstatus = pytest.ExitCode.OK  # no group was due
-        if self.config.option.record_slow and not hasattr(self.config, "workerinput"):
-            record({group for group, n in self.groups.items() if self.passed[group] == n})
+        whole = {g for g, n in self.groups.items() if self.passed[g] == n} - self.not_due
+        if _records(self.config):
+            record({group: self.content[group] for group in whole})
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         say = terminalreporter.write_line
@@ -214,15 +216,27 @@ class LeftOut:
             terminalreporter.section("left out")
             for name in MARKERS:
                 if self.by_marker[name]:
-                    say(f"{self.by_marker[name]} marked {name}: `{RUN_ALL.get(name, 'make test-all')}` runs them")
+                    say(
+                        f"{self.by_marker[name]} marked {name}: `{RUN_ALL.get(name, 'make test-all')}` runs them"
+                    )
 
 
-def record(passed: set[str]) -> None:
-    """Keep the present content of these groups as one at which they passed."""
+def _records(config: pytest.Config) -> bool:
+    """Whether this process is to record which groups pass: not a worker."""
+    return bool(config.option.record_slow) and not hasattr(config, "workerinput")
+
+
+def record(passed: dict[str, str]) -> None:
+    """Keep the content at which these groups passed, as it was when the tests began."""
     known = json.loads(PASSED.read_text(encoding="utf-8")) if PASSED.exists() else {}
-    known |= {group: content_of(group) for group in passed}
+    known |= passed
     write_json(PASSED, {group: known[group] for group in sorted(known.keys() & slow_groups().keys())})
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    part = config.option.keyword or config.args_source is not pytest.Config.ArgsSource.TESTPATHS
+    if _records(config) and part:
+        raise pytest.UsageError(
+            "--record-slow records groups that ran whole; give no files and no -k with it"
+        )
     config.pluginmanager.register(LeftOut(config), "left-out")

@@ -36,7 +36,7 @@ with run.lock():
     run.begin_stage("reward", Inputs({}, {}, "c"))
     run.append("metrics/reward.jsonl", {"step": 1})
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 
@@ -98,8 +98,7 @@ def test_only_one_of_many_racing_processes_gets_a_dead_owners_lock(tmp_path: Pat
         )
         for _ in range(4)
     ]
-    deadline = time.monotonic() + 60
-    while sum(p.poll() is None for p in processes) > 1 and time.monotonic() < deadline:
+    while sum(p.poll() is None for p in processes) > 1:
         time.sleep(0.1)
     alive = [p for p in processes if p.poll() is None]
     assert len(alive) == 1
@@ -137,7 +136,7 @@ def test_a_silent_owner_on_another_machine_is_taken_over_after_the_lease(
 def test_a_living_owner_on_another_machine_is_waited_for_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks, "LEASE", 0.6)
+    monkeypatch.setattr(locks, "LEASE", 3.0)  # the thread that renews it may have to wait for a core
     run = held_elsewhere(tmp_path / "run")
     stop = threading.Event()
 
@@ -164,8 +163,7 @@ def test_whoever_lost_the_lock_writes_nothing_more(tmp_path: Path, monkeypatch: 
         other = run.path / "other"
         other.write_text((run.path / "lock").read_text())
         other.replace(run.path / "lock")  # as a process does that takes the lock over
-        deadline = time.monotonic() + 30
-        while run.lease.compromise is None and time.monotonic() < deadline:  # type: ignore[union-attr]
+        while run.lease.compromise is None:  # type: ignore[union-attr]
             time.sleep(0.02)
         for write in (
             lambda: run.append("metrics/x.jsonl", {"step": 2}),

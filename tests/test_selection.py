@@ -6,7 +6,10 @@ import ast
 import json
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -122,7 +125,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_group_is_due_until_it_passed_and_again_when_code_or_test_has_changed(project: Path) -> None:
     assert selection.due_groups() == {"long"}
-    selection.record({"long"})
+    selection.record({"long": selection.content_of("long")})
     assert selection.due_groups() == set()
     for changed in (project / "package" / "a.py", project / "tests" / "test_a.py"):
         before = changed.read_text()
@@ -136,7 +139,7 @@ def test_a_group_is_due_until_it_passed_and_again_when_code_or_test_has_changed(
 
 def test_what_a_group_no_longer_is_leaves_the_record(project: Path) -> None:
     (project / "tests" / "slow_passed.json").write_text('{"gone": "0", "long": "1"}')
-    selection.record(set())
+    selection.record({})
     assert json.loads((project / "tests" / "slow_passed.json").read_text()) == {"long": "1"}
 
 
@@ -144,3 +147,47 @@ def test_a_group_that_guards_what_does_not_exist_is_refused(project: Path) -> No
     (project / "tests" / "slow_groups.toml").write_text('[long]\nguards = ["nowhere"]\n')
     with pytest.raises(FileNotFoundError, match=r"long guards .*nowhere"):
         selection.due_groups()
+
+
+@dataclass
+class Fake:
+    """What the plugin asks of pytest's configuration, of a test and of a report."""
+
+    option: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(record_slow=True, slow_groups="all")
+    )
+    user_properties: list[tuple[str, str]] = field(default_factory=lambda: [("slow", "long")])
+    when: str = "call"
+    passed: bool = True
+
+    def get_closest_marker(self, name: str) -> bool:
+        return name == "slow"
+
+
+def recorded(project: Path, *passed: bool, left_out: bool = False) -> bool:
+    """Whether the group is recorded when its tests pass or fail like this, and one of them does not run."""
+    plugin: Any = selection.LeftOut(Fake())  # type: ignore[arg-type]
+    if left_out:
+        plugin.pytest_deselected([Fake()])
+    session: Any = SimpleNamespace(items=[Fake() for _ in passed])
+    plugin.pytest_collection_finish(session)
+    for one in passed:
+        plugin.pytest_runtest_logreport(Fake(passed=one))
+    plugin.pytest_sessionfinish(session, 0)
+    return selection.due_groups() == set()
+
+
+def test_a_group_is_recorded_when_all_of_its_tests_ran_and_passed(project: Path) -> None:
+    assert not recorded(project, True, False)
+    assert not recorded(project, True, True, left_out=True)
+    assert recorded(project, True, True)
+
+
+def test_a_group_that_changes_while_it_runs_stays_due(project: Path) -> None:
+    plugin: Any = selection.LeftOut(Fake())  # type: ignore[arg-type]
+    (project / "package" / "a.py").write_text("x = 2\n")
+    session: Any = SimpleNamespace(items=[Fake()])
+    plugin.pytest_collection_finish(session)
+    plugin.pytest_runtest_logreport(Fake())
+    plugin.pytest_sessionfinish(session, 0)
+    assert selection.due_groups() == {"long"}
