@@ -56,10 +56,11 @@ test-numerics: dev
 test-gpu: dev
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
-# Line coverage of `make test`, or with MARKERS="not gpu" of `make test-all`.
+# Line coverage of `make test`, or with MARKERS="not gpu" of `make test-all`; the short run is made anew and counts.
 MARKERS = $(QUICK)
 coverage: dev
 	$(PIP) install --quiet --constraint constraints.txt pytest-cov
+	rm -rf .pytest_cache/short-run
 	$(PYTEST) -m "$(MARKERS)" --cov burnish --cov-report term
 
 # Which small changes to guard, controller and detectors no test notices: minutes; docs/results.md says which may live.

@@ -190,6 +190,7 @@ class LeftOut:
                 sorted(self.not_due),
             ]
 
+    @pytest.hookimpl(optionalhook=True)  # of xdist
     def pytest_testnodedown(self, node: Any, error: object) -> None:
         by_marker, groups, not_due = getattr(node, "workeroutput", {}).get("left_out", ({}, {}, []))
         self.by_marker, self.groups, self.not_due = Counter(by_marker), Counter(groups), set(not_due)

@@ -175,7 +175,6 @@ def test_input_that_ends_loses_nothing() -> None:
     assert "what was answered is kept" in person.out.getvalue()
 
 
-@pytest.mark.e2e
 def test_a_run_waits_says_for_how_many_and_goes_on_with_the_same_command(tmp_path: Path) -> None:
     path = tmp_path / "r"
     sets = ["label.source=people", "evaluate.examiner=reward_model", "threads=1", "data.n_prompts=200"]

@@ -25,7 +25,6 @@ def examined(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-@pytest.mark.e2e
 def test_an_examination_tells_what_is_known(examined: Path) -> None:
     found = json.loads((examined / "examined.json").read_text())
     known = json.loads((examined / "reward" / "examination.json").read_text())
@@ -42,7 +41,6 @@ def test_an_examination_tells_what_is_known(examined: Path) -> None:
     assert sum(row["pairs"] for row in own["rows"].values()) > 20
 
 
-@pytest.mark.e2e
 def test_a_stress_test_tells_of_every_change_and_of_best_of_n(examined: Path) -> None:
     found = json.loads((examined / "stressed.json").read_text())
     assert len(found["changes"]) == 15
@@ -71,7 +69,6 @@ def test_both_again_tell_the_same(examined: Path) -> None:
     assert before == {name: (examined / name).read_text() for name in before}
 
 
-@pytest.mark.e2e
 def test_other_pairs_than_the_runs(examined: Path, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     burnish("export", str(examined), str(pairs), "--as", "pairs")

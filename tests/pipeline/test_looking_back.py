@@ -34,7 +34,6 @@ def test_its_own_metrics_are_a_log_that_can_be_audited(short_run: Path) -> None:
     assert "looked at: length_drift" in done.stdout
 
 
-@pytest.mark.e2e
 def test_over_optimisation_of_a_run(run_copy: Path) -> None:
     args = ("evaluate", "overoptimization", str(run_copy), "--prompts", "8", "--answers", "32")
     told = json.loads(burnish(*args, "--json").stdout)

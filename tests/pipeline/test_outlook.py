@@ -154,7 +154,6 @@ def test_time_is_what_the_parts_take() -> None:
     assert shared["align"] == (64 * 8 + 32) / 4 + 0.5 * 2 * 3
 
 
-@pytest.mark.e2e
 def test_the_command_tells_it_in_lines_and_as_json() -> None:
     small = ["--set", "threads=1", "--set", "data.n_prompts=200", "--set", "collect.n_pairs=64"]
     done = burnish("plan", *small)

@@ -50,7 +50,6 @@ def test_it_takes_as_long_as_was_asked_for_within_memory(
     )
 
 
-@pytest.mark.e2e
 def test_a_run_keeps_the_batch_it_began_with(tmp_path: Path) -> None:
     small = ["threads=1", "data.n_prompts=200", "collect.n_pairs=8", "ppo.update_seconds=0.01"]
     arguments = ["run", "--dir", str(tmp_path / "r"), *(a for s in small for a in ("--set", s))]

@@ -39,7 +39,6 @@ def test_sft_ships_the_model_that_was_sampled(tmp_path: Path, fine_tuned: bool) 
     assert (tmp_path / "champion" / "README.md").read_text() == "card"
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("aggregate", "length"), [("mean", None), ("min", "regress"), ("uwo", "sqrt"), ("mean_std", None)]
 )
