@@ -56,7 +56,7 @@ test-numerics: dev
 test-gpu: dev
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
-# Line coverage of `make test`, or with MARKERS="not gpu" of `make test-all`; the short run is made anew and counts.
+# Line coverage of `make test`, or with MARKERS="not gpu" of `make test-all`; the short run is made anew.
 MARKERS = $(QUICK)
 coverage: dev
 	$(PIP) install --quiet --constraint constraints.txt pytest-cov
