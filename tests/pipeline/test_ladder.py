@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from burnish import spmd
 from burnish.config import RunConfig
 from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
@@ -68,9 +69,8 @@ def start(path: Path, score: Score = hits, guard: dict[str, Any] | None = None, 
     base, codec = toy()
     ppo = make_ppo(base, codec, **(settings | config))  # type: ignore[arg-type]
     ppo.score = score
-    run = RunDirectory.create_or_open(
-        path, RunConfig(threads=1, guard=GuardConfig(**(guard or {})), ppo=ppo.config)
-    )
+    config = RunConfig(threads=1, guard=GuardConfig(**(guard or {})), ppo=ppo.config)
+    run = spmd.from_lead(lambda: RunDirectory.create_or_open(path, config))
     run.freeze()
     journal = Journal(run, View("toy", 1.0, io.StringIO()), Trackers([], print), "align")
     members = score if isinstance(score, Members) else None
