@@ -65,17 +65,22 @@ def clustered_mean(
 ) -> Interval:
     """Mean with Student's interval by the spread of the cluster sums (the linearised ratio); n is the number of
     clusters. Raises ValueError for fewer than two."""
+    error, mean, n = clustered_error(values, clusters), float(np.mean(values)), len(set(clusters))
+    from scipy.stats import t  # loads in half a second: not for those who only read a report
+
+    half = float(t.ppf(0.5 + confidence / 2, n - 1)) * error
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def clustered_error(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
+    """Standard error of the mean by the spread of the cluster sums (the linearised ratio). Raises ValueError for fewer
+    than two clusters."""
     x = _finite("values", values)
     index, n = _cluster_index(clusters, len(x))
     if n < 2:
         raise ValueError(f"{n} cluster; a clustered interval needs at least two")
-    from scipy.stats import t  # loads in half a second: not for those who only read a report
-
-    mean = float(x.mean())
-    residuals = np.bincount(index, weights=x - mean, minlength=n)
-    error = math.sqrt(n / (n - 1) * float(residuals @ residuals)) / len(x)
-    half = float(t.ppf(0.5 + confidence / 2, n - 1)) * error
-    return Interval(mean, mean - half, mean + half, n)
+    residuals = np.bincount(index, weights=x - x.mean(), minlength=n)
+    return math.sqrt(n / (n - 1) * float(residuals @ residuals)) / len(x)
 
 
 def clustered_bootstrap(

@@ -130,6 +130,11 @@ class PPOConfig(Section):
     watch_every: int = Field(5, ge=1)
     kl: KLConfig = KLConfig()
 
+    @property
+    def looks(self) -> int:
+        """How often the watcher looks: at the first update and at every `watch_every`-th."""
+        return len({1, *range(self.watch_every, self.updates + 1, self.watch_every)})
+
     @model_validator(mode="after")
     def _divides(self) -> "PPOConfig":
         names = [reward.name for reward in self.rewards]

@@ -1,5 +1,4 @@
-"""Reward hacking while it happens: figures that leave where healthy runs stay while the reward rises, and a watcher
-that is never optimised against."""
+"""Detectors of reward hacking during a run: figures that leave the range of healthy runs while the reward rises."""
 
 from __future__ import annotations
 
@@ -12,7 +11,6 @@ from burnish.monitor import thresholds
 from burnish.monitor.windows import Drift, drift
 from burnish.records import Alert, StepStats
 
-SURE = 3.0  # standard errors by which the watcher must have fallen
 WHAT_HACKS_NEED = "score"  # without a sure rise of which nothing is being hacked
 
 
@@ -131,7 +129,7 @@ class HackMonitor:
     A detector of hacks speaks only while the reward is surely above where it began: without that a drift is no hack."""
 
     def __init__(self, responses: int) -> None:
-        self.responses = responses  # of an update
+        self.responses = responses  # of an update, of as many prompts where its figures do not say how many
         self.start: list[dict[str, float]] = []
         self.recent: list[dict[str, float]] = []
 
@@ -140,6 +138,7 @@ class HackMonitor:
         row = {name: stats[name] for name in FIGURES if name in stats.values}
         if not row:
             return []
+        row["prompts"] = min(stats.values.get("prompts", self.responses), self.responses)
         needed = math.ceil(thresholds.RESPONSES / self.responses)
         if len(self.start) < max(thresholds.BASELINE, needed):
             self.start.append(row)
@@ -150,8 +149,7 @@ class HackMonitor:
             return []
 
         def moved(name: str, share: bool = False) -> Drift | None:
-            of = self.responses if share else None
-            return drift(self.start, self.recent, window, name, share_of=of)
+            return drift(self.start, self.recent, window, name, share=share)
 
         reward = moved(WHAT_HACKS_NEED)
         rises = reward is not None and reward.change > thresholds.SURE_RISE * reward.se
@@ -184,41 +182,3 @@ class HackMonitor:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.start, self.recent = state["start"], state["recent"]
-
-
-class WatcherMonitor:
-    """Compares the watcher's score of this policy with its best so far. Disarmed, it only records."""
-
-    def __init__(self, armed: bool) -> None:
-        self.armed = armed
-        self.best: tuple[float, float, float] | None = None  # watcher, its standard error, proxy
-
-    def observe(self, stats: StepStats) -> list[Alert]:
-        """An alert when the watcher is surely below its best while the proxy is above what it was then."""
-        if not self.armed or "watcher" not in stats.values:
-            return []
-        value, se, proxy = stats["watcher"], stats["watcher_se"], stats["score"]
-        if self.best is None or value >= self.best[0]:
-            self.best = (value, se, proxy)
-            return []
-        best, best_se, best_proxy = self.best
-        margin = SURE * (se**2 + best_se**2) ** 0.5
-        if best - value <= margin or proxy <= best_proxy:
-            return []
-        text = (
-            f"the watcher fell from {best:.2f} to {value:.2f} while the proxy rose from {best_proxy:.2f} "
-            f"to {proxy:.2f}"
-        )
-        evidence = {
-            "attempt": stats.attempt,
-            "watcher_best": best,
-            "proxy_at_best": best_proxy,
-            "proxy": proxy,
-        }
-        return [Alert("watcher_gap", "warning", text, stats.step, value, best - margin, evidence)]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = None if state["best"] is None else tuple(state["best"])

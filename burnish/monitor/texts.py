@@ -15,7 +15,7 @@ MOST = 256  # answers that are compared with one another
 
 
 def text_figures(prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
-    """Shares of a batch. `repetition`: mean share of word pairs that have occurred before in their response;
+    """Shares of a batch, and `prompts`: how many different ones it has. `repetition`: mean share of word pairs that have occurred before in their response;
     `formatted`: responses with Markdown's lists, headings, code or bold words; `foreign`: responses that are surely in
     another language or script than their prompt, among those where both are long enough to tell; `duplicates`:
     responses that say nearly what one to another prompt says; `stock`: prompts that are answered with the most frequent
@@ -25,6 +25,7 @@ def text_figures(prompts: Sequence[str], texts: Sequence[str]) -> dict[str, floa
     figures = {
         "repetition": sum(repeated_ngram_share(t) for t in texts) / n,
         "formatted": sum(is_formatted(t) for t in texts) / n,
+        "prompts": float(len(set(prompts))),
     }
     told = [foreign for p, t in zip(prompts, texts, strict=True) if (foreign := in_another(p, t)) is not None]
     if told:

@@ -1,5 +1,5 @@
-"""Where a figure began, where it is now, and how far apart the two could be by chance. Medians throughout, so that one
-update that went wrong is no drift."""
+"""A figure's median over the first updates and over the last, and how far the two may differ by chance. Medians, so
+that a single outlying update is not a drift."""
 
 from __future__ import annotations
 
@@ -35,21 +35,22 @@ class Drift:
         return abs(self.change) > thresholds.SURE * self.se
 
 
-def drift(start: Rows, recent: Rows, window: int, name: str, *, share_of: int | None = None) -> Drift | None:
-    """How a figure moved from `start` to the last `window` of the `recent` updates, None where too few of either have
-    it. The noise of an update comes from the differences between one update and the next, over all that are given, so
-    that a steady drift is none; for a share of `share_of` responses an update it is at least the binomial one, since
-    a share of 0 does not vary."""
-    first = [row[name] for row in start if name in row]
-    last = [row[name] for row in recent[-window:] if name in row]
+def drift(start: Rows, recent: Rows, window: int, name: str, *, share: bool = False) -> Drift | None:
+    """How a figure moved from `start` to the last `window` of the `recent` updates; None where too few of either have
+    it. The noise of an update comes from the differences between consecutive updates, over all that are given, so that
+    a steady drift is not noise. A share of 0 does not vary, so the noise of a share is at least binomial, over the
+    `prompts` of an update: several responses to one prompt may all be alike."""
+    first = [row for row in start if name in row]
+    last = [row for row in recent[-window:] if name in row]
     if len(first) < min(len(start), thresholds.FEWEST) or len(last) < thresholds.FEWEST:
         return None
-    seen = [row[name] for row in recent if name in row]
-    steps = [abs(b - a) for part in (first, seen) for a, b in itertools.pairwise(part)]
+    seen = [row for row in recent if name in row]
+    steps = [abs(b[name] - a[name]) for part in (first, seen) for a, b in itertools.pairwise(part)]
     sd = MAD * median(steps) / math.sqrt(2)
-    before, now = median(first), median(last)
-    if share_of is not None:
-        n = share_of * (len(first) + len(last))
-        p = (share_of * (sum(first) + sum(last)) + 1) / (n + 2)
-        sd = max(sd, math.sqrt(max(p * (1 - p), 0.0) / share_of))
+    if share:
+        prompts = [row["prompts"] for row in (*first, *last)]
+        n = sum(prompts)
+        p = (sum(row[name] * k for row, k in zip((*first, *last), prompts, strict=True)) + 1) / (n + 2)
+        sd = max(sd, math.sqrt(max(p * (1 - p), 0.0) * len(prompts) / n))
+    before, now = (median(row[name] for row in part) for part in (first, last))
     return Drift(before, now, MEDIAN * sd * math.sqrt(1 / len(first) + 1 / len(last)))

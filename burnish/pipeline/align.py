@@ -112,6 +112,7 @@ def run_ppo(
         kl_target=config.kl.target,
         responses=config.batch_size,
         armed=watch is not None and watch.armed,
+        looks=config.looks,
         tightest=0 if scorer is None else scorer.given.tightest,
     )
     guarded = Guarded(ppo, oversight, watch, journal, scorer)

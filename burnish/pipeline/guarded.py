@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from burnish.policy.ppo import PPO
 from burnish.records import Alert, StepStats
 from burnish.reward.ensemble import EnsembleScorer
 from burnish.reward.saved import SavedWatcher
+from burnish.stats import clustered_error
 
 SAMPLES_KEPT = 8
 PAIRS_KEPT = 24
@@ -96,7 +96,10 @@ def run_attempt(guarded: Guarded, sample_every: int) -> str | None:
         verdict = judge(guarded, stats, guarded.oversight.observe(stats))
         guard = guarded.oversight.config
         if verdict.action == "raise_kl":
+            assert verdict.decision is not None
             ppo.controller.raise_coef(guard.raise_kl_factor)
+            if verdict.decision.evidence["cause"] == "reward":
+                ppo.controller.lower_target(guard.raise_kl_factor)
             guarded.raises += 1
         elif verdict.action == "tighten":
             guarded.tighten()
@@ -143,12 +146,8 @@ def diverged(guarded: Guarded, message: str) -> str | None:
 def roll_back(guarded: Guarded) -> None:
     """Back to the last healthy checkpoint (weights, optimiser, controller, monitors); the new attempt draws new
     randomness and takes smaller steps. What was decided so far (guard, counters) is kept."""
-    ppo, tick, coef, attempt = (
-        guarded.ppo,
-        guarded.ppo.tick,
-        guarded.ppo.controller.coef,
-        guarded.ppo.attempt + 1,
-    )
+    ppo, tick, attempt = guarded.ppo, guarded.ppo.tick, guarded.ppo.attempt + 1
+    coef = ppo.controller.coef
     saved = guarded.journal.run.checkpoint_at("align", guarded.oversight.healthy)
     guarded.load(saved.folder, saved.state)
     guarded.oversight.rolled_back(saved.state)
@@ -162,8 +161,8 @@ def roll_back(guarded: Guarded) -> None:
 
 
 def watched(ppo: PPO, stats: StepStats, watch: SavedWatcher | None) -> StepStats:
-    """The figures with those of the texts added and, on the updates it looks at, the watcher's mean score with its
-    standard error."""
+    """The figures with those of the texts added and, every `ppo.watch_every` updates, the watcher's mean score with its
+    standard error (clustered by prompt; a batch of one prompt has none)."""
     assert ppo.experience is not None
     judged = ppo.experience.judged
     figures = text_figures([p.text for p in judged.prompts], judged.texts)
@@ -171,10 +170,9 @@ def watched(ppo: PPO, stats: StepStats, watch: SavedWatcher | None) -> StepStats
     if watch is None or (stats.step > 1 and stats.step % ppo.config.watch_every):
         return stats
     scores = watch.scores(judged, ppo.codec.pad_id)
-    extra = {
-        "watcher": float(scores.mean()),
-        "watcher_se": float(scores.std(unbiased=True)) / math.sqrt(len(scores)),
-    }
+    extra = {"watcher": float(scores.mean())}
+    if figures["prompts"] > 1:
+        extra["watcher_se"] = clustered_error(scores.tolist(), [p.text for p in judged.prompts])
     return replace(stats, values={**stats.values, **extra})
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
-from burnish.monitor.hacking import DETECTORS, HackMonitor, WatcherMonitor
+from burnish.monitor.hacking import DETECTORS, HackMonitor
 from burnish.monitor.health import HealthMonitor
+from burnish.monitor.watcher import WatcherMonitor
 from burnish.policy.guard import GuardState, GuardStep, guard_step
 from burnish.records import Alert, Decision, StepStats
 
@@ -44,13 +45,15 @@ class Oversight:
         kl_target: float,
         responses: int,
         armed: bool,
+        looks: int,
         tightest: int = 0,
     ) -> Oversight:
-        """Over updates of so many responses each; `armed`: whether the watcher may speak."""
+        """Over updates of so many responses each. `armed`: whether the watcher may raise alerts; `looks`: how often it
+        looks in the whole run."""
         return cls(
             guard,
             HealthMonitor(monitor, kl_target),
-            WatcherMonitor(armed),
+            WatcherMonitor(armed, looks),
             HackMonitor(responses),
             tightest if guard.tighten else 0,
         )
@@ -64,6 +67,7 @@ class Oversight:
             "kl_target": self.health.kl_target,
             "responses": self.hacks.responses,
             "armed": self.watcher.armed,
+            "looks": self.watcher.looks,
             "tightest": self.tightest,
         }
         return Decision("oversight", text, evidence)
@@ -77,6 +81,8 @@ class Oversight:
         streak of unhealthy ones is still open."""
         verdict = guard_step(self.guard, stats, alerts, tick, self.config, tightest=self.tightest)
         self.guard = verdict.state
+        if verdict.action != "none":
+            self.watcher.acted()
         if verdict.decision is not None:
             gone = {"roll_back": tick - self.healthy_tick, "give_up": tick}.get(verdict.action, 0)
             told = f"{verdict.decision.reason} ({gone} updates given up)" if gone else verdict.decision.reason

@@ -62,7 +62,8 @@ def replay(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
         raise RunError(
             f"{path} has no PPO to look at again: none was begun, or by a version that did not note who looked at it"
         )
-    oversight = Oversight.of(config.guard, config.monitor, **told)
+    # Older runs did not note how often the watcher was to look.
+    oversight = Oversight.of(config.guard, config.monitor, **{"looks": config.ppo.looks, **told})
     every, updates = config.ppo.checkpoint_every, config.ppo.updates
     replayed = list(decided(oversight, list(items(rows, events)), every, updates))
     recorded = [

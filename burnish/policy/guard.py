@@ -1,10 +1,10 @@
 """The guard over PPO: a pure reducer from (state, figures, alerts) to (state, action with evidence).
 
-The ladder: what persists is answered by the mildest step that can mend it (a larger KL coefficient, a more careful
-combination of the reward models, a lower learning rate); then the run goes back to the last checkpoint that has proved
-healthy, with smaller steps; after too many roll-backs PPO is given up. What is critical goes back at once, and a reward
-that no policy can mend is given up at once. Down the ladder it goes by health that lasts: a streak ends after several
-healthy updates in a row, what was used up comes back after many.
+The ladder: the guard answers a warning that persists with the mildest step that can mend it (a larger KL coefficient,
+with a lower KL target where the reward is being hacked; a more careful combination of the reward models; a lower
+learning rate). If it persists, the run is rolled back to the last checkpoint that has proved healthy, with smaller
+steps. After too many roll-backs PPO is given up. A critical alert rolls back at once, and a reward that no policy can
+mend is given up at once. A streak ends after several healthy updates in a row; after many, raises and cuts count anew.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from burnish.config.guard import GuardConfig
+from burnish.policy.kl_control import lowered_target
 from burnish.records import Alert, Decision, StepStats
 
 Action = Literal["none", "raise_kl", "tighten", "lower_rate", "roll_back", "give_up"]
 Cause = Literal["reward", "optimiser"]
 EVIDENCE = (
-    *("kl", "kl_smoothed", "kl_coef", "score", "watcher", "entropy", "length", "truncated"),
+    *("kl", "kl_smoothed", "kl_coef", "kl_target", "score", "watcher", "entropy", "length", "truncated"),
     *("repetition", "foreign", "formatted", "duplicates", "stock", "spread", "ref_nll", "grad_norm"),
 )
 HACKS = frozenset(  # the policy has found what the reward likes and nobody else does
@@ -101,7 +102,7 @@ def guard_step(
     action: Action = next((m for m in mends if used[m] < limits[m]), "roll_back")
     if action == "roll_back" and (cause.name == HOPELESS or state.rollbacks >= config.max_rollbacks):
         action = "give_up"
-    after, what = _taken(state, action, tick, config)
+    after, what = _taken(state, action, cause_of(cause.name), stats, tick, config)
     evidence: dict[str, Any] = {name: stats[name] for name in EVIDENCE if name in stats.values}
     evidence |= {"alert": cause.name, "value": cause.value, "threshold": cause.threshold}
     evidence |= {"cause": cause_of(cause.name), "step": stats.step, "attempt": stats.attempt, "tick": tick}
@@ -115,11 +116,18 @@ def _calmer(state: GuardState, config: GuardConfig) -> GuardState:
     return replace(state, raises=0, cuts=0) if calm >= config.forgive_updates else state
 
 
-def _taken(state: GuardState, action: Action, tick: int, config: GuardConfig) -> tuple[GuardState, str]:
-    """The state after an action, and what was done in words."""
+def _taken(
+    state: GuardState, action: Action, cause: Cause, stats: StepStats, tick: int, config: GuardConfig
+) -> tuple[GuardState, str]:
+    """The state after an action, and a description of the action."""
     acted = replace(state, streak=0, settled_at=tick + 1 + config.settle_updates)
     if action == "raise_kl":
-        return replace(acted, raises=state.raises + 1), f"KL coefficient times {config.raise_kl_factor:g}"
+        text = f"KL coefficient times {config.raise_kl_factor:g}"
+        if cause == "reward" and "kl_target" in stats.values:
+            target = stats["kl_target"]
+            lower = lowered_target(target, stats.values.get("kl_smoothed"), config.raise_kl_factor)
+            text += f", KL target from {target:.3g} to {lower:.3g} nats for the rest of this attempt"
+        return replace(acted, raises=state.raises + 1), text
     if action == "tighten":
         text = "where the reward models disagree, the score counts for less from here on"
         return replace(acted, tightenings=state.tightenings + 1), text

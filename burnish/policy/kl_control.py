@@ -24,6 +24,13 @@ def initial_coef(score_sd: float, target: float) -> float:
     return score_sd / math.sqrt(2.0 * target)
 
 
+def lowered_target(target: float, kl: float | None, factor: float) -> float:
+    """The target that goes with a coefficient `factor` times as large: the smaller of target and measured KL (nats per
+    response), divided by the factor. A measured KL under a tenth of the target counts as a tenth of it."""
+    reached = target if kl is None else min(target, max(kl, BEGUN * target))
+    return reached / factor
+
+
 def _positive(name: str, value: float) -> None:
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name}={value!r} must be finite and above 0; pass such a number")
@@ -105,6 +112,10 @@ class AdaptiveKLController:
             lowest = min(self.coef, self.start / STALL_ROOM)
             self.coef = self._clamp(max(min(moved, self.coef), lowest))
         return self.coef
+
+    def lower_target(self, factor: float) -> None:
+        """Lower the target by `lowered_target`, so that the controller does not undo a raise by `factor`."""
+        self.target = lowered_target(self.target, self.smoothed, factor)
 
     def raise_coef(self, factor: float) -> None:
         """Multiply the coefficient, within its clamps."""

@@ -66,7 +66,7 @@ class PPO(Collector):
     @property
     def wanted_kl(self) -> float:
         """Nats a response that an update should move by: the target in a third of the policy's updates."""
-        return 3 * self.config.kl.target / (self.config.updates - self.config.value_warmup)
+        return 3 * self.controller.target / (self.config.updates - self.config.value_warmup)
 
     @property
     def moved(self) -> int:
@@ -239,11 +239,11 @@ class PPO(Collector):
 
     def adapt(self, experience: Experience) -> dict[str, float]:
         """Move the KL coefficient by the KL of this batch (nats per response, summed over tokens)."""
-        used = self.controller.coef
+        used = {"kl_coef": self.controller.coef, "kl_target": self.controller.target}
         if self.config.kl.adaptive:
             self.controller.update(float(experience.kl.mean()), len(experience.rollout))
         smoothed = self.controller.smoothed
-        return {"kl_coef": used} | ({"kl_smoothed": smoothed} if smoothed is not None else {})
+        return used | ({"kl_smoothed": smoothed} if smoothed is not None else {})
 
     def adapt_rate(self, experience: Experience) -> dict[str, float]:
         """Move the policy's learning rate by the KL between this policy and the one that was sampled, in nats a
@@ -252,7 +252,7 @@ class PPO(Collector):
         if self.value_only or not (self.config.adaptive_rate and self.learning_rate):
             return {}
         step, wanted = self.step_kl(experience), self.wanted_kl
-        far = max(self.controller.smoothed or 0.0, float(experience.kl.mean())) < self.config.kl.target / 2
+        far = max(self.controller.smoothed or 0.0, float(experience.kl.mean())) < self.controller.target / 2
         factor = 1.0
         if step > RATE_BAND * wanted:
             factor = 0.5

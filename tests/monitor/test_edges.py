@@ -8,7 +8,7 @@ import pytest
 
 from burnish.config.monitor import MonitorConfig
 from burnish.monitor import thresholds as at
-from burnish.monitor.hacking import DETECTORS, Found, HackMonitor, WatcherMonitor, risen
+from burnish.monitor.hacking import DETECTORS, Found, HackMonitor, risen
 from burnish.monitor.health import HealthMonitor
 from burnish.monitor.windows import Drift, drift
 from burnish.records import Alert, StepStats
@@ -345,7 +345,7 @@ def test_after_a_roll_back_a_start_that_is_known_is_kept() -> None:
 
 
 def rows(*values: float) -> list[dict[str, float]]:
-    return [{"x": v} for v in values]
+    return [{"x": v, "prompts": 10.0} for v in values]
 
 
 def test_a_drift_needs_three_updates_and_counts_what_chance_does() -> None:
@@ -354,51 +354,7 @@ def test_a_drift_needs_three_updates_and_counts_what_chance_does() -> None:
     assert steady == Drift(1, 2, 0.0)
     single = drift(rows(1), rows(2, 2, 2), 5, "x")
     assert single is not None, "a start of one update is what there is"
-    shares = drift(rows(0, 0, 0), rows(0.5, 0.5, 0.5), 5, "x", share_of=10)
+    shares = drift(rows(0, 0, 0), rows(0.5, 0.5, 0.5), 5, "x", share=True)
     p = (10 * 1.5 + 1) / (60 + 2)
     assert shares is not None
     assert shares.se == pytest.approx(1.2533 * (p * (1 - p) / 10) ** 0.5 * (2 / 3) ** 0.5)
-
-
-# The watcher
-
-
-def watched(watcher: float, proxy: float, se: float = 0.25, n: int = 1) -> StepStats:
-    return step(n, watcher=watcher, watcher_se=se, score=proxy)
-
-
-def falls(*updates: StepStats) -> list[Any]:
-    monitor = WatcherMonitor(armed=True)
-    return [monitor.observe(update) for update in updates][-1]
-
-
-def test_an_alert_of_the_watcher_tells_all() -> None:
-    (alert,) = falls(watched(2.0, 1.0), watched(-2.0, 5.0, n=9))
-    margin = 3 * (2 * 0.25**2) ** 0.5
-    text = "the watcher fell from 2.00 to -2.00 while the proxy rose from 1.00 to 5.00"
-    assert alert.threshold == pytest.approx(2.0 - margin)
-    assert (alert.name, alert.severity, alert.message, alert.step, alert.value) == (
-        *("watcher_gap", "warning", text),
-        *(9, -2.0),
-    )
-    assert alert.evidence == {"attempt": 3, "watcher_best": 2.0, "proxy_at_best": 1.0, "proxy": 5.0}
-
-
-def test_the_watcher_speaks_past_three_standard_errors_and_only_while_the_proxy_is_above() -> None:
-    assert falls(watched(5.0, 1.0, se=3.0), watched(-10.0, 2.0, se=4.0)) == []  # 3 * 5 = 15
-    assert falls(watched(5.0, 1.0, se=3.0), watched(-10.1, 2.0, se=4.0)) != []
-    assert falls(watched(2.0, 1.0), watched(-2.0, 1.0)) == []
-    assert falls(watched(2.0, 1.0), watched(2.0, 4.0), watched(-2.0, 3.0)) == [], "the later of two as good"
-    assert falls(watched(2.0, 9.0), watched(1.5, 3.0), watched(0.0, 8.0)) == [], (
-        "the best is by the watcher alone"
-    )
-
-
-def test_a_checkpoint_keeps_the_watchers_best() -> None:
-    monitor, again, empty = WatcherMonitor(True), WatcherMonitor(True), WatcherMonitor(True)
-    monitor.observe(watched(2.0, 1.0))
-    kept = monitor.state_dict()
-    again.load_state_dict({"best": list(kept["best"])})
-    assert again.best == (2.0, 0.25, 1.0)
-    again.load_state_dict(empty.state_dict())
-    assert again.best is None

@@ -139,9 +139,9 @@ def test_a_drift_worked_by_hand() -> None:
 
 
 def test_a_share_that_never_varied_is_still_uncertain() -> None:
-    rows = [{"x": 0.0}] * 5
+    rows = [{"x": 0.0, "prompts": 16.0}] * 5
     sure = drift(rows[:3], rows, 5, "x")
-    counted = drift(rows[:3], rows, 5, "x", share_of=16)
+    counted = drift(rows[:3], rows, 5, "x", share=True)
     assert sure is not None
     assert counted is not None
     assert sure.se == 0

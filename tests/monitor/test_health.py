@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 from burnish.config.monitor import MonitorConfig
-from burnish.monitor.hacking import WatcherMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.records import StepStats
 
@@ -79,27 +78,6 @@ def test_state_survives_a_restart_of_the_process() -> None:
     again.load_state_dict(m.state_dict())
     bad = step(9, entropy=0.1, value_loss=99.0, skipped=1.0)
     assert again.observe(bad) == m.observe(bad) != []
-
-
-def test_watcher_gap_is_found_when_proxy_rises_and_watcher_falls() -> None:
-    m = WatcherMonitor(armed=True)
-    assert m.observe(step(1, watcher=0.5, watcher_se=0.1, score=0.5)) == []
-    found = m.observe(step(2, watcher=0.0, watcher_se=0.1, score=1.5))
-    assert names(found) == [("watcher_gap", "warning")]
-    assert found[0].evidence["proxy_at_best"] == 0.5
-
-
-def test_watcher_noise_and_honest_decline_are_no_gap() -> None:
-    m = WatcherMonitor(armed=True)
-    m.observe(step(1, watcher=0.5, watcher_se=0.1, score=0.5))
-    assert m.observe(step(2, watcher=0.2, watcher_se=0.1, score=1.5)) == []  # within 3 se
-    assert m.observe(step(3, watcher=-0.5, watcher_se=0.1, score=0.4)) == []  # the proxy fell as well
-
-
-def test_a_disarmed_watcher_never_alerts() -> None:
-    m = WatcherMonitor(armed=False)
-    m.observe(step(1, watcher=0.5, watcher_se=0.01, score=0.5))
-    assert m.observe(step(2, watcher=-9.0, watcher_se=0.01, score=9.0)) == []
 
 
 def rewarded(score: float, sd: float, entropy: float = 2.0) -> StepStats:

@@ -21,10 +21,11 @@ from burnish.monitor.hacking import HackMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.monitor.live import View
 from burnish.monitor.trackers import Trackers
-from burnish.pipeline.guarded import Guarded, run_guarded
+from burnish.pipeline.guarded import Guarded, run_guarded, watched
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.oversight import Oversight
 from burnish.pipeline.replay import replay
+from burnish.policy.kl_control import AdaptiveKLController
 from burnish.records import Alert, Decision, Rollout, Scores, StepStats
 from burnish.report.told import as_text
 from burnish.report.why import as_told, why
@@ -81,6 +82,7 @@ def start(path: Path, score: Score = hits, guard: dict[str, Any] | None = None, 
         kl_target=1.0,
         responses=1,
         armed=False,
+        looks=1,
         tightest=0 if members is None else members.tightest,
     )
     guarded = Guarded(ppo, oversight, None, journal, members)  # type: ignore[arg-type]
@@ -195,6 +197,43 @@ def test_a_policy_that_comes_to_one_answer_is_given_up(tmp_path: Path) -> None:
     assert reason is not None
     assert {row["evidence"]["alert"] for row in decisions(guarded)} <= {"entropy_collapse", "kl_spike"}
     assert actions(guarded)[-1] == "give_up"
+
+
+@pytest.mark.parametrize(("name", "target"), [("length_drift", 0.5), ("kl_spike", 1.0)])
+def test_a_raise_against_a_hack_lowers_the_controllers_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, target: float
+) -> None:
+    guarded = start(tmp_path, updates=3, checkpoint_every=9)
+    guarded.ppo.controller = AdaptiveKLController(coef=0.5, target=1.0, horizon=1e9)
+    monkeypatch.setattr(
+        guarded.oversight, "observe", lambda stats: [Alert(name, "warning", name, stats.step, 2.0, 1.0)]
+    )
+    monkeypatch.setattr(AdaptiveKLController, "smoothed", 9.0)
+    run_guarded(guarded, 100)
+    assert actions(guarded) == ["raise_kl"]
+    assert guarded.ppo.controller.target == target
+    assert guarded.ppo.controller.coef == pytest.approx(1.0)
+    assert ("KL target from 1 to 0.5" in decisions(guarded)[0]["reason"]) == (target == 0.5)
+
+
+def test_the_watchers_error_is_clustered_by_prompt(tmp_path: Path) -> None:
+    """Eight prompts, four answers each, one score for all answers to a prompt."""
+    guarded = start(tmp_path, updates=1, answers=4)
+    stats = next(iter(guarded.ppo.updates()))
+    judged = guarded.ppo.experience.judged  # type: ignore[union-attr]
+    worth = {p.text: float(i) for i, p in enumerate(dict.fromkeys(judged.prompts))}
+    scores = torch.tensor([worth[p.text] for p in judged.prompts])
+
+    class Watch:
+        def scores(self, rollout: Rollout, pad_id: int) -> torch.Tensor:
+            return scores
+
+    values = watched(guarded.ppo, stats, Watch()).values  # type: ignore[arg-type]
+    of_prompts = torch.tensor(list(worth.values()))
+    assert values["prompts"] == len(worth)
+    if len({int((scores == w).sum()) for w in worth.values()}) == 1:
+        assert values["watcher_se"] == pytest.approx(float(of_prompts.std()) / len(worth) ** 0.5)
+    assert values["watcher_se"] > 1.5 * float(scores.std()) / len(scores) ** 0.5
 
 
 @pytest.mark.slow("ladder")

@@ -200,3 +200,17 @@ def test_every_mend_counts_one_and_a_roll_back_gives_an_attempt_its_own_again() 
     back = guard_step(used, stats(), [alert("kl_spike")], 2, wide)
     assert back.state == GuardState(rollbacks=2, settled_at=3 + wide.settle_updates)
     assert back.state.state_dict()["rollbacks"] == 2
+
+
+def test_a_raise_against_a_hack_lowers_the_target_too_and_says_so() -> None:
+    def words(alert: str, **values: float) -> str:
+        seen = StepStats(7, 0, values)
+        out = guard_step(GuardState(streak=1), seen, [Alert(alert, "warning", alert, 7, 2.0, 1.0)], 9, CONFIG)
+        assert out.decision is not None
+        assert out.action == "raise_kl"
+        return out.decision.reason
+
+    lowered = "KL coefficient times 2, KL target from 4 to 1.5 nats for the rest of this attempt"
+    assert lowered in words("length_drift", kl_target=4.0, kl_smoothed=3.0)
+    assert "from 4 to 2 nats" in words("length_drift", kl_target=4.0)
+    assert words("kl_spike", kl_target=4.0).endswith("KL coefficient times 2"), "the controller agrees there"

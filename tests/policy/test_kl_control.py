@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from burnish.objectives.kl import exact_kl
-from burnish.policy.kl_control import AdaptiveKLController, initial_coef
+from burnish.policy.kl_control import AdaptiveKLController, initial_coef, lowered_target
 
 
 def controller(**changes: float) -> AdaptiveKLController:
@@ -284,3 +284,31 @@ def test_once_let_go_on_it_goes_on_whatever_the_next_update_is() -> None:
     assert (held.stalled, held.coef) == (5, pytest.approx(0.32))
     held.update(1.4, 100)  # it rises, as it was meant to
     assert (held.stalled, held.coef) == (5, pytest.approx(0.256))
+
+
+def test_a_lowered_target_keeps_the_raise_of_the_coefficient() -> None:
+    """A policy whose KL is 0.5 / coef, at its target: the coefficient is doubled, and the controller goes on."""
+
+    def after(lower: bool) -> float:
+        held = AdaptiveKLController(coef=0.125, target=4.0, horizon=100)
+        held.raise_coef(2.0)
+        if lower:
+            held.lower_target(2.0)
+        for _ in range(20):
+            held.update(0.5 / held.coef, 100)
+        return held.coef
+
+    assert after(lower=False) == pytest.approx(0.125, rel=0.2), "the raise is undone"
+    assert after(lower=True) == pytest.approx(0.25, rel=0.2)
+
+
+def test_the_lowered_target_is_half_of_what_was_reached_and_never_nothing() -> None:
+    assert lowered_target(4.0, None, 2.0) == 2.0
+    assert lowered_target(4.0, 9.0, 2.0) == 2.0
+    assert lowered_target(4.0, 3.0, 2.0) == 1.5
+    assert lowered_target(4.0, -1.0, 2.0) == pytest.approx(0.2)
+    held = AdaptiveKLController(coef=0.1, target=4.0, horizon=100)
+    held.lower_target(2.0)
+    again = AdaptiveKLController(coef=0.1, target=4.0, horizon=100)
+    again.load_state_dict(held.state_dict())
+    assert again.target == 2.0
