@@ -31,7 +31,12 @@ SHARES = {
     "stock": 0.2,
 }
 MEANS = {"length": (30.0, 12.0), "ref_nll": (1.3, 0.4), "entropy": (1.2, 0.3), "spread": (0.3, 0.15)}
-CASES = [(36, 1, 0.0), (36, 4, 0.5), (200, 1, 0.0), (200, 4, 0.5)]  # updates, answers to a prompt, correlation
+CASES = [
+    (36, 1, 0.0),
+    (36, 4, 0.5),
+    (200, 1, 0.0),
+    (200, 4, 0.5),
+]  # updates, answers to a prompt, correlation
 
 Mean = Callable[[int], float]
 
@@ -97,7 +102,9 @@ def falls(at: float) -> Mean:
 
 def main(runs: int) -> None:
     """Print both tables."""
-    print("updates answers correlation  false: watcher           false: detectors         fall found  updates to action")
+    print(
+        "updates answers correlation  false: watcher           false: detectors         fall found  updates to action"
+    )
     for updates, answers, correlation in CASES:
         rng = np.random.default_rng(updates + answers)
         how = {"answers": answers, "correlation": correlation}

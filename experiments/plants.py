@@ -21,8 +21,9 @@ from burnish.models.heads import raw_scores
 from burnish.models.pairs import EncodedPairs
 from burnish.models.rates import USUAL, ladder
 from burnish.models.sequences import Sequences
+from burnish.pipeline.answers import sample_rounds
 from burnish.pipeline.order import Workplace
-from burnish.pipeline.stressing import sample_rounds, stress_ensemble
+from burnish.pipeline.stressing import stress_ensemble
 from burnish.records import Preference, Prompt
 from burnish.rehearse.world import gold
 from burnish.reward.changes import STRESS, Material, liked_words
@@ -102,7 +103,15 @@ def measure(cell: Cell, room: Path) -> Figures:
     ensemble = RewardEnsemble(heads, *normalisation(torch.stack([raw_scores(h, samples) for h in heads], 1)))
     sd = float(ensemble.normalised(samples).mean(1).std(unbiased=False))
     found = stress_ensemble(
-        models, ensemble, sd, rounds[1], [], kl_target=4.0, missing_eos_penalty=0.0, seed=cell.seed
+        models,
+        ensemble,
+        sd,
+        rounds[1],
+        [],
+        references=(rounds[0], None),
+        kl_target=4.0,
+        missing_eos_penalty=0.0,
+        seed=cell.seed,
     )
     place.data.close()
     rows = {row["name"]: row for row in found["changes"]}

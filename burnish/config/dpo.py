@@ -26,7 +26,9 @@ class DPOConfig(Section):
     )
     # auto: 0.1; 5 per token, where ratios are as much smaller.
     beta: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    # auto: the share of labels that are expected to be wrong, where comparisons have several; otherwise 0.1.
+    soft_labels: bool = True  # whether contradicting labels are learned as the shares they are, as rewards do
+    # auto: the share of trained pairs whose winner is expected to be wrong, where comparisons have several labels;
+    # otherwise 0.1.
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | Literal["auto"] = "auto"
     nll: float = Field(0.0, ge=0)  # times the chosen answer's nats a token, added (Pang et al. 2024)
     epochs: int = Field(1, ge=1)

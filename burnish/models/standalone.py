@@ -72,9 +72,10 @@ class BestOf:
     def answers(self, prompt: str | list[dict[str, str]]) -> list[tuple[float, str]]:
         """All `n` answers with their scores, the best first."""
         ids = self.encode(prompt)
+        n = self.settings["n"] + 1  # the last is the reference, and no candidate
         sampled = self.policy.generate(
-            torch.tensor([ids] * self.settings["n"]),
-            attention_mask=torch.ones(self.settings["n"], len(ids), dtype=torch.long),
+            torch.tensor([ids] * n),
+            attention_mask=torch.ones(n, len(ids), dtype=torch.long),
             # Not the model's own settings: the run sampled from its distribution as it is.
             generation_config=GenerationConfig(
                 do_sample=True,
@@ -87,24 +88,25 @@ class BestOf:
                 suppress_tokens=[self.tokenizer.pad_token_id],
             ),
         )
-        responses = [self.until_end(row[len(ids) :].tolist()) for row in sampled]
+        *responses, reference = [self.until_end(row[len(ids) :].tolist()) for row in sampled]
         texts = [str(self.tokenizer.decode(r, skip_special_tokens=True)) for r in responses]
-        return sorted(zip(self.scores(ids, responses), texts, strict=True), reverse=True)
+        return sorted(zip(self.scores(ids, responses, reference), texts, strict=True), reverse=True)
 
     def until_end(self, ids: list[int]) -> list[int]:
         """A response without its padding, its end-of-sequence token included."""
         ends = [i for i, token in enumerate(ids) if token in self.settings["eos_ids"]]
         return ids[: ends[0] + 1] if ends else ids
 
-    def scores(self, prompt_ids: list[int], responses: list[list[int]]) -> list[float]:
+    def scores(self, prompt_ids: list[int], responses: list[list[int]], reference: list[int]) -> list[float]:
         """One score of every response, as in the run that made this: members in standard deviations of the policy's
-        answers; where they are compared after subtracting that of a reference answer, it is the first."""
-        raw = torch.tensor([[m.score(prompt_ids, r) for m in self.members] for r in responses])
-        members = (raw - torch.tensor(self.ensemble["mean"])) / torch.tensor(self.ensemble["sd"])
-        difference = members - members[0]
+        answers. Some aggregations compare members after subtracting their scores of the reference answer."""
+        raw = torch.tensor([[m.score(prompt_ids, r) for m in self.members] for r in [*responses, reference]])
+        normalised = (raw - torch.tensor(self.ensemble["mean"])) / torch.tensor(self.ensemble["sd"])
+        members, anchor = normalised[:-1], normalised[-1]
+        difference = members - anchor
         scores = members.mean(1)
         if self.ensemble["aggregate"] == "min":
-            scores = difference.min(1).values + members[0].mean()
+            scores = difference.min(1).values + anchor.mean()
         elif self.ensemble["aggregate"] == "uwo":
             spread = difference.var(1, unbiased=False) / self.ensemble["reference_variance"]
             scores = scores - self.ensemble["uwo_lambda"] * spread

@@ -15,11 +15,13 @@ MOST = 256  # answers that are compared with one another
 
 
 def text_figures(prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
-    """Shares of a batch, and `prompts`: how many different ones it has. `repetition`: mean share of word pairs that have occurred before in their response;
-    `formatted`: responses with Markdown's lists, headings, code or bold words; `foreign`: responses that are surely in
-    another language or script than their prompt, among those where both are long enough to tell; `duplicates`:
-    responses that say nearly what one to another prompt says; `stock`: prompts that are answered with the most frequent
-    phrase of five words. What cannot be told is left out."""
+    """Shares of a batch, and `prompts`, the number of different prompts.
+
+    `repetition`: mean share of word pairs that have occurred before in their response; `formatted`: responses with
+    Markdown's lists, headings, code or bold words; `foreign`: responses that are surely in another language or script
+    than their prompt, among those where both are long enough to tell; `duplicates`: responses that say nearly what one
+    to another prompt says; `stock`: prompts that are answered with the most frequent phrase of five words. A share
+    that cannot be measured is left out."""
     assert len(prompts) == len(texts) > 0
     n = len(texts)
     figures = {

@@ -43,13 +43,15 @@ class WatcherMonitor:
     """Compares the last looks with earlier ones, as a sequential test. Disarmed, it abstains.
 
     Each look compares the mean of the last 1, 2, 4, ... looks with the mean of the 1, 2, 4, ... looks before those and
-    with the mean of all before. A comparison is a one-sided Welch test against `critical_value(looks)`, so that a run
-    of `looks` looks raises a false alert with probability `ERROR`, over all its comparisons together. A verdict stands until the next look, so the guard sees it on each update in between. After the
-    guard has acted on a verdict, the looks of the fall are dropped, and only looks after the action can be the later
-    ones of a comparison.
+    with the mean of all before. A comparison is a one-sided Welch test against `critical_value(looks)`. So a run of
+    `looks` looks raises a false alert with probability `ERROR`, over all its comparisons together.
 
-    `looks`: planned looks of the run. State: `taken` looks of the run that are compared, `since` (how many of these
-    preceded the guard's last action) and `verdict`.
+    A verdict stands until the next look, so the guard sees it on each update in between. After the guard has acted on
+    a verdict, the looks of the fall are dropped, and only looks after the action can be the later ones of a
+    comparison.
+
+    `looks`: planned looks of the run. State: `taken` (looks that are compared), `since` (how many of these preceded
+    the guard's last action) and `verdict`.
     """
 
     def __init__(self, armed: bool, looks: int) -> None:
@@ -103,7 +105,11 @@ class WatcherMonitor:
 
     def state_dict(self) -> dict[str, Any]:
         verdict = None if self.verdict is None else asdict(self.verdict)
-        return {"taken": [list(asdict(look).values()) for look in self.taken], "since": self.since, "verdict": verdict}
+        return {
+            "taken": [list(asdict(look).values()) for look in self.taken],
+            "since": self.since,
+            "verdict": verdict,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Checkpoints of older versions hold other state; after those the test begins anew."""
@@ -142,7 +148,7 @@ def critical_value(looks: int) -> float:
 
 def fall(looks: Sequence[Look], before: int, after: int, critical: float) -> Fall | None:
     """Whether the mean of the last `after` looks, and the last one itself, lie below the mean of the `before` looks
-    preceding them while the proxy rose. A Welch test: Student's quantile with the probability that `critical` has under a normal."""
+    preceding them while the proxy rose. A Welch test, at the level at which a normal exceeds `critical`."""
     late, early = looks[-after:], looks[-after - before : -after]
     high, low = mean(x.watcher for x in early), mean(x.watcher for x in late)
     proxy = mean(x.proxy for x in early), mean(x.proxy for x in late)

@@ -43,10 +43,8 @@ def bradley_terry_loss(
     """
     assert chosen_scores.ndim == 1
     assert chosen_scores.shape == rejected_scores.shape
-    assert confidence is None or confidence.shape == chosen_scores.shape
     assert 0.0 <= label_smoothing < 0.5
-    target = torch.ones_like(chosen_scores) if confidence is None else confidence
-    target = target * (1 - label_smoothing) + (1 - target) * label_smoothing
+    target = _soft_target(chosen_scores, label_smoothing, confidence)
     difference = chosen_scores - rejected_scores - margin
     loss = -target * F.logsigmoid(difference) - (1 - target) * F.logsigmoid(-difference)
     return loss + center_coef * (chosen_scores + rejected_scores).square()
@@ -130,12 +128,15 @@ def dpo_loss(
     *,
     beta: float,
     label_smoothing: float = 0.0,
+    confidence: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """DPO (Rafailov et al. 2023, Eq. 7), conservative when smoothed (cDPO, Mitchell 2023): loss and margin.
 
     On log-probabilities summed over each response, all (B,), in nats:
     h = (log pi - log ref)(chosen) - (log pi - log ref)(rejected);
-    loss = -(1 - e) logsigmoid(beta h) - e logsigmoid(-beta h); the margin is beta h, detached.
+    loss = -t logsigmoid(beta h) - (1 - t) logsigmoid(-beta h); the margin is beta h, detached. The target t is
+    q (1 - e) + (1 - q) e with q = `confidence` (B,), the probability that the chosen response is the better one (1
+    when None), and e = `label_smoothing`.
     """
     assert beta > 0
     assert chosen_logprobs.ndim == 1
@@ -144,7 +145,8 @@ def dpo_loss(
     assert 0.0 <= label_smoothing < 0.5
     h = (chosen_logprobs - ref_chosen_logprobs) - (rejected_logprobs - ref_rejected_logprobs)
     margins = beta * h
-    loss = -(1 - label_smoothing) * F.logsigmoid(margins) - label_smoothing * F.logsigmoid(-margins)
+    target = _soft_target(margins, label_smoothing, confidence)
+    loss = -target * F.logsigmoid(margins) - (1 - target) * F.logsigmoid(-margins)
     return loss, margins.detach()
 
 
@@ -155,15 +157,27 @@ def ipo_loss(
     ref_rejected_logprobs: torch.Tensor,
     *,
     beta: float,
+    confidence: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """IPO (Azar et al. 2023, Eq. 17): (h - 1 / (2 beta))^2, and the margin beta h, detached; h and units as in
-    `dpo_loss`. A pair that is won by 1 / (2 beta) nats pulls no further, however sure its label is."""
+    `dpo_loss`. A pair that is won by 1 / (2 beta) nats pulls no further, however sure its label is. With a
+    `confidence` q (B,) the loss is the mean over both labels, q (h - c)^2 + (1 - q) (h + c)^2 with c = 1 / (2 beta),
+    least at (2 q - 1) c."""
     assert beta > 0
     assert chosen_logprobs.ndim == 1
     assert chosen_logprobs.shape == rejected_logprobs.shape
     assert ref_chosen_logprobs.shape == ref_rejected_logprobs.shape == chosen_logprobs.shape
     h = (chosen_logprobs - ref_chosen_logprobs) - (rejected_logprobs - ref_rejected_logprobs)
-    return (h - 1 / (2 * beta)).square(), (beta * h).detach()
+    target, wanted = _soft_target(h, 0.0, confidence), 1 / (2 * beta)
+    loss = target * (h - wanted).square() + (1 - target) * (h + wanted).square()
+    return loss, (beta * h).detach()
+
+
+def _soft_target(like: torch.Tensor, label_smoothing: float, confidence: torch.Tensor | None) -> torch.Tensor:
+    """(B,) the probability that the chosen response wins: `confidence` drawn towards one half."""
+    assert confidence is None or confidence.shape == like.shape
+    target = torch.ones_like(like) if confidence is None else confidence
+    return target * (1 - label_smoothing) + (1 - target) * label_smoothing
 
 
 def response_cross_entropy(

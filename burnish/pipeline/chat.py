@@ -64,7 +64,8 @@ def answers(
         for name, policy in policies.items():
             if ensemble is not None and name == champion:
                 rounds = [answer(policy, name, number, k) for k in range(int(name.removeprefix(BEST_OF)))]
-                said[name] = best_of(ensemble, rounds, place.models.codec.pad_id).texts[0]
+                reference = answer(policy, name, number, "reference") if ensemble.relative else None
+                said[name] = best_of(ensemble, rounds, reference, place.models.codec.pad_id).texts[0]
             else:
                 said[name] = answer(policy, name, number).texts[0]
         yield said

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
+
+import numpy as np
 
 from burnish import spmd
 from burnish.config.dpo import DPOConfig
@@ -46,7 +50,7 @@ def run_dpo(
     if how != "labels":
         healthy = journal.path / HEALTHY
         pairs += on_policy_pairs(models, own, journal, config, healthy if is_saved(healthy) else None, how)
-    smoothing, why = smoothing_of(data, config)
+    smoothing, why = smoothing_of(data, pairs, config)
     dpo = DPO(
         policy=models.new_policy(),
         reference=models.reference(),
@@ -98,8 +102,9 @@ def pairs_after(ppo: dict[str, Any], config: DPOConfig) -> Literal["labels", "on
     return "both" if ppo["state"] == "given_up" and ppo.get("cause") == "optimiser" else "labels"
 
 
-def smoothing_of(data: Data, config: DPOConfig) -> tuple[float, str]:
-    """The label smoothing, and where it comes from."""
+def smoothing_of(data: Data, pairs: Sequence[Preference], config: DPOConfig) -> tuple[float, str]:
+    """The label smoothing, and where it comes from. A pair with several labels is expected to be wrong with probability
+    min(p, 1 - p), p being the posterior of Dawid and Skene's model; a pair with one label as often as a label is."""
     if config.loss == "ipo":
         return 0.0, "dpo: ipo takes no label smoothing"
     if config.label_smoothing != "auto":
@@ -107,13 +112,20 @@ def smoothing_of(data: Data, config: DPOConfig) -> tuple[float, str]:
     votes = votes_of(spmd.from_lead(lambda: list(data.store.labels(at=data.snapshot))))
     weighed = weigh(votes, "dawid_skene")
     rate = flip_rate(votes, weighed.consensus) if weighed.overlap else None
-    if rate is None:
+    counts = np.bincount(votes.comparison, minlength=len(votes.ids))
+    several = {votes.ids[i]: float(weighed.consensus[i]) for i in np.flatnonzero(counts > 1)}
+    labelled = [p.comparison_id for p in pairs if p.comparison_id]
+    if rate is None or not several.keys() & set(labelled):
         text = (
             f"no comparison has two labels, so how many are wrong is not known: label smoothing {UNKNOWN:g}"
         )
         return UNKNOWN, f"dpo: {text}"
-    found = min(rate, MOST)
-    return found, f"dpo: label smoothing {found:.3f}: {rate:.1%} of the labels are expected to be wrong"
+    wrong = fmean(min(several[i], 1 - several[i]) if i in several else rate for i in labelled)
+    found = min(wrong, MOST)
+    return found, (
+        f"dpo: label smoothing {found:.3f}: {wrong:.1%} of the pairs are expected to name the worse answer "
+        f"({rate:.1%} of the labels)"
+    )
 
 
 def on_policy_pairs(

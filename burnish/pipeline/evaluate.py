@@ -142,7 +142,8 @@ def sample_all(
     if n > 1:
         rounds = [sample(models, reference, prompts, config, seed, "best_of", turn) for turn in range(n)]
         ensemble = load_ensemble(models.base, run.path / "reward")
-        answers[f"{BEST_OF}{n}"] = Answers.of(best_of(ensemble, rounds, models.codec.pad_id))
+        extra = sample(models, reference, prompts, config, seed, "best_of", n) if ensemble.relative else None
+        answers[f"{BEST_OF}{n}"] = Answers.of(best_of(ensemble, rounds, extra, models.codec.pad_id))
     return answers
 
 

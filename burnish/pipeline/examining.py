@@ -17,12 +17,13 @@ from burnish.models.artefacts import is_saved
 from burnish.models.pairs import EncodedPairs
 from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
+from burnish.pipeline.answers import reference_answers, sample_rounds
 from burnish.pipeline.data import Data
 from burnish.pipeline.guarded import OWN_PAIRS
 from burnish.pipeline.order import Workplace
 from burnish.pipeline.scoring import open_ensemble
 from burnish.pipeline.selecting import as_pair
-from burnish.pipeline.stressing import sample_rounds, stress_ensemble
+from burnish.pipeline.stressing import stress_ensemble
 from burnish.randomness import derive_seed
 from burnish.records import Comparison, Label, Message, Preference, Prompt, Response
 from burnish.report.examined import render_examined
@@ -152,6 +153,10 @@ def stress_run(
     asked = [*place.data.splits.selection, *place.data.splits.test]
     told(f"{min(answers, len(asked))} answers of SFT for the battery")
     once = sample_rounds(models, asked[:answers], 1, size, seed, "battery")[0]
+    references = (
+        reference_answers(models, ensemble, asked[:answers], size, seed, "battery"),
+        reference_answers(models, ensemble, asked[-prompts:], size, seed, "best") if best_of > 1 else None,
+    )
     told(f"{best_of} answers to each of {min(prompts, len(asked))} prompts for best-of-n")
     rounds = sample_rounds(models, asked[-prompts:], best_of, size, seed, "best") if best_of > 1 else []
     judge, worth = None, None
@@ -170,6 +175,7 @@ def stress_run(
         load_reference(ensemble, path / "reward")[1],
         once,
         rounds,
+        references=references,
         kl_target=config.ppo.kl.target,
         missing_eos_penalty=config.ppo.missing_eos_penalty,
         seed=seed,

@@ -10,10 +10,11 @@ import torch
 
 from burnish.checkpoints import read_json, write_json
 from burnish.config.ppo import PPOConfig
+from burnish.pipeline.answers import reference_answers, sample_rounds
 from burnish.pipeline.data import Data
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
-from burnish.pipeline.stressing import sample_rounds, stress_ensemble
+from burnish.pipeline.stressing import stress_ensemble
 from burnish.records import Decision, Interval, Prompt, Rollout
 from burnish.reward.ensemble import RewardEnsemble, best_of
 from burnish.reward.gate import GRAVE, gate
@@ -36,8 +37,9 @@ def pass_gate(
     journal.view.note(f"align: {GATE_ANSWERS} answers of SFT to {len(prompts)} prompts, for the gate")
     size = max(config.batch_size, GATE_PROMPTS)
     rounds = sample_rounds(models, prompts, GATE_ANSWERS, size, seed, "gate")
+    reference = reference_answers(models, ensemble, prompts, size, seed, "gate")
     if watch is not None and watch.armed and len(prompts) > 1:
-        lift = watchers_lift(ensemble, watch, rounds, models.codec.pad_id)
+        lift = watchers_lift(ensemble, watch, rounds, reference, models.codec.pad_id)
     sd = load_reference(ensemble, rewards)[1]
     stressed = stress_ensemble(
         models,
@@ -45,6 +47,7 @@ def pass_gate(
         sd,
         rounds[0],
         rounds,
+        references=(reference, reference),
         kl_target=config.kl.target,
         missing_eos_penalty=config.missing_eos_penalty,
         seed=seed,
@@ -90,11 +93,15 @@ def stress_decision(stressed: Mapping[str, Any]) -> Decision:
 
 
 def watchers_lift(
-    ensemble: RewardEnsemble, watch: SavedWatcher, rounds: Sequence[Rollout], pad_id: int
+    ensemble: RewardEnsemble,
+    watch: SavedWatcher,
+    rounds: Sequence[Rollout],
+    reference: Rollout | None,
+    pad_id: int,
 ) -> Interval:
     """How far the watcher's score of the ensemble's pick among several SFT answers lies above their mean, by prompts
     that the members did not learn from."""
-    picked = best_of(ensemble, rounds, pad_id)
+    picked = best_of(ensemble, rounds, reference, pad_id)
     usual = torch.stack([watch.scores(r, pad_id) for r in rounds]).mean(0)
     return mean_interval((watch.scores(picked, pad_id) - usual).tolist())
 

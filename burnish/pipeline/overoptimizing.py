@@ -15,10 +15,10 @@ from burnish.evaluate.overoptimization import Array, of_pool, of_run
 from burnish.models.artefacts import is_saved, load_reward_model
 from burnish.models.heads import raw_scores
 from burnish.models.sequences import Sequences
+from burnish.pipeline.answers import reference_answers, sample_rounds
 from burnish.pipeline.guarded import OWN_PAIRS
 from burnish.pipeline.order import Workplace
 from burnish.pipeline.scoring import open_ensemble
-from burnish.pipeline.stressing import sample_rounds
 from burnish.randomness import derive_seed
 from burnish.records import Prompt, Rollout
 from burnish.report.overoptimized import render_overoptimized
@@ -47,11 +47,12 @@ def overoptimization(
         seed = derive_seed(place.config.seed, "overoptimization") % 2**32
         asked = [*place.data.splits.test, *place.data.splits.selection][:prompts]
         told(f"{answers} answers of SFT to each of {len(asked)} prompts")
-        rounds = sample_rounds(
-            place.models, asked, answers, place.config.evaluate.batch_size, seed, "overoptimization"
-        )
+        size, where = place.config.evaluate.batch_size, "overoptimization"
+        rounds = sample_rounds(place.models, asked, answers, size, seed, where)
+        reference = reference_answers(place.models, ensemble, asked, size, seed, where)
         told("scoring")
-        proxy = round_scores(ensemble, rounds, place.models.codec.pad_id).T.double().cpu().numpy()
+        scores = round_scores(ensemble, rounds, reference, place.models.codec.pad_id)
+        proxy = scores.T.double().cpu().numpy()
         worth = {name: np.array([list(judge(r)) for r in rounds]).T for name, judge in judges.items()}
         report = {
             "run": place.config.name,

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from burnish.models.sampling import sample_rollout
+from burnish.pipeline.answers import reference_answers
 from burnish.pipeline.data import Data
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
@@ -65,6 +66,7 @@ class OwnAnswers:
             if saved is not None:
                 policy, temperature = self.models.saved_policy(saved), policy.temperature
                 policy.temperature = temperature
+            seed = derive_seed(self.seed, "distill")
             who = "SFT" if saved is None else saved.name
             asked = self.data.splits.train[:prompts]
             rounds = []
@@ -77,11 +79,12 @@ class OwnAnswers:
                         asked,
                         max_tokens=self.models.config.max_response_tokens,
                         batch_size=self.batch_size,
-                        seed=derive_seed(self.seed, "distill"),
+                        seed=seed,
                         where=("sample", turn),
                     )
                 )
             ensemble = load_ensemble(self.models.base, self.journal.path / "reward")
-            scores = round_scores(ensemble, rounds, self.models.codec.pad_id)
+            reference = reference_answers(self.models, ensemble, asked, self.batch_size, seed, "sample")
+            scores = round_scores(ensemble, rounds, reference, self.models.codec.pad_id)
             self._known[prompts, n, saved] = Judged(rounds, scores)
         return self._known[prompts, n, saved]

@@ -20,17 +20,17 @@ from burnish.models.artefacts import load_reward_model, save_reward_model
 from burnish.models.heads import Pooling, Reading, ScalarHead, averaged, raw_scores
 from burnish.models.pairs import EncodedPairs
 from burnish.models.rates import USUAL, ladder
-from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base
 from burnish.models.steps import n_updates
 from burnish.parallel import side_by_side
+from burnish.pipeline.answers import sample_answers
 from burnish.pipeline.data import Data
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
 from burnish.pipeline.trials import found_rate
 from burnish.randomness import derive_seed
-from burnish.records import Decision, Preference, Prompt, Rollout, StepStats
+from burnish.records import Decision, Preference, Prompt, StepStats
 from burnish.reward.ensemble import RewardEnsemble, normalisation, pair_spread
 from burnish.reward.examine import error_correlation, errors, examine, length_bias, watcher_verdict
 from burnish.reward.length import fit_correction
@@ -78,7 +78,7 @@ def reward(
         journal.checkpoint()
     prepare(models.base, folder)
     prompts = reference_prompts(data, config, ppo)
-    rollout = sample_reference(models, prompts, examination.batch_size, seed, "reference")
+    rollout = sample_answers(models, prompts, examination.batch_size, seed, "reference")
     pad_id = models.codec.pad_id
     used = [AVERAGE] if config.aggregate == "weights" else names
     members = [load_reward_model(models.base, folder / name) for name in used]
@@ -267,21 +267,6 @@ def reference_prompts(data: Data, config: RewardConfig, ppo: PPOConfig) -> list[
     return list(data.splits.train[:wanted])
 
 
-def sample_reference(
-    models: Models, prompts: Sequence[Prompt], batch_size: int, seed: int, name: str
-) -> Rollout:
-    """A response of the reference policy to each prompt."""
-    return sample_rollout(
-        models.reference(),
-        models.codec,
-        prompts,
-        max_tokens=models.config.max_response_tokens,
-        batch_size=batch_size,
-        seed=seed,
-        where=(name,),
-    )
-
-
 def score_sd(
     models: Models,
     ensemble: RewardEnsemble,
@@ -295,11 +280,11 @@ def score_sd(
     raw scores (N, K). Where the score compares members after subtracting that of a reference response, it takes a
     second response to the same prompts: each member has an offset of its own for every prompt."""
     normalised = (raw - ensemble.mean) / ensemble.sd
-    if ensemble.how in ("mean", "weights"):
+    if not ensemble.relative:
         # Already on this scale, whatever the correction: it is put back on it.
         return float(normalised.mean(1).std(unbiased=False))
     some = prompts[: config.reference_samples]
-    again = sample_reference(models, some, examination.batch_size, seed, "reference-2")
+    again = sample_answers(models, some, examination.batch_size, seed, "reference-2")
     sequences = Sequences.of(ensemble.base, again, models.codec.pad_id)
     scores = ensemble.score(sequences, normalised[: len(some)])
     return float(scores.scores.std(unbiased=False))

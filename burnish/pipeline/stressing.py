@@ -12,13 +12,12 @@ import torch
 
 from burnish.models.logprobs import token_logprobs
 from burnish.models.memory import at_once
-from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.monitor.texts import text_figures
 from burnish.pipeline.models import Models
-from burnish.records import Prompt, Rollout
+from burnish.records import Rollout
 from burnish.reward.changes import Changed
-from burnish.reward.ensemble import RewardEnsemble, gather, round_scores
+from burnish.reward.ensemble import RewardEnsemble, reference_scores, round_scores
 from burnish.reward.stress import best_of, stress, summed_up
 from burnish.textstats import repeated_ngram_share
 
@@ -28,24 +27,6 @@ UNUSUAL = (
 Worth = Callable[[Rollout], Sequence[float]]
 
 
-def sample_rounds(
-    models: Models, prompts: Sequence[Prompt], answers: int, batch_size: int, seed: int, where: str
-) -> list[Rollout]:
-    """Several answers of the reference policy to each prompt, one of each in every round; sampled all together."""
-    whole = sample_rollout(
-        models.reference(),
-        models.codec,
-        [prompt for prompt in prompts for _ in range(answers)],
-        max_tokens=models.config.max_response_tokens,
-        batch_size=batch_size,
-        seed=seed,
-        where=(where,),
-    )
-    return [
-        gather([whole], [(0, i * answers + turn) for i in range(len(prompts))]) for turn in range(answers)
-    ]
-
-
 def stress_ensemble(
     models: Models,
     ensemble: RewardEnsemble,
@@ -53,18 +34,20 @@ def stress_ensemble(
     answers: Rollout,
     rounds: Sequence[Rollout],
     *,
+    references: tuple[Rollout | None, Rollout | None],
     kl_target: float,
     missing_eos_penalty: float,
     seed: int,
     worth: Worth | None = None,
 ) -> dict[str, Any]:
     """The battery on `answers`, and the best of n among the `rounds`; `worth` is a judge that is not optimised against,
-    in what unit it likes. Scores are the ensemble's as PPO is given them (other `ppo.rewards` are left out), with the
-    answer itself as reference response and `missing_eos_penalty` taken from what was cut off, in units of `score_sd`.
+    in what unit it likes. Scores are the ensemble's as PPO is given them (other `ppo.rewards` are left out), with
+    `references` (to the prompts of `answers` and of `rounds`, see `reference_answers`) and `missing_eos_penalty` taken
+    from what was cut off, in units of `score_sd`.
     What had not ended does not end when it is changed."""
     pad_id = models.codec.pad_id
     sequences = Sequences.of(ensemble.base, answers, pad_id)
-    anchor = ensemble.normalised(sequences)
+    anchor = reference_scores(ensemble, references[0], pad_id)
     before = (ensemble.score(sequences, anchor).scores / score_sd).tolist()
     limit, before_response = models.config.max_response_tokens, models.prompt_room
     context = sys.maxsize if before_response is None else before_response + limit
@@ -90,7 +73,8 @@ def stress_ensemble(
             asked = Sequences(
                 ensemble.base, [answers.prompt_ids[rows[k]] for k in reach], [ids[k] for k in reach], pad_id
             )
-            said = ensemble.score(asked, anchor[[rows[k] for k in reach]]).scores / score_sd
+            own = None if anchor is None else anchor[[rows[k] for k in reach]]
+            said = ensemble.score(asked, own).scores / score_sd
             for k, value in zip(reach, said.tolist(), strict=True):
                 cut_off = answers.ended[rows[k]] and not made[k].ends
                 scores[k] = value - cut_off * missing_eos_penalty / score_sd
@@ -113,7 +97,7 @@ def stress_ensemble(
     )
     report |= {"answers": len(answers), "kl_target": kl_target, "best_of": None}
     if len(rounds) > 1 and len(rounds[0]) > 1:
-        scores = round_scores(ensemble, rounds, pad_id).T / score_sd
+        scores = round_scores(ensemble, rounds, references[1], pad_id).T / score_sd
         valued = None if worth is None else np.array([list(worth(r)) for r in rounds]).T.tolist()
         winners = best_of(scores.tolist(), looks_hacked(rounds), valued)
         report |= {"best_of": winners | {"prompts": len(rounds[0])}} | summed_up(report["changes"], winners)

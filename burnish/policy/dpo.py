@@ -125,11 +125,15 @@ class DPO:
                 ref_chosen / lengths[0],
                 ref_rejected / lengths[1],
             )
-        beta = self.config.strength
+        beta, sure = self.config.strength, None
+        if self.config.soft_labels:
+            sure = torch.tensor(
+                [self.pairs.pairs[i].confidence for i in part], device=chosen.device, dtype=chosen.dtype
+            )
         if self.config.loss == "ipo":
-            losses, margins = ipo_loss(*logprobs, beta=beta)
+            losses, margins = ipo_loss(*logprobs, beta=beta, confidence=sure)
         else:
-            losses, margins = dpo_loss(*logprobs, beta=beta, label_smoothing=self.smoothing)
+            losses, margins = dpo_loss(*logprobs, beta=beta, label_smoothing=self.smoothing, confidence=sure)
         if self.config.nll:
             losses = losses - self.config.nll * chosen / lengths[0]
         return losses, margins, chosen.detach() - ref_chosen

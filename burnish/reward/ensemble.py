@@ -70,6 +70,11 @@ class RewardEnsemble:
     )
 
     @property
+    def relative(self) -> bool:
+        """Whether a score depends on that of a reference response to the same prompt."""
+        return self.how not in ("mean", "weights")
+
+    @property
     def tightest(self) -> int:
         """How often `tightened` makes a difference."""
         return 0 if len(self.members) == 1 or self.how in ("min", "weights") else TIGHTENINGS
@@ -107,12 +112,14 @@ class RewardEnsemble:
         """(N,) mean over members of raw scores (N, K), each on its own scale."""
         return ((raw - self.mean) / self.sd).mean(1)
 
-    def score(self, sequences: Sequences, reference: torch.Tensor) -> Scores:
-        """Scores of N sequences given the normalised scores (N, K) of a reference response per prompt."""
+    def score(self, sequences: Sequences, reference: torch.Tensor | None) -> Scores:
+        """Scores of N sequences given the normalised scores (N, K) of a reference response per prompt, which must not
+        be among the sequences that are compared; None where the score is not `relative`, with no spread then."""
+        assert not (self.relative and reference is None)
         members = self.normalised(sequences)
         scores, spread = aggregate(
             members,
-            reference,
+            members if reference is None else reference,
             self.how,
             uwo_lambda=self.uwo_lambda,
             std_lambda=self.std_lambda,
@@ -183,12 +190,22 @@ def pair_spread(members: torch.Tensor) -> float:
     return float((first - second).var(1, unbiased=False).mean())
 
 
-def round_scores(ensemble: RewardEnsemble, rounds: Sequence[Rollout], pad_id: int) -> torch.Tensor:
-    """(rounds, N) the ensemble's scores of several responses to each of N prompts, one of each in every round. The
-    first round is the reference of scores that need one."""
-    sequences = [Sequences.of(ensemble.base, rollout, pad_id) for rollout in rounds]
-    anchor = ensemble.normalised(sequences[0])
-    return torch.stack([ensemble.score(s, anchor).scores for s in sequences])
+def round_scores(
+    ensemble: RewardEnsemble, rounds: Sequence[Rollout], reference: Rollout | None, pad_id: int
+) -> torch.Tensor:
+    """(rounds, N) the ensemble's scores of several responses to each of N prompts, one of each in every round.
+    `reference`: one more response to each prompt, independent of these; None where the score is not `relative`."""
+    anchor = reference_scores(ensemble, reference, pad_id)
+    return torch.stack(
+        [ensemble.score(Sequences.of(ensemble.base, r, pad_id), anchor).scores for r in rounds]
+    )
+
+
+def reference_scores(ensemble: RewardEnsemble, reference: Rollout | None, pad_id: int) -> torch.Tensor | None:
+    """(N, K) normalised scores of reference responses, where there are any."""
+    if reference is None:
+        return None
+    return ensemble.normalised(Sequences.of(ensemble.base, reference, pad_id))
 
 
 def pick(rounds: Sequence[Rollout], which: torch.Tensor) -> Rollout:
@@ -212,6 +229,8 @@ def gather(rounds: Sequence[Rollout], places: Sequence[tuple[int, int]]) -> Roll
     )
 
 
-def best_of(ensemble: RewardEnsemble, rounds: Sequence[Rollout], pad_id: int) -> Rollout:
-    """The ensemble's pick among several responses to each prompt, one of each in every round."""
-    return pick(rounds, round_scores(ensemble, rounds, pad_id).argmax(0))
+def best_of(
+    ensemble: RewardEnsemble, rounds: Sequence[Rollout], reference: Rollout | None, pad_id: int
+) -> Rollout:
+    """The ensemble's pick among several responses to each prompt; arguments as of `round_scores`."""
+    return pick(rounds, round_scores(ensemble, rounds, reference, pad_id).argmax(0))

@@ -123,8 +123,11 @@ def test_a_verdict_stands_until_the_next_look_and_says_what_was_seen() -> None:
     assert alert.message == text
     assert alert.threshold == pytest.approx(2.0 - critical_value(8) * 0.1 * math.sqrt(2), abs=0.001)
     assert alert.evidence == {
-        **{"attempt": 3, "watcher_before": 2.0, "proxy_before": 1.0},
-        **{"proxy": 5.0, "looks": 1},
+        "attempt": 3,
+        "watcher_before": 2.0,
+        "proxy_before": 1.0,
+        "proxy": 5.0,
+        "looks": 1,
     }
     (again,) = monitor.observe(StepStats(6, 3, {"score": 5.0}))
     assert (again.step, again.message) == (6, text)

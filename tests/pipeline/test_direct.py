@@ -6,14 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from burnish.config.dpo import DPOConfig
 from burnish.data.store import LabelStore
+from burnish.labels.consensus import Votes, Weighed
+from burnish.models.load import Codec
+from burnish.models.logprobs import make_policy
+from burnish.models.pairs import EncodedPairs
+from burnish.models.shared_base import Base, Top
 from burnish.pipeline.direct import MOST, UNKNOWN, pairs_after, smoothing_of
 from burnish.pipeline.own_answers import Judged
-from burnish.records import Comparison, Label, Prompt, Response, Rollout
+from burnish.policy.dpo import DPO
+from burnish.records import Comparison, Label, Preference, Prompt, Response, Rollout
 
 
 @pytest.mark.parametrize(
@@ -55,18 +62,83 @@ def labelled(path: Path, wrong: int, each: int) -> Stored:
     return Stored(store)
 
 
-def test_smoothing_is_the_share_of_labels_that_are_expected_to_be_wrong(tmp_path: Path) -> None:
+def smoothed(data: Stored, **config: Any) -> tuple[float, str]:
+    return smoothing_of(data, data.store.preferences(), DPOConfig(**config))  # type: ignore[arg-type]
+
+
+def test_smoothing_is_the_share_of_pairs_that_are_expected_to_be_wrong(tmp_path: Path) -> None:
+    """One label in five is wrong, and one of each pair's five: a majority is hardly ever wrong."""
     several = labelled(tmp_path, wrong=5, each=5)
-    smoothing, why = smoothing_of(several, DPOConfig())  # type: ignore[arg-type]
-    assert smoothing == pytest.approx(0.2, abs=0.05)
-    assert "are expected to be wrong" in why
-    assert smoothing_of(several, DPOConfig(label_smoothing=0.3))[0] == 0.3  # type: ignore[arg-type]
-    assert smoothing_of(several, DPOConfig(loss="ipo"))[0] == 0.0  # type: ignore[arg-type]
+    smoothing, why = smoothed(several)
+    assert 0 < smoothing < 0.05
+    assert "of the pairs are expected to name the worse answer" in why
+    assert smoothed(several, label_smoothing=0.3)[0] == 0.3
+    assert smoothed(several, loss="ipo")[0] == 0.0
     assert smoothing <= MOST
 
 
+def test_smoothing_of_pairs_that_are_trained_on_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Posteriors 0.9 and 0.4 of two labels each, one label alone (as often wrong as a label is), one pair that is not
+    trained on."""
+    store = LabelStore(tmp_path / "labels.sqlite")
+    compared = [
+        Comparison(Prompt(f"question {i}"), Response(f"good {i}"), Response(f"bad {i}")) for i in range(4)
+    ]
+    store.add_comparisons(compared)
+    given = [
+        (0, "a", 1.0),
+        (0, "b", 1.0),
+        (1, "a", 1.0),
+        (1, "b", 0.0),
+        (2, "a", 1.0),
+        (3, "a", 1.0),
+        (3, "b", 1.0),
+    ]
+    store.add_labels([Label(compared[i].id, who, says, "human") for i, who, says in given])
+    posterior = {0: 0.9, 1: 0.4, 2: 1.0, 3: 0.5}
+
+    def weighed(votes: Votes, how: str) -> Weighed:
+        of = {compared[i].id: p for i, p in posterior.items()}
+        return Weighed(np.array([of[i] for i in votes.ids]), None, 0.75)
+
+    monkeypatch.setattr("burnish.pipeline.direct.weigh", weighed)
+    pairs = [Preference(c.prompt, "good", "bad", comparison_id=c.id) for c in compared[:3]]
+    own = [Preference(Prompt("own"), "x", "y")]
+    smoothing, _ = smoothing_of(Stored(store), pairs + own, DPOConfig())  # type: ignore[arg-type]
+    label_wrong = (0.1 + 0.1 + 0.6 + 0.4 + 0.5 + 0.5) / 6
+    assert smoothing == pytest.approx((0.1 + 0.4 + label_wrong) / 3)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
+def test_dpo_learns_pairs_as_far_as_their_labels_agree(loss: str, base: Base, codec: Codec) -> None:
+    """Half of the labels for each side: the policy does not move; all for one side: it does."""
+
+    def gradient(confidence: float, soft: bool = True) -> float:
+        pairs = [Preference(Prompt("Once upon a time"), "the cat ran.", "a dog sat.", confidence)]
+        dpo = DPO(
+            policy=make_policy(Top(base), codec.pad_id),
+            reference=make_policy(Top(base, trainable=False), codec.pad_id),
+            pairs=EncodedPairs(base, codec, pairs),
+            config=DPOConfig(loss=loss, soft_labels=soft),  # type: ignore[arg-type]
+            learning_rate=0.0,
+            seed=0,
+        )
+        dpo.gradient([0], dpo.cache_reference(), 2, 1)
+        return sum(float(p.grad.abs().sum()) for p in dpo.parameters if p.grad is not None)
+
+    sure = gradient(1.0)
+    assert sure > 0
+    assert gradient(0.5) < 1e-4 * sure
+    assert gradient(0.75) == pytest.approx(sure / 2, rel=0.01), (
+        "at the reference the gradient goes with 2 q - 1"
+    )
+    assert gradient(0.5, soft=False) == pytest.approx(sure)
+
+
 def test_where_nobody_was_asked_twice_it_says_that_it_does_not_know(tmp_path: Path) -> None:
-    smoothing, why = smoothing_of(labelled(tmp_path, wrong=5, each=1), DPOConfig())  # type: ignore[arg-type]
+    smoothing, why = smoothed(labelled(tmp_path, wrong=5, each=1))
     assert smoothing == UNKNOWN
     assert "is not known" in why
 

@@ -60,20 +60,20 @@ def test_best_of_n_ships_policy_ensemble_and_a_program_that_needs_nothing_of_our
         write_json(run_copy / f"{file}.json", read_json(run_copy / f"{file}.json") | change)
     place = Workplace.alone(RunDirectory.open(run_copy))
     report(place.models, run_copy, "short", place.config.evaluate, 0)
-    prompts = list(place.data.splits.test[:1]) * 3
+    prompts = list(place.data.splits.test[:1]) * 4  # the last answer is the reference
     rollout = sample_rollout(
         place.models.reference(),
         place.models.codec,
         prompts,
         max_tokens=56,
-        batch_size=3,
+        batch_size=4,
         seed=0,
         where=("t",),
     )
     ensemble = load_ensemble(place.models.base, run_copy / "reward")
     sequences = Sequences.of(ensemble.base, rollout, place.models.codec.pad_id)
-    anchor = ensemble.normalised(sequences)[:1].expand(3, -1)
-    expected = ensemble.score(sequences, anchor).scores.tolist()
+    anchor = ensemble.normalised(sequences)[3:].expand(4, -1)
+    expected = ensemble.score(sequences, anchor).scores.tolist()[:3]
     with without_burnish(run_copy / "champion"):
         with pytest.raises(ImportError):
             importlib.import_module("burnish")
@@ -82,7 +82,7 @@ def test_best_of_n_ships_policy_ensemble_and_a_program_that_needs_nothing_of_our
         torch.manual_seed(0)
         ids = best.encode(prompts[0].text)
         with torch.no_grad():
-            scores = best.scores(ids, rollout.response_ids)
+            scores = best.scores(ids, rollout.response_ids[:3], rollout.response_ids[3])
         answers = best.answers(prompts[0].text)
     assert ids == rollout.prompt_ids[0]
     assert scores == pytest.approx(expected, abs=1e-4)

@@ -14,10 +14,11 @@ from burnish.models.artefacts import load_reward_model, save_reward_model
 from burnish.models.heads import averaged, new_reward_head, raw_scores
 from burnish.models.load import Codec
 from burnish.models.pairs import EncodedPairs
+from burnish.models.sequences import Sequences
 from burnish.models.shared_base import Base
 from burnish.objectives.losses import bradley_terry_loss, odin_loss
 from burnish.records import Preference, Prompt
-from burnish.reward.ensemble import aggregate
+from burnish.reward.ensemble import RewardEnsemble, aggregate, round_scores
 from burnish.reward.train import kept_apart, pairs_gradient, train_reward_model
 from burnish.stats import pearson
 
@@ -169,3 +170,37 @@ def test_settings_that_do_not_go_together() -> None:
         RewardConfig(aggregate="weights")
     with pytest.raises(ValidationError, match="several members"):
         RewardConfig(shared_head=True, members=1)
+
+
+class Noise(RewardEnsemble):
+    """Members that are independent noise about answers, which a rollout holds as its log-probabilities (N, K)."""
+
+    @property
+    def base(self) -> Base:
+        return None  # type: ignore[return-value]
+
+    def normalised(self, sequences: Sequences) -> torch.Tensor:
+        return sequences  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("how", ["mean", "min", "mean_std", "uwo"])
+def test_every_candidate_is_as_likely_to_be_picked(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4,000 prompts, four answers to each and an independent reference: a share of 1/4 each, 0.02 being three standard
+    errors. With the first answer as reference `min` picks it in about half of all cases."""
+    monkeypatch.setattr(Sequences, "of", lambda base, rollout, pad_id: rollout)
+    ensemble = Noise([], torch.zeros(3), torch.ones(3), how, uwo_lambda=0.5)  # type: ignore[arg-type]
+    rng = torch.Generator().manual_seed(0)
+    *rounds, reference = (torch.randn(4000, 3, generator=rng) for _ in range(5))
+    scores = round_scores(ensemble, rounds, reference if ensemble.relative else None, 0)  # type: ignore[arg-type]
+    shares = torch.bincount(scores.argmax(0), minlength=4) / 4000
+    assert shares.tolist() == pytest.approx([0.25] * 4, abs=0.021)
+    among = round_scores(ensemble, rounds, rounds[0], 0)  # type: ignore[arg-type]
+    picked = float((among.argmax(0) == 0).float().mean())
+    assert picked == pytest.approx(0.25, abs=0.021) if how == "mean" else picked > 0.3
+
+
+def test_a_relative_score_is_refused_without_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sequences, "of", lambda base, rollout, pad_id: rollout)
+    ensemble = Noise([], torch.zeros(3), torch.ones(3), "min")
+    with pytest.raises(AssertionError):
+        round_scores(ensemble, [torch.zeros(2, 3)], None, 0)  # type: ignore[list-item]
