@@ -127,7 +127,8 @@ def each(work: Callable[[], T]) -> list[T]:
 
 def gather(n: int, work: Callable[[list[int]], tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
     """(n, ...) tensors that `work` (given its own row numbers, one at least) makes of n rows, put together from all
-    processes, on every one of them, on the device where its own part was made."""
+    processes, on every one of them, on the device where its own part was made. A process without rows uses its own
+    device of the kind that the others use."""
     if size() == 1:
         return work(list(range(n)))
     import torch
@@ -135,17 +136,18 @@ def gather(n: int, work: Callable[[list[int]], tuple[torch.Tensor, ...]]) -> tup
     own = mine(range(n))
     made: list[torch.Tensor] = []
 
-    def part() -> list[torch.Tensor]:
+    def part() -> list[tuple[torch.Tensor, str]]:
         made.extend(work(own) if own else ())
-        return [x.detach().cpu() for x in made]
+        return [(x.detach().cpu(), x.device.type) for x in made]
 
     parts = each(part)
     some = next(part for part in parts if part)
-    whole = [torch.empty((n, *x.shape[1:]), dtype=x.dtype, device=x.device) for x in some]
+    whole = [torch.empty((n, *x.shape[1:]), dtype=x.dtype, device=x.device) for x, _ in some]
     for number, found in enumerate(parts):
-        for x, rows in zip(whole, found, strict=False):
+        for x, (rows, _) in zip(whole, found, strict=False):
             x[number :: size()] = rows
-    return tuple(x.to(own_x.device) for x, own_x in zip(whole, made, strict=True)) if made else tuple(whole)
+    places = [x.device for x in made] or [torch.device(kind) for _, kind in some]
+    return tuple(x.to(place) for x, place in zip(whole, places, strict=True))
 
 
 def add(
@@ -189,9 +191,10 @@ def leaders(value: T) -> T:
     return value if size() == 1 else each(lambda: value)[0]
 
 
-def deal(jobs: Sequence[T], work: Callable[[list[T]], list[Any]]) -> list[Any]:
+def deal(jobs: Sequence[T], work: Callable[[list[T]], list[Any]], *, to_lead: bool = False) -> list[Any]:
     """What whole jobs come to, in their order, each carried out by one process alone; `work` is given those of a
-    process together. What it returns is sent to all."""
+    process together. Results are sent to all processes, or with `to_lead` to process 0; the others then get an empty
+    list."""
     if size() == 1:
         return work(list(jobs))
 
@@ -211,8 +214,8 @@ def deal(jobs: Sequence[T], work: Callable[[list[T]], list[Any]]) -> list[Any]:
         done, failed = [], error
     attend(_world)
     _world.patient = False
-    found = _after_all(_world, key, place, done, failed)
-    return [found[i % size()][i // size()] for i in range(len(jobs))]
+    found = _after_all(_world, key, place, done, failed, to_lead=to_lead)
+    return found and [found[i % size()][i // size()] for i in range(len(jobs))]
 
 
 def in_turns(work: Callable[[], T]) -> T:
@@ -235,18 +238,34 @@ def in_turns(work: Callable[[], T]) -> T:
     return done[0]
 
 
-def _after_all(world: World, key: str, place: str, done: T, failed: Exception | None) -> list[T]:
-    """What all have done, once all are there: they may differ by more than anybody waits in a collective."""
+def _after_all(
+    world: World, key: str, place: str, done: T, failed: Exception | None, *, to_lead: bool = False
+) -> list[T]:
+    """What all have done, once all are there: they may differ by more than the time-out of a collective. With
+    `to_lead` only process 0 gets it, and an empty list the others."""
     world.store.set(f"{key}/{world.rank}", pickle.dumps(place))
     for number in range(world.size):
         _same_way(world, pickle.loads(wait_for(world, f"{key}/{number}", number)), place, number)
 
-    def told() -> T:
+    def outcome() -> T | None:
         if failed is not None:
             raise failed
-        return done
+        return None if to_lead else done
 
-    return each(told)
+    found: list[Any] = each(outcome)
+    return _to_lead(done) if to_lead else found
+
+
+def _to_lead(value: T) -> list[T]:
+    """What every process has, on process 0; an empty list on the others."""
+    import torch.distributed as dist
+
+    assert _world is not None
+    values: list[Any] | None = None if rank() else [None] * _world.size
+    attend(_world)
+    with answers(_world):
+        dist.gather_object(value, values, dst=0, group=_world.group)
+    return values or []
 
 
 def _next_key(world: World) -> str:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from burnish.records import Interval
 
 Array = npt.NDArray[np.float64]
+DECIDED = 30  # prompts won or lost: with fewer a bootstrap takes too few values to keep its level
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
@@ -121,16 +122,36 @@ def paired_win_rate(
 ) -> Interval:
     """Win rate of one policy over another on the same prompts: outcomes in [0, 1], ties 0.5; n is of prompts.
 
-    A bootstrap over prompts. Where all prompts agree it would shrink to a point and call three wins of
-    three a certainty; there, Wilson's interval on the number of prompts stands in. Raises ValueError for
-    no outcomes and for one outside [0, 1].
+    A bootstrap over prompts. Where all prompts agree the bootstrap would shrink to a point and call three wins of
+    three a certainty; there, Wilson's interval on the number of prompts is used. With fewer than `DECIDED` prompts that
+    are won or lost the interval is widened to the exact one of Clopper and Pearson (1934) for the share of these that
+    are won: its lower bound is above one half only where an exact sign test says so. Raises ValueError for no outcomes
+    and for one outside [0, 1].
     """
     x = _unit("outcomes", outcomes)
     index, n = _cluster_index(prompts, len(x))
     means = np.bincount(index, weights=x, minlength=n) / np.bincount(index, minlength=n)
     if np.ptp(means) == 0:
-        return _wilson(float(means[0]), n, confidence)
-    return clustered_bootstrap(outcomes, prompts, seed=seed, draws=draws, confidence=confidence)
+        found = _wilson(float(means[0]), n, confidence)
+    else:
+        found = clustered_bootstrap(outcomes, prompts, seed=seed, draws=draws, confidence=confidence)
+    won, lost = int((means > 0.5).sum()), int((means < 0.5).sum())
+    if not 0 < won + lost < DECIDED:
+        return found
+    low, high = (0.5 + (won + lost) / n * (p - 0.5) for p in _clopper_pearson(won, won + lost, confidence))
+    return replace(found, ci_low=min(found.ci_low, low), ci_high=max(found.ci_high, high))
+
+
+def _clopper_pearson(successes: int, n: int, confidence: float) -> tuple[float, float]:
+    """Exact interval of a binomial share."""
+    from scipy.special import betaincinv  # not for those who only read a report
+
+    low, high = _tails(confidence)
+    k = successes
+    return (
+        float(betaincinv(k, n - k + 1, low)) if k else 0.0,
+        float(betaincinv(k + 1, n - k, high)) if k < n else 1.0,
+    )
 
 
 def sample_size(win_rate: float, *, confidence: float = 0.95, power: float = 0.8) -> int:

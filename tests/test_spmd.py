@@ -49,6 +49,51 @@ def test_rows_come_back_in_their_order_from_whoever_had_them(n: int, rows: int) 
 
 
 @pytest.mark.e2e
+def test_a_process_without_rows_gets_them_on_the_device_of_the_others() -> None:
+    """`torch.device` on the CPU alone: a fake device type is sent along with each tensor."""
+
+    class Elsewhere(torch.Tensor):
+        """A tensor that says it lives on the meta device; its numbers are read from the CPU."""
+
+        @property
+        def device(self) -> torch.device:  # type: ignore[override]
+            return torch.device("meta")
+
+        def cpu(self) -> torch.Tensor:  # type: ignore[override]
+            return self.as_subclass(torch.Tensor)  # type: ignore[attr-defined]
+
+        def detach(self) -> torch.Tensor:  # type: ignore[override]
+            return self
+
+    def work(number: int) -> str:
+        def read(own: list[int]) -> tuple[torch.Tensor]:
+            return (torch.ones(len(own)).as_subclass(Elsewhere),)  # type: ignore[attr-defined]
+
+        return spmd.gather(1, read)[0].device.type
+
+    assert shared(2, work) == ["meta", "meta"]
+
+
+@pytest.mark.e2e
+def test_results_for_process_0_are_not_sent_to_the_others() -> None:
+    def work(number: int) -> list[str]:
+        return spmd.deal(list("abc"), lambda own: [x * 2 for x in own], to_lead=True)
+
+    assert shared(2, work) == [["aa", "bb", "cc"], []]
+
+    def fails(number: int) -> list[str]:
+        def job(own: list[str]) -> list[str]:
+            if "b" in own:
+                raise Diverged("job b")
+            return own
+
+        return spmd.deal(list("abc"), job, to_lead=True)
+
+    found = shared(2, fails)
+    assert [type(error) for error in found] == [Diverged, Diverged], "a failure is raised by all"
+
+
+@pytest.mark.e2e
 def test_gradients_and_figures_are_added_up_and_a_process_without_rows_counts_as_zero() -> None:
     def work(number: int) -> tuple[list[float], dict[str, float]]:
         p = nn.Parameter(torch.ones(3))

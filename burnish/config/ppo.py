@@ -13,7 +13,7 @@ class KLConfig(Section):
 
     target: float = Field(4.0, gt=0)
     adaptive: bool = True
-    init_coef: float | None = Field(None, gt=0)  # None: Gaussian tilt, sd(score) / sqrt(2 target)
+    init_coef: float | None = Field(None, gt=0)  # None: sd within a prompt / sqrt(2 target)
     horizon: int | None = Field(None, gt=0)  # episodes; None: a twentieth of the run's
     smoothing: float = Field(0.5, ge=0, lt=1)  # exponential moving average of the measured KL
     lead: float = Field(5.0, ge=0)  # updates ahead that the controller looks, by the last one's change

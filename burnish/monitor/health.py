@@ -40,7 +40,8 @@ class HealthMonitor:
         return Alert(name, severity, text, stats.step, value, threshold, {"attempt": stats.attempt})
 
     def _kl(self, stats: StepStats) -> list[Alert]:
-        # The non-negative estimate: k1 of a small batch can look calm by chance.
+        # The k1 estimate of one batch can look calm by chance, so the smoothed one counts too. k3 is never negative,
+        # but a few responses that have run away make it many times as large.
         if "kl" not in stats.values:
             return []
         value = max(stats["kl"], stats.values.get("kl_smoothed", 0.0))

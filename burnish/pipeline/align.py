@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from burnish.models.artefacts import is_saved, load_reward_model, save_policy
 from burnish.models.heads import Pooling, ScalarHead
 from burnish.models.memory import give_back
 from burnish.models.rates import ladder
-from burnish.models.sampling import sample_rollout
 from burnish.models.shared_base import Top
+from burnish.pipeline.answers import sample_answers
 from burnish.pipeline.concise import Instructed
 from burnish.pipeline.data import Data
 from burnish.pipeline.direct import HEALTHY, run_dpo
@@ -47,6 +48,7 @@ from burnish.reward.saved import load_anchor, load_ensemble, load_reference, loa
 
 CHECK_PROMPTS = 16
 SCALE_PROMPTS = 128
+WITHIN_PROMPTS = 32  # answered twice
 VALUE_SHARE = 1 / 3  # of the reward models' learning rate: the value function starts as one of them
 
 
@@ -207,7 +209,7 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
     kl = config.kl
     episodes = config.updates * config.batch_size
     controller = AdaptiveKLController(
-        coef=initial_coef(score_sd, kl.target) if kl.init_coef is None else kl.init_coef,
+        coef=kl.init_coef or initial_coef(spread_within(models, score, shaping, prompts, seed), kl.target),
         target=kl.target,
         horizon=max(config.batch_size, episodes // 20) if kl.horizon is None else kl.horizon,
         smoothing=kl.smoothing,
@@ -237,20 +239,32 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
     )
 
 
+def spread_within(
+    models: Models, score: ScoreFn, shaping: Shaping | None, prompts: Sequence[Prompt], seed: int
+) -> float:
+    """Standard deviation of what PPO is paid for responses of the reference policy to one prompt, from two to each of
+    some prompts: half the mean squared difference is the variance within a prompt. Raises TrainingError where no two
+    differ."""
+    some = prompts[:WITHIN_PROMPTS]
+    paid = []
+    for turn in range(2):
+        scores = score(sample_answers(models, some, len(some), seed, "spread within", turn))
+        paid.append(scores.scores if shaping is None else shaping(scores))
+    within = math.sqrt(float((paid[0] - paid[1]).square().mean()) / 2)
+    if not within > 0:
+        raise TrainingError(
+            f"the reward is the same for two reference responses to each of {len(some)} prompts: there is nothing to "
+            "learn from it; look at the reward models, ppo.rewards and ppo.ensemble_weight, or raise ppo.temperature"
+        )
+    return within
+
+
 def measured_shaping(
     models: Models, score: SummedRewards, prompts: Sequence[Prompt], config: ShapingConfig, seed: int
 ) -> Shaping:
     """Centre a reward on responses of the reference policy, and measure its standard deviation there before and after
     shaping: from the latter the KL coefficient starts."""
-    rollout = sample_rollout(
-        models.reference(),
-        models.codec,
-        prompts,
-        max_tokens=models.config.max_response_tokens,
-        batch_size=len(prompts),
-        seed=seed,
-        where=("scale",),
-    )
+    rollout = sample_answers(models, prompts, len(prompts), seed, "scale")
     sd = score.center(rollout)
     if not sd > 0:
         raise TrainingError(

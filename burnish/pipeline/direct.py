@@ -113,7 +113,7 @@ def smoothing_of(data: Data, pairs: Sequence[Preference], config: DPOConfig) -> 
     weighed = weigh(votes, "dawid_skene")
     rate = flip_rate(votes, weighed.consensus) if weighed.overlap else None
     counts = np.bincount(votes.comparison, minlength=len(votes.ids))
-    several = {votes.ids[i]: float(weighed.consensus[i]) for i in np.flatnonzero(counts > 1)}
+    several = {votes.ids[i]: float(weighed.consensus[i]) for i in np.flatnonzero(counts > 1).tolist()}
     labelled = [p.comparison_id for p in pairs if p.comparison_id]
     if rate is None or not several.keys() & set(labelled):
         text = (

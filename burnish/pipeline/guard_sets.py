@@ -4,6 +4,7 @@ champion's."""
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from burnish import spmd
@@ -115,8 +116,8 @@ def plain(text: str) -> str:
 def likelihoods(
     models: Models, policy: Policy, prompts: Sequence[Prompt], references: Sequence[str]
 ) -> list[float]:
-    """Mean log-probability a token of every reference, in nats."""
-    base = policy.top.base
+    """Mean log-probability a token of every reference, in nats, at temperature 1 whatever the policy samples at."""
+    policy, base = replace(policy, temperature=1.0), policy.top.base
     asked = [models.codec.encode_prompt(p) for p in prompts]
     said = [models.codec.encode_response(r, to=p) for p, r in zip(prompts, references, strict=True)]
     sequences = Sequences(base, asked, said, models.codec.pad_id)

@@ -86,9 +86,10 @@ def judges_of(place: Workplace, path: Path) -> dict[str, Judge]:
 
 
 def of_ppo(place: Workplace, worth: dict[str, Array], proxy: Array, seed: int) -> dict[str, Any] | None:
-    """PPO's updates in their order: KL, the proxy's gain and the watcher's; the true preference's of the pairs that
-    were kept. Gains are from SFT, in standard deviations over the pool. None where PPO made no update."""
-    rows = place.journal.run.read_rows("metrics/ppo.jsonl")
+    """PPO's updates in their order, without those that were rolled back: KL, the proxy's gain and the watcher's; the
+    true preference's of the pairs that were kept. Gains are from SFT, in standard deviations over the pool. None where
+    PPO made no update."""
+    rows = kept_updates(place.journal.run.read_rows("metrics/ppo.jsonl"))
     if not rows:
         return None
     sd = float(proxy.std())
@@ -122,10 +123,28 @@ def gold_of_pairs(
     for pair in place.journal.run.read_rows(OWN_PAIRS):
         own = [gold(Prompt(pair["prompt"]), pair[side]) for side in ("first", "second")]
         by_tick.setdefault(pair["tick"], []).extend(own)
-    # They were sampled after their update was made: at the KL that the next one measured.
-    known = [(tick, golds) for tick, golds in by_tick.items() if tick < len(rows)]
-    kl = [rows[tick]["kl"] for tick, _ in known]
-    return kl, [(mean(golds) - float(pool.mean())) / float(pool.std()) for _, golds in known]
+    after = kl_after(rows, place.journal.run.read_rows("timing/ppo.jsonl"))
+    known = [(after[tick], golds) for tick, golds in by_tick.items() if tick in after]
+    scaled = [(mean(golds) - float(pool.mean())) / float(pool.std()) for _, golds in known]
+    return [kl for kl, _ in known], scaled
+
+
+def kept_updates(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The updates that the last policy is made of: a roll-back takes back those after its checkpoint."""
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        while kept and kept[-1]["step"] >= row["step"]:
+            kept.pop()
+        kept.append(row)
+    return kept
+
+
+def kl_after(rows: Sequence[dict[str, Any]], timing: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """By tick the KL of the policy that its update left, which the next update measured; kept updates alone. Ticks
+    count updates that diverged and so have no row."""
+    kept = {(row["step"], row["attempt"]): i for i, row in enumerate(rows)}
+    places = {row["tick"]: kept.get((row["step"], row["attempt"])) for row in timing}
+    return {tick: rows[i + 1]["kl"] for tick, i in places.items() if i is not None and i + 1 < len(rows)}
 
 
 def offered(report: dict[str, Any]) -> dict[str, Any] | None:

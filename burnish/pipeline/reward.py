@@ -239,7 +239,7 @@ def train_group(
         return list(zip(told, states, strict=True))
 
     heads: dict[str, ScalarHead] = {}
-    done = spmd.deal(names, train)
+    done = spmd.deal(names, train, to_lead=True)  # weights are large, and process 0 alone saves them
     for row in zip_longest(
         *(told for told, _ in done)
     ):  # in the order in which one process would have told it

@@ -26,7 +26,7 @@ def first_rate(ppo: PPO) -> tuple[float | None, float]:
     clipped gradient g, and the inner epochs go on roughly there: the weights are moved so far along that line, the KL
     to the policy that was sampled is measured, and the rate corrected as KL grows as its square (the Fisher
     information's quadratic form). The batch is kept for the first update, the weights are as before."""
-    batch = ppo.first_batch = ppo.collect(ppo.step + 1)
+    batch = ppo.collect_first()
     rows = list(range(len(batch.rollout)))
     with torch.enable_grad():
         ppo.accumulate(batch, rows)

@@ -16,8 +16,9 @@ STALL_ROOM = 4.0  # times that the coefficient may fall below its start before h
 def initial_coef(score_sd: float, target: float) -> float:
     """The coefficient whose optimum lies at `target` nats if scores under the reference were Gaussian.
 
-    Tilting N(0, sd^2) by exp(r / coef) shifts its mean by sd^2 / coef, a KL of sd^2 / (2 coef^2); set that to
-    the target: coef = sd / sqrt(2 target).
+    `score_sd` is the standard deviation of the scores of responses to one prompt: what differs between prompts does
+    not tilt the distribution of any. Tilting N(0, sd^2) by exp(r / coef) shifts its mean by sd^2 / coef, a KL of
+    sd^2 / (2 coef^2); set that to the target: coef = sd / sqrt(2 target).
     """
     _positive("score_sd", score_sd)
     _positive("target", target)

@@ -45,6 +45,7 @@ class PPO(Collector):
     skipped_in_a_row: int = 0
     experience: Experience | None = None
     first_batch: Experience | None = None  # of the first update, where it was needed before
+    first_seconds: float = 0.0  # that its collection took
     unexplained: int = 0  # updates in a row whose returns the value function did not explain
     notes: list[Decision] = field(default_factory=list)  # decisions of its own, for whoever keeps the record
 
@@ -95,10 +96,11 @@ class PPO(Collector):
         """Run until `config.updates` are kept. State is complete between two yields."""
         while self.step < self.config.updates:
             began = perf_counter()
+            earlier = self.first_seconds if self.first_batch is not None else 0.0
             # 1 roll out  2 score  3 shape rewards  4 advantages
             experience = self.experience = self.first_batch or self.collect(self.step + 1)
             self.first_batch = None
-            collected = perf_counter()
+            collecting = earlier or perf_counter() - began
             # 5 update policy and value
             values = self.improve(experience)
             # 6 adapt KL
@@ -114,14 +116,22 @@ class PPO(Collector):
             self.judge_critic(values.get("explained_variance"))
             self.step += 1
             self.tick += 1
-            seconds = perf_counter() - began
+            seconds = perf_counter() - began + earlier
+            sampling = self.timing.pop("sampling_seconds")
             self.timing |= {
                 "seconds": seconds,
                 "tokens_per_second": sum(experience.rollout.lengths) / seconds,
-                "scoring_share": (collected - began) / seconds - self.timing["sampling_seconds"] / seconds,
-                "sampling_share": self.timing.pop("sampling_seconds") / seconds,
+                "scoring_share": (collecting - sampling) / seconds,
+                "sampling_share": sampling / seconds,
             }
             yield StepStats(self.step, self.attempt, values)
+
+    def collect_first(self) -> Experience:
+        """The batch of the next update, collected before it."""
+        began = perf_counter()
+        self.first_batch = self.collect(self.step + 1)
+        self.first_seconds = perf_counter() - began
+        return self.first_batch
 
     def improve(self, experience: Experience) -> dict[str, float]:
         """The inner epochs: clipped policy and value losses, gradient norms clipped, non-finite steps skipped."""

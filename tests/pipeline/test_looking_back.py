@@ -12,6 +12,7 @@ from burnish.data.prompts import read_references
 from burnish.errors import DataError
 from burnish.pipeline.guard_sets import measure_guard_sets
 from burnish.pipeline.order import Workplace
+from burnish.pipeline.overoptimizing import kept_updates, kl_after
 from burnish.runs import RunDirectory
 from tests.command import burnish
 
@@ -72,6 +73,9 @@ def test_guard_sets_are_answered_by_both(short_run: Path, tmp_path: Path) -> Non
         place.models, short_run / "ppo", config.model_copy(update={"guard_sets": sets[1:2]}), 1
     )
     assert same == likely
+    warm = config.model_copy(update={"guard_sets": sets[1:2], "temperature": 0.5})
+    (as_warm,) = measure_guard_sets(place.models, short_run / "ppo", warm, 1)
+    assert (as_warm.champion, as_warm.baseline) == (likely.champion, likely.baseline), "at temperature 1"
     rows.write_text(json.dumps({"prompt": "Once", "reference": "b"}) + "\n")
     with pytest.raises(DataError, match="8 are needed"):
         measure_guard_sets(place.models, short_run / "ppo", config, 1)
@@ -88,3 +92,28 @@ def test_references(tmp_path: Path) -> None:
     file.write_text('{"prompt": "a"}\n')
     with pytest.raises(DataError, match="line 1: `reference` is None"):
         read_references(file)
+
+
+def test_updates_that_were_rolled_back_are_not_fitted_and_ticks_without_a_row_are_passed_over() -> None:
+    """Attempt 0 makes updates 1 to 4 (ticks 1 to 4), tick 5 diverges, attempt 1 goes on after update 2 (ticks 6, 7)."""
+
+    def row(step: int, attempt: int, tick: int) -> dict[str, float]:
+        return {"step": step, "attempt": attempt, "tick": tick, "kl": 10.0 * attempt + step}
+
+    made = [row(s, 0, s) for s in (1, 2, 3, 4)] + [row(3, 1, 6), row(4, 1, 7)]
+    kept = kept_updates(made)
+    assert [(r["step"], r["attempt"]) for r in kept] == [(1, 0), (2, 0), (3, 1), (4, 1)]
+    assert kl_after(kept, made) == {1: 2.0, 2: 13.0, 6: 14.0}
+
+
+def test_over_optimisation_and_chat_of_scores_that_need_a_reference(run_copy: Path) -> None:
+    file = run_copy / "reward" / "ensemble.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"aggregate": "min"}))
+    args = ("evaluate", "overoptimization", str(run_copy), "--prompts", "8", "--answers", "16", "--json")
+    proxy = [s["value"] for s in json.loads(burnish(*args).stdout)["pool"]["curves"]["proxy"]]
+    assert proxy == sorted(proxy)
+    stressed = burnish(
+        "reward", "stress", str(run_copy), "--answers", "16", "--best-of", "4", "--prompts", "4", check=False
+    )
+    assert "unexpected" not in stressed.stderr
+    assert json.loads((run_copy / "stressed.json").read_text())["best_of"]["prompts"] == 4

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import torch
 
+from burnish.policy.collection import Collector, Experience
 from burnish.policy.first_rate import first_rate
 from burnish.records import Rollout, Scores
 from tests.toys import make_ppo, toy
@@ -36,6 +38,31 @@ def test_the_search_leaves_policy_and_batch_as_they_would_have_been() -> None:
     assert searched.first_batch is not None
     assert [s.as_row() for s in searched.updates()] == [s.as_row() for s in plain.updates()]
     assert searched.first_batch is None
+
+
+def test_a_batch_collected_earlier_counts_its_collection_in_the_timing_of_its_update(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base, codec = toy()
+    ppo = make_ppo(base, codec, rate=0.01, updates=2)
+    own = Collector.collect
+
+    def slow(self: Collector, step: int) -> Experience:
+        found = own(self, step)
+        if step == 1:
+            time.sleep(0.3)
+            self.timing["sampling_seconds"] += 0.2
+        return found
+
+    monkeypatch.setattr(Collector, "collect", slow)
+    first_rate(ppo)
+    for _ in ppo.updates():
+        shares = ppo.timing["sampling_share"], ppo.timing["scoring_share"]
+        assert all(0 <= share <= 1 for share in shares)
+        assert sum(shares) <= 1
+        if ppo.step == 1:
+            assert ppo.timing["seconds"] > 0.3
+            assert shares[0] > 0.2 / ppo.timing["seconds"] - 0.01
 
 
 def test_a_batch_without_direction_gives_no_rate() -> None:
