@@ -19,6 +19,7 @@ EXIT_CODES = {
     13: "another process of the run failed, hangs or is gone",
     20: "audit: hacking suspected",
     21: "audit: too few figures to tell",
+    22: "audit: broken (a critical alert)",
     130: "interrupted (the run can be continued)",
 }
 """What the command line ends with: every code, said once."""

@@ -27,14 +27,12 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
 ) -> None:
     """Score texts with a run's reward models: the ensemble, every member, and how far they disagree."""
-    from burnish.data.lines import must_exist
-    from burnish.pipeline.scoring import as_table, read_rows, score_texts
+    from burnish.data.lines import decode, read_text
+    from burnish.pipeline.scoring import as_table, read_answers, score_texts
 
-    if file is not None:
-        must_exist(file)
-    text = sys.stdin.read() if file is None else file.read_text(encoding="utf-8")
+    text = decode(sys.stdin.buffer.read(), "standard input") if file is None else read_text(file)
     prepare_environment()
-    rows = list(score_texts(directory, read_rows(text, prompt)))
+    rows = list(score_texts(directory, read_answers(text, prompt)))
     print("\n".join(json.dumps(row) for row in rows) if as_json else as_table(rows))
 
 
@@ -50,12 +48,18 @@ def explain(
     Needs burnish[explain]."""
     from dataclasses import asdict
 
+    from burnish.data.text import Unusable, prompt_of, text_of
+    from burnish.errors import DataError
+
     prepare_environment()
     from burnish.pipeline.explain import explain as explained
     from burnish.pipeline.explain import write_page
-    from burnish.records import Prompt
 
-    found = explained(directory, Prompt(prompt), response)
+    try:
+        asked, answer = prompt_of(prompt), text_of(response)
+    except Unusable as reason:
+        raise DataError(f"--prompt or --response cannot be read: {reason}") from None
+    found = explained(directory, asked, answer)
     write_page(found, prompt, out)
     print(json.dumps(asdict(found)) if as_json else f"Score {found.score:+.2f}. Wrote {out}")
 

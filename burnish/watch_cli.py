@@ -11,7 +11,13 @@ import typer
 
 EXIT_HACKING = 20
 EXIT_TOO_FEW = 21
-CODES = {"healthy": 0, "hacking suspected": EXIT_HACKING, "too few to tell": EXIT_TOO_FEW}
+EXIT_BROKEN = 22
+CODES = {
+    "healthy": 0,
+    "hacking suspected": EXIT_HACKING,
+    "too few to tell": EXIT_TOO_FEW,
+    "broken": EXIT_BROKEN,
+}
 
 app = typer.Typer(no_args_is_help=True, help="What a run came to, looked at again.")
 
@@ -56,7 +62,8 @@ def audit(
     as_json: JsonOption = False,
 ) -> None:
     """Read any trainer's log (TRL, verl, OpenRLHF, this one's metrics) for reward hacking, with the detectors and
-    limits of a run. Ends with 0 healthy, 20 hacking suspected, 21 too few to tell."""
+    limits of a run. Ends with 0 healthy, 20 hacking suspected, 21 too few to
+    tell, 22 broken (a critical alert: a reward or a loss that is not a number, a KL under 0, ...)."""
     from burnish.monitor.logs import audit_log, lines_of
 
     found = audit_log(log, responses=responses, kl_target=kl_target)

@@ -78,7 +78,7 @@ def _read(path: Path) -> dict[str, Any]:
         hint = f"; did you mean {', '.join(near)}?" if near else "; `burnish init` writes one"
         raise ConfigError(f"{path} does not exist{hint}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise ConfigError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from None

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from burnish.checkpoints import atomic_lines
-from burnish.data.lines import read_lines
 from burnish.data.preferences import read_preferences
 from burnish.data.rankings import Tiers
-from burnish.data.rows import Unusable, numbered_rows, tiers_of
+from burnish.data.rows import numbered_rows, tiers_of
 from burnish.data.store import LabelStore
+from burnish.data.text import Unusable, text_of
 from burnish.errors import DataError
 from burnish.records import Comparison, Label, Preference, Prompt, Response, Source
 
@@ -67,13 +67,13 @@ def load_labels(store: LabelStore, path: Path, guidelines: str | None = None) ->
     """Add the rows of a file to a store, a thousand at a time: stopped half way and begun again it ends the same.
     Raises DataError when more than half cannot be used."""
     found = Loaded()
-    lines = ((number, line) for number, line in read_lines(path) if line.strip())
+    lines = numbered_rows(path, "train")
     while chunk := list(islice(lines, ROWS)):
         rows = []
-        for number, line in chunk:
+        for number, row in chunk:
             found.rows += 1
             try:
-                rows.append(_read(line, guidelines))
+                rows.append(_read(row, guidelines))
             except Unusable as reason:
                 found.rejected[str(reason)] += 1
                 found.first_rejected.setdefault(str(reason), number)
@@ -136,11 +136,9 @@ def _questions(row: _Row) -> Iterator[tuple[Comparison, Label]]:
     return zip(row.asked, row.labels, strict=True)
 
 
-def _read(line: str, guidelines: str | None) -> _Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        raise Unusable("malformed JSON") from None
+def _read(row: Any, guidelines: str | None) -> _Row:
+    if isinstance(row, str):
+        raise Unusable("malformed JSON")
     if not isinstance(row, dict):
         raise Unusable("not an object")
     for name in ("prompt", "responses"):
@@ -185,13 +183,8 @@ def _read(line: str, guidelines: str | None) -> _Row:
 
 
 def _check_text(prompt: Prompt, responses: Sequence[str]) -> None:
-    whole = "\n".join([prompt.text, *(m.content for m in prompt.messages), *responses])
-    if "\x00" in whole:
-        raise Unusable("a text has a NUL character in it")
-    try:
-        whole.encode()
-    except UnicodeEncodeError:
-        raise Unusable("a text has half a character in it") from None
+    for text in (prompt.text, *(m.content for m in prompt.messages), *responses):
+        text_of(text)
 
 
 def _answered(row: Mapping[str, Any]) -> tuple[Prompt, list[str], Tiers, list[bool]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from burnish.data.lines import must_exist
+from burnish.data.lines import read_text
 from burnish.errors import DataError
 from burnish.records import content_id
 
@@ -26,8 +26,7 @@ def load_guidelines(path: str | None = None) -> Guidelines:
     """Those in the file, or the package's own. Raises DataError for a file that is missing or empty."""
     if path is None:
         return Guidelines((files("burnish.data") / "guidelines.md").read_text(encoding="utf-8"))
-    must_exist(Path(path))
-    text = Path(path).read_text(encoding="utf-8")
+    text = read_text(Path(path))
     if not text.strip():
         raise DataError(f"{path} is empty; write what labelers are to go by, or leave label.guidelines out")
     return Guidelines(text)

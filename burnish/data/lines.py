@@ -1,19 +1,31 @@
-"""Lines of text files, plain or gzipped, with errors that name the file, the line and the byte."""
+"""Text files, plain or gzipped, decoded by one rule, with errors that name the file, the line and the byte."""
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import gzip
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 from burnish.errors import DataError
+
+MARKS = (  # byte order marks; the first two bytes of UTF-32's are those of UTF-16
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 def must_exist(path: Path) -> None:
     """Raise DataError, with the nearest names in the folder, unless the file exists."""
     if path.is_file():
         return
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; give a file")
     folder = path.parent
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     near = difflib.get_close_matches(path.name, names, 3, cutoff=0.5)
@@ -21,22 +33,80 @@ def must_exist(path: Path) -> None:
     raise DataError(f"{path} does not exist; {hint}")
 
 
+def decode(raw: bytes, source: str) -> str:
+    """Bytes of a text: by their byte order mark, which is left out, or as UTF-8. Raises DataError naming line and
+    byte of what is not text."""
+    encoding = next((name for mark, name in MARKS if raw.startswith(mark)), "utf-8")
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        if encoding not in ("utf-8", "utf-8-sig"):
+            raise DataError(
+                f"{source} begins as {encoding.upper()} but is not ({error.reason}); save it as UTF-8"
+            ) from None
+        before = raw[: error.start]
+        line, byte = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
+        raise _not_utf8(source, line, byte) from None
+
+
+def _not_utf8(source: str, line: int, byte: int) -> DataError:
+    return DataError(
+        f"{source}, line {line}: byte {byte} is not UTF-8; save the file as UTF-8 (Windows programs often save cp1252; "
+        "in a spreadsheet choose 'CSV UTF-8')"
+    )
+
+
+def read_text(path: Path) -> str:
+    """The whole of a text file, gzipped when its name ends in .gz. Raises DataError for a missing file and for one that
+    is not text."""
+    must_exist(path)
+    with _opened(path) as file:
+        return decode(_whole(file, path), str(path))
+
+
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines (from 1) of a UTF-8 file, gzipped when its name ends in .gz. Raises DataError for a
-    missing or empty file and for bytes that are not UTF-8."""
+    """Numbered lines (from 1) of a text file, gzipped when its name ends in .gz. Raises DataError for a missing or
+    empty file and for one that is not text."""
     must_exist(path)
     empty = True
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+    with _opened(path) as file:
         try:
+            start = file.peek(4)[:4]
+            if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or start == codecs.BOM_UTF32_BE:
+                # Not cut into lines by bytes; such files come from spreadsheets and are small.
+                for number, line in enumerate(decode(file.read(), str(path)).split("\n"), 1):
+                    empty = False
+                    yield number, line.rstrip("\r")
+                return
             for number, raw in enumerate(file, 1):
                 empty = False
+                if number == 1:
+                    raw = raw.removeprefix(codecs.BOM_UTF8)
                 try:
-                    yield number, raw.decode("utf-8").rstrip("\r\n")
+                    line = raw.decode("utf-8")
                 except UnicodeDecodeError as error:
-                    raise DataError(
-                        f"{path}, line {number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
-                    ) from None
+                    raise _not_utf8(str(path), number, error.start + 1) from None
+                yield number, line.rstrip("\r\n")
         except (gzip.BadGzipFile, EOFError) as error:
-            raise DataError(f"{path} is not a whole gzip file ({error}); make or fetch it again") from None
+            raise _no_gzip(path, error) from None
     if empty:
         raise DataError(f"{path} is empty; give one JSON object (or prompt) a line")
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    try:
+        # A GzipFile reads and peeks as a BufferedReader does.
+        return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+    except PermissionError:
+        raise DataError(f"{path} may not be read by this user; change its permissions") from None
+
+
+def _whole(file: io.BufferedReader, path: Path) -> bytes:
+    try:
+        return file.read()
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise _no_gzip(path, error) from None
+
+
+def _no_gzip(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} is not a whole gzip file ({error}); make or fetch it again")

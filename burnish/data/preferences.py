@@ -14,15 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from burnish.checkpoints import atomic_write
-from burnish.data.lines import read_lines
-from burnish.data.rows import Unusable, messages_of, missing_column, numbered_rows, tiers_of
+from burnish.data.rows import missing_column, numbered_rows, tiers_of
+from burnish.data.text import (
+    Rejected,
+    Unusable,
+    content_of,
+    json_rows,
+    messages_of,
+    prompt_of,
+    read_rows,
+    reply_of,
+    text_of,
+)
 from burnish.errors import DataError
 from burnish.records import Message, Preference, Prompt
 
 COLUMNS = ("chosen", "rejected")
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
-EXCERPT = 120
 
 
 @dataclass
@@ -43,7 +52,7 @@ def read_preferences(
     max_pairs: int | None = None,
     limit: float = 0.5,
     rejected_to: Path | None = None,
-    fits: Callable[[Preference], bool] | None = None,
+    misfit: Callable[[Preference], str | None] | None = None,
 ) -> ImportResult:
     """Read preference pairs from .jsonl, .jsonl.gz or .parquet, or by `datasets` name.
 
@@ -51,12 +60,12 @@ def read_preferences(
     message lists or as `\\n\\nHuman: ... \\n\\nAssistant: ...` dialogues that share all but the last reply. Where
     `chosen_ended` or `rejected_ended` is false, that answer was cut off. Rankings: `prompt`, `responses`, and `ranking`
     in tiers of their indices, best first, ties in one tier (`[[2], [0, 3], [1]]`); `ended` says of each whether it was
-    cut off; a pair for every two answers of different tiers. Pairs that do not fit are too long.
+    cut off; a pair for every two answers of different tiers. `misfit` says why a pair cannot be read by a model.
     Rejected rows go to `rejected_to` as JSON lines {line, reason, excerpt}. Raises DataError when a column is
     missing, when the file is empty or not UTF-8, and when more than `limit` of the rows cannot be used.
     """
     result = ImportResult([], 0)
-    notes: list[dict[str, Any]] = []
+    bad = Rejected()
     seen: set[str] = set()
     for number, row in numbered_rows(source, split):
         for read in _readers(row, str(source)):
@@ -66,42 +75,27 @@ def read_preferences(
                 key = json.dumps([pair.prompt.id, pair.chosen, pair.rejected])
                 if key in seen:
                     raise Unusable("duplicate")
-                if fits is not None and not fits(pair):
-                    raise Unusable("too long")
+                why = None if misfit is None else misfit(pair)
+                if why is not None:
+                    raise Unusable(why)
                 seen.add(key)
                 result.pairs.append(pair)
                 if isinstance(row, Mapping) and row.get("subset") is not None:
                     result.subsets.append(str(row["subset"]))
             except Unusable as reason:
-                result.rejected[str(reason)] += 1
-                excerpt = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
-                notes.append({"line": number, "reason": str(reason), "excerpt": excerpt[:EXCERPT]})
+                bad.add(number, str(reason), row)
         if max_pairs is not None and len(result.pairs) >= max_pairs:
             break
+    result.rejected = bad.counts
     if rejected_to is not None:
-        lines = (json.dumps(note, ensure_ascii=False) + "\n" for note in notes)
+        lines = (json.dumps(note, ensure_ascii=False) + "\n" for note in bad.notes)
         atomic_write(rejected_to, "".join(lines))
-    _check_share(source, result, notes, limit)
-    return result
-
-
-def _check_share(
-    source: str | Path, result: ImportResult, notes: Sequence[Mapping[str, Any]], limit: float
-) -> None:
-    bad = result.rejected.total()
-    if result.rows and bad / result.rows <= limit and result.pairs:
-        return
-    if not result.rows:
-        raise DataError(f"{source} holds no rows; give one preference pair a line")
-    common = []
-    for reason, count in result.rejected.most_common(3):
-        example = next(n["line"] for n in notes if n["reason"] == reason)
-        common.append(f"{reason}: {count} (e.g. line {example})")
-    raise DataError(
-        f"{bad} of {result.rows} rows of {source} cannot be used, more than data.rejected_rows_limit={limit:g} "
-        f"allows ({'; '.join(common)}); mend the rows, raise model.max_prompt_tokens or "
-        "model.max_response_tokens if they are too long, or raise the limit"
+    remedy = (
+        "mend the rows, raise model.max_prompt_tokens or model.max_response_tokens if they are too long, or raise the "
+        "limit"
     )
+    bad.check(source, result.rows, limit, remedy)
+    return result
 
 
 def _readers(row: Any, source: str) -> list[Callable[[], Preference]]:
@@ -145,18 +139,24 @@ def _pair(row: Any, source: str) -> Preference:
     if isinstance(chosen, str) and isinstance(rejected, str):
         if prompt is None:
             return _check(*_dialogue(chosen, rejected))
-        if isinstance(prompt, str):
-            return _check(Prompt(prompt), chosen, rejected)
-        if isinstance(prompt, list):
-            return _check(Prompt.from_messages(messages_of(prompt)), chosen, rejected)
-        raise Unusable("not text")
+        return _check(prompt_of(prompt), chosen, rejected)
     if isinstance(chosen, list) and isinstance(rejected, list):
+        if prompt is not None and _parts(chosen) and _parts(rejected):
+            return _check(prompt_of(prompt), content_of(chosen, "chosen"), content_of(rejected, "rejected"))
         a, b = messages_of(chosen), messages_of(rejected)
         if prompt is None:
             return _check(*_shared(a, b))
-        before = [Message("user", prompt)] if isinstance(prompt, str) else messages_of(prompt)
+        before = [Message("user", text_of(prompt))] if isinstance(prompt, str) else messages_of(prompt)
         return _check(_continued(before, a, b), _reply(a), _reply(b))
-    raise Unusable("not text")
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if not isinstance(side, str | list):
+            text_of(side, name)
+    raise Unusable("one side is text and the other is not")
+
+
+def _parts(value: list[Any]) -> bool:
+    """Whether a list holds content parts, not turns of a dialogue."""
+    return bool(value) and all(isinstance(v, dict) and "type" in v and "role" not in v for v in value)
 
 
 def _reply(turns: Sequence[Message]) -> str:
@@ -169,10 +169,15 @@ def _continued(before: list[Message], chosen: list[Message], rejected: list[Mess
     """The prompt, and the turns that both sides have before their last reply: they may begin with the prompt itself
     (after a system turn, perhaps), or go on from it."""
     shared = chosen[:-1]
-    if shared != rejected[:-1]:
+    if not _same(shared, rejected[:-1]):
         raise Unusable("no shared prompt")
-    held = any(shared[i : i + len(before)] == before for i in range(len(shared)))
+    held = any(_same(shared[i : i + len(before)], before) for i in range(len(shared)))
     return Prompt.from_messages(shared if held else [*before, *shared])
+
+
+def _same(a: Sequence[Message], b: Sequence[Message]) -> bool:
+    """Whether two dialogues are the same but for white space at the edges of turns."""
+    return [(m.role, m.content.strip()) for m in a] == [(m.role, m.content.strip()) for m in b]
 
 
 def _ended(pair: Preference, row: Mapping[str, Any]) -> Preference:
@@ -183,7 +188,7 @@ def _ended(pair: Preference, row: Mapping[str, Any]) -> Preference:
 
 
 def _shared(chosen: list[Message], rejected: list[Message]) -> tuple[Prompt, str, str]:
-    if chosen[:-1] != rejected[:-1] or len(chosen) < 2:
+    if not _same(chosen[:-1], rejected[:-1]) or len(chosen) < 2:
         raise Unusable("no shared prompt")
     return Prompt.from_messages(chosen[:-1]), _reply(chosen), _reply(rejected)
 
@@ -201,6 +206,8 @@ def _turns(text: str) -> list[Message]:
 
 
 def _check(prompt: Prompt, chosen: str, rejected: str) -> Preference:
+    for text in (prompt.text, *(m.content for m in prompt.messages), chosen, rejected):
+        text_of(text)
     if not prompt.text.strip():
         raise Unusable("empty prompt")
     if not (chosen.strip() and rejected.strip()):
@@ -245,23 +252,35 @@ def _row(pair: Preference, conversational: bool) -> dict[str, Any]:
     }
 
 
-def read_demonstrations(path: str | Path) -> list[tuple[Prompt, str]]:
-    """Demonstrations from JSONL: `prompt` and `completion`, or `messages` that end in an assistant's turn.
-    Raises DataError naming the line that cannot be used."""
-    found: list[tuple[Prompt, str]] = []
-    for number, line in read_lines(Path(path)):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if "messages" in row:
-                turns = messages_of(row["messages"])
-                found.append((Prompt.from_messages(turns[:-1]), _reply(turns)))
-            else:
-                found.append((Prompt(row["prompt"]), row["completion"]))
-        except (json.JSONDecodeError, KeyError, TypeError, Unusable) as error:
-            raise DataError(
-                f"{path}, line {number}: no demonstration ({error}); it needs `prompt` and `completion`, or "
-                "`messages` that end in an assistant's turn"
-            ) from None
+def read_demonstrations(
+    path: str | Path, *, limit: float = 0.5, rejected: Rejected | None = None
+) -> list[tuple[Prompt, str]]:
+    """Demonstrations from a JSON file: `prompt` and `completion` (text or messages), or `messages` that end in an
+    assistant's turn. A row that cannot be used goes to `rejected`. Raises DataError where more than `limit` of the rows
+    cannot be used, or any while there is no `rejected`."""
+
+    def read(row: Mapping[str, Any]) -> tuple[Prompt, str]:
+        if "messages" in row:
+            turns = messages_of(row["messages"])
+            if len(turns) < 2:
+                raise Unusable("a dialogue of one turn")
+            return Prompt.from_messages(turns[:-1]), _reply(turns)
+        if "prompt" not in row or "completion" not in row:
+            raise Unusable("no `prompt` and `completion`, and no `messages`")
+        text = reply_of(row["completion"], "completion")
+        if not text.strip():
+            raise Unusable("empty completion")
+        return prompt_of(row["prompt"]), text
+
+    bad = Rejected()
+    found = [pair for _, pair in read_rows(json_rows(Path(path)), read, bad)]
+    if bad.notes and rejected is None:
+        first = bad.notes[0]
+        raise DataError(
+            f"{path}, line {first['line']}: no demonstration ({first['reason']}); it needs `prompt` and `completion`, "
+            "or `messages` that end in an assistant's turn"
+        )
+    bad.check(path, len(found) + len(bad.notes), limit, "mend the rows, or raise the limit")
+    if rejected is not None:
+        rejected.notes += bad.notes
     return found

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from burnish.data.lines import read_lines
+from burnish.data.text import Rejected, Unusable, first_of, json_rows, prompt_of, read_rows, text_of
 from burnish.errors import DataError
 from burnish.records import Message, Preference, Prompt
 
@@ -22,58 +23,69 @@ class PromptSplits:
     test: list[Prompt]
 
 
-def read_prompts(source: str | Path, limit: int | None = None) -> list[Prompt]:
-    """Prompts of a .txt file (one a line) or .jsonl file (`prompt`, `messages`, `turns` or `instruction`),
-    each once, in order. Raises DataError naming the line that cannot be used."""
-    path = Path(source)
+COLUMNS = ("prompt", "messages", "turns", "instruction")
+
+
+def read_prompts(
+    source: str | Path, limit: int | None = None, *, rejected: Rejected | None = None
+) -> list[Prompt]:
+    """Prompts of a .txt file (one a line) or JSON file (`prompt`, `messages`, `turns` or `instruction`), each once, in
+    order. A row that cannot be used goes to `rejected`. Raises DataError naming the first such row where there is no
+    `rejected`, and where no prompt is left."""
+    path, unusable = Path(source), Rejected()
+    rows = read_rows(_rows(path), _prompt, unusable)
     found: dict[str, Prompt] = {}
-    for number, line in read_lines(path):
-        if not line.strip():
-            continue
-        prompt = Prompt(line.strip()) if path.suffix == ".txt" else _parse(path, number, line)
+    for _, prompt in rows:
         found.setdefault(prompt.id, prompt)
         if limit is not None and len(found) >= limit:
             break
+    _refuse(path, unusable, rejected, "a row needs `prompt`, `messages`, `turns` or `instruction`")
     if not found:
         raise DataError(f"{path} holds no prompt; give one prompt a line")
     return list(found.values())
 
 
 def read_references(source: str | Path, limit: int | None = None) -> list[tuple[Prompt, str]]:
-    """Prompts of a .jsonl file with their `reference`, each prompt once, in order. Raises DataError naming the line
-    that cannot be used."""
-    path = Path(source)
+    """Prompts of a JSON file with their `reference`, each prompt once, in order. Raises DataError naming the row that
+    cannot be used."""
+    path, unusable = Path(source), Rejected()
+
+    def read(row: Mapping[str, Any]) -> tuple[Prompt, str]:
+        reference = text_of(row.get("reference"), "`reference`")
+        if not reference.strip():
+            raise Unusable("`reference` is empty")
+        return _prompt(row), reference
+
     found: dict[str, tuple[Prompt, str]] = {}
-    for number, line in read_lines(path):
-        if line.strip() and (limit is None or len(found) < limit):
-            prompt = _parse(path, number, line)
-            reference = json.loads(line).get("reference")
-            if not (isinstance(reference, str) and reference.strip()):
-                raise DataError(
-                    f"{path}, line {number}: `reference` is {reference!r}; it must be the words of one"
-                )
-            found.setdefault(prompt.id, (prompt, reference))
+    for _, (prompt, reference) in read_rows(json_rows(path), read, unusable):
+        found.setdefault(prompt.id, (prompt, reference))
+        if limit is not None and len(found) >= limit:
+            break
+    _refuse(path, unusable, None, "a row needs a prompt and a `reference`")
     return list(found.values())
 
 
-def _parse(path: Path, number: int, line: str) -> Prompt:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, line {number}: not JSON ({error.msg}); give one JSON object a line"
-        ) from None
-    value = next((row[k] for k in ("prompt", "messages", "turns", "instruction") if row.get(k)), None)
-    if isinstance(value, str):
-        return Prompt(value)
-    if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
-        return Prompt.from_messages([Message("user", value[0])])
-    if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-        return Prompt.from_messages([Message(str(m["role"]), str(m["content"])) for m in value])
-    raise DataError(
-        f"{path}, line {number}: no prompt in {sorted(row)}; it needs `prompt`, `messages`, `turns` or "
-        "`instruction`"
-    )
+def _refuse(path: Path, unusable: Rejected, rejected: Rejected | None, needs: str) -> None:
+    if rejected is not None:
+        rejected.notes += unusable.notes
+    elif unusable.notes:
+        first = unusable.notes[0]
+        raise DataError(f"{path}, line {first['line']}: {first['reason']}; {needs}")
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    if path.suffix != ".txt":
+        return json_rows(path)
+    return ((number, {"prompt": line.strip()}) for number, line in read_lines(path) if line.strip())
+
+
+def _prompt(row: Mapping[str, Any]) -> Prompt:
+    value = first_of(row, COLUMNS)
+    if value is None:
+        raise Unusable(f"no prompt in {sorted(map(str, row))}")
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return Prompt.from_messages([Message("user", text_of(value[0]))])
+    return prompt_of(value)
 
 
 def _position(prompt: Prompt, salt: str) -> float:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from burnish.data.rows import Unusable, missing_column, numbered_rows, tiers_of
+from burnish.data.rows import missing_column, numbered_rows, tiers_of
+from burnish.data.text import Unusable
 from burnish.errors import DataError
 from burnish.records import Prompt
 

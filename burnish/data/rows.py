@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from burnish.data.lines import must_exist, read_lines
+from burnish.data.lines import must_exist
+from burnish.data.text import Unusable, json_rows, prompt_of, text_of
 from burnish.errors import DataError
-from burnish.records import Message, Prompt
+from burnish.records import Prompt
 
 FILES = {".csv", ".tsv", ".txt", ".md", ".xlsx", ".arrow", ".zip", ".gz", ".yaml", ".yml", ".pkl"}
 
 
-class Unusable(Exception):
-    """One row that cannot be used; the message is the reason."""
-
-
 def numbered_rows(source: str | Path, split: str) -> Iterator[tuple[int, Any]]:
-    """Numbered rows; a line that is not JSON comes as its text."""
+    """Numbered rows; a line that is not JSON comes as its text. JSON files hold one row a line, or one array."""
     name = str(source)
     if name.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
-        for number, line in read_lines(Path(source)):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError:
-                    yield number, line
+        yield from json_rows(Path(source))
     elif name.endswith(".parquet"):
         yield from _parquet(Path(source))
     elif _looks_like_a_file(name):
@@ -80,22 +71,12 @@ def missing_column(column: str, row: Mapping[str, Any], source: str) -> None:
     raise DataError(f"{source} has no column {column!r}; its columns are {', '.join(row)}{hint}")
 
 
-def messages_of(value: Any) -> list[Message]:
-    if not isinstance(value, list) or not value:
-        raise Unusable("empty prompt")
-    turns = []
-    for turn in value:
-        if not isinstance(turn, dict) or not isinstance(turn.get("content"), str) or "role" not in turn:
-            raise Unusable("not text")
-        turns.append(Message(str(turn["role"]), turn["content"]))
-    return turns
-
-
 def tiers_of(row: Mapping[str, Any]) -> tuple[Prompt, list[str], list[list[int]], list[bool]]:
     """Prompt, responses, tiers of their indices and which of them ended."""
     asked, responses, tiers = row.get("prompt"), row["responses"], row["ranking"]
-    if not (isinstance(responses, list) and all(isinstance(r, str) for r in responses)):
-        raise Unusable("not text")
+    if not isinstance(responses, list):
+        raise Unusable("responses are not a list")
+    responses = [text_of(r, "a response") for r in responses]
     ended = row.get("ended") or [True] * len(responses)
     if not (isinstance(ended, list) and all(isinstance(e, bool) for e in ended)):
         raise Unusable("ended is neither true nor false")
@@ -106,6 +87,4 @@ def tiers_of(row: Mapping[str, Any]) -> tuple[Prompt, list[str], list[list[int]]
         raise Unusable("ranking does not fit the responses")
     if len(tiers) < 2:
         raise Unusable("all tied")
-    if isinstance(asked, str):
-        return Prompt(asked), responses, tiers, ended
-    return Prompt.from_messages(messages_of(asked)), responses, tiers, ended
+    return prompt_of(asked), responses, tiers, ended

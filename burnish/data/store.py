@@ -174,14 +174,19 @@ class LabelStore:
         )
 
     def differing(self, labels: Iterable[Label], round: int = 0) -> int:
-        """How many of these labels the store has with another answer: of the same annotator, to the same question. They
-        would be left out by `add_labels`."""
+        """How many of these labels contradict the store, or one before them: another answer of the same annotator to
+        the same question. `add_labels` would leave them out."""
         found = 0
+        first: dict[str, float] = {}
         with Session(self.engine) as session:
             for chunk in _chunks(labels):
-                given = {_label_id(label, round): label.preference for label in chunk}
-                query = select(LabelRow.id, LabelRow.preference).where(LabelRow.id.in_(given))
-                found += sum(given[i] != preference for i, preference in session.execute(query))
+                given = [(_label_id(label, round), label.preference) for label in chunk]
+                query = select(LabelRow.id, LabelRow.preference).where(LabelRow.id.in_({i for i, _ in given}))
+                stored = {row.id: row.preference for row in session.execute(query)}
+                found += sum(
+                    preference != (stored[i] if i in stored else first.setdefault(i, preference))
+                    for i, preference in given
+                )
         return found
 
     def add_gold(self, questions: Iterable[tuple[Comparison, float]]) -> int:

@@ -17,6 +17,25 @@ from burnish.labels.ledger import Answer, Vote
 
 LETTERS: dict[str, Vote] = {"A": "first", "B": "second", "C": "tie"}
 VERDICT = re.compile(r"^[\s*_\"'(]*([ABC])(?=$|[\s.):,;*_\"'-]*$|[.):,;]|\s*\n)")
+THOUGHT = re.compile(r"^.*</think>", re.DOTALL)
+WHOLE = (  # replies that hold a verdict and nothing else
+    re.compile(r"\[\[([ABC])\]\]"),
+    re.compile(r"\$*\\boxed\{(?:\\text\{)?([ABC])\}?\}\$*"),
+    re.compile(
+        r"[*_\"']*(?:final )?(?:answer|verdict|choice)[*_\"']*\s*(?:is)?\s*:?\s*[*_\"'(]*([ABC])[*_\"').]*",
+        re.IGNORECASE,
+    ),
+    re.compile(r"\{\s*\"(?:verdict|answer|choice)\"\s*:\s*\"([ABC])\"\s*\}"),
+)
+NO_MONEY = (
+    "insufficient_quota",
+    "insufficient credits",
+    "insufficient balance",
+    "billing",
+    "exceeded your current quota",
+)
+NOT_COMPUTED = -1000.0  # some servers give a number like this for what they did not compute
+SURE = 1e-6  # probability of an alternative that is not among those that were given
 LEAST_MASS = 0.5  # of the first token, that verdicts must have for their odds to be one
 TOP = 20  # alternatives of the first token that are asked for
 HOPELESS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
@@ -73,28 +92,51 @@ class EndpointJudge:
                 f"{self.config.endpoint} does not take {self.model!r} ({error.status_code}: {_first_line(error)}); "
                 "look at judge.model, judge.endpoint and the key"
             ) from error
-        except openai.BadRequestError as error:
-            if extra and "logprob" in str(error).lower():
-                self.odds = False  # from here on by votes
-                return await self.ask(question)
-            # Asked again next time: it may be the settings that were refused.
-            return Answer(
-                why=f"the endpoint refused the question ({_first_line(error)})", again=True, final=True
-            )
+        except openai.APIStatusError as error:
+            if out_of_money(error):
+                raise ConfigError(
+                    f"{self.config.endpoint} says that there is no money left ({error.status_code}: "
+                    f"{_first_line(error)}); top up the account and start the same command again: what was answered is "
+                    "kept"
+                ) from error
+            if isinstance(error, openai.BadRequestError):
+                return await self._refused(error, question, asked_for_odds=bool(extra))
+            return Answer(why=f"status {error.status_code}", again=True)
         except openai.APITimeoutError:
             return Answer(why="time-out", again=True, billed=None)
-        except openai.APIStatusError as error:
-            return Answer(why=f"status {error.status_code}", again=True)
         except openai.APIConnectionError:
             return Answer(why="no connection", again=True, billed=None)
         except (openai.APIError, ValueError, KeyError, TypeError, AttributeError):
             return Answer(why="malformed reply", again=True, billed=None)
         return read_reply(reply)
 
+    async def _refused(self, error: openai.APIStatusError, question: str, *, asked_for_odds: bool) -> Answer:
+        """After a request that the endpoint does not take: by votes, where it knows no log-probabilities."""
+        if asked_for_odds and "logprob" in str(error).lower():
+            self.odds = False  # from here on
+            return await self.ask(question)
+        # Asked again next time: it may be the settings that were refused.
+        return Answer(why=f"the endpoint refused the question ({_first_line(error)})", again=True, final=True)
+
+
+def out_of_money(error: openai.APIStatusError) -> bool:
+    """Whether a refusal says that the account is empty, which no other try mends."""
+    said = f"{getattr(error, 'code', None) or ''} {error}".lower()
+    return error.status_code == 402 or (
+        error.status_code in (400, 403, 429) and any(w in said for w in NO_MONEY)
+    )
+
 
 def read_reply(reply: Any) -> Answer:
     """What a chat completion says: log-odds where it has log-probabilities of both letters, else a vote; an abstention
-    where it says neither."""
+    where it says neither, or has another shape."""
+    try:
+        return _read_reply(reply)
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
+        return Answer(why="malformed reply", again=True, billed=None)
+
+
+def _read_reply(reply: Any) -> Answer:
     choices = getattr(reply, "choices", None)
     if not choices:
         return Answer(why="malformed reply", again=True, billed=None)
@@ -104,14 +146,40 @@ def read_reply(reply: Any) -> Answer:
     message = choices[0].message
     if getattr(message, "refusal", None) or choices[0].finish_reason == "content_filter":
         return replace(billed, why="refused")
-    found = VERDICT.match(message.content or "")
-    vote = LETTERS[found[1]] if found else None
+    said = "" if message.content is None else spoken(message.content)
+    vote = verdict_of(said)
     logprobs = getattr(choices[0], "logprobs", None)
     content = getattr(logprobs, "content", None) or []
-    odds = log_odds([(t.token, t.logprob) for t in content[0].top_logprobs]) if content else None
+    odds = log_odds(alternatives(content[0])) if content else None
     if vote is None and odds is None:
         return replace(billed, why="unreadable verdict")
     return replace(billed, log_odds=odds, vote=vote)
+
+
+def spoken(content: Any) -> str:
+    """The text of a message: a string, or the text parts of a list."""
+    if isinstance(content, str):
+        return content
+    parts = [p if isinstance(p, dict) else vars(p) for p in content]
+    return "".join(str(p["text"]) for p in parts if p.get("type") == "text")
+
+
+def verdict_of(text: str) -> Vote | None:
+    """The verdict of a reply, after its reasoning (`<think>`) and without a fence around it; None where there is none
+    that is beyond doubt."""
+    text = THOUGHT.sub("", text).strip()
+    if text.startswith("```") and text.endswith("```"):
+        text = text.strip("`").partition("\n")[2].strip() or text.strip("`").strip()
+    found = VERDICT.match(text) or next((m for m in (p.fullmatch(text) for p in WHOLE) if m), None)
+    return LETTERS[found[1].upper()] if found else None
+
+
+def alternatives(token: Any) -> list[tuple[str, float]]:
+    """The alternatives of a token with their log-probabilities, the token's own where none are given. What a server
+    did not compute, or is not a number, is left out."""
+    given = getattr(token, "top_logprobs", None) or [token]
+    numbers = [(str(t.token), t.logprob) for t in given if isinstance(t.logprob, int | float)]
+    return [(t, float(p)) for t, p in numbers if math.isfinite(p) and p > NOT_COMPUTED]
 
 
 def log_odds(alternatives: Sequence[tuple[str, float]]) -> float | None:
@@ -125,7 +193,8 @@ def log_odds(alternatives: Sequence[tuple[str, float]]) -> float | None:
     known = [p for values in mass.values() for p in values]
     if not known or math.exp(_log_sum(known)) < LEAST_MASS:
         return None
-    least = math.exp(min(p for _, p in alternatives))
+    left = 1 - math.exp(_log_sum([p for _, p in alternatives]))
+    least = max(min(math.exp(min(p for _, p in alternatives)), left), SURE)
     a, b, c = (math.exp(_log_sum(mass[letter])) if mass[letter] else 0.0 for letter in "ABC")
     return math.log(max(a, least) + c / 2) - math.log(max(b, least) + c / 2)
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from burnish.errors import ConfigError, DataError, RunError
-from burnish.labels.items import CHOICES, Choice, Item, Returned
-from burnish.labels.vendors import choice_of
+from burnish.labels.items import Item, Returned
+from burnish.labels.vendors import chosen
 from burnish.records import content_id
 
 SANDBOX = "https://mturk-requester-sandbox.us-east-1.amazonaws.com"
@@ -292,23 +292,6 @@ def answers(xml: str) -> dict[str, str]:
             parts = {child.tag.rpartition("}")[2]: child.text or "" for child in answer}
             found[parts.get("QuestionIdentifier", "")] = parts.get("FreeText", "")
     return found
-
-
-def chosen(fields: Mapping[str, str]) -> Choice | None:
-    """A worker's choice: the field `choice`, one of `choice.a` ... that is true, or either inside `taskAnswers`."""
-    if "taskAnswers" in fields:
-        try:
-            inside = json.loads(fields["taskAnswers"])
-        except json.JSONDecodeError:
-            return None
-        first = inside[0] if isinstance(inside, list) and inside else inside
-        if not isinstance(first, dict):
-            return None
-        value = first.get("choice")
-        picked = [c for c in CHOICES if isinstance(value, dict) and value.get(c) is True]
-        return picked[0] if len(picked) == 1 else choice_of(value)
-    picked = [c for c in CHOICES if fields.get(f"choice.{c}", "").lower() == "true"]
-    return picked[0] if len(picked) == 1 else choice_of(fields.get("choice"))
 
 
 def _returned(item: str, assignment: Mapping[str, Any], cost: float) -> Returned:

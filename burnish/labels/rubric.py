@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from burnish.data.guidelines import Guidelines
-from burnish.data.lines import must_exist
+from burnish.data.lines import read_text
 from burnish.errors import ConfigError
 from burnish.records import content_id
 
@@ -46,8 +46,7 @@ def load_rubric(path: str | None, guidelines: Guidelines) -> Rubric:
     """The template in a file, or the package's own. Raises ConfigError when one of its fields is missing."""
     if path is None:
         return Rubric((files("burnish.labels") / "rubric.md").read_text(encoding="utf-8"), guidelines)
-    must_exist(Path(path))
-    template = Path(path).read_text(encoding="utf-8")
+    template = read_text(Path(path))
     missing = [field for field in FIELDS if field not in template]
     if missing:
         raise ConfigError(f"{path} has no {', '.join(missing)}; a rubric needs {', '.join(FIELDS)}")

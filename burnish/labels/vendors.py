@@ -12,6 +12,7 @@ import csv
 import html
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -20,10 +21,12 @@ from typing import Any, Protocol
 from markdown_it import MarkdownIt
 
 from burnish.data.guidelines import Guidelines
-from burnish.data.lines import must_exist
+from burnish.data.lines import read_text
+from burnish.data.text import Unusable, json_rows, parse_json
 from burnish.errors import DataError
 from burnish.labels.items import CHOICES, Choice, Item, Returned
 
+MOST_CELL = 1 << 26  # characters of a cell
 QUESTION = "Which answer is better?"
 TITLES: dict[Choice, str] = {
     "a": "Answer A",
@@ -55,28 +58,59 @@ def choice_of(value: Any) -> Choice | None:
 
 
 def _number(value: Any) -> float | None:
-    """A number, dollar sign or not; None where there is none."""
+    """A finite number from 0 up, dollar sign or not; None where there is none."""
     try:
-        return float(str(value).strip().lstrip("$"))
+        number = float(str(value).strip().lstrip("$"))
     except ValueError:
         return None
+    return number if 0 <= number < math.inf else None
 
 
-def _rows(path: Path) -> list[Any]:
-    """The records of a JSON list, or of JSON lines."""
-    must_exist(path)
-    text = path.read_text(encoding="utf-8-sig")
+def chosen(fields: Mapping[str, Any]) -> Choice | None:
+    """A worker's choice on Mechanical Turk: the field `choice`, one of `choice.a` ... that is true, or either inside
+    the JSON of `taskAnswers`."""
+    if fields.get("taskAnswers"):
+        try:
+            inside = parse_json(fields["taskAnswers"])
+        except Unusable:
+            return None
+        first = inside[0] if isinstance(inside, list) and inside else inside
+        if not isinstance(first, dict):
+            return None
+        value = first.get("choice")
+        picked = [c for c in CHOICES if isinstance(value, dict) and value.get(c) is True]
+        return picked[0] if len(picked) == 1 else choice_of(value)
+    picked = [c for c in CHOICES if str(fields.get(f"choice.{c}", "")).lower() == "true"]
+    return picked[0] if len(picked) == 1 else choice_of(fields.get("choice"))
+
+
+def read_records(path: Path, read: Callable[[dict[str, Any]], Iterator[Returned]]) -> Iterator[Returned]:
+    """What `read` finds in each record of a JSON list, or of JSON lines. A record of another shape is one answer that
+    cannot be used."""
+    for number, row in json_rows(path):
+        if isinstance(row, str):
+            raise DataError(f"{path}, line {number}: no JSON; give the file as it was downloaded")
+        try:
+            if not isinstance(row, dict):
+                raise TypeError("no object")
+            found = list(read(row))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            found = [Returned("", "", None, rejected="a record of another shape")]
+        yield from found
+
+
+def read_csv(path: Path) -> tuple[list[str], Iterator[dict[str, Any]]]:
+    """Column names and rows of a CSV file, as a spreadsheet may have saved it: any Unicode encoding with a byte order
+    mark, UTF-8 without; separated by commas, semicolons or tabs."""
+    text = read_text(path)
+    header = text.split("\n", 1)[0]
+    separator = max(",;\t", key=header.count)
+    csv.field_size_limit(MOST_CELL)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
     try:
-        if text.lstrip().startswith("["):
-            found = json.loads(text)
-        else:
-            found = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, line {error.lineno}: no JSON ({error.msg}); give the file as it was downloaded"
-        ) from None
-    assert isinstance(found, list)
-    return found
+        return list(rows.fieldnames or ()), iter(list(rows))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num}: {error}; give the CSV as it was downloaded") from None
 
 
 def _jsonl(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -105,26 +139,25 @@ class MechanicalTurk:
         return {"tasks.csv": sheet.getvalue(), "template.html": page}
 
     def read(self, path: Path) -> Iterator[Returned]:
-        must_exist(path)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            needed = {"Input.item_id", "WorkerId"}
-            missing = needed - set(rows.fieldnames or ())
-            if missing:
-                raise DataError(
-                    f"{path} has no column {', '.join(sorted(missing))}; give the CSV that Mechanical Turk's "
-                    "`Download CSV` made of this batch"
-                )
-            for row in rows:
-                picked = [c for c in CHOICES if str(row.get(f"Answer.choice.{c}")).lower() == "true"]
-                yield Returned(
-                    row["Input.item_id"],
-                    row["WorkerId"] or "",
-                    picked[0] if len(picked) == 1 else choice_of(row.get("Answer.choice")),
-                    _number(row.get("WorkTimeInSeconds")),
-                    _number(row.get("Reward")) or 0.0,
-                    row.get("Reject") or ("rejected" if row.get("AssignmentStatus") == "Rejected" else None),
-                )
+        columns, rows = read_csv(path)
+        missing = {"Input.item_id", "WorkerId"} - set(columns)
+        if missing:
+            raise DataError(
+                f"{path} has no column {', '.join(sorted(missing))}; give the CSV that Mechanical Turk's "
+                "`Download CSV` made of this batch"
+            )
+        for row in rows:
+            fields = {
+                name.removeprefix("Answer."): row[name] for name in columns if name.startswith("Answer.")
+            }
+            yield Returned(
+                row["Input.item_id"] or "",
+                row["WorkerId"] or "",
+                chosen(fields),
+                _number(row.get("WorkTimeInSeconds")),
+                _number(row.get("Reward")) or 0.0,
+                row.get("Reject") or ("rejected" if row.get("AssignmentStatus") == "Rejected" else None),
+            )
 
 
 class Scale:
@@ -157,20 +190,20 @@ class Scale:
         return {"tasks.jsonl": _jsonl(rows)}
 
     def read(self, path: Path) -> Iterator[Returned]:
-        for task in _rows(path):
-            item = str(task.get("unique_id") or (task.get("metadata") or {}).get("item_id"))
-            response = task.get("response") or {}
-            # With several responses a task holds a list of them, each by a worker of its own.
-            answers = response.get("responses") or [response]
-            for number, answer in enumerate(answers):
-                field = (answer.get("annotations") or {}).get("choice") or {}
-                value = field.get("response") if isinstance(field, dict) else field
-                worker = str(answer.get("worker_id") or answer.get("worker") or f"worker-{number}")
-                status = task.get("status")
-                refused = None if status in (None, "completed") else f"status {status}"
-                yield Returned(
-                    item, worker, choice_of(value), _number(answer.get("time_spent")), 0.0, refused
-                )
+        return read_records(path, self._read)
+
+    def _read(self, task: dict[str, Any]) -> Iterator[Returned]:
+        item = str(task.get("unique_id") or (task.get("metadata") or {}).get("item_id"))
+        response = task.get("response") or {}
+        # With several responses a task holds a list of them, each by a worker of its own.
+        answers = response.get("responses") or [response]
+        for number, answer in enumerate(answers):
+            field = (answer.get("annotations") or {}).get("choice") or {}
+            value = field.get("response") if isinstance(field, dict) else field
+            worker = str(answer.get("worker_id") or answer.get("worker") or f"worker-{number}")
+            status = task.get("status")
+            refused = None if status in (None, "completed") else f"status {status}"
+            yield Returned(item, worker, choice_of(value), _number(answer.get("time_spent")), 0.0, refused)
 
 
 class Surge:
@@ -192,15 +225,17 @@ class Surge:
         }
 
     def read(self, path: Path) -> Iterator[Returned]:
-        for task in _rows(path):
-            item = str((task.get("fields") or {}).get("item_id"))
-            for answer in task.get("responses") or []:
-                yield Returned(
-                    item,
-                    str(answer.get("worker_id") or ""),
-                    choice_of((answer.get("data") or {}).get(QUESTION)),
-                    _number(answer.get("time_spent_in_secs")),
-                )
+        return read_records(path, self._read)
+
+    def _read(self, task: dict[str, Any]) -> Iterator[Returned]:
+        item = str((task.get("fields") or {}).get("item_id"))
+        for answer in task.get("responses") or []:
+            yield Returned(
+                item,
+                str(answer.get("worker_id") or ""),
+                choice_of((answer.get("data") or {}).get(QUESTION)),
+                _number(answer.get("time_spent_in_secs")),
+            )
 
 
 class LabelStudio:
@@ -221,28 +256,30 @@ class LabelStudio:
         return {"tasks.json": _json([{"data": item.shown} for item in items]), "labeling.xml": config}
 
     def read(self, path: Path) -> Iterator[Returned]:
-        for task in _rows(path):
-            item = str((task.get("data") or {}).get("item_id"))
-            for annotation in task.get("annotations") or []:
-                by = annotation.get("completed_by")
-                worker = str(by.get("email") or by.get("id") if isinstance(by, dict) else by or "")
-                yield Returned(
-                    item,
-                    worker,
-                    "skip" if annotation.get("was_cancelled") else _pairwise(annotation.get("result") or []),
-                    _number(annotation.get("lead_time")),
-                )
+        return read_records(path, self._read)
+
+    def _read(self, task: dict[str, Any]) -> Iterator[Returned]:
+        item = str((task.get("data") or {}).get("item_id"))
+        for annotation in task.get("annotations") or []:
+            by = annotation.get("completed_by")
+            worker = str(by.get("email") or by.get("id") if isinstance(by, dict) else by or "")
+            yield Returned(
+                item,
+                worker,
+                "skip" if annotation.get("was_cancelled") else _pairwise(annotation.get("result") or []),
+                _number(annotation.get("lead_time")),
+            )
 
 
 def _pairwise(results: Sequence[Mapping[str, Any]]) -> Choice | None:
-    """The choice in an annotation's results: of a Choices tag, or of a Pairwise tag."""
-    for result in results:
-        value = result.get("value") or {}
-        if result.get("type") == "choices":
-            return choice_of(value.get("choices"))
-        if result.get("type") == "pairwise":
-            return choice_of(value.get("selected"))
-    return None
+    """The choice in an annotation's results: of the control that `write` made, or of the only one there is, a Choices
+    or Pairwise tag."""
+    found = {
+        str(result.get("from_name")): choice_of(value.get("choices", value.get("selected")))
+        for result in results
+        if result.get("type") in ("choices", "pairwise") and isinstance(value := result.get("value"), dict)
+    }
+    return found.get("choice") if len(found) != 1 else next(iter(found.values()))
 
 
 class Argilla:
@@ -265,15 +302,17 @@ class Argilla:
         }
 
     def read(self, path: Path) -> Iterator[Returned]:
-        for record in _rows(path):
-            for answer in (record.get("responses") or {}).get("choice") or []:
-                if answer.get("status") in (None, "submitted", "discarded"):
-                    discarded = answer.get("status") == "discarded"
-                    yield Returned(
-                        str(record.get("id")),
-                        str(answer.get("user_id") or ""),
-                        "skip" if discarded else choice_of(answer.get("value")),
-                    )
+        return read_records(path, self._read)
+
+    def _read(self, record: dict[str, Any]) -> Iterator[Returned]:
+        for answer in (record.get("responses") or {}).get("choice") or []:
+            if answer.get("status") in (None, "submitted", "discarded"):
+                discarded = answer.get("status") == "discarded"
+                yield Returned(
+                    str(record.get("id")),
+                    str(answer.get("user_id") or ""),
+                    "skip" if discarded else choice_of(answer.get("value")),
+                )
 
 
 VENDORS: dict[str, Callable[[], Vendor]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from burnish.errors import ConfigError, DataError, ModelError
 from burnish.records import Prompt
 
 PAD_TOKEN = "<|burnish_pad|>"
+MARK = "\ue0b7\ue0b8"  # private use: stands for a control token that is text
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Codec:
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt: through the chat template when the prompt is a dialogue (or always, or never, as
-        `use_chat_template` says). A dialogue without a template is its rendering, up to whose turn it is."""
+        `use_chat_template` says). A dialogue without a template is its rendering, up to whose turn it is. Control
+        tokens that are written out in a prompt are text; those of the template are control tokens. Raises DataError for
+        a dialogue that the template refuses."""
         text = prompt.text
         if prompt.messages and not self.templated(prompt):
             text = f"{text}\n\nAssistant:"
@@ -59,11 +63,8 @@ class Codec:
                     "the prompts are dialogues but the tokenizer has no chat template; use a chat model, set "
                     "model.use_chat_template to false (User: ... Assistant: ...), or give plain text"
                 )
-            templated = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=False
-            )
-            return list(self.tokenizer(templated, add_special_tokens=False)["input_ids"])
-        ids = list(self.tokenizer(text)["input_ids"])
+            return self._through_template(messages)
+        ids = list(self.tokenizer(text, split_special_tokens=True)["input_ids"])
         # Some tokenizers end every text with EOS: a prompt that is to be continued must not.
         while ids and ids[-1] in self.eos_ids:
             ids.pop()
@@ -74,11 +75,47 @@ class Codec:
     def encode_response(self, text: str, *, end: bool = True, to: Prompt | None = None) -> list[int]:
         """Token ids of a response `to` a prompt, with the end-of-sequence token, the chat template's own for a prompt
         that goes through it, unless `end` is False (a cut-off answer)."""
-        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = self._plain(text)
         if not end:
             return ids
         own = self.turn_end if to is not None and self.templated(to) else None
         return [*ids, self.eos_id if own is None else own]
+
+    def _plain(self, text: str) -> list[int]:
+        """Token ids of a text in which nothing is a control token."""
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def _through_template(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a dialogue through the chat template. Control tokens that its contents hold are put aside while
+        the template is rendered, and encoded each as a text of its own."""
+        tokens = [str(t) for t in self.tokenizer.all_special_tokens]
+        control = [t for t in tokens if any(t in m["content"] for m in messages)]
+        aside: list[str] = []
+
+        def put_aside(found: re.Match[str]) -> str:
+            aside.append(found.group())
+            return MARK
+
+        if control:
+            pattern = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
+            messages = [{**m, "content": pattern.sub(put_aside, m["content"])} for m in messages]
+        try:
+            text = str(
+                self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            )
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            why = str(error).strip() or type(error).__name__
+            raise DataError(f"the chat template refuses the dialogue: {why}") from error
+        first, *rest = text.split(MARK) if control else [text]
+        if len(rest) != len(aside):
+            raise DataError(
+                f"the chat template changes a dialogue that holds {control[0]!r} as text; leave the row out"
+            )
+        ids = list(self.tokenizer(first, add_special_tokens=False)["input_ids"])
+        for token, part in zip(aside, rest, strict=True):
+            ids += self._plain(token)
+            ids += self.tokenizer(part, add_special_tokens=False)["input_ids"]
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a response without special tokens."""

@@ -63,7 +63,7 @@ class BestOf:
         if isinstance(prompt, list):
             said = [f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns]
             prompt = "\n\n".join([*said, "Assistant:"])
-        ids = list(self.tokenizer(prompt)["input_ids"])
+        ids = list(self.tokenizer(prompt, split_special_tokens=True)["input_ids"])
         while ids and ids[-1] in self.settings["eos_ids"]:
             ids.pop()
         return ids

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from burnish.config.monitor import MonitorConfig
-from burnish.data.lines import read_lines
+from burnish.data.lines import read_lines, read_text
+from burnish.data.text import Unusable, number_of, parse_json
 from burnish.errors import DataError
 from burnish.monitor.hacking import DETECTORS, WHAT_HACKS_NEED, HackMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.records import Alert, StepStats
 
+FEWEST_ALIKE = 8  # updates in a row with the same reward
+FAR_UNDER, UNDER = (
+    1.0,
+    0.01,
+)  # nats under 0 that a KL estimate may not reach once, and on average of `FEWEST_UNDER`
+FEWEST_UNDER = 10  # updates
 PERSISTS = 3  # updates in which a detector must speak
 WITHIN = 5  # of so many in a row
 NAMES: Mapping[str, Sequence[str]] = {
@@ -82,12 +88,14 @@ def figures_of(row: Mapping[str, Any]) -> dict[str, float]:
     found = {}
     row = unpacked(row)
     for name, aliases in NAMES.items():
-        value = next((row[a] for a in aliases if a in row), None)
-        negative = name == "entropy" and _number(value) and value < 0  # a loss: entropy with its sign turned
-        if _number(value) and math.isfinite(value) and not negative:
-            found[name] = float(value)
-    losses = (v for k, v in row.items() if ("loss" in k or "grad_norm" in k) and _number(v))
-    if any(not math.isfinite(v) for v in losses):
+        value = number_of(next((row[a] for a in aliases if a in row), None))
+        negative = (
+            name == "entropy" and value is not None and value < 0
+        )  # a loss: entropy with its sign turned
+        if value is not None and math.isfinite(value) and not negative:
+            found[name] = value
+    losses = (number_of(v) for k, v in row.items() if "loss" in k or "grad_norm" in k)
+    if any(v is not None and not math.isfinite(v) for v in losses):
         found["skipped"] = 1.0
     return found
 
@@ -100,21 +108,18 @@ def unpacked(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {str(name).removeprefix("train/"): value for name, value in flat.items()}
 
 
-def _number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def read_log(file: Path) -> list[dict[str, Any]]:
     """The rows of a log: JSON lines, a JSON file that holds them as a list or under `log_history`, or what verl's
     console printed, among whatever else. Raises DataError."""
-    if not file.exists():
-        raise DataError(f"{file} does not exist; give a trainer's log, .jsonl or trainer_state.json")
-    if file.suffix != ".json":
+    text = read_text(file)
+    if file.suffix != ".json" and not text.lstrip().startswith("["):
         return list(_lines(file))
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} is no JSON ({error}); give a trainer's log") from None
+        held = parse_json(text)
+    except Unusable:
+        if file.suffix != ".json":
+            return list(_lines(file))
+        raise DataError(f"{file} is no JSON; give a trainer's log") from None
     rows = held.get("log_history") if isinstance(held, dict) else held
     if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
         raise DataError(f"{file} holds no list of rows, nor one under log_history; give a trainer's log")
@@ -131,11 +136,11 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = parse_json(line)
+        except Unusable:
             if number == len(lines):
                 return  # what a process that was killed had begun
-            raise DataError(f"{file}, line {number} is no JSON ({error}); give a log of JSON lines") from None
+            raise DataError(f"{file}, line {number} is no JSON; give a log of JSON lines") from None
         if not isinstance(row, dict):
             raise DataError(f"{file}, line {number} holds {row!r}, no object with figures")
         yield row
@@ -146,25 +151,31 @@ class LogWatch:
 
     def __init__(self, responses: int, kl_target: float | None, monitor: MonitorConfig | None = None) -> None:
         self.kl_target = kl_target
-        self.health = HealthMonitor(monitor or MonitorConfig(), kl_target or math.inf)
+        self.health = HealthMonitor(monitor or MonitorConfig(skipped_limit=1), kl_target or math.inf)
         self.hacks = HackMonitor(responses)
         self.updates = 0
         self.seen: set[str] = set()
         self.alerts: list[Alert] = []
         self.spoken: list[set[str]] = []  # detectors of hacks that spoke, by update
         self.suspected: dict[str, Any] | None = None
+        self.alike: tuple[float | None, int] = (None, 0)  # the last reward, and for how many updates in a row
+        self.kls: list[float] = []
 
     def observe(self, row: Mapping[str, Any]) -> list[Alert]:
         """The alerts of a row; one that holds none of the figures is no update."""
-        values = figures_of(row)
-        if not values.keys() & ({"score"} | {d.figure for d in DETECTORS.values()}):
+        values, flat = figures_of(row), unpacked(row)
+        # A reward of null beside other figures is a failure; a row of nulls alone is one of another kind.
+        unscored = "score" not in values and any(
+            name in flat and (values or flat[name] is not None) for name in NAMES["score"]
+        )
+        if not unscored and not values.keys() & ({"score"} | {d.figure for d in DETECTORS.values()}):
             return []
         self.updates += 1
         self.seen |= values.keys()
-        flat = unpacked(row)
-        step = next((int(flat[name]) for name in STEPS if _number(flat.get(name))), self.updates)
+        steps = (number_of(flat.get(name)) for name in STEPS)
+        step = next((int(n) for n in steps if n is not None and math.isfinite(n)), self.updates)
         stats = StepStats(step, 0, values)
-        found = [*self.health.observe(stats), *self.hacks.observe(stats)]
+        found = [*self._broken(stats, unscored), *self.health.observe(stats), *self.hacks.observe(stats)]
         self.alerts += found
         self.spoken.append({a.name for a in found if a.name in DETECTORS and DETECTORS[a.name].hack})
         last = self.spoken[-WITHIN:]
@@ -174,15 +185,43 @@ class LogWatch:
                 self.suspected = {"step": step, "detector": name, "message": alert.message}
         return found
 
+    def _broken(self, stats: StepStats, unscored: bool) -> Iterator[Alert]:
+        """What no healthy run logs: a reward that is not a number, or the same in many updates in a row; a KL far under
+        0. All critical."""
+
+        def alert(name: str, value: float, limit: float, text: str) -> Alert:
+            return Alert(name, "critical", text, stats.step, value, limit)
+
+        score, kl = stats.values.get("score"), stats.values.get("kl")
+        if unscored:
+            yield alert("reward_not_finite", 1.0, 0.0, "the reward is not a finite number")
+        if score is not None:
+            self.alike = (score, self.alike[1] + 1 if score == self.alike[0] else 1)
+            if self.alike[1] >= FEWEST_ALIKE:
+                text = f"the reward has been {score:g} for {self.alike[1]} updates in a row: there is nothing to learn"
+                yield alert("reward_stands_still", self.alike[1], FEWEST_ALIKE, text)
+        if kl is not None:
+            self.kls = [*self.kls, kl][-FEWEST_UNDER:]
+            lately = sum(self.kls) / len(self.kls)
+            steadily = len(self.kls) == FEWEST_UNDER and max(self.kls) < 0 and lately < -UNDER
+            if kl < -FAR_UNDER or steadily:
+                text = f"KL is {kl:g} and no KL is under 0: its sign is wrong, or the responses are another policy's"
+                yield alert("kl_under_zero", kl, -FAR_UNDER if kl < -FAR_UNDER else -UNDER, text)
+
     @property
     def enough(self) -> bool:
         """Whether there were updates, and figures, to tell by."""
         return bool(self.hacks.recent) and len(self.hacks.recent) >= PERSISTS and WHAT_HACKS_NEED in self.seen
 
     def report(self) -> dict[str, Any]:
-        """The verdict (`healthy`, `hacking suspected`, `too few to tell`) with its figures."""
+        """The verdict (`hacking suspected`; `broken`, where there was a critical alert; `too few to tell`; `healthy`)
+        with its figures."""
         looked = [name for name, d in DETECTORS.items() if d.figure in self.seen]
-        verdict = "hacking suspected" if self.suspected else "healthy" if self.enough else "too few to tell"
+        verdict = "healthy" if self.enough else "too few to tell"
+        if any(a.severity == "critical" for a in self.alerts):
+            verdict = "broken"
+        if self.suspected:
+            verdict = "hacking suspected"
         first: dict[str, Alert] = {}
         for alert in self.alerts:
             first.setdefault(alert.name, alert)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from burnish.data.text import Unusable, content_of, printable
 from burnish.monitor.logs import LogWatch, lines_of
 from burnish.monitor.texts import text_figures
 from burnish.monitor.webhook import open_webhook
@@ -86,5 +87,15 @@ def watch(
 
 
 def plain(text: Any) -> str:
-    """The words of a prompt or completion, which conversational data give as messages."""
-    return text if isinstance(text, str) else "\n".join(str(turn.get("content", "")) for turn in text)
+    """The words of a prompt or completion, which conversational data give as messages; what is no text has none."""
+    if isinstance(text, str):
+        return printable(text)
+    turns = text if isinstance(text, list | tuple) else [text]
+    return "\n".join(_words(turn.get("content") if isinstance(turn, dict) else turn) for turn in turns)
+
+
+def _words(content: Any) -> str:
+    try:
+        return content_of(content)
+    except Unusable:
+        return ""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from burnish.checkpoints import read_json
-from burnish.errors import BurnishError
+from burnish.data.text import Unusable, text_of
+from burnish.errors import BurnishError, DataError
 from burnish.pipeline.chat import answers, parse
 from burnish.pipeline.explain import explain
 from burnish.pipeline.scoring import score_texts
@@ -17,8 +18,12 @@ from burnish.pipeline.scoring import score_texts
 def judged(path: Path, prompt: str, responses: Sequence[str]) -> dict[str, Any]:
     """Of every response its scores, and why it has them, or why that cannot be told."""
     asked = parse(prompt)
+    try:
+        rows = [(asked, text_of(response), True) for response in responses]
+    except Unusable as reason:
+        raise DataError(f"an answer cannot be read: {reason}") from None
     found = []
-    for row, response in zip(score_texts(path, [(asked, r) for r in responses]), responses, strict=True):
+    for row, response in zip(score_texts(path, rows), responses, strict=True):
         try:
             why: dict[str, Any] = asdict(explain(path, asked, response))
         except BurnishError as error:

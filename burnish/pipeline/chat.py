@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from burnish.checkpoints import read_json
+from burnish.data.text import Unusable, parse_json, prompt_of
 from burnish.errors import DataError, RunError
 from burnish.evaluate.champion import BEST_OF
 from burnish.models.artefacts import is_saved
@@ -14,7 +15,7 @@ from burnish.models.logprobs import Policy
 from burnish.models.sampling import sample_rollout
 from burnish.pipeline.order import Workplace, set_determinism
 from burnish.pipeline.rounds import policy_folder
-from burnish.records import Message, Prompt, Rollout
+from burnish.records import Prompt, Rollout
 from burnish.reward.ensemble import best_of
 from burnish.reward.saved import load_ensemble
 from burnish.runs import RunDirectory
@@ -72,13 +73,18 @@ def answers(
 
 
 def parse(line: str) -> Prompt:
-    """A prompt as text, or a dialogue as a JSON list of messages."""
-    if not line.lstrip().startswith("["):
-        return Prompt(line.strip())
+    """A prompt as text, or a dialogue as a JSON list of messages. Other text that begins with a bracket is text."""
+    asked: Any = line.strip()
+    if asked.startswith("["):
+        try:
+            found = parse_json(asked)
+        except Unusable:
+            found = None
+        if isinstance(found, list) and found and all(isinstance(turn, dict) for turn in found):
+            asked = found
     try:
-        turns = [Message(m["role"], m["content"]) for m in json.loads(line)]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        return prompt_of(asked)
+    except Unusable as reason:
         raise DataError(
-            f"no list of messages ({error}); give text, or a JSON list of role and content"
+            f"the prompt cannot be read: {reason}; give text, or a JSON list of role and content"
         ) from None
-    return Prompt.from_messages(turns)

@@ -30,7 +30,7 @@ def compare_rewards(first: Path, second: Path, on: str | None, split: str = "tra
     if on is None:
         pairs = place.data.parts["validation"]
     else:
-        pairs = read_preferences(on, split=split, fits=place.data.fits).pairs
+        pairs = read_preferences(on, split=split, misfit=place.data.misfit).pairs
     try:
         return _compared(place, ours, other, theirs, pairs)
     finally:
@@ -51,7 +51,7 @@ def _compared(
         for role in ("members", "watcher")
         for p in run.data.parts[role]
     }
-    kept = [p for p in pairs if p.prompt.group not in learned and other.data.fits(p)]
+    kept = [p for p in pairs if p.prompt.group not in learned and other.data.misfit(p) is None]
     groups = [p.prompt.group for p in kept]
     if len(set(groups)) < FEWEST:
         raise DataError(

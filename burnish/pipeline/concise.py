@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from jinja2.exceptions import TemplateError
-
-from burnish.errors import ConfigError
+from burnish.errors import ConfigError, DataError
 from burnish.models.load import Codec
 from burnish.records import Message, Prompt, Rollout
 
@@ -25,7 +23,7 @@ def instructed(prompt: Prompt, instruction: str, codec: Codec) -> Prompt:
     told = Prompt.from_messages([Message("system", system), *rest])
     try:
         codec.encode_prompt(told)
-    except TemplateError:
+    except DataError:
         first = next(i for i, turn in enumerate(rest) if turn.role == "user")
         told = Prompt.from_messages(
             [

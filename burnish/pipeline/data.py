@@ -16,6 +16,7 @@ from burnish.config.reward import RewardConfig
 from burnish.data.preferences import ImportResult, read_preferences
 from burnish.data.prompts import PromptSplits, part_of, read_prompts, split_pairs, split_prompts
 from burnish.data.store import LabelStore, Snapshot
+from burnish.data.text import Rejected, printable
 from burnish.errors import ConfigError, DataError
 from burnish.models.load import Codec
 from burnish.pipeline.journal import Journal
@@ -30,11 +31,22 @@ SNAPSHOT = "labels.json"  # in a run: how far its store had come when its labels
 
 
 def fits(codec: Codec, limits: ModelConfig, prompt: Prompt, *responses: tuple[str, bool]) -> bool:
-    """Whether a prompt and each of its responses (text, whether it ended) are within their limits in tokens."""
-    return len(codec.encode_prompt(prompt)) <= limits.max_prompt_tokens and all(
+    """Whether a model can read a prompt and each of its responses (text, whether it ended)."""
+    return misfit(codec, limits, prompt, *responses) is None
+
+
+def misfit(codec: Codec, limits: ModelConfig, prompt: Prompt, *responses: tuple[str, bool]) -> str | None:
+    """Why a model cannot read a prompt and each of its responses: they are over their limits in tokens, or its chat
+    template refuses the dialogue. None where it can."""
+    try:
+        asked = len(codec.encode_prompt(prompt))
+    except DataError as error:
+        return str(error)
+    within = asked <= limits.max_prompt_tokens and all(
         len(codec.encode_response(text, end=ended, to=prompt)) <= limits.max_response_tokens
         for text, ended in responses
     )
+    return None if within else "too long"
 
 
 def label_store_of(run: Path, label: LabelConfig) -> Path | str:
@@ -93,37 +105,47 @@ class Data:
             max_pairs=self.label.max_pairs,
             limit=self.config.rejected_rows_limit,
             rejected_to=self.journal.path / "rejected" / "import.jsonl",
-            fits=self.fits,
+            misfit=self.misfit,
         )
 
-    def fits(self, pair: Preference) -> bool:
-        """Whether a pair is within the limits of the run's models."""
+    def misfit(self, pair: Preference) -> str | None:
+        """Why the run's models cannot read a pair, None where they can."""
         sides = ((pair.chosen, pair.chosen_ended), (pair.rejected, pair.rejected_ended))
-        return fits(self.models.codec, self.models.config, pair.prompt, *sides)
+        return misfit(self.models.codec, self.models.config, pair.prompt, *sides)
 
     @cached_property
     def splits(self) -> PromptSplits:
         """Train, selection and test prompts; those too long for the model are left out, counted and named."""
         data, codec = self.config, self.models.codec
+        unusable = Rejected()
         if data.prompts == "stories":
             prompts = grammar.prompts(data.n_prompts or DEFAULT_STORIES, self.seed)
         elif data.prompts == "preferences":
             prompts = list({p.prompt.id: p.prompt for p in self.imported.pairs}.values())
         else:
-            prompts = read_prompts(data.prompts)
+            prompts = read_prompts(data.prompts, rejected=unusable)
+            rows = len(prompts) + len(unusable.notes)
+            unusable.check(data.prompts, rows, data.rejected_rows_limit, "mend the rows, or raise the limit")
         limit = self.models.config.max_prompt_tokens
-        lengths = [len(codec.encode_prompt(p)) for p in prompts]
-        short = [p for p, n in zip(prompts, lengths, strict=True) if n <= limit][: data.n_prompts]
-        long = [
-            {"prompt": p.text[:80], "reason": "too long", "tokens": n}
-            for p, n in zip(prompts, lengths, strict=True)
-            if n > limit
+        reasons = [misfit(codec, self.models.config, p) for p in prompts]
+        short = [p for p, why in zip(prompts, reasons, strict=True) if why is None][: data.n_prompts]
+        left_out = [
+            {"prompt": printable(p.text[:80]), "reason": why}
+            for p, why in zip(prompts, reasons, strict=True)
+            if why is not None
         ]
+        long = sum(row["reason"] == "too long" for row in left_out)
         if long:
             self.journal.view.note(
-                f"{len(long)} of {len(prompts)} prompts are over model.max_prompt_tokens={limit} and left out"
+                f"{long} of {len(prompts)} prompts are over model.max_prompt_tokens={limit} and left out"
             )
-            self.journal.reject("prompts", long)
+        if len(left_out) > long:
+            first = next(row["reason"] for row in left_out if row["reason"] != "too long")
+            self.journal.view.note(f"{len(left_out) - long} of {len(prompts)} prompts are left out: {first}")
+        if unusable.notes:
+            self.journal.view.note(f"rows of {data.prompts} that cannot be used: {unusable.summary()}")
+        if left_out or unusable.notes:
+            self.journal.reject("prompts", [*unusable.notes, *left_out])
         splits = split_prompts(short, selection_share=data.selection_share, test_share=data.test_share)
         if not (splits.train and splits.selection and splits.test):
             raise DataError(
@@ -183,10 +205,11 @@ class Data:
         kept: list[Preference] = []
         dropped = []
         for pair in self.preferences():
-            if self.fits(pair):
+            why = self.misfit(pair)
+            if why is None:
                 kept.append(pair)
             else:
-                dropped.append({"comparison": pair.comparison_id, "reason": "too long"})
+                dropped.append({"comparison": pair.comparison_id, "reason": why})
         if dropped:
             self.journal.reject("reward", dropped)
         if not kept:

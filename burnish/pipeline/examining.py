@@ -81,7 +81,7 @@ def examine_run(
         ids = {p.comparison_id for p in pairs}
         labels = [x for x in data.store.labels(at=data.snapshot) if x.comparison_id in ids]
     else:
-        read = read_preferences(on, split=split, fits=data.fits)
+        read = read_preferences(on, split=split, misfit=data.misfit)
         pairs, subsets = read.pairs, read.subsets
     told(f"examining {len(ensemble.members)} members on {len(pairs)} pairs")
     scored = score_pairs(ensemble, place, pairs)

@@ -38,7 +38,14 @@ def label_comparisons(
     judged = _ask(comparisons, judge, rubric, config, ledger, view, what)
     store.add_guidelines(rubric.guidelines)
     store.add_labels(judged.labels)
-    return {"judge": name, "known_before": len(known), **behaviour(judged, comparisons)}
+    report = behaviour(judged, comparisons)
+    if comparisons and not judged.labels and not known:
+        why = ", ".join(f"{reason}: {n}" for reason, n in report["abstentions"].items())
+        raise DataError(
+            f"the judge {judge.name} gave no label for {len(comparisons)} comparisons ({why or 'none was asked'}; not "
+            f"asked for want of budget: {judged.unasked}); look at judge.model, its rubric and judge.budget"
+        )
+    return {"judge": name, "known_before": len(known), **report}
 
 
 def _ask(

@@ -196,8 +196,10 @@ def _sizes(
         counts = Counts(n, 2 * n, min(n, len(train)), len(train))
     if config.sft.demonstrations is not None:
         from burnish.data.preferences import read_demonstrations
+        from burnish.data.text import Rejected
 
-        counts = replace(counts, demonstrations=len(read_demonstrations(config.sft.demonstrations)))
+        demonstrations = read_demonstrations(config.sft.demonstrations, rejected=Rejected())
+        counts = replace(counts, demonstrations=len(demonstrations))
     if response_tokens is not None:
         response = response_tokens
     elif answers:

@@ -57,7 +57,7 @@ def plan(
         else:
             with LabelStore(store) as other:
                 pairs, given = other.preferences(), list(other.labels())
-        pairs = [p for p in pairs if place.data.fits(p)]
+        pairs = [p for p in pairs if place.data.misfit(p) is None]
     finally:
         place.data.close()
     if len(pairs) < FEWEST:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from burnish.checkpoints import atomic_write
 from burnish.data.store import LabelStore, Place, shown
+from burnish.data.text import Unusable, numbered, parse_json, prompt_of, reply_of, text_of
 from burnish.errors import DataError, RunError
 from burnish.labels.select import How, choose, is_reserved
 from burnish.models.sequences import Sequences
@@ -16,7 +17,7 @@ from burnish.pipeline.data import fits
 from burnish.pipeline.order import Workplace, set_determinism
 from burnish.pipeline.selecting import usable, worth
 from burnish.pipeline.vendors import labelled, unlabelled
-from burnish.records import Message, Prompt
+from burnish.records import Prompt
 from burnish.reward.ensemble import RewardEnsemble
 from burnish.reward.saved import load_ensemble, prepare
 from burnish.runs import RunDirectory
@@ -82,11 +83,11 @@ class Scorer:
         ]
 
 
-def score_texts(path: Path, rows: Sequence[tuple[Prompt, str]]) -> Iterator[dict[str, Any]]:
-    """What `Scorer.score` tells of every (prompt, response); the response is taken as complete."""
+def score_texts(path: Path, rows: Sequence[Answer]) -> Iterator[dict[str, Any]]:
+    """What `Scorer.score` tells of every answer."""
     scorer = Scorer(path)
     for start in range(0, len(rows), AT_ONCE):
-        part = [(prompt, text, True) for prompt, text in rows[start : start + AT_ONCE]]
+        part = rows[start : start + AT_ONCE]
         scorer.check(part, start + 1)
         yield from scorer.score(part)
 
@@ -126,30 +127,29 @@ def select_comparisons(
     return {"path": str(out), "pool": len(pool), "selected": len(chosen), "by_score": by_score, "how": how}
 
 
-def as_prompt(asked: Any) -> Prompt:
-    """A prompt from text or from messages. Raises KeyError or TypeError for anything else."""
-    if isinstance(asked, list) and asked:
-        return Prompt.from_messages([Message(str(m["role"]), str(m["content"])) for m in asked])
-    if not isinstance(asked, str) or not asked:
-        raise TypeError("prompt must be text, or a list of messages with role and content")
-    return Prompt(asked)
+def answer_of(row: Any) -> Answer:
+    """A prompt and a response, both text or messages, and `ended` (true where it is left out). Raises Unusable."""
+    if not isinstance(row, Mapping):
+        raise Unusable("not an object with prompt and response")
+    ended = row.get("ended", True)
+    if not isinstance(ended, bool):
+        raise Unusable("ended is neither true nor false")
+    return prompt_of(row.get("prompt")), reply_of(row.get("response")), ended
 
 
-def read_rows(text: str, prompt: str | None) -> list[tuple[Prompt, str]]:
-    """Rows of JSON lines with `prompt` and `response`; or, with a prompt given, every line as a response to it."""
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        if prompt is not None:
-            rows.append((Prompt(prompt), line))
-            continue
+def read_answers(text: str, prompt: str | None) -> list[Answer]:
+    """Rows of JSON lines, or of a JSON array, with `prompt` and `response` (and `ended`); or, with a prompt given,
+    every line as a response to it. Raises DataError naming the line that cannot be used."""
+    rows: list[Answer] = []
+    for number, line in numbered(text) if prompt is None else enumerate(text.split("\n"), 1):
         try:
-            row = json.loads(line)
-            rows.append((as_prompt(row["prompt"]), str(row["response"])))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            if prompt is None:
+                rows.append(answer_of(parse_json(line) if isinstance(line, str) else line))
+            elif line.strip():
+                rows.append((prompt_of(prompt), text_of(line), True))
+        except Unusable as reason:
             raise DataError(
-                f"line {number} is no JSON object with prompt and response ({error!r}); or give --prompt and lines"
+                f"line {number}: {reason}; give JSON lines with prompt and response, or --prompt and lines"
             ) from None
     if not rows:
         raise DataError("there is nothing to score; give JSON lines with prompt and response")

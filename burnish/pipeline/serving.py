@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from burnish.data.text import Unusable
 from burnish.errors import BurnishError
-from burnish.pipeline.scoring import Answer, Scorer, as_prompt
+from burnish.pipeline.scoring import Answer, Scorer, answer_of
 
 MOST_ITEMS = 1024  # of a request
 MOST_WAITING = 8192  # items, before requests are turned away
@@ -108,12 +109,9 @@ def make_app(path: Path, *, average: bool = False) -> Any:
         rows: list[Answer] = []
         for number, item in enumerate(items, 1):
             try:
-                ended = item.get("ended", True)
-                if not isinstance(item["response"], str) or not isinstance(ended, bool):
-                    raise TypeError("response must be text, ended true or false")
-                rows.append((as_prompt(item["prompt"]), item["response"], ended))
-            except (KeyError, TypeError, AttributeError) as error:
-                raise HTTPException(422, f"item {number} is no prompt with a response ({error!r})") from None
+                rows.append(answer_of(item))
+            except Unusable as reason:
+                raise HTTPException(422, f"item {number} is no prompt with a response: {reason}") from None
         try:
             scorer.check(rows, cut=body.get("cut") is True)
         except BurnishError as error:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from burnish.checkpoints import link_folder
 from burnish.config.sft import SftConfig
 from burnish.data.preferences import read_demonstrations
+from burnish.data.text import Rejected
 from burnish.errors import DataError
 from burnish.models.artefacts import save_plain_policy
 from burnish.models.logprobs import Policy, make_policy
 from burnish.models.shared_base import Top
-from burnish.pipeline.data import fits
+from burnish.pipeline.data import misfit
 from burnish.pipeline.journal import Journal
 from burnish.pipeline.models import Models
 from burnish.pipeline.rounds import followed
@@ -20,7 +21,7 @@ from burnish.records import Prompt
 
 
 def sft(models: Models, journal: Journal, config: SftConfig, seed: int) -> list[str]:
-    """Nothing is done without demonstrations; whoever follows another run has its reference."""
+    """Fine-tune on demonstrations. Nothing is done without any; a run that follows another has its reference."""
     if config.demonstrations is None:
         return []
     earlier = followed(journal.run)
@@ -28,14 +29,20 @@ def sft(models: Models, journal: Journal, config: SftConfig, seed: int) -> list[
         link_folder(earlier / "sft", journal.path / "sft")
         return ["sft"]
     base, codec = models.as_given()
-    demonstrations = read_demonstrations(config.demonstrations)
+    unusable = Rejected()
+    demonstrations = read_demonstrations(config.demonstrations, rejected=unusable)
+    if unusable.notes:
+        journal.view.note(f"rows of {config.demonstrations} that cannot be used: {unusable.summary()}")
     short: list[tuple[Prompt, str]] = []
-    long: list[tuple[Prompt, str]] = []
+    left_out: list[dict[str, str]] = []
     for prompt, text in demonstrations:
-        ok = fits(codec, models.config, prompt, (text, True))
-        (short if ok else long).append((prompt, text))
-    if long:
-        journal.reject("sft", [{"prompt": p.text[:80], "reason": "too long"} for p, _ in long])
+        why = misfit(codec, models.config, prompt, (text, True))
+        if why is None:
+            short.append((prompt, text))
+        else:
+            left_out.append({"prompt": prompt.text[:80], "reason": why})
+    if left_out or unusable.notes:
+        journal.reject("sft", [*unusable.notes, *left_out])
     if not short:
         raise DataError(f"no demonstration in {config.demonstrations} fits; raise model.max_response_tokens")
 

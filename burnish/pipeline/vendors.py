@@ -110,9 +110,11 @@ def take_results(
                 f"{len(foreign)} of {len(found.labels)} answers are about comparisons that {shown(store)} does not "
                 "have: it is not the store that this batch came from"
             )
+        contradicting = labels.differing(found.labels)
         new = labels.add_labels(found.labels)
         labels.add_gold((asked, 1.0) for asked, _ in found.checks)
         labels.add_checks(labels.as_stored(found.checks, gold=True))
         failing = {f"{vendor}:{row['worker']}" for row in found.rejected if row["reason"] == FAILS}
         kept = sum(label.annotator in failing for label in labels.labels()) if failing else 0
-    return {**found.report(), "new_labels": new, "labels_kept_of_who_fails_by_now": kept}
+    counts = {"new_labels": new, "contradicting": contradicting}
+    return {**found.report(), **counts, "labels_kept_of_who_fails_by_now": kept}

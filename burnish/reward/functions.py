@@ -14,6 +14,7 @@ import torch
 
 from burnish import spmd
 from burnish.config.ppo import FunctionReward
+from burnish.data.text import number_of
 from burnish.errors import ConfigError, TrainingError
 from burnish.records import Rollout, Scores
 from burnish.reward.remote import RemoteReward
@@ -86,7 +87,8 @@ def called(name: str, function: Function | RemoteReward, rollout: Rollout) -> li
             f"the reward function {name} gave {len(values)} numbers for {len(rollout)} responses"
         )
     for i, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        number = None if isinstance(value, str) else number_of(value)
+        if number is None or not math.isfinite(number):
             raise TrainingError(
                 f"the reward function {name} gave {value!r} for response {i} ({rollout.texts[i][:60]!r}); it must "
                 "give a finite number for every response"

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2
 
+from burnish.data.text import number_of
 from burnish.errors import BurnishError, ConfigError
 from burnish.records import Prompt
 
@@ -66,10 +67,11 @@ class RemoteReward:
         return found
 
     def _part(self, client: httpx2.Client, part: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        told = self._ask(client, part)
-        if len(told) != len(part) or not all(math.isfinite(row["score"]) for row in told):
-            raise RemoteError(f"{self.url} gave {len(told)} scores for {len(part)} responses, not all finite")
-        return told
+        rows = self._ask(client, part)
+        scores = [number_of(row.get("score")) if isinstance(row, dict) else None for row in rows]
+        if len(rows) != len(part) or not all(s is not None and math.isfinite(s) for s in scores):
+            raise RemoteError(f"{self.url} gave {len(rows)} scores for {len(part)} responses, not all finite")
+        return rows
 
     def _ask(self, client: httpx2.Client, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         why = ""
@@ -82,7 +84,11 @@ class RemoteReward:
                 why = f"{type(error).__name__}: {error}"
                 continue
             if answer.status_code == 200:
-                return list(answer.json()["scores"])
+                try:
+                    return list(answer.json()["scores"])
+                except (KeyError, TypeError, ValueError) as error:
+                    why = f"its answer has no scores: {type(error).__name__}: {error}"
+                    break
             why = f"{answer.status_code}: {answer.text[:300]}"
             if answer.status_code not in PASSING:
                 break

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Form, HTTPException, Request
 from fastapi.responses import Response
 
 from burnish.data.store import LabelStore
+from burnish.data.text import Unusable, messages_of, parse_json
 from burnish.errors import DataError
 from burnish.records import Comparison, Label, Message, Prompt, content_id
 from burnish.records import Response as Said
@@ -162,14 +163,12 @@ def ask(request: Request, name: Name, account: Somebody, text: Text, history: Te
 def _turns(history: str) -> list[Message]:
     """The dialogue so far, as the page sends it back."""
     try:
-        found = json.loads(history)
-        turns = (
-            [Message(str(m["role"]), str(m["content"])) for m in found] if isinstance(found, list) else None
-        )
-    except (ValueError, KeyError, TypeError):
+        found = parse_json(history)
+        turns = [] if found == [] else messages_of(found)
+    except Unusable:
         raise HTTPException(422, "history is no list of messages; reload the page") from None
-    whole = turns is not None and len(turns) % 2 == 0 and len(turns) <= MOST_TURNS
-    if turns is None or not whole or any(m.role != ("user", "assistant")[i % 2] for i, m in enumerate(turns)):
+    whole = len(turns) % 2 == 0 and len(turns) <= MOST_TURNS
+    if not whole or any(m.role != ("user", "assistant")[i % 2] for i, m in enumerate(turns)):
         raise HTTPException(422, f"history is no dialogue of at most {MOST_TURNS} turns; reload the page")
     return turns
 

@@ -140,7 +140,7 @@ def test_every_unusable_row_is_counted_with_line_and_reason(tmp_path: Path) -> N
         write(tmp_path / "x.jsonl", rows),
         limit=0.95,
         rejected_to=out,
-        fits=lambda pair: max(len(pair.chosen), len(pair.rejected)) <= 20,
+        misfit=lambda pair: "too long" if max(len(pair.chosen), len(pair.rejected)) > 20 else None,
     )
     assert (result.rows, len(result.pairs)) == (9, 1)
     found = {(r["line"], r["reason"]) for r in map(json.loads, out.read_text().splitlines())}
@@ -150,7 +150,7 @@ def test_every_unusable_row_is_counted_with_line_and_reason(tmp_path: Path) -> N
         (4, "malformed JSON"),
         (5, "duplicate"),
         (6, "empty prompt"),
-        (7, "not text"),
+        (7, "chosen is a number, not text"),
         (8, "too long"),
         (9, "not an object"),
     }
@@ -313,7 +313,7 @@ def test_a_ranking_of_messages_and_pairs_of_it_that_do_not_fit(tmp_path: Path) -
     del row["ended"]
     file = tmp_path / "r.jsonl"
     file.write_text(json.dumps(row) + "\n")
-    result = read_preferences(file, fits=lambda p: "red" not in p.chosen + p.rejected)
+    result = read_preferences(file, misfit=lambda p: "too long" if "red" in p.chosen + p.rejected else None)
     assert len(result.pairs) == 3
     assert all(p.prompt.messages and p.chosen_ended and p.rejected_ended for p in result.pairs)
     assert result.rejected == {"too long": 2}
@@ -330,7 +330,7 @@ def test_a_ranking_of_messages_and_pairs_of_it_that_do_not_fit(tmp_path: Path) -
         ({"ended": [True]}, "ranking does not fit the responses"),
         ({"ended": ["yes"] * 4}, "ended is neither true nor false"),
         ({"ranking": [[0, 1, 2, 3]]}, "all tied"),
-        ({"responses": ["a", 1, "b", "c"]}, "not text"),
+        ({"responses": ["a", 1, "b", "c"]}, "a response is a number, not text"),
         ({"prompt": None}, "empty prompt"),
     ],
 )

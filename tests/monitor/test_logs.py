@@ -87,7 +87,7 @@ def test_rows_of_evaluations_are_no_updates_and_what_is_no_number_is_a_skipped_s
     assert figures_of({"reward": math.nan, "loss": math.nan, "entropy": "1.0"}) == {"skipped": 1.0}
     broken = [row | {"grad_norm": math.inf} for row in rows]
     assert {a["name"] for a in audit_rows(broken)["alerts"]} == {"non_finite"}
-    assert audit_rows(broken)["verdict"] == "healthy", "a run that breaks is not one that hacks"
+    assert audit_rows(broken)["verdict"] == "broken", "a run that breaks is not one that hacks"
 
 
 def test_every_figure_of_a_detector_has_a_name() -> None:

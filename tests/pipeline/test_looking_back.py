@@ -90,7 +90,7 @@ def test_references(tmp_path: Path) -> None:
     assert [(p.text, r) for p, r in read_references(file)] == [("a", "b"), ("d", "e")]
     assert len(read_references(file, 1)) == 1
     file.write_text('{"prompt": "a"}\n')
-    with pytest.raises(DataError, match="line 1: `reference` is None"):
+    with pytest.raises(DataError, match="line 1: `reference` is null"):
         read_references(file)
 
 

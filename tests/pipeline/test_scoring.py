@@ -50,6 +50,6 @@ def test_a_runs_reward_models_choose_and_score(run_copy: Path, tmp_path: Path) -
     )
     assert table.stdout.splitlines()[0].split() == ["score", "spread", "tokens", "members"]
     wrong = burnish("reward", "score", str(run_copy), stdin="no JSON\n", check=False)
-    assert (wrong.returncode, "line 1 is no JSON object" in wrong.stderr) == (4, True)
+    assert (wrong.returncode, "line 1: malformed JSON" in wrong.stderr) == (4, True)
     long = burnish("reward", "score", str(run_copy), "--prompt", "Zoe", stdin="word " * 400, check=False)
     assert "row 1 has more tokens" in long.stderr
