@@ -243,13 +243,12 @@ def doctor(
     prepare_environment()
     from burnish.pipeline.doctor import examine_setup
 
-    findings = examine_setup(loaded)
     if as_json:
-        print(json.dumps([asdict(f) for f in findings], indent=1))
+        print(json.dumps([asdict(f) for f in examine_setup(loaded)], indent=1))
         return
-    for f in findings:
+    for f in examine_setup(loaded, lambda what: print(f"{what} ...", file=sys.stderr, flush=True)):
         mark = {True: "ok", False: "look", None: "-"}[f.ok]
-        print(f"{mark:<5}{f.check:<26}{f.evidence}")
+        print(f"{mark:<5}{f.check:<33}{f.evidence}", flush=True)
 
 
 class Kind(StrEnum):

@@ -74,6 +74,10 @@ class ModelError(BurnishError):
     exit_code = 6
 
 
+class EstimateError(ModelError):
+    """A figure of a plan cannot be had for a model; other figures can."""
+
+
 class TrainingError(BurnishError):
     """Training cannot go on; what was reached so far is kept."""
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from burnish import spmd
 from burnish.checkpoints import atomic_folder, read_json, write_json
@@ -68,7 +69,11 @@ def save_plain_policy(top: Top, folder: Path, tokenizer: Any) -> None:
         _save(lm, aside, tokenizer)
 
 
-CARD = """# A reward model that reads the mean over the response's tokens
+READINGS = {
+    "mean": ("the mean over the response's tokens", "hidden[len(prompt_ids) :].mean(0)"),
+    "last": ("the last token of the response", "hidden[-1]"),
+}
+CARD = """# A reward model that reads WHAT
 
 The raw score of a response to a prompt, both as token ids (the prompt through its chat template, where it has one; the
 response with its end-of-sequence token when it has ended):
@@ -85,7 +90,7 @@ weight = load_file(f"{FOLDER}/head.safetensors")["score.weight"][0]
 @torch.no_grad()
 def score(prompt_ids, response_ids):
     hidden = model(torch.tensor([[*prompt_ids, *response_ids]])).last_hidden_state[0]
-    return hidden[len(prompt_ids) :].mean(0) @ weight
+    return POOLED @ weight
 ```
 """
 
@@ -93,10 +98,11 @@ def score(prompt_ids, response_ids):
 @spmd.by_lead
 def save_plain_reward_model(model: ScalarHead, folder: Path, tokenizer: Any) -> None:
     """Write a whole model that gives raw scores, adapters merged: an `AutoModelForSequenceClassification(num_labels=1)`
-    for a head that reads the last token; for one that reads the mean an `AutoModel`, the head in a file of its own, and
-    a card with the lines that load them."""
-    top, last = model.top, model.pooling == "last"
+    for a head that reads the last token, where transformers has such a class; otherwise an `AutoModel`, the head in a
+    file of its own, and a card with the lines that load them."""
+    top = model.top
     config = copy.deepcopy(top.base.lm.config)
+    last = model.pooling == "last" and type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if last:
         config.num_labels = 1
         config.problem_type = "regression"
@@ -110,7 +116,10 @@ def save_plain_reward_model(model: ScalarHead, folder: Path, tokenizer: Any) -> 
         _save_reading(model, aside)
         if not last:
             save_file({HEAD: model.head.weight.detach().cpu()}, aside / "head.safetensors")
-            (aside / "README.md").write_text(CARD, encoding="utf-8")
+            read = READINGS[model.pooling]
+            (aside / "README.md").write_text(
+                CARD.replace("WHAT", read[0]).replace("POOLED", read[1]), encoding="utf-8"
+            )
 
 
 def saved_reading(folder: Path) -> Reading | None:
@@ -188,7 +197,11 @@ def load_policy(base: Base, folder: Path) -> Top:
     if not base.cut and not base.tied:
         name = next(n for n, m in base.lm.named_modules() if m is base.lm.get_output_embeddings())
         output = top.own_output()
-        output.load_state_dict({n: state[f"{name}.{n}"] for n in output.state_dict()})
+        if f"{name}.weight" in state:
+            output.load_state_dict({n: state[f"{name}.{n}"] for n in output.state_dict()})
+        else:  # under another name in files
+            saved: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            output.load_state_dict(saved.get_output_embeddings().state_dict())
     return top
 
 
@@ -225,12 +238,24 @@ def _load_top(base: Base, state: dict[str, torch.Tensor], folder: Path, *, train
     prefix = base.lm.base_model_prefix + "."
     if not any(name.startswith(prefix) for name in state):  # a body without a head
         prefix = ""
+    own = {
+        prefix + shift(name.removeprefix("body."), base.cut): parameter
+        for name, parameter in top.named_parameters()
+        if parameter.requires_grad
+    }
+    if own.keys() - state.keys():
+        # transformers gives some weights other names in files, such as one for each expert of a mixture.
+        body: Any = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        state = {prefix + name: weight for name, weight in body.state_dict().items()}
     with torch.no_grad():
-        for name, parameter in top.named_parameters():
-            if parameter.requires_grad:
-                saved = prefix + shift(name.removeprefix("body."), base.cut)
-                if saved not in state:
-                    raise ModelError(f"{folder} lacks {saved}; it belongs to another model")
-                parameter.copy_(state[saved])
+        for name, parameter in own.items():
+            if name not in state:
+                raise ModelError(f"{folder} lacks {name}; it belongs to another model")
+            if state[name].shape != parameter.shape:
+                raise ModelError(
+                    f"{folder} has {name} with shape {tuple(state[name].shape)}, not {tuple(parameter.shape)}; it "
+                    "belongs to another model"
+                )
+            parameter.copy_(state[name])
     # A trained copy and no more: the base's own weights are in there too, and stay as they are.
     return top if trainable else top.requires_grad_(False)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from burnish import peers, spmd
 from burnish.config.model import TINY_MODEL, ModelConfig
-from burnish.errors import ConfigError, DataError, ModelError
+from burnish.errors import ConfigError, DataError, ModelError, ran_out
 from burnish.records import Prompt
 
 PAD_TOKEN = "<|burnish_pad|>"
@@ -155,25 +156,80 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **which)
         if weights:
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **extra)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True, **extra
+            )
+            model, info = loaded
+            check_weights(source, info)
         else:
             known = AutoConfig.from_pretrained(source, **which)
             attention = {k: extra[k] for k in ("attn_implementation",) if k in extra}
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(known, dtype=torch.float32, **attention)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if ran_out(error):
+            raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"model.path={source!r} cannot be loaded: {first}. Give a folder with config.json and weights, or "
             "a hub name that is reachable from here; for a GGUF file set model.gguf_file"
         ) from error
+    refuse_state(model)
     if weights:
         own_memory(model)
     codec = make_codec(tokenizer, model, config.use_chat_template)
     model.eval()
     if weights:
-        model.to(find_device(config.device))  # type: ignore[arg-type]
+        model.to(find_device(config.device))
     return model, codec
+
+
+HARMLESS = re.compile(
+    r"(inv_freq|masked_bias|position_ids|attn\.bias|attention\.bias)$"
+)  # buffers of old versions
+NAMED = 4  # tensors that an error names
+
+
+def check_weights(source: str, info: Mapping[str, Any]) -> None:
+    """Raise ModelError unless the files held every tensor of the model in its shape, and none besides: what is missing
+    would be random, and a file with other names is one of another model."""
+    found = {
+        "are missing": sorted(info.get("missing_keys") or ()),
+        "have another shape": sorted(str(name) for name, *_ in info.get("mismatched_keys") or ()),
+        "belong to nothing in it": sorted(
+            k for k in info.get("unexpected_keys") or () if not HARMLESS.search(k)
+        ),
+    }
+    wrong = [
+        f"{len(names)} tensors {what} ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})"
+        for what, names in found.items()
+        if names
+    ]
+    if wrong:
+        raise ModelError(
+            f"model.path={source!r} holds the weights of another model: {'; '.join(wrong)}. Save it again as a causal "
+            "language model (save_pretrained), or name the tensors as its config.json expects"
+        )
+
+
+def refuse_state(model: PreTrainedModel) -> None:
+    """Raise ModelError for a model whose state runs over all tokens, padding included (state-space models)."""
+    if getattr(model, "_is_stateful", False):
+        raise ModelError(
+            f"a {type(model).__name__} keeps a state that padding changes, so batches of several lengths cannot be "
+            "sampled and trained on alike; use a model with attention"
+        )
+
+
+def mend_generation_config(model: PreTrainedModel) -> None:
+    """A generation config with sampling values that says not to sample cannot be saved: it is to sample."""
+    config = model.generation_config
+    if config is None:
+        return
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
 
 
 def find_device(name: str) -> torch.device:
@@ -225,21 +281,27 @@ def make_codec(
         )
     eos_ids = frozenset(int(i) for i in ends if i is not None)
     eos_id = int(tokenizer.eos_token_id) if tokenizer.eos_token_id is not None else min(eos_ids)
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in eos_ids | _used_specials(tokenizer):
+    own_pad = tokenizer.pad_token_id is None or tokenizer.pad_token_id in eos_ids | _used_specials(tokenizer)
+    if own_pad:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-        embedding: Any = model.get_input_embeddings()
-        if len(tokenizer) > embedding.num_embeddings:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-            with torch.no_grad():
-                for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-                    matrix: Any = layer
-                    matrix.weight[tokenizer.pad_token_id].zero_()
+    embedding: Any = model.get_input_embeddings()
+    rows = max(tokenizer.get_vocab().values()) + 1
+    grows = rows > embedding.num_embeddings
+    if rows != embedding.num_embeddings:
+        # Rows beyond the tokenizer, which models are padded with, stand for no text and must not be sampled.
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    if own_pad and grows:
+        with torch.no_grad():
+            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+                matrix: Any = layer
+                matrix.weight[tokenizer.pad_token_id].zero_()
     pad_id = int(tokenizer.pad_token_id)
     model.config.pad_token_id = pad_id
     if model.generation_config is not None:
         model.generation_config.pad_token_id = pad_id
         model.generation_config.eos_token_id = sorted(eos_ids)
         model.generation_config.suppress_tokens = [pad_id]
+    mend_generation_config(model)
     if use_chat_template and not tokenizer.chat_template:
         raise ModelError(
             "model.use_chat_template is true but the tokenizer has no chat template; set it to false"
@@ -256,7 +318,7 @@ def template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     turns = [{"role": "user", "content": "the question"}, {"role": "assistant", "content": reply}]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError, KeyError) as error:
         raise ModelError(f"the tokenizer's chat template cannot render a reply to a user: {error}") from error
     after = str(text).rpartition(reply)[2].lstrip()
     ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []

@@ -299,7 +299,14 @@ class Base:
         parts = self.lm.get_output_embeddings()(hidden)[real]
         gap, scale = float((whole - parts).abs().max()), float(whole.abs().max())
         if not gap <= tolerance * max(scale, 1.0):
-            hint = "use 'lora' or 'all'" if self.cut else "it post-processes its logits; use another model"
+            body = self.lm.base_model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+            ).last_hidden_state
+            plain = float((whole - self.lm.get_output_embeddings()(body)[real]).abs().max())
+            scaled = plain > tolerance * max(scale, 1.0)
+            hint = "it post-processes its logits; use another model" if scaled else "use 'lora' or 'all'"
             raise ModelError(
                 f"a {type(self.lm).__name__} at model.layers={self.layers!r} taken apart gives logits that are "
                 f"{gap:.2g} off: {hint}"

@@ -27,11 +27,12 @@ HERE = Path(__file__).parent
 
 
 class Member:
-    """A reward model: raw scores from the last token, or from the mean over the response's tokens."""
+    """A reward model: raw scores from the last token of the response, or from the mean over its tokens."""
 
     def __init__(self, folder: Path) -> None:
         head = folder / "head.safetensors"
         self.weight = load_file(head)["score.weight"][0] if head.exists() else None
+        self.last = json.loads((folder / "reading.json").read_text(encoding="utf-8"))["pooling"] == "last"
         kind = AutoModelForSequenceClassification if self.weight is None else AutoModel
         self.model = kind.from_pretrained(folder, dtype=torch.float32).eval()
 
@@ -39,7 +40,8 @@ class Member:
         output = self.model(input_ids=torch.tensor([[*prompt_ids, *response_ids]]))
         if self.weight is None:
             return float(output.logits[0, 0])
-        return float(output.last_hidden_state[0, len(prompt_ids) :].mean(0) @ self.weight)
+        said = output.last_hidden_state[0, len(prompt_ids) :]
+        return float((said[-1] if self.last else said.mean(0)) @ self.weight)
 
 
 class BestOf:

@@ -7,13 +7,17 @@ its peak is the first plus the largest of the second.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
 from burnish.config import RunConfig
+from burnish.errors import EstimateError
 from burnish.models import engine
 from burnish.models.heads import new_reward_head
 from burnish.models.logprobs import CHUNK_ELEMENTS, CHUNK_ELSEWHERE
@@ -25,6 +29,7 @@ from burnish.pipeline.gated import GATE_ANSWERS, GATE_PROMPTS
 
 SINGLE = 4  # bytes of a float32
 MOMENTS = 2  # that Adam keeps of every trained weight
+NAME_OF_EXPERTS = "_experts_implementation"  # in a configuration of transformers
 PROBE_TOKENS = 40  # on which layers are run: no other size has it twice in a row
 BOOTSTRAPPED = 0.63  # of what is drawn as often as there is, this share is different
 INSIDE = 3  # copies of what a layer's MLP computes: both its products, and theirs
@@ -226,6 +231,43 @@ def kept_by(top: Top, *, checkpointing: bool) -> float:
     if checkpointing:
         layers = len(body.layers) if hasattr(body, "layers") else base.depth
         return float((layers * size + 16 * size) * SINGLE)
+    if engine.is_llama_like(base.lm):
+        return _kept(top, lambda x, ones, places: engine.hidden_at(top.body, x, ones, places, slice(None)))
+    failed: list[Exception] = []
+    with _experts_in_batches(top.body):
+        # A whole mask first: transformers looks at the numbers of any other, and here there are none. Models that make
+        # their own, or have no attention, take none.
+        for masked in (True, False):
+            mask = torch.ones(1, 1, PROBE_TOKENS, PROBE_TOKENS, dtype=torch.bool, device="meta").tril()
+            more = {"attention_mask": mask} if masked else {}
+            try:
+                return _kept(top, lambda x, *_, more=more: top.body(inputs_embeds=x, use_cache=False, **more))
+            except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+                failed.append(error)
+    raise EstimateError(
+        f"what the layers of a {type(base.lm).__name__} keep for the backward pass cannot be estimated "
+        f"({str(failed[0]).splitlines()[0]})"
+    ) from failed[0]
+
+
+@contextmanager
+def _experts_in_batches(body: nn.Module) -> Iterator[None]:
+    """Within it the experts of a mixture are computed by products of batches, which need no numbers."""
+    configs = {id(c): c for m in body.modules() if hasattr(c := getattr(m, "config", None), NAME_OF_EXPERTS)}
+    before = {i: getattr(config, NAME_OF_EXPERTS) for i, config in configs.items()}
+    for config in configs.values():
+        setattr(config, NAME_OF_EXPERTS, "batched_mm")
+    try:
+        yield
+    finally:
+        for i, config in configs.items():
+            setattr(config, NAME_OF_EXPERTS, before[i])
+
+
+def _kept(top: Top, run: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], object]) -> float:
+    """Bytes a token that `run` (inputs, mask, positions) keeps for the backward pass, without weights and attention
+    matrices."""
+    base, size = top.base, top.base.hidden_size
     own = {p.untyped_storage()._cdata for p in (*top.parameters(), *base.lm.parameters())}
     kept: dict[int, tuple[int, Any]] = {}  # the storage too, so that no other gets its place
 
@@ -241,10 +283,7 @@ def kept_by(top: Top, *, checkpointing: bool) -> float:
     ones = torch.ones(1, PROBE_TOKENS, dtype=torch.long, device=meta)
     places = torch.arange(PROBE_TOKENS, device=meta)[None]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        if engine.is_llama_like(base.lm):
-            engine.hidden_at(top.body, x, ones, places, slice(None))
-        else:
-            top.body(inputs_embeds=x, use_cache=False)
+        run(x, ones, places)
     return sum(n for n, _ in kept.values()) / PROBE_TOKENS
 
 

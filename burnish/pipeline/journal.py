@@ -13,7 +13,7 @@ from burnish.monitor.live import View
 from burnish.monitor.trackers import Trackers
 from burnish.monitor.webhook import Webhook
 from burnish.records import Alert, Decision, StepStats
-from burnish.runs import Checkpoint, RunDirectory
+from burnish.runs import Checkpoint, RunDirectory, read_jsonl
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,11 @@ class Journal:
         Written whole, so that whoever looks twice counts once."""
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         atomic_write(self.path / "rejected" / f"{name}.jsonl", "".join(lines))
+
+    def rejected(self, name: str) -> list[dict[str, Any]]:
+        """The rows that `reject` has written."""
+        file = self.path / "rejected" / f"{name}.jsonl"
+        return list(read_jsonl(file)) if file.exists() else []
 
     def checkpoint(
         self,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any
 
 import psutil
@@ -216,6 +217,10 @@ def _sizes(
     )
 
 
+MEASURING = 20.0  # seconds that a machine is measured for, about
+FIRST = 4  # responses that are measured first
+
+
 def measured_pace(models: SketchedModels, data: Data, config: RunConfig, lengths: Lengths) -> Pace:
     """Seconds a response, for responses as long as they are said to be; of reward models that train other layers than
     the policy, by slices of their own."""
@@ -239,8 +244,10 @@ def _timed(models: SketchedModels, prompts: Sequence[Prompt], config: RunConfig)
     found = []
     for shape in shapes:
         small = models.slice(*shape)
-        measure(small, prompts[:4], config)  # the first time is not like the others
-        found.append(measure(small, prompts, config))
+        began = perf_counter()
+        measure(small, prompts[:FIRST], config)  # the first time is slower than the others
+        each = (perf_counter() - began) / min(FIRST, len(prompts))
+        found.append(measure(small, prompts[: max(FIRST, int(MEASURING / len(shapes) / each))], config))
     first = found[0]
 
     def grown(part: Callable[[Pace], float]) -> float:

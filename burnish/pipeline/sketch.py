@@ -51,7 +51,7 @@ class SketchedModels(Models):
         known = copy.deepcopy(lm.config)
         text = known.get_text_config()
         text.num_hidden_layers = frozen + trained
-        if getattr(text, "layer_types", None):
+        if isinstance(vars(text).get("layer_types"), list):  # of some it follows from the number of layers
             text.layer_types = text.layer_types[: frozen + trained]
         kind = self.base.layers.partition(":")[0]
         layers = f"{kind}:{trained}" if frozen else kind

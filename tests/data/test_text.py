@@ -268,9 +268,7 @@ def test_a_prompt_is_found_in_a_dialogue_whatever_white_space_is_around_it(tmp_p
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
-@pytest.mark.parametrize(
-    "record", [None, 7, {"responses": 3, "annotations": 3, "response": "x", "data": []}]
-)
+@pytest.mark.parametrize("record", [None, 7, {"responses": 3, "annotations": 3, "response": "x", "data": []}])
 def test_a_vendors_record_of_another_shape_is_one_answer_that_cannot_be_used(
     tmp_path: Path, vendor: str, record: Any
 ) -> None:

@@ -100,7 +100,9 @@ def test_the_examiner_takes_labels_of_held_out_prompts_first(
 def test_the_doctor_sees_near_copies_on_two_sides(held: str, ok: bool) -> None:
     train, other = [Prompt("What is 3 plus 5?"), Prompt("Who are you?")], Prompt("Where is Rome?")
     splits = PromptSplits(train, [Prompt(held)], [other])
-    data: Any = SimpleNamespace(label=LabelConfig(), splits=splits)
+    data: Any = SimpleNamespace(
+        label=LabelConfig(), splits=splits, journal=SimpleNamespace(rejected=lambda name: [])
+    )
     found = {f.check: f for f in doctor._data(data, EvaluateConfig())}
     assert found["leakage between splits"].ok is ok
 
