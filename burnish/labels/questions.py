@@ -29,27 +29,35 @@ class Sides:
 
 def grouped(comparisons: Sequence[Sides], most: int) -> list[list[Sides]]:
     """Comparisons that are asked together: each by itself; or, with `most` above two, those of up to so many answers
-    to a prompt that are all to be compared with each other."""
+    to a prompt that are all to be compared with each other. Near linear: an answer is looked at for each comparison of
+    whichever of two answers has fewer."""
     if most <= 2:
         return [[c] for c in comparisons]
     left = {c.id: c for c in comparisons}
-    by_prompt: dict[str, list[Sides]] = {}
-    for c in comparisons:
-        by_prompt.setdefault(c.prompt, []).append(c)
+    # By prompt and answer the answers it is still to be compared with, and by which comparison.
+    others: dict[tuple[str, str], dict[str, Sides]] = {}
+    place: dict[tuple[str, str], int] = {}
+    for c in left.values():
+        for one, other in ((c.first, c.second), (c.second, c.first)):
+            others.setdefault((c.prompt, one), {})[other] = c
+            place.setdefault((c.prompt, one), len(place))
     found = []
     for c in comparisons:
         if c.id not in left:
             continue
         answers, asked = [c.first, c.second], [c]
-        waiting = [o for o in by_prompt[c.prompt] if o.id in left]
-        for answer in dict.fromkeys(r for o in waiting for r in (o.first, o.second)):
-            sides = {frozenset((answer, a)) for a in answers}
-            with_all = [o for o in waiting if frozenset((o.first, o.second)) in sides]
-            if len(answers) < most and answer not in answers and len(with_all) == len(answers):
+        fewest = min((others[c.prompt, a] for a in answers), key=len)
+        for answer in sorted(fewest, key=lambda a: place[c.prompt, a]):
+            if len(answers) == most:
+                break
+            with_all = [others[c.prompt, answer].get(a) for a in answers]
+            if answer not in answers and None not in with_all:
                 answers.append(answer)
-                asked += with_all
+                asked += [o for o in with_all if o is not None]
         for o in asked:
             del left[o.id]
+            others[o.prompt, o.first].pop(o.second, None)
+            others[o.prompt, o.second].pop(o.first, None)
         found.append(asked)
     return found
 

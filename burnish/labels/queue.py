@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from threading import RLock
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from burnish.data.store import LabelStore, response_id
@@ -27,6 +27,7 @@ from burnish.labels.tasks import (
     ANSWERED,
     ASIDE,
     GOLD,
+    LATE,
     LONGEST_REASON,
     OPEN,
     RELEASED,
@@ -48,6 +49,10 @@ from burnish.labels.tasks import (
 )
 from burnish.records import content_id
 
+LATE_ANSWER = (
+    "the time for this question was over and it has gone to somebody else; your answer is kept aside and is no label. "
+    "Go on with the next one"
+)
 AT_ONCE = 16  # candidates looked at together
 REBUILD = 5.0  # seconds between looks at the whole store
 
@@ -74,8 +79,7 @@ class Queue:
         self._seen: dict[str, set[int]] = {}
         self._rebuilt = 0.0
         self._doubtful = False
-        self._notice()
-        self._rebuild()
+        self.look_again()
 
     @contextmanager
     def _changing(self, *, durable: bool = True) -> Iterator[Session]:
@@ -97,21 +101,27 @@ class Queue:
 
     # What there is
 
-    def _notice(self) -> None:
-        """Comparisons and gold questions that have come since."""
+    def _read_new(self) -> tuple[int, int, list[str], list[list[Sides]]]:
+        """What has come since: the newest number known before and now, gold questions, and comparisons grouped into
+        questions. It takes seconds for many, so no lock is held."""
+        before = self._last
         columns = (ComparisonRow.number, ComparisonRow.id, ComparisonRow.prompt_id)
         query = select(*columns, ComparisonRow.first_id, ComparisonRow.second_id)
         with self.store.reading() as session:
-            rows = session.execute(query.where(ComparisonRow.number > self._last).order_by(columns[0])).all()
-            self._gold = list(session.scalars(select(GoldRow.id).order_by(GoldRow.number)))
-        if not rows:
-            return
-        self._last = rows[-1][0]
+            rows = session.execute(query.where(ComparisonRow.number > before).order_by(columns[0])).all()
+            gold = list(session.scalars(select(GoldRow.id).order_by(GoldRow.number)))
         known = [Sides(*row[1:]) for row in rows]
         if self._only is not None:
             place = self._only
             known = sorted((s for s in known if s.id in place), key=lambda s: place[s.id])
-        for asked in grouped(known, self.rules.most):
+        return before, rows[-1][0] if rows else before, gold, grouped(known, self.rules.most)
+
+    def _notice(self, before: int, last: int, gold: list[str], found: list[list[Sides]]) -> None:
+        """Take in what `_read_new` has found, unless another look has done so."""
+        if before != self._last:
+            return
+        self._last, self._gold = last, gold
+        for asked in found:
             unit = len(self._units)
             self._units.append([s.id for s in asked])
             self._unit_of.update((s.id, unit) for s in asked)
@@ -150,8 +160,9 @@ class Queue:
 
     def look_again(self) -> None:
         """See what has been added or answered elsewhere at once, not after a while."""
+        new = self._read_new()
         with self._lock:
-            self._notice()
+            self._notice(*new)
             self._rebuild()
 
     def progress(self) -> tuple[int, int]:
@@ -163,14 +174,13 @@ class Queue:
 
     def next(self, annotator: str) -> Task | None:
         """The task somebody has, or a new one; None when there is nothing left for them, or the budget is spent."""
-        with self._lock:
-            with self._changing(durable=False) as session:  # a lease that is lost is given anew
-                task = self._next(session, annotator)
-            if task is not None or self.clock() - self._rebuilt < REBUILD:
-                return task
-            self.look_again()
-            with self._changing(durable=False) as session:
-                return self._next(session, annotator)
+        with self._changing(durable=False) as session:  # a lease that is lost is given anew
+            task = self._next(session, annotator)
+        if task is not None or self.clock() - self._rebuilt < REBUILD:
+            return task
+        self.look_again()
+        with self._changing(durable=False) as session:
+            return self._next(session, annotator)
 
     def _next(self, session: Session, annotator: str) -> Task | None:
         now = self.clock()
@@ -191,22 +201,20 @@ class Queue:
             session.scalar(select(func.coalesce(func.sum(t.cost), 0.0)).where(*which)) or 0.0
             for t, which in ((LabelRow, (LabelRow.source == "human",)), (CheckRow, ()))
         )
-        due = (
-            session.scalar(
-                select(func.count()).select_from(TaskRow).where(TaskRow.state.in_((OPEN, ANSWERED)))
-            )
-            or 0
-        )
+        held = and_(TaskRow.state == OPEN, TaskRow.until > self.clock())  # an abandoned lease costs nothing
+        query = select(func.count()).select_from(TaskRow).where(or_(held, TaskRow.state == ANSWERED))
+        due = session.scalar(query) or 0
         return float(paid) + (due + 1) * self.rules.pay > self.rules.budget + 1e-9
 
     def _next_gold(self, session: Session, annotator: str) -> tuple[str, list[str]] | None:
         if not self._gold:
             return None
         asked = select(AskedRow.question).join(TaskRow, TaskRow.id == AskedRow.task)
-        was = TaskRow.state != RELEASED
-        mine = set(session.scalars(asked.where(TaskRow.annotator == annotator, TaskRow.kind == GOLD, was)))
+        theirs = asked.where(TaskRow.annotator == annotator, TaskRow.kind == GOLD)
+        seen = set(session.scalars(theirs.where(TaskRow.state.not_in((RELEASED, STATES["skip"])))))
+        mine = set(session.scalars(theirs.where(TaskRow.state.in_((ANSWERED, SETTLED)))))
         mine |= set(session.scalars(select(CheckRow.gold_id).where(CheckRow.annotator == annotator)))
-        left = [i for i in self._gold if i not in mine]
+        left = [i for i in self._gold if i not in mine | seen]
         tasks = session.scalar(
             select(func.count()).select_from(TaskRow).where(TaskRow.annotator == annotator)
         )
@@ -306,7 +314,8 @@ class Queue:
 
     def _is_practice(self, session: Session, row: TaskRow) -> bool:
         earlier = select(func.count()).select_from(TaskRow)
-        mine = (TaskRow.annotator == row.annotator, TaskRow.kind == GOLD, TaskRow.state != RELEASED)
+        given = TaskRow.state.in_((ANSWERED, SETTLED))  # a skip is no answer
+        mine = (TaskRow.annotator == row.annotator, TaskRow.kind == GOLD, given)
         before = session.scalar(earlier.where(*mine, TaskRow.number < row.number))
         return (before or 0) < self.rules.practice
 
@@ -316,14 +325,17 @@ class Queue:
         """Keep an answer. `key` is the sender's own: the same one again, whatever comes with it, changes nothing.
         Raises Refused for a task that is not theirs, was answered already, or cannot be answered so."""
         with self._changing() as session:
-            return self._save(session, annotator, task, key, answer)
+            saved = self._save(session, annotator, task, key, answer)
+        return in_time(saved)
 
     def save_and_next(self, annotator: str, task: str, key: str, answer: Answer) -> tuple[Saved, Task | None]:
         """`save`, and `next` in the same transaction; nothing comes next after practice, which may show that somebody
         is to be asked nothing."""
         with self._changing() as session:
             saved = self._save(session, annotator, task, key, answer)
-            return saved, None if saved.right is not None else self._next(session, annotator)
+            done = saved.late or saved.right is not None
+            task_after = None if done else self._next(session, annotator)
+        return in_time(saved), task_after
 
     def _save(self, session: Session, annotator: str, task: str, key: str, answer: Answer) -> Saved:
         name = content_id("save", annotator, key)
@@ -336,12 +348,17 @@ class Queue:
         if before is not None:
             if before.task != task:
                 raise Refused("bad", "this key belongs to another save; give every save a key of its own")
-            return self._told(session, row, repeated=True)
+            return Saved(True, late=True) if row.state == LATE else self._told(session, row, repeated=True)
         if row.state != OPEN:
             raise Refused("answered", "this question was answered before, or given back")
         asked, now = self._task(session, row), self.clock()
+        late = row.until <= now and self._passed_on(session, asked, row, now)
         self._take(session, row, asked, answer, now)
         session.add(SaveRow(id=name, task=task))
+        if late:
+            row.state = LATE
+            session.flush()
+            return Saved(False, late=True)
         if asked.practice:
             row.until = now
         session.flush()
@@ -349,6 +366,13 @@ class Queue:
         told = self._told(session, row, repeated=False)
         self._after(session, row, asked)
         return told
+
+    def _passed_on(self, session: Session, asked: Task, row: TaskRow, now: float) -> bool:
+        """Whether a question whose lease is over has gone to others who are enough for it."""
+        if row.kind == GOLD:
+            return False
+        rooms = self._rooms(session, [c.id for c in asked.question.comparisons], row.annotator, now)
+        return bool({"full", "busy"} & set(rooms.values()))
 
     def _take(self, session: Session, row: TaskRow, asked: Task, answer: Answer, now: float) -> None:
         if len(answer.reason) > LONGEST_REASON:
@@ -477,3 +501,10 @@ class Queue:
             answers = session.scalar(select(func.count()).select_from(TaskRow).where(*mine))
         practice = min(self.rules.practice, len(self._gold))
         return Standing(answers or 0, practice, len(said), right)
+
+
+def in_time(saved: Saved) -> Saved:
+    """A save that stands. Raises Refused for one that came too late, once it is kept."""
+    if saved.late:
+        raise Refused("late", LATE_ANSWER)
+    return saved

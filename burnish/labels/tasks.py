@@ -22,7 +22,7 @@ GOLD = "gold"  # a task's kind, which nobody is told
 CHOICES = ("a3", "a2", "a1", "tie", "bad", "b1", "b2", "b3")
 """Much better, better, slightly better: the answer shown first, or the one shown second; a tie; both are bad."""
 ASIDE = ("skip", "flag")
-OPEN, ANSWERED, SETTLED, RELEASED = "open", "answered", "settled", "released"
+OPEN, ANSWERED, SETTLED, RELEASED, LATE = "open", "answered", "settled", "released", "late"
 STATES = {"skip": "skipped", "flag": "flagged"}
 BACK = 5  # answers that can be taken back
 LONGEST_REASON = 2000
@@ -76,12 +76,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Saved:
-    """A save that stands; `repeated` when it had been carried out before. Of practice, which of the answers shown is
-    the better one, and whether that was said."""
+    """A save that stands; `repeated` when it had been carried out before, `late` when the question had gone to others
+    by then. Of practice, which of the answers shown is the better one, and whether that was said."""
 
     repeated: bool
     better: Literal["a", "b"] | None = None
     right: bool | None = None
+    late: bool = False
 
 
 @dataclass(frozen=True)

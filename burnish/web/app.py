@@ -32,7 +32,7 @@ THREADS = 16  # requests at work at once; connections to the database are no mor
 EVERYWHERE = ("0.0.0.0", "::")
 SWITCH = 0.0001  # seconds until a thread at work lets another one: a request passes from one to the next
 LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
-REFUSED = {"unknown": 404, "not yours": 403, "answered": 409, "bad": 422}
+REFUSED = {"unknown": 404, "not yours": 403, "answered": 409, "late": 409, "bad": 422}
 
 
 class _Static(StaticFiles):

@@ -7,8 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from burnish.data.store import LabelStore
+from burnish.data.tables import TaskRow
+from burnish.labels.questions import Sides, grouped
 from burnish.labels.queue import Queue
 from burnish.labels.tasks import Answer, Refused, Rules, Task, settle_overdue
 from burnish.records import Comparison, Prompt, Response
@@ -93,19 +96,106 @@ def test_overlap_asks_so_many_people_and_no_more(store: LabelStore) -> None:
     assert set(people.values()) == {1, 3}
 
 
-def test_a_lease_that_has_ended_frees_the_question_and_late_work_is_kept(store: LabelStore) -> None:
+def test_a_lease_that_has_ended_frees_the_question_and_late_work_is_kept_aside(store: LabelStore) -> None:
+    """One label and one payment: the late annotator is told, and the same save again says the same."""
     filled(store, 1)
     clock = Clock()
-    queue = Queue(store, Rules(lease=60), clock=clock)
+    queue = Queue(store, Rules(lease=60, pay=1.0), clock=clock)
     late = given(queue, "a")
     assert queue.next("b") is None
     clock.now += 61
     again = given(queue, "b")
     assert again.question.comparisons == late.question.comparisons
+    for key in ("k", "k"):
+        with pytest.raises(Refused, match="kept aside") as refused:
+            queue.save("a", late.id, key, Answer("tie"))
+        assert refused.value.why == "late"
     queue.save("b", again.id, "k", Answer("tie"))
+    queue.settle(all=True)
+    assert Counter(label.annotator for label in store.labels()) == {"b": 1}
+    assert [row.labels is not None for row in tasks(store, "late")] == [True]
+
+
+def test_a_late_answer_to_a_question_that_waited_is_a_label(store: LabelStore) -> None:
+    filled(store, 1)
+    clock = Clock()
+    queue = Queue(store, Rules(lease=60), clock=clock)
+    late = given(queue, "a")
+    clock.now += 61
     queue.save("a", late.id, "k", Answer("tie"))
     queue.settle(all=True)
-    assert Counter(label.annotator for label in store.labels()) == {"a": 1, "b": 1}
+    assert Counter(label.annotator for label in store.labels()) == {"a": 1}
+
+
+def tasks(store: LabelStore, state: str) -> list[TaskRow]:
+    with store.reading() as session:
+        return list(session.scalars(select(TaskRow).where(TaskRow.state == state)))
+
+
+def test_an_abandoned_lease_spends_nothing_of_the_budget(store: LabelStore) -> None:
+    filled(store, 4)
+    clock = Clock()
+    queue = Queue(store, Rules(lease=60, pay=1.0, budget=2.0), clock=clock)
+    for name in ("a", "b"):
+        given(queue, name)
+    assert queue.next("c") is None, "two questions are under way"
+    clock.now += 61
+    assert answer_all(queue, "c") == 2
+
+
+def test_practice_is_not_passed_by_skipping(store: LabelStore) -> None:
+    filled(store, 3)
+    known = [Comparison(Prompt(f"gold {i}"), Response(f"good {i}"), Response(f"bad {i}")) for i in range(3)]
+    store.add_gold((c, 1.0) for c in known)
+    queue = Queue(store, Rules(practice=2, gold_share=0.0), clock=Clock())
+    for n in range(6):
+        task = given(queue, "a")
+        assert task.practice, "a skip is no answer"
+        queue.save("a", task.id, f"s{n}", Answer("skip"))
+    for n in range(2):
+        task = given(queue, "a")
+        assert task.practice
+        queue.save("a", task.id, f"a{n}", Answer("a1"))
+    assert not given(queue, "a").practice
+
+
+class Name(str):
+    """A name that counts how often it is looked up."""
+
+    looked = 0
+
+    def __hash__(self) -> int:
+        Name.looked += 1
+        return super().__hash__()
+
+
+@pytest.mark.parametrize("shape", ["chain", "star", "apart", "fours"])
+def test_grouping_takes_work_in_proportion_to_the_questions(shape: str) -> None:
+    """One prompt, four times as many comparisons: at most five times the work."""
+
+    def work(n: int) -> int:
+        prompt = Name("p")
+        names = [Name(f"r{i}") for i in range(2 * n)]
+        pairs = {
+            "chain": [(names[i], names[i + 1]) for i in range(n)],
+            "star": [(names[0], names[i + 1]) for i in range(n)],
+            "apart": [(names[2 * i], names[2 * i + 1]) for i in range(n)],
+            "fours": [
+                (names[4 * k + i], names[4 * k + j])
+                for k in range(n // 6)
+                for i in range(4)
+                for j in range(i + 1, 4)
+            ],
+        }[shape]
+        sides = [Sides(Name(f"c{i}"), prompt, a, b) for i, (a, b) in enumerate(pairs)]
+        Name.looked = 0
+        groups = grouped(sides, 4)
+        assert sum(len(g) for g in groups) == len(sides)
+        if shape == "fours":
+            assert {len(g) for g in groups} == {6}
+        return Name.looked
+
+    assert work(2400) <= 5 * work(600)
 
 
 def test_a_save_that_is_sent_again_changes_nothing(store: LabelStore) -> None:
