@@ -37,8 +37,8 @@ sys.path.append(str(Path(__file__).parents[1]))
 from burnish.data.store import LabelStore, Place
 from burnish.labels.tasks import Rules
 from burnish.records import Comparison, Prompt, Response
-from burnish.web.accounts import Accounts
-from burnish.web.desk import SESSION_COOKIE
+from burnish.web.accounts import Accounts, open_accounts
+from burnish.web.desk import session_cookie
 from tests.databases import server, server_programs
 
 WORDS = (
@@ -76,7 +76,7 @@ class Account:
 
 
 def fill(place: Place, comparisons: int, annotators: int) -> dict[str, tuple[str, str]]:
-    """Comparisons and people; by name the session and what signs its forms."""
+    """Comparisons and people; by name the cookie of a session and what signs its forms."""
     rng = random.Random(0)
 
     def text(n: int) -> str:
@@ -87,12 +87,13 @@ def fill(place: Place, comparisons: int, annotators: int) -> dict[str, tuple[str
             Comparison(Prompt(f"{i} {text(30)}"), Response(f"{text(60)} {i}a"), Response(f"{text(60)} {i}b"))
             for i in range(comparisons)
         )
-        accounts = Accounts(store)
+    with open_accounts(place) as kept:
+        accounts = Accounts(kept)
         link = accounts.invite("annotator", "benchmark", uses=annotators)
         found = {}
         for k in range(annotators):
             token = accounts.enter(accounts.join(link, f"p{k}", secrets.token_hex(12)))
-            found[f"p{k}"] = token, accounts.signature(token)
+            found[f"p{k}"] = f"{session_cookie(accounts)}={token}", accounts.signature(token)
         return found
 
 
@@ -185,8 +186,8 @@ async def load(
 ) -> None:
     began = time.perf_counter()
     clients = [
-        httpx2.AsyncClient(base_url=url, cookies={SESSION_COOKIE: token}, timeout=30)
-        for token, _ in people.values()
+        httpx2.AsyncClient(base_url=url, headers={"cookie": cookie}, timeout=30)
+        for cookie, _ in people.values()
     ]
     workers = [
         asyncio.create_task(

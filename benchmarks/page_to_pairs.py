@@ -27,12 +27,11 @@ import httpx2
 sys.path.append(str(Path(__file__).parents[1]))
 
 from benchmarks.labelling_load import page
-from burnish.data.store import LabelStore
 from burnish.rehearse.annotators import GLAD
 from burnish.rehearse.grammar import sample_story
 from burnish.textstats import words
-from burnish.web.accounts import Accounts
-from burnish.web.desk import SESSION_COOKIE
+from burnish.web.accounts import Accounts, open_accounts
+from burnish.web.desk import session_cookie
 
 
 def worth(text: str) -> float:
@@ -51,12 +50,12 @@ def write_pairs(file: Path, n: int) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-async def work(url: str, name: str, token: str, signature: str, told: dict[str, int]) -> None:
+async def work(url: str, name: str, cookie: str, signature: str, told: dict[str, int]) -> None:
     """One annotator, until nothing is left."""
     rng = random.Random(name)
     noise = rng.uniform(0.5, 2.0)
-    headers = {"x-csrf-token": signature, "accept": "application/json"}
-    async with httpx2.AsyncClient(base_url=url, cookies={SESSION_COOKIE: token}, timeout=60) as http:
+    headers = {"x-csrf-token": signature, "accept": "application/json", "cookie": cookie}
+    async with httpx2.AsyncClient(base_url=url, timeout=60) as http:
         task: Any = json.loads((await http.get("/label/pairs/next", headers=headers)).text)["next"]
         while task is not None:
             lean = worth(task["responses"][0]) - worth(task["responses"][1]) + rng.gauss(0, noise)
@@ -82,14 +81,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as room:
         file, place = Path(room) / "pairs.jsonl", Path(room) / "pairs.sqlite"
         write_pairs(file, args.pairs)
-        with LabelStore(place) as store:
+        with open_accounts(place) as store:
             accounts = Accounts(store)
             people = []
             for k in range(args.annotators + 1):
                 role = "annotator" if k else "viewer"
                 link = accounts.invite(role, "benchmark")
                 token = accounts.enter(accounts.join(link, f"p{k}", secrets.token_hex(12)))
-                people.append((f"p{k}", token, accounts.signature(token)))
+                people.append((f"p{k}", f"{session_cookie(accounts)}={token}", accounts.signature(token)))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -109,7 +108,7 @@ def main() -> None:
 
             asyncio.run(all_of_them())
             began = passed(f"{told['saves']} answers by {args.annotators} people", began)
-            looking = httpx2.Client(base_url=url, cookies={SESSION_COOKIE: people[0][1]}, timeout=120)
+            looking = httpx2.Client(base_url=url, headers={"cookie": people[0][1]}, timeout=120)
             exported = looking.get("/dashboard/pairs/export?as=pairs")
             exported.raise_for_status()
             rows = [json.loads(line) for line in exported.text.splitlines()]

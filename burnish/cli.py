@@ -267,15 +267,22 @@ def export(
         Path, typer.Argument(help="Pairs: .jsonl, .jsonl.gz or .parquet; otherwise a new folder.")
     ],
     kind: Annotated[
-        Kind,
-        typer.Option("--as", help="Labelled pairs, the champion or its adapter, the reward models."),
-    ],
+        Kind | None,
+        typer.Option(
+            "--as",
+            help="Labelled pairs, the champion or its adapter, the reward models; without: pairs, where PATH ends so.",
+        ),
+    ] = None,
     conversational: Annotated[bool, typer.Option(help="Pairs as lists of messages.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write what a run made to a place of its own, as plain Hugging Face data and models."""
     from burnish.pipeline.export import export_adapter, export_pairs, export_policy, export_reward
 
+    if kind is None:
+        if not path.name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
+            raise ConfigError(f"--as is missing: give --as {', --as '.join(k.value for k in Kind)}")
+        kind = Kind.PAIRS
     if kind is Kind.PAIRS:
         result = export_pairs(directory, path, conversational=conversational)
     else:
@@ -401,7 +408,7 @@ def _failed(error: BaseException) -> int:
     if STATE["interrupted"]:
         return EXIT_INTERRUPTED
     if isinstance(error, UsageError):
-        print(f"burnish: {error}; `burnish --help` lists the commands", file=sys.stderr)
+        print(f"burnish: {usage(error)}; `burnish --help` lists the commands", file=sys.stderr)
         return EXIT_USAGE
     if STATE["verbose"] or not isinstance(error, Exception):
         raise error
@@ -413,6 +420,16 @@ def _failed(error: BaseException) -> int:
     text = f"{type(error).__name__}: {error}"
     print(f"burnish: unexpected {text}; `burnish --verbose ...` shows where", file=sys.stderr)
     return 1
+
+
+def usage(error: UsageError) -> str:
+    """A mistyped command in words; a missing option or argument as it is typed."""
+    parameter = getattr(error, "param", None)
+    if type(error).__name__ != "MissingParameter" or parameter is None:
+        return str(error)
+    kind = str(parameter.param_type_name)
+    name = parameter.opts[0] if kind == "option" else str(parameter.name).upper()
+    return f"the {kind} {name} is missing"
 
 
 if __name__ == "__main__":

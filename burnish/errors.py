@@ -33,6 +33,10 @@ class BurnishError(Exception):
     of_process: int | None = None
 
 
+class Busy(BurnishError):
+    """Too many wait for the same thing; asking again later helps."""
+
+
 class ConfigError(BurnishError):
     """The configuration cannot be carried out."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -172,13 +173,40 @@ def serve(
     average: Annotated[
         bool, typer.Option(help="The average of the members' weights in their place (reward.shared_head).")
     ] = False,
+    token_env: Annotated[
+        str | None, typer.Option(help="Environment variable with a token that requests must carry.")
+    ] = None,
+    public: Annotated[
+        str | None, typer.Option(help="Name under which it is reached, if not the host's.")
+    ] = None,
+    certificate: Annotated[Path | None, typer.Option(help="TLS certificate, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--key", help="Its private key, PEM.")] = None,
+    behind_proxy: Annotated[
+        bool, typer.Option("--behind-proxy", help="A proxy on this machine speaks TLS for this server.")
+    ] = False,
 ) -> None:
     """Offer a run's reward models over HTTP, to `ppo.rewards` of another run (url) or to anybody: POST /score."""
+    from burnish.errors import ConfigError
+
+    token = None if token_env is None else os.environ.get(token_env)
+    if token_env is not None and not token:
+        raise ConfigError(f"--token-env {token_env} names a variable that is not set; set it to the token")
     prepare_environment()
     from burnish.pipeline.serving import serve as run_server
 
-    print(f"Rewards of {directory} at http://{host}:{port} (POST /score, GET /health)", file=sys.stderr)
-    run_server(directory, host, port, average=average)
+    scheme = "http" if certificate is None else "https"
+    print(f"Rewards of {directory} at {scheme}://{host}:{port} (POST /score, GET /health)", file=sys.stderr)
+    run_server(
+        directory,
+        host,
+        port,
+        average=average,
+        token=token,
+        public=public,
+        certificate=certificate,
+        key=tls_key,
+        proxy=behind_proxy,
+    )
 
 
 def _interval(found: dict[str, Any], form: str = ".3f") -> str:

@@ -92,6 +92,7 @@ def label_serve(
     """Label in a browser: comparisons one at a time, blind; or up to four answers ranked by keys. On the first start it
     prints the link by which you make your account; the others are invited on the page. Needs no model."""
     from burnish.labels.tasks import Rules
+    from burnish.web.accounts import open_accounts
     from burnish.web.projects import Project, Projects, project_name, selection
 
     place = _store(what, example)
@@ -112,7 +113,7 @@ def label_serve(
     projects = Projects()
     projects.add(project)
     at = Listening(host, port, certificate, tls_key, behind_proxy, public, admin_link)
-    _serve(project.store, projects, f"/label/{quote(project.name)}", at)
+    _serve(open_accounts(place), projects, f"/label/{quote(project.name)}", at)
 
 
 def serve_runs(
@@ -129,11 +130,13 @@ def serve_runs(
     side by side, two runs compared; and label what a run waits for. On the first start it prints the link by which you
     make your account."""
     from burnish.data.store import LabelStore
+    from burnish.web.accounts import keep_private
     from burnish.web.projects import Projects
     from burnish.web.waiting import project_for, waiting_in
 
     if not runs.is_dir():
         raise ConfigError(f"{runs} is no folder; give the one that runs lie in, usually runs")
+    keep_private(runs / "accounts.sqlite")
     store = LabelStore(runs / "accounts.sqlite")
     projects = Projects(lambda name: project_for(runs, name), lambda: waiting_in(runs))
     at = Listening(host, port, certificate, tls_key, behind_proxy, public, admin_link)
@@ -145,7 +148,7 @@ def _serve(store: LabelStore, projects: Projects, page: str, at: Listening, runs
     from burnish.web.app import make_app, serve
 
     https = at.certificate is not None or at.behind_proxy
-    app = make_app(store, projects, runs=runs, public=at.public, https=https)
+    app = make_app(store, projects, runs=runs, public=at.public, host=at.host, https=https)
     serve(
         app,
         at.host,

@@ -1,8 +1,10 @@
 """Who labels, and what is imported."""
 
+import os
 from typing import Literal
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from burnish.config.judge import JudgeConfig
 from burnish.config.strict import Section
@@ -29,6 +31,23 @@ class SimulatedConfig(Section):
     spam_share: float = Field(0.0, ge=0, le=1)  # share of annotators who answer at random
 
 
+PASSWORD = "PGPASSWORD"  # the environment variable that PostgreSQL's clients read
+
+
+def without_password(url: str) -> tuple[str, str | None]:
+    """A URL without its password, and the password, where it has one."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    name, colon, password = user.partition(":")
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    asked = [value for key, value in query if key == "password"]
+    if not (colon or asked):
+        return url, None
+    rest = urlencode([(key, value) for key, value in query if key != "password"])
+    shown = urlunsplit((parts.scheme, f"{name}{at}{host}", parts.path, rest, parts.fragment))
+    return shown, asked[0] if asked else unquote(password)
+
+
 class LabelConfig(Section):
     """Who answers the comparisons."""
 
@@ -50,3 +69,15 @@ class LabelConfig(Section):
         0.0, ge=0, lt=1
     )  # of comparisons that people or a judge may leave without labels
     simulated: SimulatedConfig = SimulatedConfig()
+
+    @field_validator("store")
+    @classmethod
+    def _no_secret(cls, store: str | None) -> str | None:
+        """A password in the URL moves to the environment variable that PostgreSQL's clients read, so that it is in no
+        run.yaml, report or page."""
+        if store is None or "://" not in store:
+            return store
+        url, password = without_password(store)
+        if password:
+            os.environ.setdefault(PASSWORD, password)
+        return url

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from burnish.config.rate import PolicyRate, Rate
 from burnish.config.strict import Section
@@ -31,11 +31,22 @@ class FunctionReward(Section):
     weight: float = 1.0
     called: str | None = Field(None, pattern=r"^\w+$")  # in the metrics; None: as the function, or `remote`
     timeout: float = Field(120.0, gt=0)  # seconds a batch, for an address
+    token_env: str | None = None  # environment variable with the token that the address asks for
 
     @property
     def name(self) -> str:
         """What its term is called in the metrics."""
         return self.called or ("remote" if self.function is None else self.function.partition(":")[2])
+
+    @field_validator("url")
+    @classmethod
+    def _no_secret(cls, url: str | None) -> str | None:
+        if url is not None and "@" in url.split("://", 1)[1].split("/", 1)[0]:
+            raise ValueError(
+                "the address holds a user or password, which run.yaml would show; leave it out and name an environment "
+                "variable with the token in token_env"
+            )
+        return url
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "FunctionReward":

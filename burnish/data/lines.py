@@ -11,6 +11,7 @@ from pathlib import Path
 
 from burnish.errors import DataError
 
+LONGEST_LINE = 64 << 20  # bytes
 MARKS = (  # byte order marks; the first two bytes of UTF-32's are those of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -78,8 +79,12 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                     empty = False
                     yield number, line.rstrip("\r")
                 return
-            for number, raw in enumerate(file, 1):
+            for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
                 empty = False
+                if len(raw) > LONGEST_LINE:
+                    raise DataError(
+                        f"{path}, line {number} has more than {LONGEST_LINE >> 20} MiB; give one row a line"
+                    )
                 if number == 1:
                     raw = raw.removeprefix(codecs.BOM_UTF8)
                 try:

@@ -14,9 +14,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
-from sqlalchemy import create_engine, event, func, make_url, select
+from sqlalchemy import create_engine, event, func, make_url, select, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session, aliased
 
 from burnish.data.guidelines import Guidelines
@@ -65,6 +65,27 @@ def shown(where: Place) -> str:
         return make_url(str(where)).set(query={}).render_as_string()
     except (ArgumentError, ValueError):
         return "the URL"
+
+
+def own_schema(url: str, schema: str) -> str:
+    """The URL of a schema of a PostgreSQL database, which is made if need be."""
+    engine = create_engine(url)
+    try:
+        with engine.begin() as connection:
+            connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
+    except (OperationalError, ProgrammingError) as error:
+        told = str(error.orig).strip().splitlines()[0]
+        raise DataError(
+            f"{shown(url)} has no schema {schema!r} and none can be made ({told}); let an administrator make it for "
+            "this user"
+        ) from None
+    finally:
+        engine.dispose()
+    return (
+        make_url(url)
+        .update_query_dict({"options": f"-csearch_path={schema}"})
+        .render_as_string(hide_password=False)
+    )
 
 
 def beside(where: Place, suffix: str) -> Path:
@@ -275,8 +296,8 @@ class LabelStore:
         self.add_comparisons(other.comparisons(at=at))
         sides = zip(other.comparisons(at=at), self.swapped(other.comparisons(at=at)), strict=True)
         swapped = {c.id for c, is_swapped in sides if is_swapped}
-        for text in other.guidelines().values():
-            self.add_guidelines(Guidelines(text))
+        for wording in other.guidelines().values():
+            self.add_guidelines(Guidelines(wording))
         self.add_labels(
             _turned(label) if label.comparison_id in swapped else label for label in other.labels(at=at)
         )

@@ -23,11 +23,21 @@ def _note(place: Place) -> Path:
 
 def leave_note(place: Place, url: str, project: str) -> None:
     """Leave the address of a project's page beside its store."""
-    atomic_write(_note(place), json.dumps({"url": f"{url}/label/{quote(project)}"}))
+    atomic_write(_note(place), json.dumps({"url": _address(url, project)}))
 
 
-def take_note_back(place: Place) -> None:
-    _note(place).unlink(missing_ok=True)
+def take_note_back(place: Place, url: str, project: str) -> None:
+    """Remove the address, unless another server has left its own since."""
+    try:
+        left = json.loads(_note(place).read_text(encoding="utf-8"))["url"]
+    except (OSError, ValueError, KeyError):  # none, or not a whole one
+        return
+    if left == _address(url, project):
+        _note(place).unlink(missing_ok=True)
+
+
+def _address(url: str, project: str) -> str:
+    return f"{url}/label/{quote(project)}"
 
 
 def page_of(place: Place) -> str | None:

@@ -26,6 +26,7 @@ from burnish.data.text import Unusable, json_rows, parse_json
 from burnish.errors import DataError
 from burnish.labels.items import CHOICES, Choice, Item, Returned
 
+FORMULA = tuple("=+-@\t\r")
 MOST_CELL = 1 << 26  # characters of a cell
 QUESTION = "Which answer is better?"
 TITLES: dict[Choice, str] = {
@@ -131,7 +132,7 @@ class MechanicalTurk:
         writer.writeheader()
         for item in items:
             # Variables are put into the page as they are: markup in an answer must not become the page's.
-            writer.writerow({k: html.escape(v).replace("\n", "<br>") for k, v in item.shown.items()})
+            writer.writerow({k: _cell(v) for k, v in item.shown.items()})
         page = (files("burnish.labels") / "mturk.html").read_text(encoding="utf-8")
         page = page.replace(
             "<!-- guidelines -->", MarkdownIt("commonmark", {"html": False}).render(guidelines.text)
@@ -158,6 +159,12 @@ class MechanicalTurk:
                 _number(row.get("Reward")) or 0.0,
                 row.get("Reject") or ("rejected" if row.get("AssignmentStatus") == "Rejected" else None),
             )
+
+
+def _cell(text: str) -> str:
+    """A text as HTML in one cell. A first character by which a spreadsheet knows a formula is written as its entity."""
+    cell = html.escape(text).replace("\n", "<br>")
+    return f"&#{ord(cell[0])};{cell[1:]}" if cell[:1] in FORMULA else cell
 
 
 class Scale:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from burnish.checkpoints import read_json
 from burnish.data.text import Unusable, text_of
 from burnish.errors import BurnishError, DataError
-from burnish.pipeline.chat import answers, parse
+from burnish.pipeline.chat import Chat, parse
 from burnish.pipeline.explain import explain
-from burnish.pipeline.scoring import score_texts
+from burnish.pipeline.scoring import Scorer, score_texts
 
 
 def judged(path: Path, prompt: str, responses: Sequence[str]) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def judged(path: Path, prompt: str, responses: Sequence[str]) -> dict[str, Any]:
     except Unusable as reason:
         raise DataError(f"an answer cannot be read: {reason}") from None
     found = []
-    for row, response in zip(score_texts(path, rows), responses, strict=True):
+    for row, response in zip(score_texts(path, rows, scorer(path, stamp(path))), responses, strict=True):
         try:
             why: dict[str, Any] = asdict(explain(path, asked, response))
         except BurnishError as error:
@@ -37,4 +38,22 @@ def both(path: Path, line: str, number: int) -> dict[str, str]:
     `number` draws other answers."""
     found = read_json(path / "evaluation.json")
     against = found["selected"] if found["champion"] == "sft" else found["champion"]
-    return next(iter(answers(path, [line], None, number, against)))
+    return chat(path, against, stamp(path)).say(line, number)
+
+
+def stamp(path: Path) -> float:
+    """When a run's models were last made; another run in the same folder has another."""
+    files = [path / "reward" / "ensemble.json", path / "evaluation.json"]
+    return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+
+
+@lru_cache(maxsize=1)
+def scorer(path: Path, made: float) -> Scorer:
+    """The reward models that were asked last, kept loaded."""
+    return Scorer(path)
+
+
+@lru_cache(maxsize=1)
+def chat(path: Path, against: str, made: float) -> Chat:
+    """The policies that were asked last, kept loaded."""
+    return Chat(path, None, against)

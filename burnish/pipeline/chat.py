@@ -16,60 +16,69 @@ from burnish.models.sampling import sample_rollout
 from burnish.pipeline.order import Workplace, set_determinism
 from burnish.pipeline.rounds import policy_folder
 from burnish.records import Prompt, Rollout
-from burnish.reward.ensemble import best_of
+from burnish.reward.ensemble import RewardEnsemble, best_of
 from burnish.reward.saved import load_ensemble
 from burnish.runs import RunDirectory
 
 
-def answers(
-    path: Path, lines: Iterable[str], temperature: float | None, first: int = 0, against: str | None = None
-) -> Iterator[dict[str, str]]:
-    """For every line (a prompt, or messages as a JSON list) what each policy says: {"sft": ..., "ppo": ...}, SFT and
-    the champion, or another one that SFT is held `against`; SFT alone when it is the champion; best of n as it was
-    examined. Line, its number (from `first`) and seed decide the draws: the same line again gets another answer, the
-    same session the same ones."""
-    run = RunDirectory.open(path)
-    if not (path / "evaluation.json").exists():
-        raise RunError(f"{path} has no champion yet; carry it out to its end with `burnish run`")
-    set_determinism(run.config)
-    place = Workplace.alone(run)
-    champion = against or read_json(path / "evaluation.json")["champion"]
-    policies = {"sft": place.models.reference(temperature)}
-    ensemble = None
-    if champion.startswith(BEST_OF):
-        policies[champion] = policies["sft"]
-        ensemble = load_ensemble(place.models.base, path / "reward")
-    elif champion != "sft" and is_saved(policy_folder(path, champion)):
-        policies[champion] = place.models.saved_policy(policy_folder(path, champion))
-        policies[champion].temperature = policies["sft"].temperature
-    for number, line in enumerate(lines, first):
-        prompt = parse(line)
-        limit = place.models.config.max_prompt_tokens
-        if len(place.models.codec.encode_prompt(prompt)) > limit:
+class Chat:
+    """A run's policies, loaded once: SFT and the champion, or another one that SFT is held `against`; SFT alone when it
+    is the champion; best of n as it was examined. Raises RunError for a run without a champion."""
+
+    def __init__(self, path: Path, temperature: float | None, against: str | None = None) -> None:
+        run = RunDirectory.open(path)
+        if not (path / "evaluation.json").exists():
+            raise RunError(f"{path} has no champion yet; carry it out to its end with `burnish run`")
+        set_determinism(run.config)
+        self.place = Workplace.alone(run)
+        models = self.place.models
+        self.champion = against or read_json(path / "evaluation.json")["champion"]
+        self.policies = {"sft": models.reference(temperature)}
+        self.ensemble: RewardEnsemble | None = None
+        if self.champion.startswith(BEST_OF):
+            self.policies[self.champion] = self.policies["sft"]
+            self.ensemble = load_ensemble(models.base, path / "reward")
+        elif self.champion != "sft" and is_saved(policy_folder(path, self.champion)):
+            self.policies[self.champion] = models.saved_policy(policy_folder(path, self.champion))
+            self.policies[self.champion].temperature = self.policies["sft"].temperature
+
+    def say(self, line: str, number: int) -> dict[str, str]:
+        """What each policy says to a prompt, or to messages as a JSON list: {"sft": ..., "ppo": ...}. The line, its
+        number and the seed decide the draws."""
+        prompt, models = parse(line), self.place.models
+        limit = models.config.max_prompt_tokens
+        if len(models.codec.encode_prompt(prompt)) > limit:
             raise DataError(
                 f"the prompt has more than model.max_prompt_tokens={limit} tokens; ask a shorter one"
             )
 
-        def answer(policy: Policy, *where: str | int, prompt: Prompt = prompt) -> Rollout:
+        def answer(policy: Policy, *where: str | int) -> Rollout:
             return sample_rollout(
                 policy,
-                place.models.codec,
+                models.codec,
                 [prompt],
-                max_tokens=place.models.config.max_response_tokens,
+                max_tokens=models.config.max_response_tokens,
                 batch_size=1,
-                seed=run.config.seed,
+                seed=self.place.config.seed,
                 where=("chat", *where),
             )
 
         said = {}
-        for name, policy in policies.items():
-            if ensemble is not None and name == champion:
-                rounds = [answer(policy, name, number, k) for k in range(int(name.removeprefix(BEST_OF)))]
-                reference = answer(policy, name, number, "reference") if ensemble.relative else None
-                said[name] = best_of(ensemble, rounds, reference, place.models.codec.pad_id).texts[0]
-            else:
+        for name, policy in self.policies.items():
+            ensemble = self.ensemble if name == self.champion else None
+            if ensemble is None:
                 said[name] = answer(policy, name, number).texts[0]
-        yield said
+                continue
+            rounds = [answer(policy, name, number, k) for k in range(int(name.removeprefix(BEST_OF)))]
+            reference = answer(policy, name, number, "reference") if ensemble.relative else None
+            said[name] = best_of(ensemble, rounds, reference, models.codec.pad_id).texts[0]
+        return said
+
+
+def answers(path: Path, lines: Iterable[str], temperature: float | None) -> Iterator[dict[str, str]]:
+    """What each policy says to every line (`Chat.say`)."""
+    chat = Chat(path, temperature)
+    yield from (chat.say(line, number) for number, line in enumerate(lines))
 
 
 def parse(line: str) -> Prompt:

@@ -83,9 +83,9 @@ class Scorer:
         ]
 
 
-def score_texts(path: Path, rows: Sequence[Answer]) -> Iterator[dict[str, Any]]:
+def score_texts(path: Path, rows: Sequence[Answer], scorer: Scorer | None = None) -> Iterator[dict[str, Any]]:
     """What `Scorer.score` tells of every answer."""
-    scorer = Scorer(path)
+    scorer = scorer or Scorer(path)
     for start in range(0, len(rows), AT_ONCE):
         part = rows[start : start + AT_ONCE]
         scorer.check(part, start + 1)

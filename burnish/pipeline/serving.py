@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import hmac
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from burnish.data.text import Unusable
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, ConfigError
 from burnish.pipeline.scoring import Answer, Scorer, answer_of
 
 MOST_ITEMS = 1024  # of a request
 MOST_WAITING = 8192  # items, before requests are turned away
 AT_ONCE = 256
+MOST_BYTES = 64 << 20  # of a request's body
+BODY_SECONDS = 120.0  # for it to come in
+LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 @dataclass
@@ -72,10 +76,17 @@ class Queue:
                 asked.answer.set_result(own)
 
 
-def make_app(path: Path, *, average: bool = False) -> Any:
+def make_app(
+    path: Path, *, average: bool = False, token: str | None = None, hosts: Sequence[str] = LOCAL
+) -> Any:
     """The application: POST /score {"items": [{"prompt", "response", "ended"}]} and GET /health; with "cut": true
-    responses that are too long are read as far as the limit."""
-    from fastapi import Body, FastAPI, HTTPException
+    responses that are too long are read as far as the limit. With a `token` each request must carry it
+    (`Authorization: Bearer TOKEN`). It answers to the names in `hosts` alone, and reads at most `MOST_BYTES` of a
+    body."""
+    from fastapi import Body, Depends, FastAPI, HTTPException, Request
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    from burnish.web.shield import Limited
 
     scorer = Scorer(path, average=average)
     queue = Queue(scorer)
@@ -93,11 +104,28 @@ def make_app(path: Path, *, average: bool = False) -> Any:
         yield
         worker.cancel()
 
-    app = FastAPI(title="Burnish rewards", lifespan=lifespan)
+    def allowed(request: Request) -> None:
+        given = request.headers.get("authorization", "")
+        if token is not None and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            raise HTTPException(401, "give the server's token as `Authorization: Bearer TOKEN`")
+
+    app = FastAPI(
+        title="Burnish rewards",
+        lifespan=lifespan,
+        dependencies=[Depends(allowed)],
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.add_middleware(Limited, most=MOST_BYTES, seconds=BODY_SECONDS)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
         return about
+
+    # Request is resolved by name, and imported here alone.
+    allowed.__annotations__["request"] = Request
 
     @app.post("/score")
     async def score(body: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
@@ -121,9 +149,45 @@ def make_app(path: Path, *, average: bool = False) -> Any:
     return app
 
 
-def serve(path: Path, host: str, port: int, *, average: bool = False) -> None:
-    """Answer until interrupted."""
-    app = make_app(path, average=average)
+def serve(
+    path: Path,
+    host: str,
+    port: int,
+    *,
+    average: bool = False,
+    token: str | None = None,
+    public: str | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    proxy: bool = False,
+) -> None:
+    """Answer until interrupted. Raises ConfigError where a network could ask without a token, or read the token."""
+    if host not in LOCAL and token is None:
+        raise ConfigError(
+            f"--host {host} lets everybody on the network ask: give --token-env NAME, an environment variable that "
+            "holds a token"
+        )
+    if host not in LOCAL and certificate is None and not proxy:
+        raise ConfigError(
+            f"--host {host} would send token and texts over the network as they are: give --certificate and --key, or "
+            "--behind-proxy where a proxy on this machine speaks TLS"
+        )
+    if host in ("0.0.0.0", "::") and public is None:
+        raise ConfigError(f"--host {host} is every address: give --public NAME, under which it is reached")
+    names = [*LOCAL, *(n for n in (host, public) if n and n not in ("0.0.0.0", "::"))]
+    app = make_app(path, average=average, token=token, hosts=names)
     import uvicorn
 
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+    from burnish.web.protocol import Patient
+
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        http=Patient,
+        timeout_keep_alive=15,
+        limit_concurrency=500,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )

@@ -31,8 +31,13 @@ class Charts:
         return [self.add(*chart) for chart in charts]
 
     def as_script(self) -> Markup:
-        # "</" would end the script element early, whatever the JSON says.
-        return Markup(json.dumps(self.figures).replace("</", "<\\/"))
+        return Markup(in_script(self.figures))
+
+
+def in_script(value: Any) -> str:
+    """JSON that may stand inside a script element. A `<` could end the element, or begin a comment that swallows its
+    end."""
+    return json.dumps(value).replace("<", "\\u003c")
 
 
 def render(template: str, charts: Charts | None = None, **values: Any) -> str:

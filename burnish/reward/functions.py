@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -64,9 +65,21 @@ class SummedRewards:
 def load_term(term: FunctionReward) -> Function | RemoteReward:
     """What a configured reward is computed by. Raises ConfigError where it cannot be had."""
     if term.url is not None:
-        return RemoteReward(term.url, term.timeout)
+        return RemoteReward(term.url, term.timeout, token_of(term))
     assert term.function is not None
     return load_function(term.function)
+
+
+def token_of(term: FunctionReward) -> str | None:
+    """The token of a reward's server, from the environment. Raises ConfigError where the variable is not set."""
+    if term.token_env is None:
+        return None
+    token = os.environ.get(term.token_env)
+    if not token:
+        raise ConfigError(
+            f"ppo.rewards names token_env={term.token_env!r}, which is not set; set it to the token"
+        )
+    return token
 
 
 def called(name: str, function: Function | RemoteReward, rollout: Rollout) -> list[float]:

@@ -27,11 +27,16 @@ class RemoteReward:
     """The scores of a reward server, in standard deviations of the policy that it was normalised on. Raises ConfigError
     where nobody answers, or somebody who is none."""
 
-    def __init__(self, url: str, timeout: float = 120.0) -> None:
+    def __init__(self, url: str, timeout: float = 120.0, token: str | None = None) -> None:
         self.url = url.rstrip("/")
         self.timeout = timeout
+        self.headers = {} if token is None else {"authorization": f"Bearer {token}"}
         try:
-            self.about = httpx2.get(f"{self.url}/health", timeout=timeout).raise_for_status().json()
+            self.about = (
+                httpx2.get(f"{self.url}/health", timeout=timeout, headers=self.headers)
+                .raise_for_status()
+                .json()
+            )
             self.about["model"], self.about["members"]
         except (httpx2.HTTPError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
@@ -61,7 +66,7 @@ class RemoteReward:
             for prompt, text, end in zip(prompts, responses, whole, strict=True)
         ]
         found: list[dict[str, Any]] = []
-        with httpx2.Client(timeout=self.timeout) as client:
+        with httpx2.Client(timeout=self.timeout, headers=self.headers) as client:
             for start in range(0, len(items), AT_ONCE):
                 found += self._part(client, items[start : start + AT_ONCE])
         return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import secrets
 import time
 import unicodedata
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from argon2 import PasswordHasher
@@ -21,7 +23,7 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from burnish.data.store import LabelStore
+from burnish.data.store import LabelStore, Place, beside, is_url, own_schema
 from burnish.data.tables import AccountRow, AuditRow, InvitationRow, SessionRow, SettingRow
 from burnish.errors import DataError
 
@@ -54,8 +56,54 @@ class Denied(Exception):
     """Somebody who may not; the message is for them and says no more than they knew."""
 
 
+SCHEMA = "burnish_accounts"
+TABLES = (AccountRow, InvitationRow, SessionRow, AuditRow)
+
+
+def open_accounts(place: Place) -> LabelStore:
+    """Where the accounts of a page that serves this label store are: a file of their own beside it that its user alone
+    may read, or a schema of their own in its database. Accounts that an older version kept in the label store move
+    there."""
+    if is_url(place) and not str(place).startswith("sqlite"):
+        return LabelStore(own_schema(str(place), SCHEMA))
+    file = beside(place, ".accounts.sqlite")
+    fresh = not file.exists()
+    keep_private(file)
+    store = LabelStore(file)
+    if fresh and not is_url(place) and Path(place).exists():
+        with LabelStore(place) as old:
+            _move(old, store)
+    return store
+
+
+def keep_private(file: Path) -> None:
+    """Make a file, or what there is of it, one that its user alone may read."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
+    file.chmod(0o600)
+
+
+def _move(old: LabelStore, new: LabelStore) -> None:
+    with old.reading() as session:
+        found = [(t, [_values(row) for row in session.scalars(select(t))]) for t in TABLES]
+    if not any(rows for _, rows in found):
+        return
+    with new.writing() as session:
+        for table, rows in found:
+            session.add_all(table(**row) for row in rows)
+            session.flush()
+    with old.writing() as session:
+        for table in reversed(TABLES):
+            session.execute(delete(table))
+        session.execute(delete(SettingRow).where(SettingRow.id == "secret"))
+
+
+def _values(row: Any) -> dict[str, Any]:
+    return {column.name: getattr(row, column.name) for column in row.__table__.columns}
+
+
 class Accounts:
-    """The accounts of a page, in the database of its store."""
+    """The accounts of a page, in a store of their own."""
 
     def __init__(self, store: LabelStore, clock: Callable[[], float] = time.time) -> None:
         self.store, self.clock = store, clock
@@ -76,6 +124,21 @@ class Accounts:
             session.add(row)
         return token
 
+    def invitations(self) -> list[dict[str, Any]]:
+        """Those that hold: `id`, role, by whom, how many uses are left, when it ends (seconds since 1970)."""
+        query = select(InvitationRow).order_by(InvitationRow.expires)
+        with self.store.reading() as session:
+            rows = [row for row in session.scalars(query) if self._holds(row)]
+        return [{n: getattr(r, n) for n in ("id", "role", "by", "uses", "expires")} for r in rows]
+
+    def revoke(self, invitation: str) -> bool:
+        """An invitation holds no more; whether there was one."""
+        with self.store.writing() as session:
+            found = session.get(InvitationRow, invitation)
+            if found is not None:
+                session.delete(found)
+        return found is not None
+
     def invited(self, token: str) -> Role | None:
         """The role that a link gives; None where it gives none (any more)."""
         with self.store.reading() as session:
@@ -95,8 +158,9 @@ class Accounts:
             row = session.get(InvitationRow, _hash(token))
             if row is None or not self._holds(row):
                 raise Denied("this invitation does not hold, or not any more; ask for another")
-            if any(_folded(other) == _folded(name) for other in session.scalars(select(AccountRow.id))):
-                raise DataError(f"the name {name!r} is taken; choose another")
+            looks = skeleton(name)
+            if any(skeleton(other) == looks for other in session.scalars(select(AccountRow.id))):
+                raise DataError(f"the name {name!r} is taken, or looks like one that is; choose another")
             row.uses -= 1
             created = datetime.now(UTC).isoformat(timespec="seconds")
             session.add(AccountRow(id=name, role=row.role, password=hashed, state="active", created=created))
@@ -168,8 +232,8 @@ class Accounts:
             return bool(session.scalar(select(func.count()).select_from(AccountRow).where(*admins)))
 
     def change(self, name: str, *, role: Role | None = None, state: State | None = None) -> Account:
-        """Another role or state; who is disabled is out at once. Raises DataError where nobody has the name, or
-        nobody would be left to administer."""
+        """Another role or state. A disabled account is out at once, and its invitations hold no more. Raises DataError
+        for an unknown name, and where no active admin would be left."""
         with self.store.writing() as session:
             row = session.scalar(select(AccountRow).where(AccountRow.id == name))
             if row is None:
@@ -182,6 +246,7 @@ class Accounts:
                 raise DataError("somebody must stay an active admin; make another one first")
             if row.state == "disabled":
                 session.execute(delete(SessionRow).where(SessionRow.account == name))
+                session.execute(delete(InvitationRow).where(InvitationRow.by == name))
             return _account(row)
 
     def note(self, who: str, address: str, action: str, detail: str = "") -> None:
@@ -225,8 +290,28 @@ def _nobodys_hash() -> str:
     return _hasher().hash(secrets.token_urlsafe(16))
 
 
+def folded(name: str) -> str:
+    """A name as it is compared: limits and accounts know one spelling."""
+    return _folded(_clean(name, check=False))
+
+
 def _folded(name: str) -> str:
-    return name.casefold()
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+# Letters of other scripts, and digits, that look like Latin ones (after Unicode's confusables, the commonest).
+LIKE = str.maketrans(
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u04bb\u0501\u051b\u043a\u043c\u0442\u0432\u043d"
+    "\u03b1\u03bf\u03c1\u03c5\u03bd\u03b9\u03ba\u03c4\u03c7\u03b5\u0131" + "01|",
+    "aeopcyxijshdqkmtbh" + "aopuvixtxei" + "oll",
+)
+
+
+def skeleton(name: str) -> str:
+    """What a name looks like: names with the same skeleton are taken for each other."""
+    plain = unicodedata.normalize("NFKD", _folded(name))
+    kept = "".join(c for c in plain if not unicodedata.combining(c) and c.isalnum())
+    return (kept or plain).translate(LIKE).replace("rn", "m").replace("vv", "w").replace("i", "l")
 
 
 def _clean(name: str, *, check: bool = True) -> str:
@@ -236,6 +321,76 @@ def _clean(name: str, *, check: bool = True) -> str:
     return name
 
 
+COMMON = {
+    *(
+        "password",
+        "passwort",
+        "motdepasse",
+        "contrasena",
+        "letmein",
+        "welcome",
+        "iloveyou",
+        "sunshine",
+        "princess",
+    ),
+    *(
+        "football",
+        "baseball",
+        "superman",
+        "starwars",
+        "trustno",
+        "whatever",
+        "computer",
+        "internet",
+        "changeme",
+    ),
+    *(
+        "administrator",
+        "qwerty",
+        "qwertz",
+        "azerty",
+        "qwertyuiop",
+        "asdfghjkl",
+        "zxcvbnm",
+        "abcdefghij",
+        "master",
+    ),
+    *(
+        "dragon",
+        "monkey",
+        "michael",
+        "shadow",
+        "charlie",
+        "jennifer",
+        "jordan",
+        "secret",
+        "default",
+        "burnish",
+    ),
+}
+ROWS = (
+    "abcdefghijklmnopqrstuvwxyz",
+    "01234567890123456789",
+    "qwertyuiopasdfghjklzxcvbnm",
+    "1qaz2wsx3edc4rfv5tgb",
+)
+LEET = str.maketrans("0134578@$!", "oieastbasi")
+
+
+def is_common(password: str) -> bool:
+    """Whether a password is one of the commonest words with digits or marks around it, a row of the keyboard, or a
+    short piece repeated."""
+    low = password.casefold()
+    word = low.translate(LEET).strip("0123456789!?.#*_- ")
+    bare = low.strip("0123456789!?.#*_- ").translate(LEET)
+    if {word, bare, low.strip("0123456789!?.#*_- ")} & COMMON:
+        return True
+    if any(low in row or low in row[::-1] for row in ROWS):
+        return True
+    pieces = {low[:n] for n in range(1, len(low) // 2 + 1)}
+    return any((piece * len(low))[: len(low)] == low for piece in pieces)
+
+
 def _check_password(password: str, name: str) -> None:
     if not SHORTEST <= len(password) <= LONGEST:
         raise DataError(f"a password has {SHORTEST} to {LONGEST} letters; choose another")
@@ -243,3 +398,5 @@ def _check_password(password: str, name: str) -> None:
         raise DataError("a password that is little more than the name is easily guessed; choose another")
     if len(set(password)) < 4:
         raise DataError("a password of so few different letters is easily guessed; choose another")
+    if is_common(password):
+        raise DataError("this password is among the first that are guessed; choose another")

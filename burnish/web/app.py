@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -14,13 +15,14 @@ import anyio.to_thread
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from burnish.data.store import LabelStore
-from burnish.errors import BurnishError, ConfigError
+from burnish.errors import BurnishError, Busy, ConfigError
 from burnish.labels.tasks import Refused
 from burnish.web import charts, dashboard, entry, label, people
 from burnish.web.accounts import Accounts, Denied
@@ -50,11 +52,12 @@ def make_app(
     *,
     runs: Path | None = None,
     public: str | None = None,
+    host: str | None = None,
     https: bool = False,
     body_seconds: float | None = None,
 ) -> FastAPI:
-    """The application; `store` keeps accounts, `public` is a name, or name:port, that it
-    answers to besides this machine's own."""
+    """The application; `store` keeps accounts, `public` is a name, or name:port, and `host` the address listened on,
+    that it answers to besides this machine's own."""
     desk = Desk(Accounts(store), projects, runs, https, public)
 
     @asynccontextmanager
@@ -102,7 +105,8 @@ def make_app(
     def health() -> dict[str, str]:
         return {"burnish": "ready"}
 
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, *([_host(public)] if public else [])])
+    names = [_host(name) for name in (public, host) if name and name not in EVERYWHERE]
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, *names])
     shield: dict[str, Any] = {"https": https, "admits": desk.admits}
     if body_seconds is not None:
         shield["seconds"] = body_seconds
@@ -145,6 +149,15 @@ def _errors(app: FastAPI) -> None:
     def refused(request: Request, error: Refused) -> Response:
         return answer(request, REFUSED[error.why], str(error))
 
+    @app.exception_handler(SQLAlchemyError)
+    def away(request: Request, error: SQLAlchemyError) -> Response:
+        logging.error("the database failed: %s", error)
+        return answer(request, 503, "the database is busy or away; try again in a moment")
+
+    @app.exception_handler(Busy)
+    def busy(request: Request, error: Busy) -> Response:
+        return answer(request, 503, str(error))
+
     @app.exception_handler(BurnishError)
     def mistaken(request: Request, error: BurnishError) -> Response:
         return answer(request, 422, str(error))
@@ -170,6 +183,10 @@ def serve(
         raise ConfigError(
             f"--host {host} is every address: give --public NAME, under which browsers reach the page"
         )
+    if proxy and public is None:
+        raise ConfigError(
+            "--behind-proxy needs --public NAME: the page's links must name the proxy, not this server"
+        )
     if host not in LOCAL and certificate is None and not proxy:
         raise ConfigError(
             f"--host {host} would send passwords over the network as they are: give --certificate and --key, or "
@@ -178,13 +195,16 @@ def serve(
     for file in (certificate, key):
         if file is not None and not file.is_file():
             raise ConfigError(f"{file} does not exist; give the certificate and its key as PEM files")
+    from burnish.web.protocol import Patient
+
     config = uvicorn.Config(
         app,
+        http=Patient,
         log_level="warning",
         access_log=False,
         server_header=False,
         limit_concurrency=500,
-        timeout_keep_alive=30,
+        timeout_keep_alive=15,
         timeout_graceful_shutdown=3,
         h11_max_incomplete_event_size=32 * 1024,
         proxy_headers=proxy,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,9 +26,9 @@ from burnish.web.text import rendered
 if TYPE_CHECKING:
     from burnish.web.models import ModelRoom
 
-SESSION_COOKIE, VISIT_COOKIE = "burnish", "burnish_visit"
 STATIC = Path(__file__).parent / "static"
 LIMITS = {
+    "account": parse("30/minute"),  # tries to sign in with a name, from any address
     "enter": parse("10/minute"),  # tries to sign in, of an address with a name
     "address": parse("60/minute"),  # tries to sign in or to join, of an address
     "write": parse("1200/minute"),  # of an account
@@ -52,12 +53,16 @@ class Desk:
             loader=PackageLoader("burnish.web"), autoescape=True, trim_blocks=True, lstrip_blocks=True
         )
         self.templates.filters["rendered"] = rendered
+        self.templates.filters["day"] = _day
+        # Browsers share cookies between the ports of a host: each server's are its own.
+        self.session_cookie = session_cookie(self.accounts)
+        self.visit_cookie = f"{self.session_cookie}_visit"
         self.templates.globals["version"] = _version()
 
     def admits(self, cookies: str) -> bool:
         """Whether these are cookies of an admin."""
         try:
-            found = SimpleCookie(cookies).get(SESSION_COOKIE)
+            found = SimpleCookie(cookies).get(self.session_cookie)
         except CookieError:  # no browser sends such
             return False
         account = None if found is None else self.accounts.who(found.value)
@@ -73,6 +78,15 @@ class Desk:
         item: RateLimitItem = LIMITS[what]
         if not self.limiter.hit(item, what, *who):
             raise HTTPException(429, "too many requests; wait a minute")
+
+
+def session_cookie(accounts: Accounts) -> str:
+    """The name of the cookie that holds a session of these accounts."""
+    return f"burnish_{accounts.signature('cookie')[:8]}"
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _version() -> str:
@@ -91,7 +105,8 @@ def address(request: Request) -> str:
 
 def token_of(request: Request) -> str:
     """What signs the forms of this browser: its session, or its visit where it has none."""
-    return request.cookies.get(SESSION_COOKIE) or request.cookies.get(VISIT_COOKIE) or ""
+    desk = desk_of(request)
+    return request.cookies.get(desk.session_cookie) or request.cookies.get(desk.visit_cookie) or ""
 
 
 async def signed(request: Request) -> None:
@@ -121,7 +136,8 @@ def _sound(text: str) -> bool:
 
 
 def somebody(request: Request) -> Account:
-    account = desk_of(request).accounts.who(request.cookies.get(SESSION_COOKIE))
+    desk = desk_of(request)
+    account = desk.accounts.who(request.cookies.get(desk.session_cookie))
     if account is None:
         raise HTTPException(401, "sign in first")
     if request.method not in SAFE:

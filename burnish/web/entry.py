@@ -9,8 +9,8 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
 
 from burnish.errors import DataError
-from burnish.web.accounts import LONGEST, LONGEST_NAME, SESSION, SHORTEST, Account, Denied
-from burnish.web.desk import SESSION_COOKIE, VISIT_COOKIE, Desk, Somebody, address, desk_of, page
+from burnish.web.accounts import LONGEST, LONGEST_NAME, SESSION, SHORTEST, Account, Denied, folded
+from burnish.web.desk import Desk, Somebody, address, desk_of, page
 
 router = APIRouter()
 Name = Annotated[str, Form(max_length=4 * LONGEST_NAME)]
@@ -30,15 +30,15 @@ def _keep(response: Response, desk: Desk, name: str, value: str, seconds: float 
 
 
 def _visit(request: Request, response: Response, fresh: str) -> Response:
-    _keep(response, desk_of(request), VISIT_COOKIE, fresh, None)
+    _keep(response, desk_of(request), desk_of(request).visit_cookie, fresh, None)
     return response
 
 
 def _form(request: Request, template: str, status: int = 200, **values: Any) -> Response:
     """A form for somebody who is not in: it is signed by a cookie of this visit."""
-    fresh = request.cookies.get(VISIT_COOKIE) or secrets.token_urlsafe(32)
-    session = request.cookies.get(SESSION_COOKIE)
     desk = desk_of(request)
+    fresh = request.cookies.get(desk.visit_cookie) or secrets.token_urlsafe(32)
+    session = request.cookies.get(desk.session_cookie)
     response = page(
         request, template, None, status, signature=desk.accounts.signature(session or fresh), **values
     )
@@ -47,10 +47,10 @@ def _form(request: Request, template: str, status: int = 200, **values: Any) -> 
 
 def _enter(request: Request, account: Account, where: str) -> Response:
     desk = desk_of(request)
-    token = desk.accounts.enter(account, leaving=request.cookies.get(SESSION_COOKIE))
+    token = desk.accounts.enter(account, leaving=request.cookies.get(desk.session_cookie))
     response = RedirectResponse(where, 303)
-    _keep(response, desk, SESSION_COOKIE, token, SESSION)
-    response.delete_cookie(VISIT_COOKIE, path="/")
+    _keep(response, desk, desk.session_cookie, token, SESSION)
+    response.delete_cookie(desk.visit_cookie, path="/")
     return response
 
 
@@ -69,7 +69,8 @@ def login(request: Request, next: str = "/") -> Response:
 def log_in(request: Request, name: Name, password: Password, next: Annotated[str, Form()] = "/") -> Response:
     desk = desk_of(request)
     desk.limit("address", address(request))
-    desk.limit("enter", address(request), name.strip().casefold())
+    desk.limit("enter", address(request), folded(name))
+    desk.limit("account", folded(name))
     try:
         account = desk.accounts.check(name, password)
     except Denied as error:
@@ -82,12 +83,12 @@ def log_in(request: Request, name: Name, password: Password, next: Annotated[str
 @router.post("/logout")
 def log_out(request: Request, account: Somebody) -> Response:
     desk = desk_of(request)
-    desk.accounts.leave(request.cookies[SESSION_COOKIE])
+    desk.accounts.leave(request.cookies[desk.session_cookie])
     for project in desk.projects.all():
         project.queue.release(account.annotator)
     desk.accounts.note(account.name, address(request), "signed out")
     response = RedirectResponse("/login", 303)
-    response.delete_cookie(SESSION_COOKIE, path="/")
+    response.delete_cookie(desk.session_cookie, path="/")
     return response
 
 

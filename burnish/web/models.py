@@ -10,21 +10,38 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from burnish.environment import prepare_environment
-from burnish.errors import BurnishError
+from burnish.errors import BurnishError, Busy
 
 PATIENCE = 300.0  # seconds for one answer
+WAITING = 4  # requests that may wait; each keeps one of the server's threads
 
 
 class ModelRoom:
-    """One process, one question at a time; a process that died, or takes too long, is replaced."""
+    """One process, one question at a time; a process that died, or takes too long, is replaced. At most `waiting`
+    questions wait, so that pages without models keep their threads."""
 
-    def __init__(self, patience: float = PATIENCE) -> None:
-        self.patience = patience
-        self._one = threading.Lock()
+    def __init__(self, patience: float = PATIENCE, waiting: int = WAITING) -> None:
+        self.patience, self.waiting = patience, waiting
+        self._one, self._count = threading.Lock(), threading.Lock()
+        self._asked = 0  # at work or waiting
         self._pool: ProcessPoolExecutor | None = None
 
     def ask(self, what: Callable[..., Any], *given: Any) -> Any:
-        """What a function of the package returns. Raises BurnishError, the function's own or that it failed."""
+        """What a function of the package returns. Raises BurnishError, the function's own or that it failed, and Busy
+        where too many wait."""
+        with self._count:
+            if self._asked > self.waiting:
+                raise Busy(
+                    f"the models are busy, {self._asked} questions are before yours; ask again in a minute"
+                )
+            self._asked += 1
+        try:
+            return self._ask(what, *given)
+        finally:
+            with self._count:
+                self._asked -= 1
+
+    def _ask(self, what: Callable[..., Any], *given: Any) -> Any:
         with self._one:
             if self._pool is None:
                 spawn = multiprocessing.get_context("spawn")

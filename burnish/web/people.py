@@ -21,6 +21,7 @@ def _people(request: Request, account: Account, **values: Any) -> Response:
         account,
         people=accounts.everybody(),
         log=accounts.log(),
+        invitations=accounts.invitations(),
         roles=ROLES,
         **values,
     )
@@ -41,8 +42,17 @@ def invite(
     desk = desk_of(request)
     token = desk.accounts.invite(role, account.name, uses)
     desk.accounts.note(account.name, address(request), "invited", f"{role}, {uses} time(s)")
-    link = f"{request.url.scheme}://{request.headers['host']}/join/{token}"
+    name = desk.public or request.headers["host"]  # a proxy may not hand the name on
+    link = f"{'https' if desk.https else request.url.scheme}://{name}/join/{token}"
     return _people(request, account, link=link, invited=role, uses=uses)
+
+
+@router.post("/people/revoke")
+def revoke(request: Request, account: Admin, invitation: Annotated[str, Form(max_length=100)]) -> Response:
+    desk = desk_of(request)
+    there = desk.accounts.revoke(invitation)
+    desk.accounts.note(account.name, address(request), "revoked an invitation")
+    return _people(request, account, note="The link holds no more." if there else "There is no such link.")
 
 
 @router.post("/people/change")

@@ -178,7 +178,8 @@ class Projects:
         if self._settler.is_alive():
             self._settler.join()
         for project in self.all():
-            take_note_back(project.store.where)
+            if self._url is not None:
+                take_note_back(project.store.where, self._url, project.name)
             project.close()
 
 

@@ -4,6 +4,7 @@ nothing but what is ours."""
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import unquote
@@ -69,7 +70,7 @@ class Shield:
             await _refuse(sending, 400, "a request has no NUL characters in it")
             return
         if scope["method"] in SAFE:
-            await self.app(scope, receive, sending)
+            await self._answered(scope, receive, sending)
             return
         imports = scope["path"].endswith("/import") and await run_in_threadpool(self.admits, _cookies(scope))
         try:
@@ -81,7 +82,46 @@ class Shield:
         if body is None:
             await _refuse(sending, 413, "the request is too large")
             return
-        await self.app(scope, _again(body, receive), sending)
+        await self._answered(scope, _again(body, receive), sending)
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application's answer; where it fails, one that says so, with the headers of all others."""
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        except Exception:
+            logging.exception("a request to %s failed", scope["path"])
+            if begun:
+                raise
+            await _refuse(send, 500, "something went wrong; the server's log says what")
+
+
+class Limited:
+    """Reads a request's body, as much and as long as is allowed, for a server without pages."""
+
+    def __init__(self, app: App, *, most: int, seconds: float) -> None:
+        self.app, self.most, self.seconds = app, most, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in SAFE:
+            await self.app(scope, receive, send)
+            return
+        try:
+            async with asyncio.timeout(self.seconds):
+                body = await _body(scope, receive, self.most)
+        except TimeoutError:
+            await _refuse(send, 408, "the request took too long to come in")
+            return
+        if body is None:
+            await _refuse(send, 413, f"the request has more than {self.most} bytes")
+            return
+        await self.app(scope, _again(body, receive), send)
 
 
 def _cookies(scope: Scope) -> str:

@@ -21,7 +21,7 @@ from burnish.labels.tasks import Rules
 from burnish.records import Comparison, Prompt, Response
 from burnish.web.accounts import Account, Accounts, Role
 from burnish.web.app import make_app
-from burnish.web.desk import SESSION_COOKIE
+from burnish.web.desk import session_cookie
 from burnish.web.projects import Project, Projects
 
 PASSWORD = "a long password 42"
@@ -66,7 +66,7 @@ class Person:
         self.headers: dict[str, str] = {}
         if name is not None:
             token = accounts(app).enter(made(app, name, role))
-            self.http.cookies.set(SESSION_COOKIE, token)
+            self.http.cookies.set(session_cookie(accounts(app)), token)
             self.headers = {"x-csrf-token": accounts(app).signature(token)}
 
     def get(self, path: str, **more: Any) -> httpx2.Response:

@@ -20,7 +20,7 @@ from burnish.data.store import LabelStore, Place
 from burnish.labels.tasks import Rules
 from burnish.records import Comparison, Message, Prompt, Response
 from burnish.web.app import make_app
-from burnish.web.desk import LIMITS, SESSION_COOKIE, VISIT_COOKIE
+from burnish.web.desk import LIMITS, session_cookie
 from burnish.web.projects import Project, Projects
 from burnish.web.shield import BODY, Shield
 from burnish.web.text import rendered
@@ -257,7 +257,7 @@ def test_sql_is_data_in_every_field(place: Place, evil: str) -> None:
     ):
         assert root.post(path, data).status_code < 500, path
     nobody = Person(app, None)
-    nobody.http.cookies.set(SESSION_COOKIE, "x' OR '1'='1")
+    nobody.http.cookies.set(session_cookie(accounts(app)), "x' OR '1'='1")
     assert nobody.get("/people").status_code == 303
     with LabelStore(place) as store:
         assert store.count()["comparisons"] == 2
@@ -280,13 +280,14 @@ def test_a_session_that_was_planted_is_not_taken_up(tmp_path: Path) -> None:
     app = opened(tmp_path / "s.sqlite", comparisons(1))
     made(app, "Ada")
     person = Person(app, None)
-    person.http.cookies.set(SESSION_COOKIE, "planted")
-    person.http.cookies.set(VISIT_COOKIE, "planted-too")
+    name = session_cookie(accounts(app))
+    person.http.cookies.set(name, "planted")
+    person.http.cookies.set(f"{name}_visit", "planted-too")
     form = person.get("/login").text
     signature = re.findall(r'name="csrf" value="([0-9a-f]+)"', form)[0]
     reply = person.post("/login", {"csrf": signature, "name": "Ada", "password": PASSWORD})
     assert reply.status_code == 303
-    fresh = reply.cookies[SESSION_COOKIE]
+    fresh = reply.cookies[name]
     assert fresh != "planted"
     cookie = reply.headers["set-cookie"]
     assert "HttpOnly" in cookie

@@ -12,7 +12,7 @@ from hypothesis.errors import Unsatisfiable
 from burnish.data.store import LabelStore
 from burnish.labels.tasks import Rules
 from burnish.web.app import make_app
-from burnish.web.desk import LIMITS, SESSION_COOKIE
+from burnish.web.desk import LIMITS, session_cookie
 from burnish.web.models import ModelRoom
 from burnish.web.projects import Project, Projects
 from tests.web.desk import accounts, comparisons, made, serving
@@ -50,7 +50,7 @@ def test_nothing_that_can_be_sent_ends_in_an_error_of_ours(
         def session(number: int) -> tuple[requests.Session, dict[str, str]]:
             token = told.enter(made(app, f"Root{number}", "admin"))
             http = requests.Session()
-            http.cookies.set(SESSION_COOKIE, token)
+            http.cookies.set(session_cookie(told), token)
             return http, {"x-csrf-token": told.signature(token)}
 
         people = iter(range(10**6))

@@ -30,7 +30,8 @@ from tests.web.desk import Person, comparisons, opened
         ("192.0.2.1", {}, "as they are"),
         ("0.0.0.0", {"public": "label.example"}, "as they are"),
         ("127.0.0.1", {"certificate": Path("nowhere.pem")}, "nowhere.pem does not exist"),
-        ("192.0.2.1", {"proxy": True}, "cannot be listened on"),
+        ("192.0.2.1", {"proxy": True}, "needs --public NAME"),
+        ("192.0.2.1", {"proxy": True, "public": "labels.example"}, "cannot be listened on"),
     ],
 )
 def test_it_is_not_served_where_it_is_not_safe(

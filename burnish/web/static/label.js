@@ -41,6 +41,11 @@
     });
   };
 
+  // An answer that is not saved yet keeps the tab: the browser asks before it closes it.
+  window.addEventListener("beforeunload", (event) => {
+    if (pending && pending.path === "/save") event.preventDefault();
+  });
+
   document.body.addEventListener("htmx:sendError", () => pending && again("The server does not answer."));
   document.body.addEventListener("htmx:timeout", () => pending && again("The server takes long."));
   document.body.addEventListener("htmx:responseError", (event) => {
