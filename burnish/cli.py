@@ -422,7 +422,7 @@ def _failed(error: BaseException) -> int:
     return 1
 
 
-def usage(error: UsageError) -> str:
+def usage(error: Exception) -> str:
     """A mistyped command in words; a missing option or argument as it is typed."""
     parameter = getattr(error, "param", None)
     if type(error).__name__ != "MissingParameter" or parameter is None:

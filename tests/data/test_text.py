@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -305,3 +307,35 @@ def test_logs(tmp_path: Path) -> None:
         assert read_log(file) == rows
     file.write_text("[" * 100_000)
     assert read_log(file) == [], "as what a process that was killed had begun"
+
+
+def test_a_store_that_could_not_be_made_is_made_once_there_is_room(tmp_path: Path) -> None:
+    """Files may not grow over 40 KiB in the first process: the schema is made whole or not at all."""
+    code = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from burnish.data.store import LabelStore\n"
+        "from burnish.errors import DataError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40 * 1024, 40 * 1024))\n"
+        "try:\n"
+        "    LabelStore(Path(sys.argv[1]))\n"
+        "except DataError as error:\n"
+        "    print(error)\n"
+    )
+    place = tmp_path / "s.sqlite"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(place)], capture_output=True, text=True, check=True
+    )
+    assert "cannot be reached" in done.stdout, done.stdout + done.stderr
+    with LabelStore(place) as store:
+        assert store.count()["comparisons"] == 0
+
+
+def test_one_annotators_second_different_answer_is_a_contradiction(tmp_path: Path) -> None:
+    row = {"prompt": "p", "responses": ["a", "b"], "preference": 1.0, "annotator": "ann"}
+    rows = [row, row | {"preference": 0.0}, row, row | {"annotator": "bob"}]
+    (tmp_path / "l.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    with LabelStore(tmp_path / "s.sqlite") as store:
+        found = load_labels(store, tmp_path / "l.jsonl")
+    assert (found.labels, found.contradicting) == (2, 1)

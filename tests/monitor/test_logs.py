@@ -201,3 +201,49 @@ def test_the_callback_reads_answers_and_other_processes_say_nothing(tmp_path: Pa
     silent.on_log(args, state, control, logs={"reward": 1.0})
     silent.on_train_end(args, state, control)
     assert not (tmp_path / "other").exists()
+
+
+def rows_of(**change: Any) -> list[dict[str, Any]]:
+    """Forty healthy updates of TRL's, with another value from the thirtieth on."""
+    rng = random.Random(0)
+    return [
+        {
+            "step": n,
+            "loss": 0.01,
+            "grad_norm": 0.5,
+            "reward": 0.2 + rng.random() / 10,
+            "reward_std": 0.3,
+            "completions/mean_length": 120 + rng.random(),
+            "kl": 0.04,
+            **({k: v(n) if callable(v) else v for k, v in change.items()} if n >= 30 else {}),
+        }
+        for n in range(1, 41)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "alert"),
+    [
+        ({"reward": math.nan}, "reward_not_finite"),
+        ({"reward": None}, "reward_not_finite"),
+        ({"reward": "NaN"}, "reward_not_finite"),
+        ({"reward": 1.0}, "reward_stands_still"),
+        ({"loss": math.nan}, "non_finite"),
+        ({"loss": "NaN"}, "non_finite"),
+        ({"kl": lambda n: -0.5 * n}, "kl_under_zero"),
+        ({"kl": -0.05}, "kl_under_zero"),
+    ],
+)
+def test_a_log_is_not_healthy_beside_a_critical_alert(change: dict[str, Any], alert: str) -> None:
+    found = audit_rows(rows_of(**change))
+    assert found["verdict"] == "broken"
+    assert alert in {a["name"] for a in found["alerts"]}
+    assert audit_rows(rows_of())["verdict"] == "healthy"
+
+
+def test_a_null_in_a_row_of_another_kind_is_no_reward(tmp_path: Path) -> None:
+    mixed = [x for row in rows_of() for x in (row, {"reward": None, "eval_loss": 1.0})]
+    assert audit_rows(mixed)["verdict"] == "healthy"
+    file = tmp_path / "log.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kl=-3.0)))
+    assert burnish("audit", str(file), check=False).returncode == 22
