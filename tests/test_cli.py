@@ -26,7 +26,7 @@ def test_every_error_has_its_code_in_the_one_table_and_the_help_tells_it() -> No
 
     codes = {kind.exit_code for kind in family(BurnishError)}
     codes |= {0, cli.EXIT_USAGE, cli.EXIT_INTERRUPTED, cli.EXIT_CHAMPION_IS_SFT, cli.EXIT_NOTHING_ALIGNED}
-    codes |= {watch_cli.EXIT_HACKING, watch_cli.EXIT_TOO_FEW}
+    codes |= {watch_cli.EXIT_HACKING, watch_cli.EXIT_TOO_FEW, watch_cli.EXIT_BROKEN}
     assert codes == EXIT_CODES.keys()
     told = " ".join(burnish("--help").stdout.split())
     assert all(f"{code} {meaning}" in told for code, meaning in EXIT_CODES.items())

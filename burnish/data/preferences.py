@@ -210,6 +210,8 @@ def _check(prompt: Prompt, chosen: str, rejected: str) -> Preference:
         text_of(text)
     if not prompt.text.strip():
         raise Unusable("empty prompt")
+    if prompt.messages and prompt.messages[-1].role == "assistant":
+        raise Unusable("the prompt ends in an assistant's turn, and is not continued")
     if not (chosen.strip() and rejected.strip()):
         raise Unusable("empty answer")
     if chosen.strip() == rejected.strip():

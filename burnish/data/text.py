@@ -140,7 +140,10 @@ def prompt_of(value: Any) -> Prompt:
         if not text_of(value).strip():
             raise Unusable("empty prompt")
         return Prompt(value)
-    return Prompt.from_messages(messages_of(value))
+    turns = messages_of(value)
+    if turns[-1].role == "assistant":
+        raise Unusable("the prompt ends in an assistant's turn, and is not continued")
+    return Prompt.from_messages(turns)
 
 
 def reply_of(value: Any, what: str = "response") -> str:

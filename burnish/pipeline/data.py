@@ -99,7 +99,7 @@ class Data:
             raise ConfigError(
                 "label.source is 'imported' but label.preferences is not set; name a file or a datasets name"
             )
-        return read_preferences(
+        read = read_preferences(
             self.label.preferences,
             split=self.label.split,
             max_pairs=self.label.max_pairs,
@@ -107,6 +107,13 @@ class Data:
             rejected_to=self.journal.path / "rejected" / "import.jsonl",
             misfit=self.misfit,
         )
+        if read.rejected:
+            why = ", ".join(f"{reason}: {n}" for reason, n in read.rejected.most_common(3))
+            bad = read.rejected.total()
+            self.journal.view.note(
+                f"{bad} of {read.rows} rows of {self.label.preferences} cannot be used ({why})"
+            )
+        return read
 
     def misfit(self, pair: Preference) -> str | None:
         """Why the run's models cannot read a pair, None where they can."""

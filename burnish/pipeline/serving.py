@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -83,10 +82,10 @@ def make_app(
     responses that are too long are read as far as the limit. With a `token` each request must carry it
     (`Authorization: Bearer TOKEN`). It answers to the names in `hosts` alone, and reads at most `MOST_BYTES` of a
     body."""
-    from fastapi import Body, Depends, FastAPI, HTTPException, Request
+    from fastapi import Body, FastAPI, HTTPException
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from burnish.web.shield import Limited
+    from burnish.web.shield import Bearer, Limited
 
     scorer = Scorer(path, average=average)
     queue = Queue(scorer)
@@ -104,28 +103,15 @@ def make_app(
         yield
         worker.cancel()
 
-    def allowed(request: Request) -> None:
-        given = request.headers.get("authorization", "")
-        if token is not None and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            raise HTTPException(401, "give the server's token as `Authorization: Bearer TOKEN`")
-
-    app = FastAPI(
-        title="Burnish rewards",
-        lifespan=lifespan,
-        dependencies=[Depends(allowed)],
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-    )
+    app = FastAPI(title="Burnish rewards", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    if token is not None:
+        app.add_middleware(Bearer, token=token)
     app.add_middleware(Limited, most=MOST_BYTES, seconds=BODY_SECONDS)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
         return about
-
-    # Request is resolved by name, and imported here alone.
-    allowed.__annotations__["request"] = Request
 
     @app.post("/score")
     async def score(body: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008

@@ -4,6 +4,7 @@ nothing but what is ours."""
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -122,6 +123,20 @@ class Limited:
             await _refuse(send, 413, f"the request has more than {self.most} bytes")
             return
         await self.app(scope, _again(body, receive), send)
+
+
+class Bearer:
+    """Answers requests that carry a token (`Authorization: Bearer TOKEN`), and no others."""
+
+    def __init__(self, app: App, *, token: str) -> None:
+        self.app, self.wanted = app, f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        given = dict(scope.get("headers", [])).get(b"authorization", b"")
+        if scope["type"] == "http" and not hmac.compare_digest(given, self.wanted):
+            await _refuse(send, 401, "give the server's token as `Authorization: Bearer TOKEN`")
+            return
+        await self.app(scope, receive, send)
 
 
 def _cookies(scope: Scope) -> str:

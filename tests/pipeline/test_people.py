@@ -100,5 +100,6 @@ def test_a_page_is_named_while_it_answers_and_no_longer(tmp_path: Path) -> None:
     assert page_of(place) is None
     (tmp_path / "labels.page.json").write_text("{")
     assert page_of(place) is None
-    take_note_back(place)
+    leave_note(place, url, "a b")
+    take_note_back(place, url, "a b")
     assert not list(tmp_path.glob("*.page.json"))

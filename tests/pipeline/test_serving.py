@@ -20,7 +20,7 @@ from burnish.config.ppo import FunctionReward
 from burnish.errors import ConfigError
 from burnish.records import Message, Prompt
 from burnish.reward import remote
-from burnish.reward.functions import load_term
+from burnish.reward.functions import load_term, token_of
 from burnish.reward.remote import RemoteError, RemoteReward
 from tests.command import burnish
 from tests.shared_run import ARGUMENTS
@@ -90,12 +90,12 @@ def test_many_at_once_are_each_answered(address: str) -> None:
         ({}, "give `items`"),
         ({"items": []}, "give `items`"),
         ({"items": [{"prompt": PROMPT}]}, "item 1 is no prompt with a response"),
-        ({"items": [{"prompt": PROMPT, "response": 3}]}, "response must be text"),
+        ({"items": [{"prompt": PROMPT, "response": 3}]}, "response is a number, not text"),
         ({"items": [{"prompt": [{"role": "user"}], "response": "x"}]}, "item 1"),
         ({"items": [{"prompt": PROMPT, "response": "x " * 900}]}, "row 1 has more tokens"),
         ({"items": [{"prompt": "x " * 900, "response": "x"}], "cut": True}, "row 1 has more tokens"),
-        ({"items": [{"prompt": None, "response": "x"}]}, "prompt must be text"),
-        ({"items": [{"prompt": [], "response": "x"}]}, "prompt must be text"),
+        ({"items": [{"prompt": None, "response": "x"}]}, "empty prompt"),
+        ({"items": [{"prompt": [], "response": "x"}]}, "empty prompt"),
         ({"items": [{"prompt": PROMPT, "response": "", "ended": False}]}, "nothing to read"),
     ],
 )
@@ -235,3 +235,37 @@ def test_two_reward_models_over_the_same_pairs(short_run: Path, tmp_path: Path) 
     ours, theirs = found["accuracy"]
     assert found["difference"]["value"] == pytest.approx(ours["value"] - theirs["value"])
     assert found["apart"][0]["margins"][0] * found["apart"][0]["margins"][1] <= 0
+
+
+def test_a_token_a_host_and_a_body_are_looked_at(short_run: Path) -> None:
+    from fastapi.testclient import TestClient
+
+    from burnish.pipeline import serving
+
+    app = serving.make_app(short_run, token="s3cret", hosts=["localhost"])
+    http = TestClient(app, base_url="http://localhost")
+    item = {"items": [{"prompt": PROMPT, "response": ANSWERS[0]}]}
+    own = {"authorization": "Bearer s3cret"}
+    with http:
+        assert http.get("/health").status_code == 401
+        assert http.post("/score", json=item, headers={"authorization": "Bearer other"}).status_code == 401
+        assert http.post("/score", json=item, headers=own).status_code == 200
+        assert http.get("/health", headers={**own, "host": "evil.example"}).status_code == 400
+        assert http.get("/docs", headers=own).status_code == 404
+        large = {**own, "content-length": str(serving.MOST_BYTES + 1)}
+        assert http.post("/score", content=b"{}", headers=large).status_code == 413
+    for host, more, why in (
+        ("192.0.2.1", {}, "--token-env"),
+        ("192.0.2.1", {"token": "t"}, "--certificate"),
+        ("0.0.0.0", {"token": "t", "proxy": True}, "--public"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            serving.serve(short_run, host, 0, **more)  # type: ignore[arg-type]
+
+
+def test_the_token_of_a_reward_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    term = FunctionReward(url="http://127.0.0.1:1", token_env="BURNISH_TEST_TOKEN")
+    with pytest.raises(ConfigError, match="BURNISH_TEST_TOKEN"):
+        token_of(term)
+    monkeypatch.setenv("BURNISH_TEST_TOKEN", "t")
+    assert token_of(term) == "t"
