@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from burnish.checkpoints import (
     write_json,
 )
 from burnish.config import RunConfig
+from burnish.config.label import without_password
 from burnish.config.loading import dump_yaml, flat, forget_unknown
 from burnish.errors import RunError
 from burnish.inputs import Inputs
@@ -210,7 +211,11 @@ class RunDirectory:
     def _old_inputs(self, entry: Mapping[str, Any], new: Inputs) -> Inputs:
         """What a stage was begun on; of runs that did not write it down yet, by their configuration."""
         if "inputs" in entry:
-            return Inputs.from_json(entry["inputs"])
+            old = Inputs.from_json(entry["inputs"])
+            store = old.config.get("label.store")
+            if isinstance(store, str) and "://" in store:  # older versions wrote its password down
+                return replace(old, config={**old.config, "label.store": without_password(store)[0]})
+            return old
         config = flat(RunDirectory.open(self.path).config.model_dump(mode="json"))
         return Inputs({key: config[key] for key in new.config}, new.files, "")
 

@@ -2,7 +2,6 @@
 
 import os
 from typing import Literal
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from pydantic import Field, field_validator
 
@@ -35,17 +34,19 @@ PASSWORD = "PGPASSWORD"  # the environment variable that PostgreSQL's clients re
 
 
 def without_password(url: str) -> tuple[str, str | None]:
-    """A URL without its password, and the password, where it has one."""
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    name, colon, password = user.partition(":")
-    query = parse_qsl(parts.query, keep_blank_values=True)
-    asked = [value for key, value in query if key == "password"]
-    if not (colon or asked):
+    """The URL of a database without its password, and the password, where it has one. Raises ValueError for one that
+    is no such URL."""
+    from sqlalchemy import URL, make_url  # not for those who only read a configuration
+
+    found = make_url(url)
+    asked = found.query.get("password")
+    password = found.password or (asked if isinstance(asked, str) else None)
+    if password is None:
         return url, None
-    rest = urlencode([(key, value) for key, value in query if key != "password"])
-    shown = urlunsplit((parts.scheme, f"{name}{at}{host}", parts.path, rest, parts.fragment))
-    return shown, asked[0] if asked else unquote(password)
+    query = {name: value for name, value in found.query.items() if name != "password"}
+    place = (found.host, found.port, found.database, query)
+    bare = URL.create(found.drivername, found.username, None, *place)
+    return bare.render_as_string(hide_password=False), str(password)
 
 
 class LabelConfig(Section):
@@ -77,7 +78,10 @@ class LabelConfig(Section):
         run.yaml, report or page."""
         if store is None or "://" not in store:
             return store
-        url, password = without_password(store)
+        try:
+            url, password = without_password(store)
+        except Exception:  # noqa: BLE001 - whatever SQLAlchemy says could hold the password
+            raise ValueError("no URL of a database; give postgresql+psycopg://USER@HOST/DATABASE") from None
         if password:
-            os.environ.setdefault(PASSWORD, password)
+            os.environ[PASSWORD] = password
         return url

@@ -25,7 +25,7 @@ from burnish.data.preferences import read_preferences
 from burnish.data.rankings import Tiers
 from burnish.data.rows import numbered_rows, tiers_of
 from burnish.data.store import LabelStore
-from burnish.data.text import Unusable, text_of
+from burnish.data.text import Unusable, number_of, text_of
 from burnish.errors import DataError
 from burnish.records import Comparison, Label, Preference, Prompt, Response, Source
 
@@ -152,7 +152,7 @@ def _read(row: Any, guidelines: str | None) -> _Row:
     models = row.get("models") or ["imported"] * len(responses)
     if not isinstance(models, list) or len(models) != len(responses):
         raise Unusable("models does not fit the responses")
-    sides = [Response(text, str(m), e) for text, m, e in zip(responses, models, ended, strict=True)]
+    sides = [Response(text, text_of(str(m)), e) for text, m, e in zip(responses, models, ended, strict=True)]
     if waits:
         return _Row([Comparison(prompt, a, b) for a, b in combinations(sides, 2)], (), False, waits=True)
     gold = row.get("gold") is True
@@ -190,12 +190,7 @@ def _check_text(prompt: Prompt, responses: Sequence[str]) -> None:
 def _answered(row: Mapping[str, Any]) -> tuple[Prompt, list[str], Tiers, list[bool]]:
     """Prompt, responses, tiers and which ended; of a preference the two in one tier."""
     if "ranking" in row:
-        try:
-            return tiers_of(row)
-        except Unusable as reason:
-            if str(reason) != "all tied":
-                raise
-            return tiers_of({**row, "ranking": [*row["ranking"], []]})
+        return tiers_of(row, tied=True)
     value = row.get("preference")
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise Unusable("neither a ranking nor a preference between 0 and 1")
@@ -210,29 +205,38 @@ def _waiting(row: Mapping[str, Any]) -> tuple[Prompt, list[str], Tiers, list[boo
     return tiers_of({**row, "ranking": [[i] for i in range(len(row["responses"]))]})
 
 
+def _number(value: Any, why: str) -> float:
+    number = None if isinstance(value, str) else number_of(value)
+    if number is None or not math.isfinite(number):
+        raise Unusable(why)
+    return number
+
+
 def _label(row: Mapping[str, Any], gold: bool, guidelines: str | None) -> Label:
     annotator = row.get("annotator")
-    if not gold and (not isinstance(annotator, str) or not annotator.strip()):
+    if not gold and (not isinstance(annotator, str) or not text_of(annotator).strip()):
         raise Unusable("no annotator")
     source = row.get("source", "human")
     if source not in get_args(Source):
         raise Unusable(f"source is none of {', '.join(get_args(Source))}")
     seconds, cost, at = row.get("seconds"), row.get("cost", 0.0), row.get("at")
-    for value in (seconds, cost):
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf
-        ):
-            raise Unusable("seconds or cost is no number from 0 up")
+    seconds, cost = (
+        None if value is None else _number(value, "seconds or cost is no number from 0 up")
+        for value in (seconds, cost)
+    )
+    if min(seconds or 0.0, cost or 0.0) < 0:
+        raise Unusable("seconds or cost is no number from 0 up")
     if at is not None:
         try:
             datetime.fromisoformat(at)
         except (TypeError, ValueError):
             raise Unusable("at is no ISO 8601 time") from None
     strength, given_by = row.get("strength"), row.get("guidelines", guidelines)
-    if strength is not None and (isinstance(strength, bool) or not isinstance(strength, int | float)):
-        raise Unusable("strength is no number")
+    if strength is not None:
+        strength = _number(strength, "strength is no number")
     if given_by is not None and not isinstance(given_by, str):
         raise Unusable("guidelines is no id")
+    text_of(given_by or "")
     return Label("", annotator or "", 0.5, source, strength, seconds, cost or 0.0, given_by, None, at)
 
 

@@ -6,6 +6,7 @@ import codecs
 import difflib
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,9 +35,14 @@ def must_exist(path: Path) -> None:
     raise DataError(f"{path} does not exist; {hint}")
 
 
-def decode(raw: bytes, source: str) -> str:
-    """Bytes of a text: by their byte order mark, which is left out, or as UTF-8. Raises DataError naming line and
-    byte of what is not text."""
+def decode(raw: bytes, source: str, *, line_ends: bool = True) -> str:
+    """Bytes of a text: by their byte order mark, which is left out, or as UTF-8; line ends of Windows as those of Unix,
+    unless `line_ends` is False. Raises DataError naming line and byte of what is not text."""
+    text = _decode(raw, source)
+    return text.replace("\r\n", "\n").replace("\r", "\n") if line_ends else text
+
+
+def _decode(raw: bytes, source: str) -> str:
     encoding = next((name for mark, name in MARKS if raw.startswith(mark)), "utf-8")
     try:
         return raw.decode(encoding)
@@ -57,12 +63,12 @@ def _not_utf8(source: str, line: int, byte: int) -> DataError:
     )
 
 
-def read_text(path: Path) -> str:
-    """The whole of a text file, gzipped when its name ends in .gz. Raises DataError for a missing file and for one that
-    is not text."""
+def read_text(path: Path, *, line_ends: bool = True) -> str:
+    """The whole of a text file, gzipped when its name ends in .gz; `line_ends` as of `decode`. Raises DataError for a
+    missing file and for one that is not text."""
     must_exist(path)
     with _opened(path) as file:
-        return decode(_whole(file, path), str(path))
+        return decode(_whole(file, path), str(path), line_ends=line_ends)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -81,7 +87,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 return
             for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
                 empty = False
-                if len(raw) > LONGEST_LINE:
+                if number == 1 and len(raw) > LONGEST_LINE and _begins_array(raw):
+                    raw += file.readline()  # a whole array on one line
+                elif len(raw) > LONGEST_LINE:
                     raise DataError(
                         f"{path}, line {number} has more than {LONGEST_LINE >> 20} MiB; give one row a line"
                     )
@@ -92,10 +100,14 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 except UnicodeDecodeError as error:
                     raise _not_utf8(str(path), number, error.start + 1) from None
                 yield number, line.rstrip("\r\n")
-        except (gzip.BadGzipFile, EOFError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise _no_gzip(path, error) from None
     if empty:
         raise DataError(f"{path} is empty; give one JSON object (or prompt) a line")
+
+
+def _begins_array(raw: bytes) -> bool:
+    return raw.removeprefix(codecs.BOM_UTF8)[:64].lstrip().startswith(b"[")
 
 
 def _opened(path: Path) -> io.BufferedReader:
@@ -109,7 +121,7 @@ def _opened(path: Path) -> io.BufferedReader:
 def _whole(file: io.BufferedReader, path: Path) -> bytes:
     try:
         return file.read()
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise _no_gzip(path, error) from None
 
 

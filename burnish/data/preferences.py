@@ -282,7 +282,7 @@ def read_demonstrations(
             f"{path}, line {first['line']}: no demonstration ({first['reason']}); it needs `prompt` and `completion`, "
             "or `messages` that end in an assistant's turn"
         )
-    bad.check(path, len(found) + len(bad.notes), limit, "mend the rows, or raise the limit")
+    bad.check(path, len(found) + len(bad.notes), limit, "mend the rows")
     if rejected is not None:
         rejected.notes += bad.notes
     return found

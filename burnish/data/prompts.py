@@ -68,6 +68,7 @@ def read_references(source: str | Path, limit: int | None = None) -> list[tuple[
 def _refuse(path: Path, unusable: Rejected, rejected: Rejected | None, needs: str) -> None:
     if rejected is not None:
         rejected.notes += unusable.notes
+        rejected.read += unusable.read
     elif unusable.notes:
         first = unusable.notes[0]
         raise DataError(f"{path}, line {first['line']}: {first['reason']}; {needs}")

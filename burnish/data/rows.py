@@ -71,8 +71,10 @@ def missing_column(column: str, row: Mapping[str, Any], source: str) -> None:
     raise DataError(f"{source} has no column {column!r}; its columns are {', '.join(row)}{hint}")
 
 
-def tiers_of(row: Mapping[str, Any]) -> tuple[Prompt, list[str], list[list[int]], list[bool]]:
-    """Prompt, responses, tiers of their indices and which of them ended."""
+def tiers_of(
+    row: Mapping[str, Any], *, tied: bool = False
+) -> tuple[Prompt, list[str], list[list[int]], list[bool]]:
+    """Prompt, responses, tiers of their indices and which of them ended; all in one tier only where `tied`."""
     asked, responses, tiers = row.get("prompt"), row["responses"], row["ranking"]
     if not isinstance(responses, list):
         raise Unusable("responses are not a list")
@@ -85,6 +87,6 @@ def tiers_of(row: Mapping[str, Any]) -> tuple[Prompt, list[str], list[list[int]]
     whole = all(type(i) is int for i in ranks) and set(ranks) <= set(range(len(responses)))
     if not whole or len(ranks) != len(set(ranks)) or len(ended) != len(responses) or not ranks:
         raise Unusable("ranking does not fit the responses")
-    if len(tiers) < 2:
+    if not tied and sum(bool(tier) for tier in tiers) < 2:
         raise Unusable("all tied")
     return prompt_of(asked), responses, tiers, ended

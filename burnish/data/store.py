@@ -72,20 +72,23 @@ def own_schema(url: str, schema: str) -> str:
     engine = create_engine(url)
     try:
         with engine.begin() as connection:
-            connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
+            there = text("SELECT 1 FROM pg_namespace WHERE nspname = :name")
+            if (
+                connection.scalar(there, {"name": schema}) is None
+            ):  # to make one takes a right that few users have
+                connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
     except (OperationalError, ProgrammingError) as error:
         told = str(error.orig).strip().splitlines()[0]
         raise DataError(
-            f"{shown(url)} has no schema {schema!r} and none can be made ({told}); let an administrator make it for "
-            "this user"
+            f"{shown(url)} has no schema {schema!r} and none can be made ({told}); let an administrator make it: "
+            f"CREATE SCHEMA {schema} AUTHORIZATION USER"
         ) from None
     finally:
         engine.dispose()
-    return (
-        make_url(url)
-        .update_query_dict({"options": f"-csearch_path={schema}"})
-        .render_as_string(hide_password=False)
-    )
+    options = f"{make_url(url).query.get('options', '')} -csearch_path={schema}".strip()
+    found = make_url(url)
+    options = f"{found.query.get('options', '')} -csearch_path={schema}".strip()
+    return found.update_query_dict({"options": options}).render_as_string(hide_password=False)
 
 
 def beside(where: Place, suffix: str) -> Path:
@@ -110,7 +113,8 @@ class LabelStore:
         self.where = where
         url = str(where) if is_url(where) else f"sqlite:///{where}"
         try:
-            self.engine = create_engine(url, **POOL if is_url(url) and not url.startswith("sqlite") else {})
+            pool = POOL if is_url(url) and not url.startswith("sqlite") else {}
+            self.engine = create_engine(url, hide_parameters=True, **pool)
         except (ArgumentError, ImportError, ValueError) as error:
             why = f" ({error})" if isinstance(error, ImportError) else ""  # others may hold the password
             raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from burnish.errors import DataError
 from burnish.records import Message, Prompt
 
 EXCERPT = 120
+SPELLED = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 SPOKEN = {
     "human": "user",
     "gpt": "assistant",
@@ -51,6 +53,7 @@ class Rejected:
     """Rows of a source that cannot be used: their line (or number), reason and first characters."""
 
     notes: list[dict[str, Any]] = field(default_factory=list)
+    read: int = 0  # rows that could be used, repetitions among them
 
     def add(self, number: int, reason: str, row: Any) -> None:
         excerpt = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
@@ -214,7 +217,9 @@ def read_rows(
         try:
             if not isinstance(row, Mapping):
                 raise Unusable("malformed JSON" if isinstance(row, str) else "not an object")
-            yield number, read(row)
+            found = read(row)
+            rejected.read += 1
+            yield number, found
         except Unusable as reason:
             rejected.add(number, str(reason), row)
 
@@ -222,8 +227,8 @@ def read_rows(
 def number_of(value: Any) -> float | None:
     """A number, numpy's scalars and the spellings of NaN and infinity included; None for anything else, truth values
     too. It need not be finite."""
-    if isinstance(value, str) and value.strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
-        return float(value)
+    if isinstance(value, str):
+        return float(value) if SPELLED.fullmatch(value.strip()) else None
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         return None
     try:

@@ -27,13 +27,7 @@ WHOLE = (  # replies that hold a verdict and nothing else
     ),
     re.compile(r"\{\s*\"(?:verdict|answer|choice)\"\s*:\s*\"([ABC])\"\s*\}"),
 )
-NO_MONEY = (
-    "insufficient_quota",
-    "insufficient credits",
-    "insufficient balance",
-    "billing",
-    "exceeded your current quota",
-)
+NO_MONEY = ("insufficient_quota", "insufficient credit", "insufficient balance", "insufficient funds")
 NOT_COMPUTED = -1000.0  # some servers give a number like this for what they did not compute
 SURE = 1e-6  # probability of an alternative that is not among those that were given
 LEAST_MASS = 0.5  # of the first token, that verdicts must have for their odds to be one

@@ -38,12 +38,18 @@ def grouped(comparisons: Sequence[Sides], most: int) -> list[list[Sides]]:
     others: dict[tuple[str, str], dict[str, Sides]] = {}
     place: dict[tuple[str, str], int] = {}
     for c in left.values():
+        if c.first == c.second:  # nothing to rank
+            continue
         for one, other in ((c.first, c.second), (c.second, c.first)):
             others.setdefault((c.prompt, one), {})[other] = c
             place.setdefault((c.prompt, one), len(place))
     found = []
     for c in comparisons:
         if c.id not in left:
+            continue
+        if c.first == c.second:
+            del left[c.id]
+            found.append([c])
             continue
         answers, asked = [c.first, c.second], [c]
         fewest = min((others[c.prompt, a] for a in answers), key=len)

@@ -211,10 +211,12 @@ class Queue:
             return None
         asked = select(AskedRow.question).join(TaskRow, TaskRow.id == AskedRow.task)
         theirs = asked.where(TaskRow.annotator == annotator, TaskRow.kind == GOLD)
-        seen = set(session.scalars(theirs.where(TaskRow.state.not_in((RELEASED, STATES["skip"])))))
+        aside = set(session.scalars(theirs.where(TaskRow.state.in_(STATES.values()))))
         mine = set(session.scalars(theirs.where(TaskRow.state.in_((ANSWERED, SETTLED)))))
         mine |= set(session.scalars(select(CheckRow.gold_id).where(CheckRow.annotator == annotator)))
-        left = [i for i in self._gold if i not in mine | seen]
+        # What they skipped or flagged comes again, once nothing else is left.
+        left = [i for i in self._gold if i not in mine | aside]
+        left = left or [i for i in self._gold if i not in mine and len(mine) < self.rules.practice]
         tasks = session.scalar(
             select(func.count()).select_from(TaskRow).where(TaskRow.annotator == annotator)
         )
@@ -355,7 +357,7 @@ class Queue:
         late = row.until <= now and self._passed_on(session, asked, row, now)
         self._take(session, row, asked, answer, now)
         session.add(SaveRow(id=name, task=task))
-        if late:
+        if late and answer.choice not in ASIDE:
             row.state = LATE
             session.flush()
             return Saved(False, late=True)
@@ -371,8 +373,14 @@ class Queue:
         """Whether a question whose lease is over has gone to others who are enough for it."""
         if row.kind == GOLD:
             return False
-        rooms = self._rooms(session, [c.id for c in asked.question.comparisons], row.annotator, now)
-        return bool({"full", "busy"} & set(rooms.values()))
+        ids = [c.id for c in asked.question.comparisons]
+        mine = (TaskRow.annotator == row.annotator, TaskRow.state == OPEN, AskedRow.question.in_(ids))
+        newer = select(TaskRow).join(AskedRow, AskedRow.task == TaskRow.id).where(*mine, TaskRow.id != row.id)
+        for other in session.scalars(newer):  # theirs as well, in another tab
+            other.state = RELEASED
+        session.flush()
+        rooms = self._rooms(session, ids, row.annotator, now)
+        return bool({"full", "busy"} & set(rooms.values())) or self._spent(session)
 
     def _take(self, session: Session, row: TaskRow, asked: Task, answer: Answer, now: float) -> None:
         if len(answer.reason) > LONGEST_REASON:

@@ -103,7 +103,7 @@ def read_records(path: Path, read: Callable[[dict[str, Any]], Iterator[Returned]
 def read_csv(path: Path) -> tuple[list[str], Iterator[dict[str, Any]]]:
     """Column names and rows of a CSV file, as a spreadsheet may have saved it: any Unicode encoding with a byte order
     mark, UTF-8 without; separated by commas, semicolons or tabs."""
-    text = read_text(path)
+    text = read_text(path, line_ends=False)  # cells keep theirs
     header = text.split("\n", 1)[0]
     separator = max(",;\t", key=header.count)
     csv.field_size_limit(MOST_CELL)

@@ -198,7 +198,8 @@ def load_policy(base: Base, folder: Path) -> Top:
         name = next(n for n, m in base.lm.named_modules() if m is base.lm.get_output_embeddings())
         output = top.own_output()
         if f"{name}.weight" in state:
-            output.load_state_dict({n: state[f"{name}.{n}"] for n in output.state_dict()})
+            own = output.state_dict()
+            output.load_state_dict({n: _cut(state[f"{name}.{n}"], p) for n, p in own.items()})
         else:  # under another name in files
             saved: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
             output.load_state_dict(saved.get_output_embeddings().state_dict())
@@ -224,6 +225,12 @@ def load_reward_model(base: Base, folder: Path, *, trainable: bool = False) -> S
     return ScalarHead(top, head.requires_grad_(trainable), pooling=reading.pooling).eval()
 
 
+def _cut(saved: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """A saved weight without rows beyond the tokenizer, which older versions kept."""
+    longer = saved.shape[1:] == own.shape[1:] and saved.shape[0] > own.shape[0]
+    return saved[: own.shape[0]] if longer else saved
+
+
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -245,12 +252,16 @@ def _load_top(base: Base, state: dict[str, torch.Tensor], folder: Path, *, train
     }
     if own.keys() - state.keys():
         # transformers gives some weights other names in files, such as one for each expert of a mixture.
-        body: Any = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        loaded: Any = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        body, info = loaded
+        if info["missing_keys"]:
+            raise ModelError(f"{folder} lacks {sorted(info['missing_keys'])[0]}; it belongs to another model")
         state = {prefix + name: weight for name, weight in body.state_dict().items()}
     with torch.no_grad():
         for name, parameter in own.items():
             if name not in state:
                 raise ModelError(f"{folder} lacks {name}; it belongs to another model")
+            state[name] = _cut(state[name], parameter)
             if state[name].shape != parameter.shape:
                 raise ModelError(
                     f"{folder} has {name} with shape {tuple(state[name].shape)}, not {tuple(parameter.shape)}; it "

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from burnish.errors import ConfigError, DataError, ModelError, ran_out
 from burnish.records import Prompt
 
 PAD_TOKEN = "<|burnish_pad|>"
+ENCODING = Lock()  # of tokenizers
 MARK = "\ue0b7\ue0b8"  # private use: stands for a control token that is text
 
 
@@ -65,7 +67,7 @@ class Codec:
                     "model.use_chat_template to false (User: ... Assistant: ...), or give plain text"
                 )
             return self._through_template(messages)
-        ids = list(self.tokenizer(text, split_special_tokens=True)["input_ids"])
+        ids = self._ids(text, plain=True, begin=True)
         # Some tokenizers end every text with EOS: a prompt that is to be continued must not.
         while ids and ids[-1] in self.eos_ids:
             ids.pop()
@@ -84,12 +86,21 @@ class Codec:
 
     def _plain(self, text: str) -> list[int]:
         """Token ids of a text in which nothing is a control token."""
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        return self._ids(text, plain=True)
+
+    def _ids(self, text: str, *, plain: bool = False, begin: bool = False) -> list[int]:
+        """Token ids of a text, control tokens in it as text where it is `plain`; with what the tokenizer puts before
+        and after a text where it is to `begin`. The tokenizer keeps the choice as a state of its own, so threads take
+        turns."""
+        with ENCODING:
+            found = self.tokenizer(text, add_special_tokens=begin, split_special_tokens=plain)
+        return list(found["input_ids"])
 
     def _through_template(self, messages: list[dict[str, str]]) -> list[int]:
         """Token ids of a dialogue through the chat template. Control tokens that its contents hold are put aside while
         the template is rendered, and encoded each as a text of its own."""
-        tokens = [str(t) for t in self.tokenizer.all_special_tokens]
+        added = self.tokenizer.added_tokens_decoder.values()
+        tokens = {str(t) for t in self.tokenizer.all_special_tokens} | {t.content for t in added if t.special}
         control = [t for t in tokens if any(t in m["content"] for m in messages)]
         aside: list[str] = []
 
@@ -112,10 +123,10 @@ class Codec:
             raise DataError(
                 f"the chat template changes a dialogue that holds {control[0]!r} as text; leave the row out"
             )
-        ids = list(self.tokenizer(first, add_special_tokens=False)["input_ids"])
+        ids = self._ids(first)
         for token, part in zip(aside, rest, strict=True):
             ids += self._plain(token)
-            ids += self.tokenizer(part, add_special_tokens=False)["input_ids"]
+            ids += self._ids(part)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -286,6 +297,11 @@ def make_codec(
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     embedding: Any = model.get_input_embeddings()
     rows = max(tokenizer.get_vocab().values()) + 1
+    if rows - own_pad > embedding.num_embeddings:
+        raise ModelError(
+            f"the tokenizer has {rows - own_pad} tokens, but the model {embedding.num_embeddings} rows for them: it is "
+            "the tokenizer of another model, or the model was not resized; give the pair that belongs together"
+        )
     grows = rows > embedding.num_embeddings
     if rows != embedding.num_embeddings:
         # Rows beyond the tokenizer, which models are padded with, stand for no text and must not be sampled.

@@ -32,7 +32,8 @@ class Member:
     def __init__(self, folder: Path) -> None:
         head = folder / "head.safetensors"
         self.weight = load_file(head)["score.weight"][0] if head.exists() else None
-        self.last = json.loads((folder / "reading.json").read_text(encoding="utf-8"))["pooling"] == "last"
+        reading = folder / "reading.json"
+        self.last = reading.exists() and json.loads(reading.read_text(encoding="utf-8"))["pooling"] == "last"
         kind = AutoModelForSequenceClassification if self.weight is None else AutoModel
         self.model = kind.from_pretrained(folder, dtype=torch.float32).eval()
 

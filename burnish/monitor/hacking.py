@@ -181,4 +181,7 @@ class HackMonitor:
         return {"start": self.start, "recent": self.recent}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.start, self.recent = state["start"], state["recent"]
+        # Older checkpoints have rows without their number of prompts.
+        self.start, self.recent = (
+            [{"prompts": float(self.responses), **row} for row in state[part]] for part in ("start", "recent")
+        )

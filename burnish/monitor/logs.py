@@ -75,6 +75,7 @@ NAMES: Mapping[str, Sequence[str]] = {
     "formatted": ("formatted",),
     "duplicates": ("duplicates",),
     "stock": ("stock",),
+    "prompts": ("prompts",),
 }
 """What a figure is called: here, in TRL (GRPO, RLOO, PPO), verl and OpenRLHF; the first that a row has counts."""
 CONSOLE = re.compile(r"\bstep:\d+ - ")  # a line of verl's console
@@ -151,7 +152,7 @@ class LogWatch:
 
     def __init__(self, responses: int, kl_target: float | None, monitor: MonitorConfig | None = None) -> None:
         self.kl_target = kl_target
-        self.health = HealthMonitor(monitor or MonitorConfig(skipped_limit=1), kl_target or math.inf)
+        self.health = HealthMonitor(monitor or MonitorConfig(), kl_target or math.inf)
         self.hacks = HackMonitor(responses)
         self.updates = 0
         self.seen: set[str] = set()
@@ -175,7 +176,13 @@ class LogWatch:
         steps = (number_of(flat.get(name)) for name in STEPS)
         step = next((int(n) for n in steps if n is not None and math.isfinite(n)), self.updates)
         stats = StepStats(step, 0, values)
-        found = [*self._broken(stats, unscored), *self.health.observe(stats), *self.hacks.observe(stats)]
+        values_of = (number_of(v) for k, v in flat.items() if "loss" in k)
+        lost = any(v is not None and not math.isfinite(v) for v in values_of)
+        found = [
+            *self._broken(stats, unscored, lost),
+            *self.health.observe(stats),
+            *self.hacks.observe(stats),
+        ]
         self.alerts += found
         self.spoken.append({a.name for a in found if a.name in DETECTORS and DETECTORS[a.name].hack})
         last = self.spoken[-WITHIN:]
@@ -185,14 +192,16 @@ class LogWatch:
                 self.suspected = {"step": step, "detector": name, "message": alert.message}
         return found
 
-    def _broken(self, stats: StepStats, unscored: bool) -> Iterator[Alert]:
-        """What no healthy run logs: a reward that is not a number, or the same in many updates in a row; a KL far under
-        0. All critical."""
+    def _broken(self, stats: StepStats, unscored: bool, lost: bool) -> Iterator[Alert]:
+        """What no healthy run logs: a reward or a loss that is not a number, a reward that is the same in many updates
+        in a row; a KL far under 0. All critical."""
 
         def alert(name: str, value: float, limit: float, text: str) -> Alert:
             return Alert(name, "critical", text, stats.step, value, limit)
 
         score, kl = stats.values.get("score"), stats.values.get("kl")
+        if lost:
+            yield alert("loss_not_finite", 1.0, 0.0, "a loss is not a finite number")
         if unscored:
             yield alert("reward_not_finite", 1.0, 0.0, "the reward is not a finite number")
         if score is not None:

@@ -106,7 +106,7 @@ def run_ppo(
         give_back()  # what hundreds of answers took
         if stopped:
             return {"state": "stopped", "reason": stopped, "rollbacks": 0}
-    ppo = build_ppo(models, data, journal.path / "reward", config, seed)
+    ppo = build_ppo(models, data, journal.path / "reward", config, seed, fresh=found is None)
     scorer = ensemble_of(ppo.score)
     oversight = Oversight.of(
         guard,
@@ -182,9 +182,11 @@ def find_first_rate(ppo: PPO, otherwise: float, journal: Journal) -> None:
     journal.decide(0, Decision("learning_rate", text, evidence))
 
 
-def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed: int) -> PPO:
+def build_ppo(
+    models: Models, data: Data, rewards: Path, config: PPOConfig, seed: int, *, fresh: bool = True
+) -> PPO:
     """Policy, reference, value function, reward and controller, before the first update. Prompts are those that have
-    a reference response."""
+    a reference response. Unless it is `fresh`, the first KL coefficient is not measured, for a checkpoint holds it."""
     ensemble = load_ensemble(models.base, rewards)
     reference, score_sd = load_reference(ensemble, rewards)
     prompts = data.splits.train[: len(reference)]
@@ -206,10 +208,12 @@ def build_ppo(models: Models, data: Data, rewards: Path, config: PPOConfig, seed
         Instructed.of(
             held_out, config.concise, models.codec, room
         )  # which are sampled under it too, at the end
-    kl = config.kl
+    kl, within = config.kl, 0.0
+    if fresh and kl.init_coef is None:
+        within = spread_within(models, score, shaping, prompts, seed)
     episodes = config.updates * config.batch_size
     controller = AdaptiveKLController(
-        coef=kl.init_coef or initial_coef(spread_within(models, score, shaping, prompts, seed), kl.target),
+        coef=kl.init_coef or initial_coef(within or score_sd, kl.target),
         target=kl.target,
         horizon=max(config.batch_size, episodes // 20) if kl.horizon is None else kl.horizon,
         smoothing=kl.smoothing,
@@ -243,20 +247,14 @@ def spread_within(
     models: Models, score: ScoreFn, shaping: Shaping | None, prompts: Sequence[Prompt], seed: int
 ) -> float:
     """Standard deviation of what PPO is paid for responses of the reference policy to one prompt, from two to each of
-    some prompts: half the mean squared difference is the variance within a prompt. Raises TrainingError where no two
-    differ."""
+    some prompts: half the mean squared difference is the variance within a prompt. 0 where no two differ, as of a
+    reward that few responses earn."""
     some = prompts[:WITHIN_PROMPTS]
     paid = []
     for turn in range(2):
         scores = score(sample_answers(models, some, len(some), seed, "spread within", turn))
         paid.append(scores.scores if shaping is None else shaping(scores))
-    within = math.sqrt(float((paid[0] - paid[1]).square().mean()) / 2)
-    if not within > 0:
-        raise TrainingError(
-            f"the reward is the same for two reference responses to each of {len(some)} prompts: there is nothing to "
-            "learn from it; look at the reward models, ppo.rewards and ppo.ensemble_weight, or raise ppo.temperature"
-        )
-    return within
+    return math.sqrt(float((paid[0] - paid[1]).square().mean()) / 2)
 
 
 def measured_shaping(

@@ -131,7 +131,7 @@ class Data:
             prompts = list({p.prompt.id: p.prompt for p in self.imported.pairs}.values())
         else:
             prompts = read_prompts(data.prompts, rejected=unusable)
-            rows = len(prompts) + len(unusable.notes)
+            rows = unusable.read + len(unusable.notes)
             unusable.check(data.prompts, rows, data.rejected_rows_limit, "mend the rows, or raise the limit")
         limit = self.models.config.max_prompt_tokens
         reasons = [misfit(codec, self.models.config, p) for p in prompts]

@@ -115,6 +115,8 @@ def smoothing_of(data: Data, pairs: Sequence[Preference], config: DPOConfig) -> 
     counts = np.bincount(votes.comparison, minlength=len(votes.ids))
     several = {votes.ids[i]: float(weighed.consensus[i]) for i in np.flatnonzero(counts > 1).tolist()}
     labelled = [p.comparison_id for p in pairs if p.comparison_id]
+    if not labelled:
+        return UNKNOWN, f"dpo: no pair that is trained on has a label of its own: label smoothing {UNKNOWN:g}"
     if rate is None or not several.keys() & set(labelled):
         text = (
             f"no comparison has two labels, so how many are wrong is not known: label smoothing {UNKNOWN:g}"

@@ -149,8 +149,16 @@ def _memory(place: Workplace) -> Iterator[Finding]:
         "memory",
         ahead.fits,
         f"about {ahead.peak / 2**30:.1f} GiB needed ({ahead.largest}), {ahead.free / 2**30:.1f} GiB free"
-        + (f"; {smaller}" if smaller else ""),
+        + (f"; {smaller}" if smaller else "")
+        + of_batch(place.config),
     )
+
+
+def of_batch(config: RunConfig) -> str:
+    """For which batch an estimate is, where the run finds its own."""
+    if config.ppo.update_seconds is None:
+        return ""
+    return f"; for ppo.batch_size={config.ppo.batch_size}: ppo.update_seconds has another one found when the run begins"
 
 
 def _time(place: Workplace) -> Iterator[Finding]:
@@ -158,5 +166,6 @@ def _time(place: Workplace) -> Iterator[Finding]:
     yield Finding(
         "time",
         None,
-        f"about {ahead.duration / 60:.0f} minutes on {place.config.threads} threads (burnish plan says of what)",
+        f"about {ahead.duration / 60:.0f} minutes on {place.config.threads} threads (burnish plan says of what)"
+        + of_batch(place.config),
     )

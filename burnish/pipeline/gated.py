@@ -115,10 +115,11 @@ def barely_moved(rows: Sequence[Mapping[str, Any]], attempt: int, config: PPOCon
         return None
     kl = sum(row["kl"] for row in last) / len(last)
     rise = sum(r["score"] for r in last) / len(last) - sum(r["score"] for r in first) / len(first)
-    evidence = {"kl": kl, "score_rise": rise, "kl_target": config.kl.target}
-    if kl < config.kl.target / 10:
+    target = last[-1].get("kl_target", config.kl.target)  # as the guard may have lowered it
+    evidence = {"kl": kl, "score_rise": rise, "kl_target": target}
+    if kl < target / 10:
         text = (
-            f"PPO hardly moved: {kl:.2f} nats of a target of {config.kl.target:g}. Its steps are too small or too few: "
+            f"PPO hardly moved: {kl:.2f} nats of a target of {target:g}. Its steps are too small or too few: "
             "raise ppo.learning_rate or ppo.updates, or leave ppo.adaptive_rate on"
         )
         return Decision("hardly_moved", text, evidence)

@@ -104,10 +104,11 @@ def make_app(
         worker.cancel()
 
     app = FastAPI(title="Burnish rewards", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    # The last one stands first: nothing of a body is read for a request without the token.
+    app.add_middleware(Limited, most=MOST_BYTES, seconds=BODY_SECONDS)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     if token is not None:
         app.add_middleware(Bearer, token=token)
-    app.add_middleware(Limited, most=MOST_BYTES, seconds=BODY_SECONDS)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, text
 from sqlalchemy.orm import Session
 
 from burnish.data.store import LabelStore, Place, beside, is_url, own_schema
@@ -65,12 +65,12 @@ def open_accounts(place: Place) -> LabelStore:
     may read, or a schema of their own in its database. Accounts that an older version kept in the label store move
     there."""
     if is_url(place) and not str(place).startswith("sqlite"):
-        return LabelStore(own_schema(str(place), SCHEMA))
-    file = beside(place, ".accounts.sqlite")
-    fresh = not file.exists()
-    keep_private(file)
-    store = LabelStore(file)
-    if fresh and not is_url(place) and Path(place).exists():
+        store = LabelStore(own_schema(str(place), SCHEMA))
+    else:
+        file = beside(place, ".accounts.sqlite")
+        keep_private(file)
+        store = LabelStore(file)
+    if is_url(place) or Path(place).exists():
         with LabelStore(place) as old:
             _move(old, store)
     return store
@@ -84,18 +84,28 @@ def keep_private(file: Path) -> None:
 
 
 def _move(old: LabelStore, new: LabelStore) -> None:
+    """Accounts that are in the label store, and are not in the new one yet; stopped half way it is done again."""
     with old.reading() as session:
         found = [(t, [_values(row) for row in session.scalars(select(t))]) for t in TABLES]
     if not any(rows for _, rows in found):
         return
     with new.writing() as session:
         for table, rows in found:
-            session.add_all(table(**row) for row in rows)
+            key = "number" if table is AuditRow else "id"
+            there = set(session.scalars(select(getattr(table, key))))
+            session.add_all(table(**_unnumbered(table, row)) for row in rows if row[key] not in there)
             session.flush()
     with old.writing() as session:
+        if old.engine.dialect.name == "sqlite":  # nothing stays in pages that are free
+            session.execute(text("PRAGMA secure_delete = ON"))
         for table in reversed(TABLES):
             session.execute(delete(table))
         session.execute(delete(SettingRow).where(SettingRow.id == "secret"))
+
+
+def _unnumbered(table: type[Any], row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose number the new store gives, where it has rows of its own."""
+    return row if table is AuditRow else {name: value for name, value in row.items() if name != "number"}
 
 
 def _values(row: Any) -> dict[str, Any]:
@@ -303,15 +313,16 @@ def _folded(name: str) -> str:
 LIKE = str.maketrans(
     "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u04bb\u0501\u051b\u043a\u043c\u0442\u0432\u043d"
     "\u03b1\u03bf\u03c1\u03c5\u03bd\u03b9\u03ba\u03c4\u03c7\u03b5\u0131" + "01|",
-    "aeopcyxijshdqkmtbh" + "aopuvixtxei" + "oll",
+    "aeopcyxijshdqkmtbh" + "aopuviktxei" + "oll",
 )
 
 
 def skeleton(name: str) -> str:
     """What a name looks like: names with the same skeleton are taken for each other."""
     plain = unicodedata.normalize("NFKD", _folded(name))
-    kept = "".join(c for c in plain if not unicodedata.combining(c) and c.isalnum())
-    return (kept or plain).translate(LIKE).replace("rn", "m").replace("vv", "w").replace("i", "l")
+    like = "".join(c for c in plain if not unicodedata.combining(c)).translate(LIKE)
+    kept = "".join(c for c in like if c.isalnum()) or like
+    return kept.replace("rn", "m").replace("vv", "w").replace("i", "l")
 
 
 def _clean(name: str, *, check: bool = True) -> str:

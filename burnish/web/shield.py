@@ -97,7 +97,7 @@ class Shield:
         try:
             await self.app(scope, receive, sending)
         except Exception:
-            logging.exception("a request to %s failed", scope["path"])
+            logging.exception("a request failed")  # its path may hold an invitation
             if begun:
                 raise
             await _refuse(send, 500, "something went wrong; the server's log says what")

@@ -339,3 +339,37 @@ def test_one_annotators_second_different_answer_is_a_contradiction(tmp_path: Pat
     with LabelStore(tmp_path / "s.sqlite") as store:
         found = load_labels(store, tmp_path / "l.jsonl")
     assert (found.labels, found.contradicting) == (2, 1)
+
+
+def test_odd_labels_are_counted(tmp_path: Path) -> None:
+    row = {"prompt": "p", "responses": ["a", "b"], "preference": 1.0, "annotator": "ann"}
+    odd: list[dict[str, Any]] = [
+        {"annotator": HALF},
+        {"models": [HALF, "m"]},
+        {"guidelines": "g\x00"},
+        {"seconds": 10**400},
+        {"cost": -1},
+        {"strength": float("nan")},
+    ]
+    rows = [row | {"prompt": f"p {i}"} | change for i, change in enumerate([*odd, *[{}] * 6])]
+    (tmp_path / "l.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    assert labels(tmp_path / "l.jsonl") == (6, 6)
+    tied = {"prompt": "p", "responses": ["a", "b"], "ranking": [[0, 1], []]}
+    file = tmp_path / "r.jsonl"
+    file.write_text("\n".join(json.dumps(r) for r in [tied, tied | {"ranking": [[0], [1]]}]))
+    assert preferences(file) == (1, 1)
+
+
+def test_repetitions_do_not_make_a_file_look_bad(tmp_path: Path) -> None:
+    bad = Rejected()
+    file = tmp_path / "p.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": p}) for p in ["a"] * 9 + [None]))
+    assert len(read_prompts(file, rejected=bad)) == 1
+    assert (bad.read, len(bad.notes)) == (9, 1)
+
+
+def test_line_ends_of_windows_make_no_other_guidelines(tmp_path: Path) -> None:
+    one, other = tmp_path / "a.md", tmp_path / "b.md"
+    one.write_bytes(b"Be brief.\nBe right.\n")
+    other.write_bytes(b"Be brief.\r\nBe right.\r\n")
+    assert load_guidelines(str(one)).id == load_guidelines(str(other)).id

@@ -402,3 +402,35 @@ def test_what_failed_half_way_is_asked_again(store: LabelStore, monkeypatch: pyt
     saved, following = queue.save_and_next("a", task.id, "key-1", Answer("b2"))
     assert (saved.repeated, following) == (False, None)
     assert queue.settle(all=True) == 1
+
+
+def test_a_gold_question_that_was_put_aside_comes_last_and_a_flag_is_no_practice(store: LabelStore) -> None:
+    filled(store, 1)
+    known = [Comparison(Prompt(f"gold {i}"), Response(f"good {i}"), Response(f"bad {i}")) for i in range(2)]
+    store.add_gold((c, 1.0) for c in known)
+    queue = Queue(store, Rules(practice=2, gold_share=0.0), clock=Clock())
+    first = given(queue, "a")
+    queue.save("a", first.id, "f", Answer("flag"))
+    second = given(queue, "a")
+    assert second.question.prompt != first.question.prompt
+    queue.save("a", second.id, "s", Answer("a1"))
+    again = given(queue, "a")
+    assert (again.practice, again.question.prompt) == (True, first.question.prompt)
+
+
+def test_ones_own_newer_lease_is_not_somebody_else(store: LabelStore) -> None:
+    filled(store, 1)
+    clock = Clock()
+    queue = Queue(store, Rules(lease=60), clock=clock)
+    old = given(queue, "a")
+    clock.now += 61
+    new = given(queue, "a")
+    assert new.id != old.id
+    queue.save("a", old.id, "k", Answer("tie"))
+    queue.settle(all=True)
+    assert Counter(label.annotator for label in store.labels()) == {"a": 1}
+
+
+def test_two_answers_of_the_same_text_are_a_question_of_their_own() -> None:
+    sides = [Sides("c1", "p", "x", "x"), Sides("c2", "p", "x", "y")]
+    assert grouped(sides, 4) == [[sides[0]], [sides[1]]]

@@ -138,6 +138,7 @@ def test_a_database_that_is_locked_and_any_failure_answer_in_words_with_all_head
         ("postgresql+psycopg://u:p%40w@host/db", "postgresql+psycopg://u@host/db", "p@w"),
         ("postgresql+psycopg://u@host/db?password=x&sslmode=require", None, "x"),
         ("postgresql+psycopg://u@host/db", "postgresql+psycopg://u@host/db", None),
+        ("postgresql+psycopg://u:p/w@host/db", "postgresql+psycopg://u@host/db", "p/w"),
     ],
 )
 def test_a_password_is_taken_out_of_a_url(url: str, shown: str | None, password: str | None) -> None:
