@@ -20,7 +20,10 @@ def looked(step: int, watcher: float, proxy: float, se: float = 0.1, **other: fl
     return StepStats(step, 3, {"watcher": watcher, "watcher_se": se, "score": proxy, **other})
 
 
-@pytest.mark.parametrize(("updates", "answers", "correlation"), CASES)
+LONG = [pytest.param(*case, marks=pytest.mark.slow("statistics") if case[0] > 36 else ()) for case in CASES]
+
+
+@pytest.mark.parametrize(("updates", "answers", "correlation"), LONG)
 @pytest.mark.parametrize("trend", ["flat", "rising"])
 def test_at_most_one_healthy_run_in_twenty_is_acted_on(
     updates: int, answers: int, correlation: float, trend: str
@@ -38,7 +41,7 @@ def test_at_most_one_healthy_run_in_twenty_is_acted_on(
     assert sum(tick is not None for tick in acted) <= 8
 
 
-@pytest.mark.parametrize(("updates", "answers", "correlation"), CASES)
+@pytest.mark.parametrize(("updates", "answers", "correlation"), LONG)
 def test_detectors_act_on_no_run_that_stands_still_though_answers_to_a_prompt_are_alike(
     updates: int, answers: int, correlation: float
 ) -> None:
