@@ -169,9 +169,9 @@ def test_the_first_start_prints_a_link_and_the_second_none(tmp_path: Path) -> No
     assert "/label/example" in first[0]
     assert "/join/" in first[1]
     token = first[1].rsplit("/", 1)[1].strip()
-    from burnish.web.accounts import Accounts
+    from burnish.web.accounts import Accounts, open_accounts
 
-    with LabelStore(tmp_path / "example.sqlite") as store:
+    with open_accounts(tmp_path / "example.sqlite") as store:
         Accounts(store).join(token, "Ada", "a long password 42")
     assert not any("/join/" in line for line in lines())
     assert not list(tmp_path.glob("*.page.json"))
