@@ -37,8 +37,12 @@ def without_password(url: str) -> tuple[str, str | None]:
     """The URL of a database without its password, and the password, where it has one. Raises ValueError for one that
     is no such URL."""
     from sqlalchemy import URL, make_url  # not for those who only read a configuration
+    from sqlalchemy.exc import ArgumentError
 
-    found = make_url(url)
+    try:
+        found = make_url(url)
+    except (ArgumentError, ValueError):  # what they say could hold the password
+        raise ValueError("no URL of a database; give postgresql+psycopg://USER@HOST/DATABASE") from None
     asked = found.query.get("password")
     password = found.password or (asked if isinstance(asked, str) else None)
     if password is None:
@@ -78,10 +82,7 @@ class LabelConfig(Section):
         run.yaml, report or page."""
         if store is None or "://" not in store:
             return store
-        try:
-            url, password = without_password(store)
-        except Exception:  # noqa: BLE001 - whatever SQLAlchemy says could hold the password
-            raise ValueError("no URL of a database; give postgresql+psycopg://USER@HOST/DATABASE") from None
+        url, password = without_password(store)
         if password:
             os.environ[PASSWORD] = password
         return url

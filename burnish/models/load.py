@@ -168,7 +168,11 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source, **which)
         if weights:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch.float32, output_loading_info=True, **extra
+                source,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # `check_weights` refuses them, and names them
+                **extra,
             )
             model, info = loaded
             check_weights(source, info)

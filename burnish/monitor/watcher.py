@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from burnish.records import Alert, StepStats
@@ -150,8 +151,8 @@ def fall(looks: Sequence[Look], before: int, after: int, critical: float) -> Fal
     """Whether the mean of the last `after` looks, and the last one itself, lie below the mean of the `before` looks
     preceding them while the proxy rose. A Welch test, at the level at which a normal exceeds `critical`."""
     late, early = looks[-after:], looks[-after - before : -after]
-    high, low = mean(x.watcher for x in early), mean(x.watcher for x in late)
-    proxy = mean(x.proxy for x in early), mean(x.proxy for x in late)
+    high, low = fmean(x.watcher for x in early), fmean(x.watcher for x in late)
+    proxy = fmean(x.proxy for x in early), fmean(x.proxy for x in late)
     if max(low, late[-1].watcher) >= high or proxy[1] <= proxy[0]:
         return None
     parts = [((x.se / len(group)) ** 2, x.prompts - 1) for group in (early, late) for x in group]
@@ -163,9 +164,3 @@ def fall(looks: Sequence[Look], before: int, after: int, critical: float) -> Fal
     freedom = variance**2 / (sum(v**2 / n for v, n in parts) or variance**2 / 1e6)
     limit = high + float(stdtrit(freedom, ndtr(-critical))) * math.sqrt(variance)
     return Fall(high, low, limit, *proxy, after) if low < limit else None
-
-
-def mean(values: Iterator[float]) -> float:
-    """Arithmetic mean."""
-    given = list(values)
-    return sum(given) / len(given)

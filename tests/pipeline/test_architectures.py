@@ -37,7 +37,7 @@ KV: dict[str, Any] = {"num_key_value_heads": 2}
 HEADS = KV | {"head_dim": 16}
 WORK: dict[str, dict[str, Any]] = {
     "llama": KV,
-    "qwen2": KV,
+    "qwen2": KV | {"vocab_size": 2112},  # its tokenizer adds a token, and real ones have rows to spare
     "qwen3": HEADS,
     "mistral": HEADS,
     "gemma2": HEADS,
@@ -150,7 +150,7 @@ def weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, 
         (lambda w: {"module." + k: v for k, v in w.items()}, "belong to nothing in it"),
         (
             lambda w: w | {"model.norm.weight": w["model.norm.weight"].repeat(2)},
-            r"1 tensors have another shape \(model\.norm\.weight\)|size mismatch|mismatched",
+            r"1 tensors have another shape \(model\.norm\.weight\)",
         ),
         (
             lambda w: w | {"v_head.weight": torch.zeros(1, 2)},

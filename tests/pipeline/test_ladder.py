@@ -229,10 +229,11 @@ def test_the_watchers_error_is_clustered_by_prompt(tmp_path: Path) -> None:
             return scores
 
     values = watched(guarded.ppo, stats, Watch()).values  # type: ignore[arg-type]
-    of_prompts = torch.tensor(list(worth.values()))
-    assert values["prompts"] == len(worth)
-    if len({int((scores == w).sum()) for w in worth.values()}) == 1:
-        assert values["watcher_se"] == pytest.approx(float(of_prompts.std()) / len(worth) ** 0.5)
+    n = len(worth)
+    sums = [float((scores[scores == w] - scores.mean()).sum()) for w in worth.values()]
+    clustered = (n / (n - 1) * sum(s * s for s in sums)) ** 0.5 / len(scores)
+    assert values["prompts"] == n
+    assert values["watcher_se"] == pytest.approx(clustered)
     assert values["watcher_se"] > 1.5 * float(scores.std()) / len(scores) ** 0.5
 
 

@@ -57,10 +57,9 @@ def test_a_server_that_stops_leaves_the_note_of_another(tmp_path: Path) -> None:
 
 def test_model_questions_are_turned_away_before_they_take_all_threads() -> None:
     room = ModelRoom(waiting=1)
-    started, go_on = threading.Event(), threading.Event()
+    go_on = threading.Event()
 
     def slow(*_: Any) -> str:
-        started.set()
         go_on.wait(10)
         return "said"
 
@@ -68,8 +67,8 @@ def test_model_questions_are_turned_away_before_they_take_all_threads() -> None:
     threads = [threading.Thread(target=room.ask, args=(print,)) for _ in range(2)]
     for thread in threads:
         thread.start()
-    started.wait(10)
-    time.sleep(0.05)
+    while room._asked < 2:
+        time.sleep(0.01)
     with pytest.raises(Busy, match="2 questions are before yours"):
         room.ask(print)
     go_on.set()
