@@ -370,7 +370,8 @@ class Queue:
         return told
 
     def _passed_on(self, session: Session, asked: Task, row: TaskRow, now: float) -> bool:
-        """Whether a question whose lease is over has gone to others who are enough for it."""
+        """Whether a question whose lease is over has gone to others who are enough for it, or cannot be paid any more.
+        A newer lease of the same annotator (another tab) is given back first: it is not somebody else's."""
         if row.kind == GOLD:
             return False
         ids = [c.id for c in asked.question.comparisons]

@@ -226,7 +226,7 @@ def load_reward_model(base: Base, folder: Path, *, trainable: bool = False) -> S
 
 
 def _cut(saved: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """A saved weight without rows beyond the tokenizer, which older versions kept."""
+    """A saved embedding or output layer without rows beyond the tokenizer, which older versions kept."""
     longer = saved.shape[1:] == own.shape[1:] and saved.shape[0] > own.shape[0]
     return saved[: own.shape[0]] if longer else saved
 
@@ -257,11 +257,13 @@ def _load_top(base: Base, state: dict[str, torch.Tensor], folder: Path, *, train
         if info["missing_keys"]:
             raise ModelError(f"{folder} lacks {sorted(info['missing_keys'])[0]}; it belongs to another model")
         state = {prefix + name: weight for name, weight in body.state_dict().items()}
+    embedding = None if base.cut else top.body.get_input_embeddings().weight
     with torch.no_grad():
         for name, parameter in own.items():
             if name not in state:
                 raise ModelError(f"{folder} lacks {name}; it belongs to another model")
-            state[name] = _cut(state[name], parameter)
+            if parameter is embedding:
+                state[name] = _cut(state[name], parameter)
             if state[name].shape != parameter.shape:
                 raise ModelError(
                     f"{folder} has {name} with shape {tuple(state[name].shape)}, not {tuple(parameter.shape)}; it "

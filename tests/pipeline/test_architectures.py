@@ -193,6 +193,15 @@ def test_rows_beyond_the_tokenizer_are_cut(tmp_path: Path) -> None:
         assert loaded.get_output_embeddings().weight.shape[0] == len(codec.tokenizer) == 2048
 
 
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(tmp_path: Path) -> None:
+    folder = copied(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
+    tokenizer.add_tokens(["brandnew", "another"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match="2050 tokens, but the model 2048 rows"):
+        load_model(ModelConfig(path=str(folder)))
+
+
 def test_control_tokens_that_are_written_out_are_text(tmp_path: Path) -> None:
     folder = copied(tmp_path / "model")
     _, plain = load_model(ModelConfig())
