@@ -75,12 +75,13 @@ def questions_of(comparisons: Sequence[Comparison], most: int, annotator: str) -
     return [question([by_id[s.id] for s in asked], annotator) for asked in grouped(sides, most)]
 
 
-def question(asked: Sequence[Comparison], annotator: str) -> Question:
-    """Comparisons as one question. The order its answers are shown in is drawn from all names, so that it stays as it
-    is."""
-    answers = list({r.text: r for c in asked for r in (c.first, c.second)}.values())
+def question(asked: Sequence[Comparison], annotator: str, others: Sequence[Response] = ()) -> Question:
+    """Comparisons as one question, with `others` shown beside their answers. The order is a hash of the comparisons
+    and the annotator, so that it stays the same."""
+    sides = (r for c in asked for r in (c.first, c.second))
+    answers = list({r.text: r for r in (*sides, *others)}.values())
     names = sorted(c.id for c in asked)
-    if len(asked) == 1:
+    if len(answers) == 2:
         turned = int(content_id("terminal", annotator, *names), 16) % 2
         shown = answers[::-1] if turned else answers
     else:

@@ -21,7 +21,16 @@ from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from burnish.data.store import LabelStore, response_id
-from burnish.data.tables import AskedRow, CheckRow, ComparisonRow, GoldRow, LabelRow, SaveRow, TaskRow
+from burnish.data.tables import (
+    AskedRow,
+    CheckRow,
+    ComparisonRow,
+    GoldRow,
+    LabelRow,
+    ResponseRow,
+    SaveRow,
+    TaskRow,
+)
 from burnish.labels.questions import Question, Sides, grouped, labels_of, question
 from burnish.labels.tasks import (
     ANSWERED,
@@ -40,14 +49,14 @@ from burnish.labels.tasks import (
     Saved,
     Standing,
     Task,
-    agrees,
     as_row,
+    gold_is_right,
     known_answer,
     labels_in,
     settle,
     tiers_said,
 )
-from burnish.records import content_id
+from burnish.records import Comparison, Response, content_id
 
 LATE_ANSWER = (
     "the time for this question was over and it has gone to somebody else; your answer is kept aside and is no label. "
@@ -72,7 +81,7 @@ class Queue:
         self._units: list[list[str]] = []
         self._unit_of: dict[str, int] = {}
         self._only = None if only is None else {i: at for at, i in enumerate(only)}
-        self._gold: list[str] = []
+        self._gold: list[list[str]] = []  # gold questions that are asked together
         self._last = 0  # number of the newest comparison that is known here
         self._live: dict[int, None] = {}  # units that may have room, in their order
         self._busy: dict[int, float] = {}  # until when somebody has them
@@ -101,7 +110,7 @@ class Queue:
 
     # What there is
 
-    def _read_new(self) -> tuple[int, int, list[str], list[list[Sides]]]:
+    def _read_new(self) -> tuple[int, int, list[list[str]], list[list[Sides]]]:
         """What has come since: the newest number known before and now, gold questions, and comparisons grouped into
         questions. It takes seconds for many, so no lock is held."""
         before = self._last
@@ -109,14 +118,16 @@ class Queue:
         query = select(*columns, ComparisonRow.first_id, ComparisonRow.second_id)
         with self.store.reading() as session:
             rows = session.execute(query.where(ComparisonRow.number > before).order_by(columns[0])).all()
-            gold = list(session.scalars(select(GoldRow.id).order_by(GoldRow.number)))
+            known_gold = select(GoldRow.id, GoldRow.prompt_id, GoldRow.first_id, GoldRow.second_id)
+            gold = [Sides(*row) for row in session.execute(known_gold.order_by(GoldRow.number))]
         known = [Sides(*row[1:]) for row in rows]
         if self._only is not None:
             place = self._only
             known = sorted((s for s in known if s.id in place), key=lambda s: place[s.id])
-        return before, rows[-1][0] if rows else before, gold, grouped(known, self.rules.most)
+        gold_units = [[s.id for s in asked] for asked in grouped(gold, self.rules.most)]
+        return before, rows[-1][0] if rows else before, gold_units, grouped(known, self.rules.most)
 
-    def _notice(self, before: int, last: int, gold: list[str], found: list[list[Sides]]) -> None:
+    def _notice(self, before: int, last: int, gold: list[list[str]], found: list[list[Sides]]) -> None:
         """Take in what `_read_new` has found, unless another look has done so."""
         if before != self._last:
             return
@@ -214,16 +225,18 @@ class Queue:
         aside = set(session.scalars(theirs.where(TaskRow.state.in_(STATES.values()))))
         mine = set(session.scalars(theirs.where(TaskRow.state.in_((ANSWERED, SETTLED)))))
         mine |= set(session.scalars(select(CheckRow.gold_id).where(CheckRow.annotator == annotator)))
-        # What they skipped or flagged comes again, once nothing else is left.
-        left = [i for i in self._gold if i not in mine | aside]
-        left = left or [i for i in self._gold if i not in mine and len(mine) < self.rules.practice]
+        answered = sum(not mine.isdisjoint(unit) for unit in self._gold)
+        # A question that they skipped or flagged is asked again when no other is left.
+        left = [unit for unit in self._gold if (mine | aside).isdisjoint(unit)]
+        if not left and answered < self.rules.practice:
+            left = [unit for unit in self._gold if mine.isdisjoint(unit)]
         tasks = session.scalar(
             select(func.count()).select_from(TaskRow).where(TaskRow.annotator == annotator)
         )
         chance = random.Random(f"gold-{annotator}-{tasks}")
-        if not left or (len(mine) >= self.rules.practice and chance.random() >= self.rules.gold_share):
+        if not left or (answered >= self.rules.practice and chance.random() >= self.rules.gold_share):
             return None
-        return GOLD, [chance.choice(left)]
+        return GOLD, chance.choice(left)
 
     def _next_unit(self, session: Session, annotator: str, now: float) -> tuple[str, list[str]] | None:
         seen = self._seen_by(session, annotator)
@@ -287,7 +300,8 @@ class Queue:
 
     def _lease(self, session: Session, annotator: str, kind: str, ids: Sequence[str], *, now: float) -> Task:
         comparisons = self.store.find(ids, gold=kind == GOLD, session=session)
-        asked = question(comparisons, annotator)
+        others = self._padding(session, comparisons) if kind == GOLD else ()
+        asked = question(comparisons, annotator, others)
         row = TaskRow(
             id=secrets.token_hex(12),
             annotator=annotator,
@@ -303,15 +317,32 @@ class Queue:
         session.flush()
         return self._as_task(session, row, asked)
 
+    def _padding(self, session: Session, gold: Sequence[Comparison]) -> list[Response]:
+        """Other answers to the prompt of a gold question, so that it shows as many as a ranking does."""
+        prompt = gold[0].prompt
+        known = {r.text for c in gold for r in (c.first, c.second)}
+        if self.rules.most <= 2 or len(known) >= self.rules.most:
+            return []
+        rows = session.scalars(select(ResponseRow).where(ResponseRow.prompt_id == prompt.id))
+        found = {row.id: row for row in rows if row.text not in known}
+        drawn = sorted(found, key=lambda i: content_id("padding", *sorted(c.id for c in gold), i))
+        chosen = [found[i] for i in drawn[: self.rules.most - len(known)]]
+        return [Response(row.text, row.source, row.ended) for row in chosen]
+
     def _task(self, session: Session, row: TaskRow) -> Task:
         ids = session.scalars(select(AskedRow.question).where(AskedRow.task == row.id)).all()
         comparisons = self.store.find(ids, gold=row.kind == GOLD, session=session)
         texts = {response_id(c.prompt, r): r for c in comparisons for r in (c.first, c.second)}
-        shown = [texts[i] for i in json.loads(row.shown)]
+        ids = json.loads(row.shown)
+        for added in session.scalars(
+            select(ResponseRow).where(ResponseRow.id.in_([i for i in ids if i not in texts]))
+        ):
+            texts[added.id] = Response(added.text, added.source, added.ended)
+        shown = [texts[i] for i in ids]
         return self._as_task(session, row, Question(comparisons[0].prompt, shown, comparisons))
 
     def _as_task(self, session: Session, row: TaskRow, asked: Question) -> Task:
-        kind: Kind = "rank" if row.kind == "rank" else "compare"
+        kind: Kind = "rank" if len(asked.shown) > 2 else "compare"
         return Task(row.id, kind, asked, row.kind == GOLD and self._is_practice(session, row))
 
     def _is_practice(self, session: Session, row: TaskRow) -> bool:
@@ -410,11 +441,12 @@ class Queue:
         """What the giver of an answer hears; the answer to a gold question only in practice."""
         if row.kind != GOLD or row.labels is None or not self._is_practice(session, row):
             return Saved(repeated)
+        right = gold_is_right(session, row)
+        if len(json.loads(row.shown)) > 2:
+            return Saved(repeated, right=right)
         said = labels_in(row)[0]
-        known = known_answer(session, said.comparison_id)
-        first_is_better = known > 0.5
-        shown_first = first_is_better != bool(said.swapped)
-        return Saved(repeated, "a" if shown_first else "b", agrees(said.preference, known))
+        shown_first = (known_answer(session, said.comparison_id) > 0.5) != bool(said.swapped)
+        return Saved(repeated, "a" if shown_first else "b", right)
 
     def _after(self, session: Session, row: TaskRow, asked: Task) -> None:
         """Bring what is held in memory up to an answer."""
@@ -505,11 +537,10 @@ class Queue:
             mine = (TaskRow.annotator == annotator, TaskRow.state.in_((ANSWERED, SETTLED)))
             query = select(TaskRow).where(*mine, TaskRow.kind == GOLD).order_by(TaskRow.number)
             rows = session.scalars(query.limit(self.rules.practice)).all() if self._gold else []
-            said = [labels_in(row)[0] for row in rows]
-            right = sum(agrees(s.preference, known_answer(session, s.comparison_id)) for s in said)
+            right = sum(gold_is_right(session, row) for row in rows)
             answers = session.scalar(select(func.count()).select_from(TaskRow).where(*mine))
         practice = min(self.rules.practice, len(self._gold))
-        return Standing(answers or 0, practice, len(said), right)
+        return Standing(answers or 0, practice, len(rows), right)
 
 
 def in_time(saved: Saved) -> Saved:

@@ -186,5 +186,11 @@ def known_answer(session: Session, gold: str) -> float:
     return float(session.scalars(select(GoldRow.preference).where(GoldRow.id == gold)).one())
 
 
+def gold_is_right(session: Session, row: TaskRow) -> bool:
+    """Whether the answer to a gold question agrees with every preference that is known of it."""
+    said = labels_in(row)
+    return all(agrees(label.preference, known_answer(session, label.comparison_id)) for label in said)
+
+
 def agrees(said: float, known: float) -> bool:
     return (said > 0.5) - (said < 0.5) == (known > 0.5) - (known < 0.5)

@@ -341,6 +341,44 @@ def test_gold_comes_first_as_practice_and_later_unseen(store: LabelStore) -> Non
     assert len(list(store.labels())) == 100 - later
 
 
+def test_gold_in_a_ranking_project_shows_as_many_answers_as_other_questions(store: LabelStore) -> None:
+    answers = [Response(f"ordinary {k}") for k in range(4)]
+    for p in range(3):
+        pairs = [(a, b) for i, a in enumerate(answers) for b in answers[i + 1 :]]
+        store.add_comparisons(Comparison(Prompt(f"p{p}"), a, b) for a, b in pairs)
+    # Gold as a pair to a prompt that has other answers, and as a ranking of three to a prompt of its own.
+    pair = Comparison(Prompt("p0"), Response("good"), Response("bad"))
+    best, middle, worst = (Response(t) for t in ("best", "middle", "worst"))
+    ranked = [Comparison(Prompt("g"), a, b) for a, b in ((best, middle), (best, worst), (middle, worst))]
+    store.add_gold((c, 1.0) for c in (pair, *ranked))
+    queue = Queue(store, Rules(practice=2, gold_share=0.0, most=4), clock=Clock())
+    seen = {}
+    for _ in range(2):
+        task = given(queue, "a")
+        assert (task.kind, task.practice) == ("rank", True)
+        assert given(queue, "a").question.shown == task.question.shown, "the same order after a reload"
+        shown = [r.text for r in task.question.shown]
+        seen[task.question.prompt.text] = shown
+        rank = {"best": 0, "good": 0, "middle": 1, "bad": 2, "worst": 2}
+        tiers = [rank.get(t, 1) for t in shown]
+        if task.question.prompt.text == "g":
+            tiers = [
+                {0: 1, 1: 0, 2: 2}[t] for t in tiers
+            ]  # best and middle exchanged: one of three pairs is wrong
+        saved = queue.save("a", task.id, task.id, Answer(order=tiers))
+        assert saved.better is None
+        assert saved.right is (task.question.prompt.text == "p0")
+    assert len(seen["p0"]) == 4
+    assert {"good", "bad"} < set(seen["p0"])
+    assert sorted(seen["g"]) == ["best", "middle", "worst"]
+    assert queue.standing("a").given == 2
+    assert queue.standing("a").right == 1
+    assert len(given(queue, "a").question.comparisons) == 6, "practice is over"
+    queue.settle(all=True)
+    assert len(list(store.checks())) == 4
+    assert not list(store.labels())
+
+
 def test_a_spent_budget_gives_nothing_more(store: LabelStore) -> None:
     filled(store, 9)
     queue = Queue(store, Rules(pay=0.25, budget=1.0), clock=Clock())

@@ -105,6 +105,32 @@ def test_a_save_that_meets_an_error_is_sent_again_until_it_is_kept(tmp_path: Pat
         assert store.count()["labels"] == 1
 
 
+def test_a_tab_with_an_unsaved_answer_asks_before_it_closes(tmp_path: Path, browser: Any) -> None:
+    app = opened(tmp_path / "s.sqlite", comparisons(3))
+    with serving(app) as url:
+        page = Watched(browser.new_context()).page
+        joins(page, app, url, "Ada")
+        task = page.get_attribute("#answer", "data-task")
+        page.route("**/save", lambda route: route.fulfill(status=503, body="busy"))
+        page.keyboard.press("1")
+        page.wait_for_function("document.querySelector('#notice').innerText !== ''")
+        asked = []
+
+        def stay(dialog: Any) -> None:
+            asked.append(dialog.type)
+            dialog.dismiss()
+
+        page.on("dialog", stay)
+        with page.expect_event("dialog"):
+            page.close(run_before_unload=True)
+        assert asked == ["beforeunload"]
+        page.unroute("**/save")
+        following(page, task)
+        with page.expect_event("close"):
+            page.close(run_before_unload=True)  # the answer is saved: the browser does not ask
+        assert asked == ["beforeunload"]
+
+
 def test_the_first_question_is_asked_for_until_it_is_there(tmp_path: Path, browser: Any) -> None:
     place = tmp_path / "s.sqlite"
     app = opened(place, comparisons(3))
