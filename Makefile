@@ -96,7 +96,7 @@ types: dev
 	$(BIN)/mypy
 
 docs: dev
-	$(BIN)/python -m burnish.docs docs/cli.md
+	$(BIN)/python -m burnish.cli.docs docs/cli.md
 
 clean:
 	rm -rf $(VENV) .venv-label .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -16,8 +16,10 @@ from typing import Any
 
 from burnish.config.loading import load_config
 from burnish.pipeline.align import run_dpo
-from burnish.pipeline.direct import ON_POLICY
-from burnish.pipeline.distilled import run_distill
+from burnish.pipeline.best_of_n import OwnAnswers
+from burnish.pipeline.context import RunContext
+from burnish.pipeline.distill import run_distill
+from burnish.pipeline.dpo import ON_POLICY
 from burnish.pipeline.evaluate import (
     Answers,
     account,
@@ -28,10 +30,9 @@ from burnish.pipeline.evaluate import (
     sample,
     sample_all,
 )
-from burnish.pipeline.order import Workplace, set_determinism
-from burnish.pipeline.own_answers import OwnAnswers
-from burnish.reward.saved import prepare
-from burnish.runs import RunDirectory
+from burnish.pipeline.run import set_determinism
+from burnish.reward.ensemble import prepare
+from burnish.runs.directory import RunDirectory
 
 ARMS = ("dpo_labels", "dpo_on_policy", "dpo_both", "distill")
 KEPT = ("run.yaml", "manifest.json", "labels.sqlite", "reward", "sft", ON_POLICY)
@@ -50,7 +51,7 @@ def train(source: Path, arm: str, room: Path, sets: list[str]) -> float:
     kind, _, pairs = arm.partition("_")
     config = load_config(file, [*sets, *([f"dpo.pairs={pairs}"] if pairs else [])])
     run = RunDirectory(folder, config)
-    place = Workplace.alone(run)
+    place = RunContext.alone(run)
     set_determinism(config)
     journal, models = place.journal.of("align"), place.models
     prepare(models.base, folder / "reward")
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
     parser.add_argument("--set", dest="sets", action="append", default=[])
     asked = parser.parse_args()
-    place = Workplace.alone(RunDirectory.open(asked.run))
+    place = RunContext.alone(RunDirectory.open(asked.run))
     config, models = place.config, place.models
     set_determinism(config)
     prepare(models.base, asked.run / "reward")

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from burnish.config.loading import load_config
 from burnish.pipeline.align import load_watcher
-from burnish.pipeline.gated import pass_gate
-from burnish.pipeline.order import Workplace, run_pipeline
-from burnish.reward.saved import prepare
+from burnish.pipeline.context import RunContext
+from burnish.pipeline.gate import pass_gate
+from burnish.pipeline.run import run_pipeline
+from burnish.reward.ensemble import prepare
 
 LABELS = {"quickstart": [], "a coin": ["label.simulated.noise=1e9"]}
 
@@ -26,7 +27,7 @@ def verdict(labels: str, seed: int) -> tuple[str, str]:
     config = load_config(None, [*LABELS[labels], f"seed={seed}", "threads=1"])
     with tempfile.TemporaryDirectory() as room:
         run = run_pipeline(config, Path(room) / "run", until="reward")
-        place = Workplace.alone(run)
+        place = RunContext.alone(run)
         prepare(place.models.base, run.path / "reward")
         watch = load_watcher(place.models, run.path / "reward")
         with run.lock():

@@ -14,15 +14,15 @@ import tempfile
 from pathlib import Path
 from time import monotonic, sleep
 
-from burnish.pipeline.order import fingerprint
-from burnish.runs import RunDirectory
+from burnish.pipeline.run import fingerprint
+from burnish.runs.directory import RunDirectory
 
 
 def command(config: Path, folder: Path) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "burnish.cli",
+        "burnish.cli.main",
         "run",
         str(config),
         "--dir",

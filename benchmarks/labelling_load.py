@@ -38,7 +38,7 @@ from burnish.data.store import LabelStore, Place
 from burnish.labels.tasks import Rules
 from burnish.records import Comparison, Prompt, Response
 from burnish.web.accounts import Accounts, open_accounts
-from burnish.web.desk import session_cookie
+from burnish.web.app_state import session_cookie
 from tests.databases import server, server_programs
 
 WORDS = (

@@ -31,7 +31,7 @@ from burnish.rehearse.annotators import GLAD
 from burnish.rehearse.grammar import sample_story
 from burnish.textstats import words
 from burnish.web.accounts import Accounts, open_accounts
-from burnish.web.desk import session_cookie
+from burnish.web.app_state import session_cookie
 
 
 def worth(text: str) -> float:

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from burnish.pipeline.duration import FALLBACK
+from burnish.commands.plan.time_estimate import FALLBACK
 
 MODES = ("top:1", "top:2", "all", "lora", "lora_top:2")
 MIB = 1 << 20
@@ -29,7 +29,7 @@ def planned(config: Path, sets: list[str]) -> dict[str, Any]:
     """What `burnish plan` tells, of a process of its own: the program counts itself."""
     arguments = [part for key in sets for part in ("--set", key)]
     told = subprocess.run(
-        [sys.executable, "-m", "burnish.cli", "plan", str(config), "--json", *arguments],
+        [sys.executable, "-m", "burnish.cli.main", "plan", str(config), "--json", *arguments],
         check=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -45,7 +45,7 @@ def measured(config: Path, sets: list[str], folder: Path, longest: float) -> dic
         [
             sys.executable,
             "-m",
-            "burnish.cli",
+            "burnish.cli.main",
             "run",
             str(config),
             "--dir",

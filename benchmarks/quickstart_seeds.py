@@ -23,7 +23,7 @@ HEAD = "| seed | champion | examiner [95 %] | true preference [95 %] | KL / targ
 def run(seed: int, sets: list[str], folder: Path) -> dict[str, Any]:
     """The summary of one quickstart."""
     given = [part for pair in (f"seed={seed}", *sets) for part in ("--set", pair)]
-    call = [sys.executable, "-m", "burnish.cli", "quickstart", *given, "--dir", str(folder)]
+    call = [sys.executable, "-m", "burnish.cli.main", "quickstart", *given, "--dir", str(folder)]
     subprocess.run(
         call, check=False, capture_output=True
     )  # 10 says that nothing beat SFT: a row like any other

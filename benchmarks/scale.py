@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from burnish.commands.plan.devices import DEVICES, pace_on, seconds_a_gathering, seconds_a_sum
+from burnish.commands.plan.estimate import CONTEXT, sketched
+from burnish.commands.plan.memory_estimate import Lengths, Shapes, memory_of
+from burnish.commands.plan.time_estimate import Counts, Sharing, time_by_stage
 from burnish.config import RunConfig
 from burnish.config.loading import load_config
-from burnish.pipeline.accelerators import DEVICES, pace_on, seconds_a_gathering, seconds_a_sum
-from burnish.pipeline.duration import Counts, Sharing, time_by_stage
-from burnish.pipeline.footprint import Lengths, Shapes, memory_of
-from burnish.pipeline.outlook import CONTEXT, sketched
 
 # Billions of parameters: layers, width, MLP width, heads, key-value heads. Llama 3's shapes (3.2 1B and 3B, 3.1 8B and
 # 70B) and Qwen 2.5's 32B, with their vocabularies.
@@ -122,7 +122,7 @@ def _timed(workers: int, threads: int) -> list[float]:
         sets = [f"scale.workers={workers}", f"threads={threads}", "ppo.updates=12", "ppo.checkpoint_every=12"]
         arguments = [part for key in sets for part in ("--set", key)]
         subprocess.run(
-            [sys.executable, "-m", "burnish.cli", "run", "--dir", f"{room}/run", "--force", *arguments],
+            [sys.executable, "-m", "burnish.cli.main", "run", "--dir", f"{room}/run", "--force", *arguments],
             check=False,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -81,7 +81,7 @@ def main() -> None:
             ["dump", "labels.sqlite", "pairs.jsonl", "--as", "pairs"],
         ):
             began = perf_counter()
-            program = [sys.executable, "-m", "burnish.cli", "label", *command]
+            program = [sys.executable, "-m", "burnish.cli.main", "label", *command]
             subprocess.run(program, cwd=room, check=True, stdout=subprocess.DEVNULL)
             took = perf_counter() - began
             whole += took

@@ -35,7 +35,7 @@ def main() -> None:
                     *("--steps", str(asked.steps), "--out", str(model)),
                 ]
             )
-            call(["burnish.cli", "quickstart", "--set", f"model.path={model}", "--dir", str(run)])
+            call(["burnish.cli.main", "quickstart", "--set", f"model.path={model}", "--dir", str(run)])
             s = json.loads((run / "summary.json").read_text(encoding="utf-8"))
             judged, ppo = s["evaluation"]["ppo"], s["ppo"]
             seconds = sum(stage["seconds"] or 0 for stage in s["stages"].values())

@@ -129,7 +129,7 @@ def pairs(rounds: int) -> list[str]:
     """On labelled pairs of the rehearsal and its model; the same grid of rates for everybody, the best by quality."""
     room = ARENA / "stories"
     if not (room / "pairs.jsonl").exists():
-        run = [OURS, "-m", "burnish.cli"]
+        run = [OURS, "-m", "burnish.cli.main"]
         subprocess.run(
             [*run, "label", "--dir", str(room / "run"), "--set", "collect.n_pairs=2400"],
             check=True,

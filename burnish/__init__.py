@@ -14,8 +14,8 @@ _WHERE = {
     # configuration and runs
     "RunConfig": "burnish.config",
     "load_config": "burnish.config.loading",
-    "run_pipeline": "burnish.pipeline.order",
-    "RunDirectory": "burnish.runs",
+    "run_pipeline": "burnish.pipeline.run",
+    "RunDirectory": "burnish.runs.directory",
     # records
     "Prompt": "burnish.records",
     "Message": "burnish.records",
@@ -31,10 +31,10 @@ _WHERE = {
     "read_prompts": "burnish.data.prompts",
     # models
     "load_model": "burnish.models.load",
-    "Base": "burnish.models.shared_base",
-    "Top": "burnish.models.shared_base",
+    "Base": "burnish.models.backbone",
+    "Top": "burnish.models.backbone",
     "make_policy": "burnish.models.logprobs",
-    "sample_rollout": "burnish.models.sampling",
+    "sample_rollout": "burnish.models.generate",
     # reward
     "EncodedPairs": "burnish.models.pairs",
     "new_reward_head": "burnish.models.heads",
@@ -48,11 +48,11 @@ _WHERE = {
     "guard_step": "burnish.policy.guard",
     "DPO": "burnish.policy.dpo",
     # other trainers
-    "watch": "burnish.monitor.watching",
+    "watch": "burnish.monitor.callback",
     "audit_rows": "burnish.monitor.logs",
     # evaluation
-    "choose_champion": "burnish.evaluate.champion",
-    "head_to_head": "burnish.evaluate.winrate",
+    "choose_champion": "burnish.evaluation.champion",
+    "head_to_head": "burnish.evaluation.winrate",
 }
 
 __all__ = [*_WHERE, "__version__"]

@@ -19,12 +19,12 @@ from study import Cell, Figures, Study, main, run_to
 from burnish.labels.design import d_optimal
 from burnish.labels.select import How, acquisition, choose
 from burnish.models.heads import ScalarHead, read_features
+from burnish.models.optim import USUAL, ladder
 from burnish.models.pairs import EncodedPairs
-from burnish.models.rates import USUAL, ladder
-from burnish.pipeline.order import Workplace
+from burnish.pipeline.context import RunContext
 from burnish.records import Preference
 from burnish.rehearse.world import gold
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
 
 POOL, HELD_OUT = 1536, 1024
 STEPS = (128, 256, 512, 1024)
@@ -56,7 +56,7 @@ def worth(
 def measure(cell: Cell, room: Path) -> Figures:
     """Accuracy by number of labels."""
     sets = [f"seed={cell.seed}", f"collect.n_pairs={POOL + HELD_OUT}", "data.n_prompts=4000"]
-    place = Workplace.alone(RunDirectory.open(run_to(room, f"active-{cell.seed}", sets, "label")))
+    place = RunContext.alone(RunDirectory.open(run_to(room, f"active-{cell.seed}", sets, "label")))
     config, how, seed = place.config.reward, cell.settings, cell.seed
     pairs = place.data.store.preferences()
     place.data.close()

@@ -14,9 +14,9 @@ from typing import Any
 from planted import PlantedJudge, comparisons, worth
 from study import Cell, Study, main
 
+from burnish.commands.label_audit import audit_judge
 from burnish.config.judge import JudgeConfig
 from burnish.data.store import LabelStore
-from burnish.pipeline.auditing import audit_judge
 from burnish.records import Label
 
 AUDITS, PAIRS = 10, 200

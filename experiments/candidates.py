@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 
 from burnish.models.logprobs import Policy
+from burnish.pipeline.context import RunContext
 from burnish.pipeline.evaluate import measured_kl, sample
-from burnish.pipeline.order import Workplace
 from burnish.rehearse.world import golds
 from burnish.stats import mean_and_se
 
 PROMPTS = 256
 
 
-def against_sft(place: Workplace, policy: Policy, name: str, prompts: int = PROMPTS) -> dict[str, Any]:
+def against_sft(place: RunContext, policy: Policy, name: str, prompts: int = PROMPTS) -> dict[str, Any]:
     """Win rate by gold and mean gain in standard deviations of SFT's gold, one answer to each held-out prompt by both;
     KL to SFT; the mean length."""
     models, config, seed = place.models, place.config.evaluate, place.config.seed

@@ -14,9 +14,9 @@ from typing import Any
 
 from study import Cell, Study, main
 
+from burnish.commands.label_agree import agreement
 from burnish.data.store import LabelStore
 from burnish.labels.consensus import consensus_of
-from burnish.pipeline.agreeing import agreement
 from burnish.records import Comparison, Label, Prompt, Response
 
 CROWDS, COMPARISONS, SIZE, EACH = 10, 1200, 12, 3

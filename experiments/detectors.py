@@ -7,7 +7,7 @@ answers are kept, and the bank with its limits as they are, and the guard, are r
 mean of five updates, ends lower than its peak by more than a quarter of what it had gained, and by three standard
 errors (or surely under its start; with two a policy that stands still was called hacked, once in two: its peak is
 the best of many). Onset: where a tenth of the gain was lost (where gold never rose: where it surely fell).
-No limit was set by a run of this study: burnish/monitor/thresholds.py says where they come from.
+No limit was set by a run of this study: burnish/monitor/detectors.py says where they come from.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ import numpy as np
 from scipy.stats import chi2
 from study import Cell, Figures, Row, Study, main, ppo_of, run_to
 
+from burnish.commands.replay import Update, decided
 from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
-from burnish.monitor.hacking import DETECTORS
+from burnish.monitor.detectors import DETECTORS
 from burnish.pipeline.guarded import watched
 from burnish.pipeline.oversight import Oversight
-from burnish.pipeline.replay import Update, decided
 from burnish.policy.guard import HACKS
 from burnish.records import StepStats
 from burnish.rehearse.world import golds
 from burnish.report.charts import figure, line
 from burnish.report.embed import Chart
-from burnish.reward.saved import load_watcher
+from burnish.reward.ensemble import load_watcher
 from burnish.stats import wilson
 
 WINDOW = 5

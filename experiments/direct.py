@@ -16,8 +16,8 @@ from candidates import against_sft
 from study import Cell, Figures, Row, Study, main, place_of, run_to
 
 from burnish.config.dpo import DPOConfig
+from burnish.models.optim import USUAL, ladder
 from burnish.models.pairs import EncodedPairs
-from burnish.models.rates import USUAL, ladder
 from burnish.policy.dpo import DPO
 from burnish.report.charts import figure, line
 from burnish.report.embed import Chart

@@ -17,8 +17,9 @@ from regularisers import COLUMNS, figures
 from study import HERE, Cell, Figures, Study, main, run_to
 
 from burnish.models.pairs import EncodedPairs
-from burnish.pipeline.order import Workplace, set_determinism
-from burnish.runs import RunDirectory
+from burnish.pipeline.context import RunContext
+from burnish.pipeline.run import set_determinism
+from burnish.runs.directory import RunDirectory
 
 EXAMPLE = HERE.parent / "examples" / "smollm2_ai_feedback.yaml"
 DEPTH, LAYERS, RATE = 16, "top:2", 4.6e-4
@@ -49,7 +50,7 @@ def pairs_of(room: Path, seed: int) -> tuple[EncodedPairs, EncodedPairs]:
     """Pairs to learn from, and pairs of other prompts."""
     run = RunDirectory.open(run_to(room, "feedback", [f"label.max_pairs={PAIRS}"], "label", config=EXAMPLE))
     set_determinism(run.config)
-    place = Workplace.alone(run)
+    place = RunContext.alone(run)
     pairs = place.data.imported.pairs
     place.data.close()
     prompts = sorted({p.prompt.group for p in pairs})

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from study import Cell, Figures, Study, events, main, read_json, run_to
 
-from burnish.pipeline.examining import examine_run, stress_run
+from burnish.commands.reward_examine import examine_run, stress_run
 from burnish.rehearse.grammar import sample_story
 from burnish.reward.changes import STRESS, Material
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from study import Cell, Figures, Study, events, main, read_json, run_to
 
-from burnish.monitor.hacking import DETECTORS
-from burnish.runs import RunDirectory
+from burnish.monitor.detectors import DETECTORS
+from burnish.runs.directory import RunDirectory
 
 ARMS = {
     "long": ["label.simulated.length_bias=0.15"],

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from burnish.config.reward import RewardConfig
+from burnish.distributed.threads import side_by_side
 from burnish.models.heads import Pooling, ScalarHead, raw_scores
 from burnish.models.pairs import EncodedPairs
-from burnish.parallel import side_by_side
 from burnish.randomness import derive_seed
 from burnish.reward.train import new_models, train_reward_model
 

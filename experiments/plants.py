@@ -18,12 +18,12 @@ from study import Cell, Figures, Study, main, run_to
 
 from burnish.config.reward import RewardConfig
 from burnish.models.heads import raw_scores
+from burnish.models.optim import USUAL, ladder
 from burnish.models.pairs import EncodedPairs
-from burnish.models.rates import USUAL, ladder
 from burnish.models.sequences import Sequences
 from burnish.pipeline.answers import sample_rounds
-from burnish.pipeline.order import Workplace
-from burnish.pipeline.stressing import stress_ensemble
+from burnish.pipeline.context import RunContext
+from burnish.pipeline.gate import stress_ensemble
 from burnish.records import Preference, Prompt
 from burnish.rehearse.world import gold
 from burnish.reward.changes import STRESS, Material, liked_words
@@ -37,7 +37,7 @@ ARMS = {name: name for name in [*CHANGES, "clean", "gold"]}
 END = "<|eos|>"
 
 
-def planted(place: Workplace, name: str, seed: int) -> list[Preference]:
+def planted(place: RunContext, name: str, seed: int) -> list[Preference]:
     """Labelled pairs, with the plant in some."""
     rng = random.Random(f"{name}-{seed}")
     comparisons = list(place.data.store.comparisons())[:PAIRS]
@@ -64,7 +64,7 @@ def planted(place: Workplace, name: str, seed: int) -> list[Preference]:
     return found
 
 
-def of_gold(place: Workplace, seed: int) -> Figures:
+def of_gold(place: RunContext, seed: int) -> Figures:
     """The battery on the judge that no change pleases."""
     models = place.models
     prompts = [*place.data.splits.train][: BATTERIES * BATTERY // 2]
@@ -88,9 +88,9 @@ def of_gold(place: Workplace, seed: int) -> Figures:
 def measure(cell: Cell, room: Path) -> Figures:
     """One plant: trained, then stressed."""
     path = run_to(room, f"plants-{cell.seed}", [f"seed={cell.seed}", "collect.n_pairs=1024"], "label")
-    from burnish.runs import RunDirectory
+    from burnish.runs.directory import RunDirectory
 
-    place = Workplace.alone(RunDirectory.open(path))
+    place = RunContext.alone(RunDirectory.open(path))
     if cell.arm == "gold":
         return of_gold(place, cell.seed)
     models = place.models

@@ -14,7 +14,7 @@ from candidates import against_sft
 from study import Cell, Figures, Study, events, main, place_of, ppo_of, read_json, run_to
 
 from burnish.errors import TrainingError
-from burnish.evaluate.champion import TRAINED
+from burnish.evaluation.champion import TRAINED
 from burnish.models.artefacts import is_saved
 
 FACTORS = (1, 10, 100)

@@ -17,13 +17,13 @@ from study import Cell, Figures, Study, main, run_to
 
 from burnish.config.reward import RewardConfig
 from burnish.models.heads import Pooling
+from burnish.models.optim import USUAL, ladder
 from burnish.models.pairs import EncodedPairs
-from burnish.models.rates import USUAL, ladder
-from burnish.pipeline.order import Workplace
+from burnish.pipeline.context import RunContext
 from burnish.records import Preference
 from burnish.rehearse.world import gold
 from burnish.reward.scrutiny import disagreement, diversity, reliability
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
 
 ARMS = {
     "defaults": {},
@@ -92,7 +92,7 @@ def by_truth(margin: Sequence[float], pairs: Sequence[Preference]) -> float:
 def measure(cell: Cell, room: Path) -> Figures:
     """Accuracy and calibration of one setting."""
     sets = [f"seed={cell.seed}", "collect.n_pairs=2048", "data.n_prompts=3600", "label.labels_per_pair=3"]
-    place = Workplace.alone(RunDirectory.open(run_to(room, f"regularisers-{cell.seed}", sets, "label")))
+    place = RunContext.alone(RunDirectory.open(run_to(room, f"regularisers-{cell.seed}", sets, "label")))
     pairs = place.data.store.preferences()
     place.data.close()
     held = {p.prompt.group for p in pairs[::3]}

@@ -19,17 +19,17 @@ import numpy as np
 from members import DEPTH, margins, members
 from study import Cell, Figures, Study, main, run_to
 
+from burnish.commands.label_route import route
 from burnish.data.store import LabelStore
 from burnish.labels.consensus import consensus_of
+from burnish.models.optim import USUAL, ladder
 from burnish.models.pairs import EncodedPairs
-from burnish.models.rates import USUAL, ladder
-from burnish.pipeline.order import Workplace
-from burnish.pipeline.routing import route
-from burnish.pipeline.selecting import as_pair
+from burnish.pipeline.context import RunContext
+from burnish.pipeline.select import as_pair
 from burnish.records import Comparison, Label, Preference
 from burnish.rehearse.annotators import SimulatedAnnotators
 from burnish.rehearse.world import gold
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
 from burnish.textstats import n_words
 
 POOL, HELD_OUT, CALIBRATION = 1500, 1024, 300
@@ -100,7 +100,7 @@ def labelled(
 
 def measure(cell: Cell, room: Path) -> Figures:
     sets = [f"seed={cell.seed}", f"collect.n_pairs={POOL + HELD_OUT}", "data.n_prompts=4000"]
-    place = Workplace.alone(RunDirectory.open(run_to(room, f"routing-{cell.seed}", sets, "collect")))
+    place = RunContext.alone(RunDirectory.open(run_to(room, f"routing-{cell.seed}", sets, "collect")))
     config, seed = place.config, cell.seed
     everything = list(place.data.store.comparisons())
     place.data.close()

@@ -30,16 +30,17 @@ import numpy as np
 from scipy import stats
 
 from burnish.config.loading import load_config
-from burnish.inputs import code_version, content_hash
-from burnish.models.rates import ladder
+from burnish.models.optim import ladder
 from burnish.monitor.live import View
 from burnish.pipeline.align import build_ppo
-from burnish.pipeline.order import Workplace, run_pipeline, set_determinism
-from burnish.policy.first_rate import first_rate
+from burnish.pipeline.context import RunContext
+from burnish.pipeline.run import run_pipeline, set_determinism
 from burnish.policy.ppo import PPO
+from burnish.policy.ppo_start import first_rate
 from burnish.report.embed import Chart, Charts, render
-from burnish.reward.saved import prepare
-from burnish.runs import RunDirectory
+from burnish.reward.ensemble import prepare
+from burnish.runs.directory import RunDirectory
+from burnish.runs.inputs import code_version, content_hash
 
 HERE = Path(__file__).parent
 Figures = Mapping[str, Any]
@@ -236,11 +237,11 @@ class Silent(View):
 
 
 @contextmanager
-def place_of(path: Path) -> Iterator[Workplace]:
+def place_of(path: Path) -> Iterator[RunContext]:
     """What a run's stages were handed, to go on from; what its reward models read is kept, where it has any."""
     run = RunDirectory.open(path)
     set_determinism(run.config)
-    place = Workplace.alone(run)
+    place = RunContext.alone(run)
     try:
         if (path / "reward").exists():
             prepare(place.models.base, path / "reward")
@@ -250,7 +251,7 @@ def place_of(path: Path) -> Iterator[Workplace]:
 
 
 @contextmanager
-def ppo_of(path: Path, sets: Sequence[str] = ()) -> Iterator[tuple[PPO, Workplace]]:
+def ppo_of(path: Path, sets: Sequence[str] = ()) -> Iterator[tuple[PPO, RunContext]]:
     """PPO of a run whose reward stage is done, before its first update and without a guard, at the first rate that it
     measures for itself; `sets` change its settings."""
     with place_of(path) as place:

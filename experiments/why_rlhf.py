@@ -16,11 +16,11 @@ from candidates import against_sft
 from study import Cell, Figures, Study, main, place_of, ppo_of, run_to
 
 from burnish.models.logprobs import Policy
+from burnish.models.optim import OWN, USUAL, ladder
 from burnish.models.pairs import EncodedPairs
-from burnish.models.rates import OWN, USUAL, ladder
 from burnish.models.sequences import Sequences
-from burnish.pipeline.order import Workplace
-from burnish.pipeline.own_answers import OwnAnswers
+from burnish.pipeline.best_of_n import OwnAnswers
+from burnish.pipeline.context import RunContext
 from burnish.policy.dpo import DPO
 from burnish.policy.sft import demonstrated, fine_tune
 
@@ -53,7 +53,7 @@ def measure(cell: Cell, room: Path) -> Figures:
         return against_sft(place, policy, cell.arm) | {"seconds": seconds}
 
 
-def trained(arm: str, place: Workplace) -> Policy:
+def trained(arm: str, place: RunContext) -> Policy:
     """The policy of an arm that needs no reinforcement."""
     models, config, seed = place.models, place.config, place.config.seed
     pairs, base = place.data.parts["members"], models.base

@@ -14,10 +14,10 @@ from unittest.mock import patch
 
 import torch
 
-from burnish import cli
+from burnish.cli import main
 
 ROOT = Path(__file__).parents[1]
-MODULE = (sys.executable, "-m", "burnish.cli")
+MODULE = (sys.executable, "-m", "burnish.cli.main")
 
 
 def burnish(
@@ -36,7 +36,7 @@ def burnish(
         redirect_stderr(err),
     ):
         try:
-            cli.main()
+            main.main()
         except SystemExit as end:
             code = end.code
     assert isinstance(code, int), code
@@ -53,7 +53,7 @@ def as_before() -> Iterator[None]:
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     variables = dict(os.environ)
-    state = dict(cli.STATE)
+    state = dict(main.STATE)
     path = list(sys.path)
     try:
         yield
@@ -63,8 +63,8 @@ def as_before() -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic)
         os.environ.clear()
         os.environ.update(variables)
-        cli.STATE.clear()
-        cli.STATE.update(state)
+        main.STATE.clear()
+        main.STATE.update(state)
         sys.path[:] = path
 
 

@@ -26,8 +26,8 @@ from tests.databases import server, server_programs
 
 if TYPE_CHECKING:
     from burnish.data.store import LabelStore, Place
+    from burnish.models.backbone import Base
     from burnish.models.load import Codec
-    from burnish.models.shared_base import Base
     from burnish.records import Prompt
 
 pytest_plugins = ["tests.leftovers", "tests.selection"]
@@ -112,7 +112,7 @@ def codec(tiny: tuple[object, Codec]) -> Codec:
 
 @pytest.fixture(scope="session")
 def base(tiny: tuple[object, Codec]) -> Base:
-    from burnish.models.shared_base import Base
+    from burnish.models.backbone import Base
 
     return Base(tiny[0])
 

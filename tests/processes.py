@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from burnish import spmd
+from burnish.distributed import collectives
 
 LONGEST = 1500  # seconds, for one that hangs
 
@@ -60,7 +60,7 @@ def _take_part(
         }
         found: Any = None
         try:
-            with spmd.together(timeout):
+            with collectives.together(timeout):
                 found = work(number)
         except BaseException as error:  # noqa: BLE001 - handed to the test
             found = error

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from burnish.checkpoints import write_json
-from burnish.inputs import content_hash
 from burnish.records import content_id
+from burnish.runs.files import write_json
+from burnish.runs.inputs import content_hash
 
 ROOT = Path(__file__).parents[1]
 PASSED = ROOT / "tests" / "slow_passed.json"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from burnish.checkpoints import write_json
-from burnish.inputs import code_version, content_hash
-from burnish.pipeline.order import fingerprint, versions
+from burnish.pipeline.run import fingerprint, versions
 from burnish.records import content_id
+from burnish.runs.files import write_json
+from burnish.runs.inputs import code_version, content_hash
 from tests.command import ROOT, begun
 
 ARGUMENTS = ("run", "examples/short.yaml", "--set", "threads=1")

@@ -1,4 +1,4 @@
-"""The house: imports run one way, stages do not know each other, light things start light."""
+"""The architecture: imports run one way, stages do not import each other, light modules load no torch."""
 
 from __future__ import annotations
 
@@ -8,97 +8,88 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[1] / "burnish"
-STAGES = {"labels", "reward", "policy", "monitor", "evaluate", "rehearse", "report"}
-FLOOR = {
-    "environment",
-    "peers",
-    "spmd",
-    "objectives",
-    "stats",
-    "textstats",
-    "records",
-    "config",
-    "errors",
-    "randomness",
-}
-MIDDLE = {"models", "data", "runs", "inputs", "checkpoints", "locks", "parallel"}
-ABOVE = {
-    "cli",
-    "launch",
-    "plan_cli",
-    "watch_cli",
-    "web_cli",
-    "label_cli",
-    "mturk_cli",
-    "reward_cli",
-    "pipeline",
-    "web",
-    "docs",
-}
-LEVEL = {
-    **dict.fromkeys(FLOOR, 0),
-    **dict.fromkeys(MIDDLE, 1),
-    **dict.fromkeys(STAGES, 2),
-    "pipeline": 3,
-    "web": 3,
-}
-LEVEL |= {
-    "cli": 4,
-    "launch": 4,
-    "plan_cli": 4,
-    "watch_cli": 4,
-    "web_cli": 4,
-    "label_cli": 4,
-    "mturk_cli": 4,
-    "reward_cli": 4,
-    "docs": 5,
-}
+LEVELS = (
+    {
+        "environment",
+        "errors",
+        "randomness",
+        "records",
+        "objectives",
+        "stats",
+        "textstats",
+        "config",
+        "distributed",
+    },
+    {"models", "data", "runs"},
+    {"labels", "reward", "policy", "monitor", "evaluation", "rehearse", "report"},
+    {"pipeline"},
+    {"commands"},
+    {"web"},
+    {"cli"},
+)
+"""A package imports packages of its own level or of a lower one; the third level imports only lower ones."""
+LEVEL = {package: level for level, packages in enumerate(LEVELS) for package in packages}
+STAGES = LEVELS[2]
 
 
-def room(module: str) -> str:
+def package_of(module: str) -> str:
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else ""
 
 
+def name_of(file: Path) -> str:
+    return ".".join(["burnish", *file.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+
+
+MODULES = {name_of(file): file for file in ROOT.rglob("*.py")}
+
+
+@cache
+def imported(module: str) -> frozenset[str]:
+    """The modules of the project that a module imports, those inside functions included, those for types alone not."""
+    found = set()
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    tree.body = [
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+    ]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for name in (f"{node.module}.{alias.name}" for alias in node.names):
+                found.add(name if name in MODULES else node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return frozenset(found & MODULES.keys() - {module, "burnish"})
+
+
 def imports() -> list[tuple[str, str, str]]:
-    """(file, importing room, imported room) for every import between rooms, those inside functions included."""
-    found = []
-    for file in ROOT.rglob("*.py"):
-        inside = room(".".join(["burnish", *file.relative_to(ROOT).with_suffix("").parts]))
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [
-                    f"{node.module}.{a.name}" if node.module == "burnish" else node.module for a in node.names
-                ]
-            elif isinstance(node, ast.Import):
-                names = [a.name for a in node.names]
-            for name in names:
-                if name.startswith("burnish.") and room(name) != inside:
-                    found.append((str(file.relative_to(ROOT)), inside, room(name)))
-    return found
+    """(module, its package, imported package) for every import between packages."""
+    return [
+        (module, package_of(module), package_of(name))
+        for module in MODULES
+        if module != "burnish"
+        for name in imported(module)
+        if package_of(module) != package_of(name)
+    ]
 
 
-def test_every_room_is_on_the_map() -> None:
-    rooms = {
+def test_every_package_has_a_level() -> None:
+    packages = {
         p.stem for p in ROOT.iterdir() if (p.suffix == ".py" or p.is_dir()) and not p.name.startswith("_")
     }
-    assert rooms - LEVEL.keys() == set()
+    assert packages - LEVEL.keys() == set()
 
 
 def test_imports_run_one_way() -> None:
-    allowed = {("models/load.py", "rehearse")}  # where the embedded model lies; a path, no code of the stage
-    wrong = [
-        (file, target)
-        for file, inside, target in imports()
-        if inside != "__init__" and LEVEL[target] > LEVEL[inside] and (file, target) not in allowed
-    ]
+    wrong = [(module, target) for module, inside, target in imports() if LEVEL[target] > LEVEL[inside]]
     assert wrong == []
 
 
@@ -108,32 +99,21 @@ def test_stages_do_not_import_each_other() -> None:
 
 
 def test_models_data_and_runs_are_apart() -> None:
-    runs = {"runs", "inputs", "locks"}
+    """`runs.files` reads and writes files and knows no run, so all may use it."""
     wrong = [
-        (file, b)
-        for file, a, b in imports()
-        if (a == "models" and b in {"data", *runs})
-        or (a == "data" and b in {"models", *runs})
-        or (a in runs and b in {"models", "data"})
+        (module, name)
+        for module in MODULES
+        for name in imported(module)
+        if package_of(module) in LEVELS[1]
+        and package_of(name) in LEVELS[1] - {package_of(module)}
+        and name != "burnish.runs.files"
     ]
     assert wrong == []
 
 
-def test_what_the_engine_is_seen_through_is_all_that_others_import_of_it() -> None:
-    seen = []
-    for file in ROOT.rglob("*.py"):
-        if file.parent.name != "engine":
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
-                    "burnish.models.engine."
-                ):
-                    seen.append(str(file.relative_to(ROOT)))
-    assert seen == []
-
-
 def test_the_report_reads_only_files() -> None:
     reads = {b for _, a, b in imports() if a == "report"}
-    assert reads <= {"runs", "checkpoints", "records", "stats", "errors", "config"}
+    assert reads <= {"runs", "records", "stats", "errors", "config"}
 
 
 def test_the_guard_sees_no_model_and_no_monitor() -> None:
@@ -142,31 +122,49 @@ def test_the_guard_sees_no_model_and_no_monitor() -> None:
     assert "burnish.m" not in text.replace("burnish.records", "")
 
 
-def test_no_import_cycles_between_modules() -> None:
-    graph: dict[str, set[str]] = {}
-    for file in ROOT.rglob("*.py"):
-        name = ".".join(["burnish", *file.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        top = [n for n in tree.body if isinstance(n, ast.ImportFrom) and n.module]
-        graph[name] = {str(n.module) for n in top if str(n.module).startswith("burnish.")}
-    done: set[str] = set()
+def folder_of(module: str) -> str:
+    return module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
 
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        assert name not in path, " -> ".join([*path, name])
-        if name not in done:
-            for target in graph.get(name, ()):
-                visit(target, (*path, name))
-            done.add(name)
 
-    for name in graph:
-        visit(name, ())
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Nodes from which a node is reached that reaches them."""
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        waiting, reached[start] = list(graph[start]), set()
+        while waiting:
+            node = waiting.pop()
+            if node not in reached[start]:
+                reached[start].add(node)
+                waiting += graph.get(node, ())
+    return [sorted([a, *reached[a]]) for a in graph if a in reached[a]]
+
+
+def test_no_import_cycles_between_modules_or_packages() -> None:
+    assert cycles({module: set(imported(module)) for module in MODULES}) == []
+    folders: dict[str, set[str]] = {}
+    for module in MODULES:
+        inside = folder_of(module) if folder_of(module) != "burnish" else module
+        for name in imported(module):
+            outside = folder_of(name) if folder_of(name) != "burnish" else name
+            if (
+                outside != inside
+                and not outside.startswith(f"{inside}.")
+                and not inside.startswith(f"{outside}.")
+            ):
+                folders.setdefault(inside, set()).add(outside)
+    folders.pop("burnish", None)  # its public names come from everywhere
+    assert cycles(folders) == []
+
+
+def test_the_pipeline_is_what_a_run_executes() -> None:
+    assert len(list((ROOT / "pipeline").glob("*.py"))) <= 26
 
 
 LIGHT = [
     "burnish",
-    "burnish.cli",
+    "burnish.cli.main",
     "burnish.config.loading",
-    "burnish.runs",
+    "burnish.runs.directory",
     "burnish.data.store",
     "burnish.data.preferences",
     "burnish.report.page",
@@ -178,14 +176,14 @@ LIGHT = [
     "burnish.monitor.health",
     "burnish.monitor.logs",
     "burnish.monitor.trackers",
-    "burnish.monitor.watching",
-    "burnish.pipeline.replay",
+    "burnish.monitor.callback",
+    "burnish.commands.replay",
     "burnish.report.why",
     "burnish.monitor.live",
     "burnish.stats",
     "burnish.labels.queue",
     "burnish.web.app",
-    "burnish.web_cli",
+    "burnish.cli.serve",
     "burnish.rehearse.examples",
 ]
 
@@ -193,7 +191,7 @@ LIGHT = [
 LOOK = f"""
 import contextlib, importlib, io, json, sys
 sys.argv[1:] = ["label", "serve", "--help"]
-from burnish.cli import main
+from burnish.cli.main import main
 with contextlib.redirect_stdout(io.StringIO()) as shown:
     try:
         main()

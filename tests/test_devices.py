@@ -15,17 +15,17 @@ from burnish.config.loading import load_config
 from burnish.config.ppo import PPOConfig
 from burnish.config.reward import RewardConfig
 from burnish.errors import ConfigError
+from burnish.models.backbone import Base, Top
+from burnish.models.generate import sample_rollout
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.load import Codec, find_device
 from burnish.models.logprobs import make_policy, response_kl, token_entropy
 from burnish.models.pairs import EncodedPairs
-from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Base, Top
 from burnish.policy.dpo import DPO
 from burnish.policy.kl_control import AdaptiveKLController
 from burnish.policy.ppo import PPO
-from burnish.policy.self_check import self_check
+from burnish.policy.ppo_start import self_check
 from burnish.records import Preference, Prompt
 from burnish.reward.ensemble import EnsembleScorer, RewardEnsemble, normalisation
 from burnish.reward.train import train_reward_model

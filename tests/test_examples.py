@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from burnish.cli import app
+from burnish.cli.docs import cli_page
+from burnish.cli.main import app
 from burnish.config.loading import load_config
 from burnish.data.store import LabelStore
-from burnish.docs import cli_page
-from burnish.pipeline.order import run_pipeline
+from burnish.pipeline.run import run_pipeline
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from burnish.parallel import side_by_side
+from burnish.distributed.threads import side_by_side
 
 
 def count(name: str, n: int, wait_for: threading.Event | None = None) -> Iterator[str]:

@@ -15,21 +15,21 @@ from pathlib import Path
 
 import pytest
 
-from burnish import locks
-from burnish.checkpoints import atomic_folder, atomic_write, read_json, write_json
 from burnish.config import RunConfig
 from burnish.config.loading import flat
 from burnish.errors import RunError
-from burnish.inputs import Inputs, code_version, content_hash
-from burnish.runs import RunDirectory, Stale, Writes
+from burnish.runs import lock
+from burnish.runs.directory import RunDirectory, Stale, Writes
+from burnish.runs.files import atomic_folder, atomic_write, read_json, write_json
+from burnish.runs.inputs import Inputs, code_version, content_hash
 
 INPUTS = Inputs({}, {}, "c")
 HOLDER = """
 import sys, time
 from pathlib import Path
 from burnish.config import RunConfig
-from burnish.inputs import Inputs
-from burnish.runs import RunDirectory
+from burnish.runs.inputs import Inputs
+from burnish.runs.directory import RunDirectory
 run = RunDirectory.create_or_open(Path(sys.argv[1]), RunConfig())
 with run.lock():
     run.freeze()
@@ -125,7 +125,7 @@ def held_elsewhere(path: Path) -> RunDirectory:
 def test_a_silent_owner_on_another_machine_is_taken_over_after_the_lease(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks, "LEASE", 0.6)
+    monkeypatch.setattr(lock, "LEASE", 0.6)
     run = held_elsewhere(tmp_path / "run")
     began = time.monotonic()
     with run.lock():
@@ -136,7 +136,7 @@ def test_a_silent_owner_on_another_machine_is_taken_over_after_the_lease(
 def test_a_living_owner_on_another_machine_is_waited_for_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks, "LEASE", 3.0)  # the thread that renews it may have to wait for a core
+    monkeypatch.setattr(lock, "LEASE", 3.0)  # the thread that renews it may have to wait for a core
     run = held_elsewhere(tmp_path / "run")
     stop = threading.Event()
 
@@ -155,7 +155,7 @@ def test_a_living_owner_on_another_machine_is_waited_for_and_named(
 
 
 def test_whoever_lost_the_lock_writes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "LEASE", 0.3)
+    monkeypatch.setattr(lock, "LEASE", 0.3)
     run = new_run(tmp_path / "run")
     with run.lock():
         run.append("metrics/x.jsonl", {"step": 1})

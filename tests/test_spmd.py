@@ -12,18 +12,23 @@ import pytest
 import torch
 from torch import nn
 
-from burnish import spmd
-from burnish.checkpoints import read_json, write_json
+from burnish.distributed import collectives
 from burnish.errors import Diverged, PeerFailed
+from burnish.runs.files import read_json, write_json
 from tests.processes import shared
 
 
 def test_alone_nothing_is_shared() -> None:
-    assert (spmd.size(), spmd.rank(), spmd.leads(), spmd.processes()) == (1, 0, True, 1)
-    assert spmd.mine(range(5)) == [0, 1, 2, 3, 4]
-    assert spmd.gather(3, lambda own: (torch.tensor(own),))[0].tolist() == [0, 1, 2]
-    assert spmd.deal(["a", "b"], lambda own: [x * 2 for x in own]) == ["aa", "bb"]
-    assert spmd.from_lead(lambda: 7) == 7
+    assert (collectives.size(), collectives.rank(), collectives.leads(), collectives.processes()) == (
+        1,
+        0,
+        True,
+        1,
+    )
+    assert collectives.mine(range(5)) == [0, 1, 2, 3, 4]
+    assert collectives.gather(3, lambda own: (torch.tensor(own),))[0].tolist() == [0, 1, 2]
+    assert collectives.deal(["a", "b"], lambda own: [x * 2 for x in own]) == ["aa", "bb"]
+    assert collectives.from_lead(lambda: 7) == 7
 
 
 @pytest.mark.e2e
@@ -39,7 +44,7 @@ def test_rows_come_back_in_their_order_from_whoever_had_them(n: int, rows: int) 
             asked.extend(own)
             return torch.tensor(own), torch.tensor([[i, 10.0 * i] for i in own])
 
-        first, second = spmd.gather(rows, read)
+        first, second = collectives.gather(rows, read)
         assert first.tolist() == list(range(rows))
         return asked, second.tolist()
 
@@ -69,7 +74,7 @@ def test_a_process_without_rows_gets_them_on_the_device_of_the_others() -> None:
         def read(own: list[int]) -> tuple[torch.Tensor]:
             return (torch.ones(len(own)).as_subclass(Elsewhere),)  # type: ignore[attr-defined]
 
-        return spmd.gather(1, read)[0].device.type
+        return collectives.gather(1, read)[0].device.type
 
     assert shared(2, work) == ["meta", "meta"]
 
@@ -77,7 +82,7 @@ def test_a_process_without_rows_gets_them_on_the_device_of_the_others() -> None:
 @pytest.mark.e2e
 def test_results_for_process_0_are_not_sent_to_the_others() -> None:
     def work(number: int) -> list[str]:
-        return spmd.deal(list("abc"), lambda own: [x * 2 for x in own], to_lead=True)
+        return collectives.deal(list("abc"), lambda own: [x * 2 for x in own], to_lead=True)
 
     assert shared(2, work) == [["aa", "bb", "cc"], []]
 
@@ -87,7 +92,7 @@ def test_results_for_process_0_are_not_sent_to_the_others() -> None:
                 raise Diverged("job b")
             return own
 
-        return spmd.deal(list("abc"), job, to_lead=True)
+        return collectives.deal(list("abc"), job, to_lead=True)
 
     found = shared(2, fails)
     assert [type(error) for error in found] == [Diverged, Diverged], "a failure is raised by all"
@@ -105,7 +110,7 @@ def test_gradients_and_figures_are_added_up_and_a_process_without_rows_counts_as
             ((number + 1) * (p.sum() + q.sum())).backward()
             return {"loss": float(number + 1)}
 
-        figures = spmd.add([p, q], gradient)
+        figures = collectives.add([p, q], gradient)
         assert p.grad is not None
         assert q.grad is not None
         return [*p.grad.tolist(), *q.grad.flatten().tolist()], figures
@@ -116,9 +121,9 @@ def test_gradients_and_figures_are_added_up_and_a_process_without_rows_counts_as
 @pytest.mark.e2e
 def test_whole_jobs_are_dealt_and_nothing_is_shared_within_one() -> None:
     def work(number: int) -> list[tuple[str, int, int]]:
-        return spmd.deal(
+        return collectives.deal(
             ["a", "b", "c"],
-            lambda own: [(name, number, spmd.size()) for name in own if spmd.mine([3]) == [3]],
+            lambda own: [(name, number, collectives.size()) for name in own if collectives.mine([3]) == [3]],
         )
 
     assert shared(2, work) == [[("a", 0, 1), ("b", 1, 1), ("c", 0, 1)]] * 2
@@ -132,7 +137,7 @@ def test_a_job_may_take_longer_than_anybody_waits_for_an_answer() -> None:
                 time.sleep(7)
             return own
 
-        return spmd.deal([10, 11, 12], job)
+        return collectives.deal([10, 11, 12], job)
 
     assert shared(2, work, timeout=5) == [[10, 11, 12]] * 2
 
@@ -146,7 +151,7 @@ def test_what_fails_in_one_process_fails_in_all_with_the_same_kind_of_error() ->
             return (torch.tensor(own),)
 
         with pytest.raises(Diverged, match="logits are nan"):
-            spmd.gather(4, read)
+            collectives.gather(4, read)
 
         def other() -> dict[str, float]:
             if number == 1:
@@ -154,8 +159,8 @@ def test_what_fails_in_one_process_fails_in_all_with_the_same_kind_of_error() ->
             return {}
 
         with pytest.raises((PeerFailed, ZeroDivisionError), match="by zero"):
-            spmd.add([], other)
-        spmd.settled()  # and all can go on
+            collectives.add([], other)
+        collectives.settled()  # and all can go on
 
     assert shared(2, work) == [None, None]
 
@@ -171,9 +176,9 @@ def test_the_leader_s_word_is_waited_for_and_so_is_its_error(tmp_path: Path) -> 
         def failing() -> int:
             raise Diverged("no")
 
-        found = spmd.from_lead(slow)
+        found = collectives.from_lead(slow)
         with pytest.raises(Diverged, match="no"):
-            spmd.from_lead(failing)
+            collectives.from_lead(failing)
         write_json(tmp_path / "file.json", {"written by": number})
         return found, str(read_json(tmp_path / "file.json"))
 
@@ -198,7 +203,7 @@ def test_memory_that_runs_out_in_one_process_is_told_as_that() -> None:
                 raise Refused("no")
 
         kinds = []
-        for what in (lambda: spmd.gather(4, read), lambda: spmd.each(refuse)):
+        for what in (lambda: collectives.gather(4, read), lambda: collectives.each(refuse)):
             try:
                 what()
             except Exception as error:  # noqa: BLE001 - its kind is what is looked at
@@ -221,9 +226,9 @@ def test_processes_of_a_machine_take_turns_and_one_that_fails_fails_all() -> Non
             if number == 0:
                 raise Diverged("no")
 
-        found = spmd.in_turns(slow)  # longer than anybody waits for an answer
+        found = collectives.in_turns(slow)  # longer than anybody waits for an answer
         with pytest.raises(Diverged, match="no"):
-            spmd.in_turns(failing)
+            collectives.in_turns(failing)
         return found
 
     first, second = shared(2, work, timeout=4)
@@ -235,20 +240,20 @@ def test_processes_of_a_machine_take_turns_and_one_that_fails_fails_all() -> Non
 def test_processes_that_went_different_ways_are_told() -> None:
     def word(number: int) -> None:
         if number:
-            spmd.from_lead(lambda: 1)
+            collectives.from_lead(lambda: 1)
         else:
-            spmd.from_lead(lambda: 1)
+            collectives.from_lead(lambda: 1)
 
     def jobs(number: int) -> None:
         if number:
-            spmd.deal([1, 2], list)
+            collectives.deal([1, 2], list)
         else:
-            spmd.deal([1, 2], list)
+            collectives.deal([1, 2], list)
 
     for way in (word, jobs):
 
         def work(number: int, way: Callable[[int], None] = way) -> str:
-            spmd.settled()
+            collectives.settled()
             try:
                 way(number)
                 return ""
@@ -264,9 +269,9 @@ def test_processes_that_went_different_ways_are_told() -> None:
 def test_replicas_that_differ_are_noticed() -> None:
     def work(number: int) -> str:
         weights = [torch.ones(4), torch.full((2,), 1.0 + (number == 1) * 1e-7)]
-        spmd.check_replicas(weights[:1], "the policy")
+        collectives.check_replicas(weights[:1], "the policy")
         with pytest.raises(PeerFailed) as told:
-            spmd.check_replicas(weights, "the policy")
+            collectives.check_replicas(weights, "the policy")
         return str(told.value)
 
     (told, again) = shared(2, work)
@@ -282,16 +287,16 @@ def test_a_process_that_hangs_ends_the_others_in_words_within_the_timeout(sleepe
     """Stopped as a whole, as by the system: it gives no sign of life."""
 
     def gather() -> None:
-        spmd.gather(4, lambda own: (torch.tensor(own),))
+        collectives.gather(4, lambda own: (torch.tensor(own),))
 
     def word() -> None:
-        spmd.from_lead(lambda: 1)
-        spmd.settled()
+        collectives.from_lead(lambda: 1)
+        collectives.settled()
 
     ways = {"gather": gather, "word": word}
 
     def work(number: int) -> bool:
-        spmd.settled()
+        collectives.settled()
         if number == sleeper:
             os.kill(os.getpid(), signal.SIGSTOP)
         with pytest.raises(PeerFailed, match="had no answer from another one within 6 s"):
@@ -313,11 +318,11 @@ def test_a_process_that_hangs_ends_the_others_in_words_within_the_timeout(sleepe
 @pytest.mark.e2e
 def test_a_process_that_is_killed_ends_the_others_in_words() -> None:
     def work(number: int) -> str:
-        spmd.settled()
+        collectives.settled()
         if number == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         with pytest.raises(PeerFailed) as told:
-            spmd.settled()
+            collectives.settled()
         return str(told.value)
 
     told, gone = shared(2, work, timeout=20)

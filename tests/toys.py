@@ -8,10 +8,10 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from burnish.config.ppo import PPOConfig
+from burnish.models.backbone import Base, Top
 from burnish.models.heads import ScalarHead
 from burnish.models.load import Codec, make_codec
 from burnish.models.logprobs import make_policy
-from burnish.models.shared_base import Base, Top
 from burnish.policy.kl_control import AdaptiveKLController
 from burnish.policy.ppo import PPO
 from burnish.records import Prompt, Rollout, Scores

@@ -17,13 +17,13 @@ from burnish.config.dpo import DPOConfig
 from burnish.config.model import ModelConfig
 from burnish.config.reward import RewardConfig
 from burnish.data.preferences import read_preferences
+from burnish.distributed.threads import side_by_side
+from burnish.models.backbone import Base, Top
+from burnish.models.generate import sample_rollout
 from burnish.models.heads import new_reward_head, raw_scores
 from burnish.models.load import Codec, load_model
 from burnish.models.logprobs import Policy, make_policy
 from burnish.models.pairs import EncodedPairs
-from burnish.models.sampling import sample_rollout
-from burnish.models.shared_base import Base, Top
-from burnish.parallel import side_by_side
 from burnish.policy.dpo import DPO
 from burnish.rehearse.grammar import prompts
 from burnish.rehearse.world import golds

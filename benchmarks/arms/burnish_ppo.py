@@ -14,7 +14,7 @@ import torch
 
 from burnish.config.loading import load_config
 from burnish.monitor.live import View
-from burnish.pipeline import order
+from burnish.pipeline import run as stages
 
 
 class Clock(View):
@@ -66,10 +66,10 @@ def main() -> None:
     }
     config = load_config(None, [f"{k}={v}" for k, v in sets.items()] + args.set)
     clock = Clock()
-    order.open_view = lambda *a, **k: clock
+    stages.open_view = lambda *a, **k: clock
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        order.run_pipeline(config, run, until="align")
+        stages.run_pipeline(config, run, until="align")
         steps = [json.loads(line) for line in (run / "metrics" / "ppo.jsonl").open()]
         timing = [json.loads(line) for line in (run / "timing" / "ppo.jsonl").open()]
     seconds = [b - a for a, b in zip(clock.times, clock.times[1:], strict=False)]

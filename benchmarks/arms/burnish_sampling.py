@@ -14,11 +14,11 @@ import torch
 from torch.nn.functional import linear
 
 from burnish.config.model import ModelConfig
+from burnish.models.backbone import Base, Top
 from burnish.models.engine import FastDecoder
+from burnish.models.generate import sample_ids
 from burnish.models.load import load_model
 from burnish.models.logprobs import make_policy
-from burnish.models.sampling import sample_ids
-from burnish.models.shared_base import Base, Top
 
 
 def main() -> None:

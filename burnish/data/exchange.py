@@ -20,7 +20,6 @@ from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, get_args
 
-from burnish.checkpoints import atomic_lines
 from burnish.data.preferences import read_preferences
 from burnish.data.rankings import Tiers
 from burnish.data.rows import numbered_rows, tiers_of
@@ -28,6 +27,7 @@ from burnish.data.store import LabelStore
 from burnish.data.text import Unusable, number_of, text_of
 from burnish.errors import DataError
 from burnish.records import Comparison, Label, Preference, Prompt, Response, Source
+from burnish.runs.files import atomic_lines
 
 ROWS = 1000  # read before they are written
 EXCERPT = 120

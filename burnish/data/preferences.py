@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from burnish.checkpoints import atomic_write
 from burnish.data.rows import missing_column, numbered_rows, tiers_of
 from burnish.data.text import (
     Rejected,
@@ -28,6 +27,7 @@ from burnish.data.text import (
 )
 from burnish.errors import DataError
 from burnish.records import Message, Preference, Prompt
+from burnish.runs.files import atomic_write
 
 COLUMNS = ("chosen", "rejected")
 TURN = re.compile(r"\n\n(Human|Assistant):")

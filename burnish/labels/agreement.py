@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from burnish.labels.consensus import Array, Indices, Votes, Weighed
-from burnish.labels.findings import Finding, Tested, findings, mean_against, share_against
+from burnish.labels.hypothesis_tests import Finding, Tested, findings, mean_against, share_against
 from burnish.records import Interval
 from burnish.stats import wilson
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from burnish.labels.findings import Tested, mean_against, share_against
+from burnish.labels.hypothesis_tests import Tested, mean_against, share_against
 from burnish.labels.judge import preference, side
 from burnish.labels.ledger import Answer
 from burnish.records import Comparison

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from burnish.checkpoints import atomic_write
 from burnish.data.lines import read_lines
 from burnish.errors import DataError
 from burnish.records import Comparison, Label, Preference, Prompt, Response, content_id
+from burnish.runs.files import atomic_write
 
 Choice = Literal["a", "b", "tie", "skip"]
 CHOICES: tuple[Choice, ...] = ("a", "b", "tie", "skip")

@@ -9,10 +9,10 @@ import torch
 from burnish.config.judge import JudgeConfig
 from burnish.config.model import ModelConfig
 from burnish.errors import ConfigError
-from burnish.inputs import content_hash
 from burnish.labels.ledger import Answer
 from burnish.models.load import load_model
 from burnish.records import Message, Prompt
+from burnish.runs.inputs import content_hash
 
 LEAST_SHARE = 0.01  # of the next token, that A and B must have to be a verdict
 

@@ -31,7 +31,6 @@ from burnish.data.tables import (
     SaveRow,
     TaskRow,
 )
-from burnish.labels.questions import Question, Sides, grouped, labels_of, question
 from burnish.labels.tasks import (
     ANSWERED,
     ASIDE,
@@ -44,15 +43,20 @@ from burnish.labels.tasks import (
     STATES,
     Answer,
     Kind,
+    Question,
     Refused,
     Rules,
     Saved,
+    Sides,
     Standing,
     Task,
     as_row,
     gold_is_right,
+    grouped,
     known_answer,
     labels_in,
+    labels_of,
+    question,
     settle,
     tiers_said,
 )

@@ -3,15 +3,19 @@ measures."""
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from burnish.data.lines import read_lines
+from burnish.data.store import LabelStore
 from burnish.errors import DataError
-from burnish.records import content_id
+from burnish.records import Comparison, content_id
 
 How = Literal["variance", "bald", "entropy", "d_optimal", "random", "reserved"]
 Array = npt.NDArray[np.float64]
@@ -66,3 +70,25 @@ def choose(
     taken = set(by_score)
     rest = rng.sample([i for i in range(len(ids)) if i not in taken], n - len(by_score))
     return [*((i, how) for i in by_score), *((i, "random" if how != "reserved" else how) for i in rest)]
+
+
+def unlabelled(store: LabelStore, only: Path | None = None) -> list[Comparison]:
+    """Comparisons without a label, in their order; with a selection those that it names and no person has labelled, in
+    its order: it may well name what a judge was unsure of."""
+    labels = (label for label in store.labels() if only is None or label.source == "human")
+    return selected(store, {label.comparison_id for label in labels}, only)
+
+
+def labelled(store: LabelStore) -> list[Comparison]:
+    """Comparisons that have a label."""
+    known = {label.comparison_id for label in store.labels()}
+    return [c for c in store.comparisons() if c.id in known]
+
+
+def selected(store: LabelStore, without: Container[str], only: Path | None) -> list[Comparison]:
+    """Comparisons `without` those, in their order, or those of them that a selection names, in its order."""
+    found = {c.id: c for c in store.comparisons() if c.id not in without}
+    if only is None:
+        return list(found.values())
+    named = [json.loads(line)["comparison"] for _, line in read_lines(only) if line.strip()]
+    return [found[i] for i in named if i in found]

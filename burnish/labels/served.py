@@ -7,8 +7,8 @@ import socket
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from burnish.checkpoints import atomic_write
 from burnish.data.store import Place, beside
+from burnish.runs.files import atomic_write
 
 TIMEOUT = 0.5  # seconds to find out whether a page still answers
 EXAMINATION = "examination.sqlite"

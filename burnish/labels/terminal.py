@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from burnish.labels.questions import Question, labels_of, questions_of
+from burnish.labels.tasks import Question, labels_of, questions_of
 from burnish.records import Comparison, Label
 
 LETTERS = "abcdef"  # of the answers of one question

@@ -14,12 +14,12 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-from burnish import spmd
-from burnish.checkpoints import atomic_folder, read_json, write_json
+from burnish.distributed import collectives
 from burnish.errors import ModelError
+from burnish.models.backbone import Base, Top, shift
 from burnish.models.heads import Reading, ScalarHead
 from burnish.models.shards import copied
-from burnish.models.shared_base import Base, Top, shift
+from burnish.runs.files import atomic_folder, read_json, write_json
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTED = "base_model.model."  # how PEFT begins the names of a model's weights
@@ -36,7 +36,7 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER).exists()
 
 
-@spmd.by_lead
+@collectives.by_lead
 def save_policy(top: Top, folder: Path, tokenizer: Any) -> None:
     """Write what was trained: an adapter of the base, or a plain model where there is none."""
     if _adapted(top):
@@ -45,7 +45,7 @@ def save_policy(top: Top, folder: Path, tokenizer: Any) -> None:
         save_plain_policy(top, folder, tokenizer)
 
 
-@spmd.by_lead
+@collectives.by_lead
 def save_reward_model(model: ScalarHead, folder: Path, tokenizer: Any) -> None:
     """Write what was trained: an adapter with the head, or a plain model where there is none; in reading.json where the
     head reads."""
@@ -55,7 +55,7 @@ def save_reward_model(model: ScalarHead, folder: Path, tokenizer: Any) -> None:
         save_plain_reward_model(model, folder, tokenizer)
 
 
-@spmd.by_lead
+@collectives.by_lead
 def save_plain_policy(top: Top, folder: Path, tokenizer: Any) -> None:
     """Write a plain Hugging Face causal LM with its tokenizer, adapters merged."""
     base = top.base
@@ -95,7 +95,7 @@ def score(prompt_ids, response_ids):
 """
 
 
-@spmd.by_lead
+@collectives.by_lead
 def save_plain_reward_model(model: ScalarHead, folder: Path, tokenizer: Any) -> None:
     """Write a whole model that gives raw scores, adapters merged: an `AutoModelForSequenceClassification(num_labels=1)`
     for a head that reads the last token, where transformers has such a class; otherwise an `AutoModel`, the head in a

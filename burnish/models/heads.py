@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import nn
 
+from burnish.models.backbone import Base, Top
 from burnish.models.batches import CPU, Batch, precise
 from burnish.models.memory import at_once
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Base, Top
 from burnish.randomness import derive_seed, generator
 
 Pooling = Literal["mean", "last"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -22,8 +23,8 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from burnish import peers, spmd
 from burnish.config.model import TINY_MODEL, ModelConfig
+from burnish.distributed import collectives, heartbeats
 from burnish.errors import ConfigError, DataError, ModelError, ran_out
 from burnish.records import Prompt
 
@@ -136,13 +137,15 @@ class Codec:
         return text
 
 
+EMBEDDED_MODEL = Path(str(files("burnish"))) / "rehearse" / "model"
+"""Folder of the embedded model: weights, tokenizer, configuration."""
+
+
 def resolve_path(path: str) -> str:
     """The folder of the embedded model, or the path or hub name itself."""
     if path != TINY_MODEL:
         return path
-    from burnish.rehearse.world import model_path
-
-    return str(model_path())
+    return str(EMBEDDED_MODEL)
 
 
 def load_model(
@@ -254,8 +257,8 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         name = next(kind for kind, found in there.items() if found)
     device = torch.device(name)
-    if device.type == "cuda" and device.index is None and spmd.processes() > 1:
-        device = torch.device("cuda", peers.local() % torch.cuda.device_count())
+    if device.type == "cuda" and device.index is None and collectives.processes() > 1:
+        device = torch.device("cuda", heartbeats.local() % torch.cuda.device_count())
     if not there[device.type] or (device.index or 0) >= max(1, torch.cuda.device_count()):
         found = ", ".join(kind for kind, is_there in there.items() if is_there)
         raise ConfigError(

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from burnish.models.backbone import Top
 from burnish.models.batches import SUPPRESSED, Batch, precise
-from burnish.models.shared_base import Top
-from burnish.objectives.kl import exact_kl
+from burnish.objectives import exact_kl
 
 CHUNK_ELEMENTS = 1 << 21  # logits held at once on a CPU: 8 MiB in float32, which caches still serve
 CHUNK_ELSEWHERE = 1 << 26  # 256 MiB

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from burnish.models.backbone import Base
 from burnish.models.batches import Batch
 from burnish.models.load import Codec
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Base
 from burnish.records import Preference
 
 

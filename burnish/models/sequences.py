@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 
-from burnish import spmd
+from burnish.distributed import collectives
+from burnish.models.backbone import Base, Top
 from burnish.models.batches import Batch, micro_batches, pad_batch
 from burnish.models.engine import inner
-from burnish.models.shared_base import Base, Top
 from burnish.records import Rollout
 
 PROMPTS_AT_ONCE = 32  # with all their responses, where activations are computed
@@ -46,8 +46,8 @@ class Sequences:
         ids = (rollout.prompt_ids, rollout.response_ids)
         if base.cut and base.cut not in rollout.features:
             missing = (base.whole.cuts | {base.cut}) - rollout.features.keys()
-            own = spmd.mine(range(len(rollout)))
-            found = spmd.locally(
+            own = collectives.mine(range(len(rollout)))
+            found = collectives.locally(
                 lambda: (
                     activations(base.whole, _rows(own, ids[0]), _rows(own, ids[1]), pad_id, missing)
                     if own
@@ -68,7 +68,9 @@ class Sequences:
         """(length, D) activations below the cut of the named rows, computed when first asked for, then with those of
         all other rows that this process works on; none without a cut."""
         if self.base.cut and any(self._features[row] is None for row in rows):
-            wanted = {*rows, *spmd.mine(range(len(self)))} if spmd.size() > 1 else range(len(self))
+            wanted = (
+                {*rows, *collectives.mine(range(len(self)))} if collectives.size() > 1 else range(len(self))
+            )
             missing = [row for row in sorted(wanted) if self._features[row] is None]
             ids = _rows(missing, self.prompt_ids), _rows(missing, self.response_ids)
             found = activations(self.base, *ids, self.pad_id, {self.base.cut})[self.base.cut]
@@ -82,7 +84,7 @@ class Sequences:
         if not (self.base.fast and 0 < top.frozen_layers < len(inner(top.body).layers)):
             return self
         features: list[torch.Tensor | None] = [None] * len(self)
-        for rows, batch in self.batches(batch_size, spmd.mine(range(len(self)))):
+        for rows, batch in self.batches(batch_size, collectives.mine(range(len(self)))):
             for row, hidden, mask in zip(
                 rows, top.run_frozen(batch), batch.attention_mask.bool(), strict=True
             ):
@@ -149,7 +151,7 @@ class Sequences:
             return (memory.fit(what, size, lambda n: self.each(read, n, chosen)),)
 
         with torch.no_grad():
-            return spmd.gather(len(rows), part)[0]
+            return collectives.gather(len(rows), part)[0]
 
     def _groups(self, size: int, rows: Sequence[int]) -> Iterator[list[int]]:
         return micro_batches(

@@ -1,10 +1,10 @@
-"""Frozen layers that no process of a run holds whole: each keeps its part of every layer, and puts one together while
-it computes with it.
+"""Frozen layers that are sharded over the processes of a run: each process keeps a part of every layer, and a layer is
+gathered while a process computes with it.
 
-A frozen weight is one tensor however many models share it (bottoms, references, adapted policies and reward models), so
-it is the tensor's memory that comes and goes, not a module. A layer is there from its forward pass until another one is
-wanted; where a gradient passes it, it is fetched again. Who wants a layer asks for it (`spmd.ask`): processes need not
-run the same layers in the same order, nor as often, as FSDP would have them.
+A frozen weight is one tensor for all models that share it (backbones, references, adapted policies and reward models),
+so the memory of the tensor is freed and filled, not a module. A layer stays from its forward pass until the next layer
+is needed; a backward pass gathers it again. A process asks for the layer it needs (`collectives.ask`), so processes
+need not run the same layers in the same order or equally often, as FSDP requires.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from burnish import spmd
+from burnish.distributed import collectives
 from burnish.errors import ModelError
 
 M = TypeVar("M", bound=nn.Module)
@@ -34,7 +34,7 @@ class Shards:
     them, each from its own copy of the same model."""
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
-        self.rank, self.world = spmd.rank(), spmd.size()
+        self.rank, self.world = collectives.rank(), collectives.size()
         self.block_of: dict[int, int] = {}  # by the identity of a weight
         self._weights: list[list[nn.Parameter]] = []  # keeps them alive, and so their identities
         self._own: list[torch.Tensor] = []
@@ -55,7 +55,7 @@ class Shards:
     def join(self, owner: object) -> None:
         """From now on, as long as there is the owner, take part when another process wants a layer. To be called by
         all, with nothing between them."""
-        self.number = spmd.lend(self._give, owner)
+        self.number = collectives.lend(self._give, owner)
 
     @torch.no_grad()
     def _cut(self, weights: Sequence[nn.Parameter], device: torch.device) -> None:
@@ -81,7 +81,7 @@ class Shards:
         if self.here != block:
             self.let_go()
             assert self.number is not None, "nobody has joined"
-            spmd.ask(self.number, block)
+            collectives.ask(self.number, block)
 
     def let_go(self) -> None:
         """Have no block there."""
@@ -93,11 +93,11 @@ class Shards:
         """Put a block together with all other processes, for this one too if it is to `keep` it."""
         if block == self.here:
             # It was asked for by others, while a model that was run before has left it there.
-            spmd.put_together(self._own[block], torch.empty_like(self._whole[block]))
+            collectives.put_together(self._own[block], torch.empty_like(self._whole[block]))
             return
         whole = self._whole[block]
         whole.untyped_storage().resize_(whole.numel() * whole.element_size())
-        spmd.put_together(self._own[block], whole)
+        collectives.put_together(self._own[block], whole)
         if keep:
             self.here = block
         else:

@@ -12,7 +12,7 @@ from burnish.config.monitor import MonitorConfig
 from burnish.data.lines import read_lines, read_text
 from burnish.data.text import Unusable, number_of, parse_json
 from burnish.errors import DataError
-from burnish.monitor.hacking import DETECTORS, WHAT_HACKS_NEED, HackMonitor
+from burnish.monitor.detectors import DETECTORS, WHAT_HACKS_NEED, HackMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.records import Alert, StepStats
 

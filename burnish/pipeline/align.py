@@ -10,41 +10,45 @@ from typing import Any
 import torch
 from torch import nn
 
-from burnish.checkpoints import read_json, write_json
 from burnish.config.distill import DistillConfig
 from burnish.config.dpo import DPOConfig
 from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
 from burnish.config.ppo import PPOConfig, ShapingConfig
 from burnish.errors import TrainingError
-from burnish.evaluate.champion import TRAINED
+from burnish.evaluation.champion import TRAINED
 from burnish.models.artefacts import is_saved, load_reward_model, save_policy
+from burnish.models.backbone import Top
 from burnish.models.heads import Pooling, ScalarHead
 from burnish.models.memory import give_back
-from burnish.models.rates import ladder
-from burnish.models.shared_base import Top
+from burnish.models.optim import ladder
 from burnish.pipeline.answers import sample_answers
+from burnish.pipeline.best_of_n import OwnAnswers
 from burnish.pipeline.concise import Instructed
-from burnish.pipeline.data import Data
-from burnish.pipeline.direct import HEALTHY, run_dpo
-from burnish.pipeline.distilled import run_distill
-from burnish.pipeline.gated import barely_moved, pass_gate
+from burnish.pipeline.context import Data, Journal, Models
+from burnish.pipeline.distill import run_distill
+from burnish.pipeline.dpo import HEALTHY, run_dpo
+from burnish.pipeline.gate import barely_moved, pass_gate
 from burnish.pipeline.guarded import Guarded, run_guarded
-from burnish.pipeline.journal import Journal
-from burnish.pipeline.models import Models
 from burnish.pipeline.oversight import Oversight
-from burnish.pipeline.own_answers import OwnAnswers
-from burnish.policy.collection import ScoreFn
-from burnish.policy.first_rate import first_rate
 from burnish.policy.kl_control import AdaptiveKLController, initial_coef
-from burnish.policy.ppo import PPO
-from burnish.policy.self_check import self_check
+from burnish.policy.ppo import PPO, ScoreFn
+from burnish.policy.ppo_start import first_rate, self_check
 from burnish.policy.shaping import Shaping
 from burnish.randomness import derive_seed
 from burnish.records import Decision, Prompt
-from burnish.reward.ensemble import EnsembleScorer, RewardEnsemble
+from burnish.reward.ensemble import (
+    EnsembleScorer,
+    RewardEnsemble,
+    load_anchor,
+    load_ensemble,
+    load_reference,
+    load_watcher,
+    prepare,
+    scorers,
+)
 from burnish.reward.functions import SummedRewards, load_term
-from burnish.reward.saved import load_anchor, load_ensemble, load_reference, load_watcher, prepare, scorers
+from burnish.runs.files import read_json, write_json
 
 CHECK_PROMPTS = 16
 SCALE_PROMPTS = 128

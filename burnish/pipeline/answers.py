@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from burnish.models.sampling import sample_rollout
-from burnish.pipeline.models import Models
+from burnish.models.generate import sample_rollout
+from burnish.pipeline.context import Models
 from burnish.records import Prompt, Rollout
 from burnish.reward.ensemble import RewardEnsemble, gather
 

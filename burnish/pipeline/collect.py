@@ -10,24 +10,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from burnish import spmd
-from burnish.checkpoints import atomic_write, read_json
 from burnish.config.collect import CollectConfig
 from burnish.config.select import SelectConfig
 from burnish.data.store import LabelStore, Snapshot
+from burnish.distributed import collectives
 from burnish.labels.select import choose
+from burnish.models.generate import sample_rollout
 from burnish.models.logprobs import Policy
 from burnish.models.memory import give_back
-from burnish.models.sampling import sample_rollout
-from burnish.pipeline.data import SNAPSHOT, Data, label_store_of
-from burnish.pipeline.journal import Journal
-from burnish.pipeline.models import Models
+from burnish.pipeline.context import SNAPSHOT, Data, Journal, Models, label_store_of
 from burnish.pipeline.rounds import aligned, asked_before, followed, pairs_of_round
-from burnish.pipeline.selecting import usable, worth
+from burnish.pipeline.select import usable, worth
 from burnish.records import Comparison, Decision, Prompt, Response
-from burnish.reward.ensemble import RewardEnsemble
-from burnish.reward.saved import load_ensemble, prepare
-from burnish.runs import RunDirectory, read_jsonl
+from burnish.reward.ensemble import RewardEnsemble, load_ensemble, prepare
+from burnish.runs.directory import RunDirectory, read_jsonl
+from burnish.runs.files import atomic_write, read_json
 
 
 def collect(models: Models, data: Data, journal: Journal, config: CollectConfig, seed: int) -> list[str]:
@@ -58,7 +55,7 @@ def collect(models: Models, data: Data, journal: Journal, config: CollectConfig,
     return ["labels.sqlite"]
 
 
-@spmd.by_lead
+@collectives.by_lead
 def keep_comparisons(data: Data, comparisons: Sequence[Comparison]) -> None:
     """Into the label store."""
     data.store.add_comparisons(comparisons)
@@ -97,7 +94,7 @@ def collect_more(models: Models, data: Data, journal: Journal, earlier: RunDirec
     members learn from is chosen where the earlier ensemble's members disagree, but for a random share; what measures
     (for watcher, validation and examiner) is drawn at random."""
     config = journal.run.config
-    known = spmd.from_lead(lambda: take_over(data, earlier))
+    known = collectives.from_lead(lambda: take_over(data, earlier))
     number = 1 + max((c.round for c in known), default=-1)
     wanted = pairs_of_round(config, config.rounds)
     # A base of its own: what is read of it here changes no figure of the stages to come.

@@ -11,34 +11,30 @@ from typing import Any
 
 import torch
 
-from burnish import spmd
-from burnish.checkpoints import read_json, write_json
 from burnish.config.evaluate import EvaluateConfig
+from burnish.distributed import collectives
 from burnish.errors import DataError, RunError
-from burnish.evaluate.champion import BEST_OF, Candidate, choose_champion, held_to
-from burnish.evaluate.winrate import Examiner, head_to_head, win_rate
+from burnish.evaluation.champion import BEST_OF, Candidate, choose_champion, held_to
+from burnish.evaluation.winrate import Examiner, head_to_head, win_rate
 from burnish.models.artefacts import is_saved, load_reward_model
 from burnish.models.batches import Batch
+from burnish.models.generate import sample_rollout
 from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.logprobs import Policy, response_kl
 from burnish.models.memory import at_once
-from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
 from burnish.pipeline.concise import Instructed
-from burnish.pipeline.data import Data
-from burnish.pipeline.guard_sets import measure_guard_sets
-from burnish.pipeline.journal import Journal
-from burnish.pipeline.judged import examine_by_judge
-from burnish.pipeline.models import Models
+from burnish.pipeline.context import Data, Journal, Models
+from burnish.pipeline.judge import examine_by_judge
 from burnish.pipeline.people import examine_by_people
-from burnish.pipeline.round_account import account_of_rounds
-from burnish.pipeline.rounds import policies
+from burnish.pipeline.regression_sets import measure_guard_sets
+from burnish.pipeline.rounds import account_of_rounds, policies
 from burnish.randomness import derive_seed
 from burnish.records import Decision, Interval, Prompt, Rollout
 from burnish.rehearse.annotators import panel
-from burnish.reward.ensemble import best_of
-from burnish.reward.saved import load_ensemble, prepare
-from burnish.runs import RunDirectory
+from burnish.reward.ensemble import best_of, load_ensemble, prepare
+from burnish.runs.directory import RunDirectory
+from burnish.runs.files import read_json, write_json
 from burnish.stats import clustered_proportion, length_controlled_win_rate
 
 PANEL_SIZE = 5
@@ -153,7 +149,7 @@ def frozen(
     """`sample_all` for people, who are asked about candidates alone, and take days: what was sampled is kept, so that a
     run that goes on asks the same wherever it does."""
     file = run.path / ANSWERS
-    if not spmd.from_lead(file.exists):
+    if not collectives.from_lead(file.exists):
         fewer = config if config.best_of_n_candidate else config.model_copy(update={"best_of_n": 1})
         answers = sample_all(models, run, prompts, fewer, seed)
         kept = {n: {"texts": a.texts, "lengths": a.lengths, "kl": a.kl} for n, a in answers.items()}
@@ -238,13 +234,13 @@ def examine(
     texts = {name: answer.texts for name, answer in answers.items()}
     baseline = texts.pop("sft")
     if config.examiner == "people":
-        return spmd.from_lead(
+        return collectives.from_lead(
             lambda: examine_by_people(
                 journal.path, prompts, texts, baseline, config.people_each, data.label.guidelines
             )
         )
     if config.examiner == "judge":
-        return spmd.from_lead(
+        return collectives.from_lead(
             lambda: examine_by_judge(
                 data.store,
                 prompts,

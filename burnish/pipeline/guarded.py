@@ -7,17 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from burnish import spmd
+from burnish.distributed import collectives
 from burnish.errors import Diverged
-from burnish.models.sampling import sample_rollout
+from burnish.models.generate import sample_rollout
 from burnish.monitor.texts import text_figures
-from burnish.pipeline.journal import Journal
+from burnish.pipeline.context import Journal
 from burnish.pipeline.oversight import Oversight
 from burnish.policy.guard import GuardStep
 from burnish.policy.ppo import PPO
 from burnish.records import Alert, StepStats
-from burnish.reward.ensemble import EnsembleScorer
-from burnish.reward.saved import SavedWatcher
+from burnish.reward.ensemble import EnsembleScorer, SavedWatcher
 from burnish.stats import clustered_error
 
 SAMPLES_KEPT = 8
@@ -51,7 +50,7 @@ class Guarded:
         """Take over what PPO itself was."""
         self.ppo.load(folder)
         self.ppo.load_state_dict(state["ppo"])
-        spmd.settled()  # before process 0 puts another checkpoint in its place
+        collectives.settled()  # before process 0 puts another checkpoint in its place
 
     def tighten(self) -> None:
         """Combine the reward's members as carefully as the guard has decided."""
@@ -60,7 +59,7 @@ class Guarded:
 
     def checkpoint(self, *, healthy: bool, proven: bool = False) -> None:
         """Save everything; older checkpoints go, but for the last that has proved healthy and the one about to."""
-        spmd.check_replicas([*self.ppo.policy_parameters, *self.ppo.value_parameters], "PPO")
+        collectives.check_replicas([*self.ppo.policy_parameters, *self.ppo.value_parameters], "PPO")
         found = self.journal.latest_checkpoint()
         number = found.step + 1 if found else 1
         keep = self.oversight.checkpointed(number, self.ppo.tick, healthy=healthy, proven=proven)
@@ -82,7 +81,7 @@ def run_attempt(guarded: Guarded, sample_every: int) -> str | None:
     """Updates until PPO is done (None), rolled back (None, state restored) or given up (the reason)."""
     ppo, journal = guarded.ppo, guarded.journal
     for raw in ppo.updates():
-        stats = spmd.leaders(watched(ppo, raw, guarded.watch))
+        stats = collectives.leaders(watched(ppo, raw, guarded.watch))
         journal.log("ppo", stats)
         while ppo.notes:
             journal.decide(stats.step, ppo.notes.pop(0))

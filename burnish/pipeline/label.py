@@ -6,20 +6,19 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from burnish.checkpoints import write_json
 from burnish.config.label import LabelConfig
 from burnish.data.guidelines import load_guidelines
 from burnish.data.store import LabelStore, beside, is_url
 from burnish.errors import DataError
-from burnish.pipeline.data import SNAPSHOT, Data
-from burnish.pipeline.journal import Journal
-from burnish.pipeline.judged import label_comparisons
+from burnish.pipeline.context import SNAPSHOT, Data, Journal
+from burnish.pipeline.judge import label_comparisons
 from burnish.pipeline.people import wait_for_people
 from burnish.pipeline.rounds import asked_before, followed
 from burnish.randomness import derive_seed
 from burnish.records import Comparison, Label, Preference, Response, content_id
 from burnish.rehearse.annotators import SimulatedAnnotators
-from burnish.runs import RunDirectory, project_of
+from burnish.runs.directory import RunDirectory, project_of
+from burnish.runs.files import write_json
 
 
 def label(data: Data, journal: Journal, config: LabelConfig, seed: int) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
-from burnish.monitor.hacking import DETECTORS, HackMonitor
+from burnish.monitor.detectors import DETECTORS, HackMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.monitor.watcher import WatcherMonitor
 from burnish.policy.guard import GuardState, GuardStep, guard_step

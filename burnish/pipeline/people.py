@@ -12,15 +12,15 @@ from typing import Any
 
 from rich.console import Console
 
-from burnish.checkpoints import atomic_write
 from burnish.data.guidelines import load_guidelines
 from burnish.data.store import LabelStore, Place, shown
 from burnish.errors import ConfigError, DataError, Waiting
+from burnish.labels.select import selected
 from burnish.labels.served import ASKED, EXAMINATION, page_of
 from burnish.labels.tasks import flagged, settle_overdue
 from burnish.labels.terminal import Session
-from burnish.pipeline.vendors import selected
 from burnish.records import Comparison, Prompt, Response
+from burnish.runs.files import atomic_write
 
 
 def ask_in_terminal(

@@ -6,9 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from burnish.checkpoints import atomic_folder, read_json, write_json
 from burnish.config.evaluate import EvaluateConfig
-from burnish.evaluate.champion import BEST_OF
+from burnish.evaluation.champion import BEST_OF
 from burnish.models import standalone
 from burnish.models.artefacts import (
     is_adapter,
@@ -18,11 +17,12 @@ from burnish.models.artefacts import (
     save_plain_reward_model,
 )
 from burnish.models.load import load_model
-from burnish.pipeline.models import Models
+from burnish.pipeline.context import Models
 from burnish.pipeline.rounds import policy_folder
 from burnish.report.page import render_report
 from burnish.report.summary import build_summary
-from burnish.reward.saved import scorers
+from burnish.reward.ensemble import scorers
+from burnish.runs.files import atomic_folder, read_json, write_json
 
 
 def report(models: Models, path: Path, name: str, config: EvaluateConfig, seed: int) -> list[str]:

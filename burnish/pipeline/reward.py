@@ -10,34 +10,29 @@ from typing import Any
 
 import torch
 
-from burnish import spmd
-from burnish.checkpoints import read_json, write_json
 from burnish.config.evaluate import EvaluateConfig
 from burnish.config.model import TINY_MODEL
 from burnish.config.ppo import PPOConfig
 from burnish.config.reward import RewardConfig
+from burnish.distributed import collectives
+from burnish.distributed.threads import side_by_side
 from burnish.models.artefacts import load_reward_model, save_reward_model
+from burnish.models.backbone import Base
 from burnish.models.heads import Pooling, Reading, ScalarHead, averaged, raw_scores
+from burnish.models.optim import USUAL, ladder, n_updates
 from burnish.models.pairs import EncodedPairs
-from burnish.models.rates import USUAL, ladder
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Base
-from burnish.models.steps import n_updates
-from burnish.parallel import side_by_side
 from burnish.pipeline.answers import sample_answers
-from burnish.pipeline.data import Data
-from burnish.pipeline.journal import Journal
-from burnish.pipeline.models import Models
-from burnish.pipeline.trials import found_rate
+from burnish.pipeline.context import Data, Journal, Models
+from burnish.pipeline.learning_rates import found_rate
 from burnish.randomness import derive_seed
 from burnish.records import Decision, Preference, Prompt, StepStats
-from burnish.reward.ensemble import RewardEnsemble, normalisation, pair_spread
+from burnish.reward.ensemble import RewardEnsemble, normalisation, pair_spread, prepare, save_ensemble
 from burnish.reward.examine import error_correlation, errors, examine, length_bias, watcher_verdict
 from burnish.reward.length import fit_correction
 from burnish.reward.probe import Probed, choose, choose_other, probe, probed_depths
-from burnish.reward.saved import prepare, save_ensemble
-from burnish.reward.sweep import trial_loss
-from burnish.reward.train import new_models, train_reward_model
+from burnish.reward.train import new_models, train_reward_model, trial_loss
+from burnish.runs.files import read_json, write_json
 
 AVERAGE = "average"  # of the members' weights
 ROLES = ("members", "watcher", "examiner")
@@ -104,7 +99,7 @@ def reward(
 
     held_out = on_validation(ensemble.raw, ensemble.base)  # (2N, K)
     ensemble.reference_variance = max(pair_spread((held_out - ensemble.mean) / ensemble.sd), 1e-8)
-    first = spmd.from_lead(lambda: {c.id: c.first.text for c in data.store.comparisons()})
+    first = collectives.from_lead(lambda: {c.id: c.first.text for c in data.store.comparisons()})
     report = examine(parts["validation"], held_out.cpu(), ensemble.sd.cpu(), first, examination.confidence)
     more: dict[str, Any] = {
         "folders": used,
@@ -233,13 +228,13 @@ def train_group(
                 journal.log("reward", stats, {"member": own[number]})
             else:
                 told[number].append(stats)
-        if spmd.leads():
+        if collectives.leads():
             heads.update(trained)
-        states = [None if spmd.leads() else head.state() for head in trained.values()]
+        states = [None if collectives.leads() else head.state() for head in trained.values()]
         return list(zip(told, states, strict=True))
 
     heads: dict[str, ScalarHead] = {}
-    done = spmd.deal(names, train, to_lead=True)  # weights are large, and process 0 alone saves them
+    done = collectives.deal(names, train, to_lead=True)  # weights are large, and process 0 alone saves them
     for row in zip_longest(
         *(told for told, _ in done)
     ):  # in the order in which one process would have told it
@@ -247,7 +242,7 @@ def train_group(
             if stats is not None:
                 journal.log("reward", stats, {"member": name})
 
-    @spmd.by_lead
+    @collectives.by_lead
     def keep() -> None:
         for name, (_, state) in zip(names, done, strict=True):
             if state is not None:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from burnish.checkpoints import link_folder
 from burnish.config.sft import SftConfig
 from burnish.data.preferences import read_demonstrations
 from burnish.data.text import Rejected
 from burnish.errors import DataError
 from burnish.models.artefacts import save_plain_policy
+from burnish.models.backbone import Top
 from burnish.models.logprobs import Policy, make_policy
-from burnish.models.shared_base import Top
-from burnish.pipeline.data import misfit
-from burnish.pipeline.journal import Journal
-from burnish.pipeline.models import Models
+from burnish.pipeline.context import Journal, Models, misfit
+from burnish.pipeline.learning_rates import fine_tuning_rate
 from burnish.pipeline.rounds import followed
-from burnish.pipeline.trials import fine_tuning_rate
 from burnish.policy.sft import demonstrated, fine_tune
 from burnish.randomness import derive_seed
 from burnish.records import Prompt
+from burnish.runs.files import link_folder
 
 
 def sft(models: Models, journal: Journal, config: SftConfig, seed: int) -> list[str]:

@@ -9,15 +9,21 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from burnish import spmd
 from burnish.config.dpo import DPOConfig
+from burnish.distributed import collectives
+from burnish.models.backbone import Top
 from burnish.models.batches import CPU, Batch
 from burnish.models.logprobs import Policy, make_policy, token_logprobs
+from burnish.models.optim import (
+    load_optimizer,
+    n_updates,
+    save_optimizer,
+    set_rates,
+    take_step,
+    warm_up_then_down,
+)
 from burnish.models.pairs import EncodedPairs
-from burnish.models.shared_base import Top
-from burnish.models.steps import n_updates, set_rates, take_step, warm_up_then_down
-from burnish.objectives.losses import dpo_loss, ipo_loss
-from burnish.policy.optimizer_state import load_optimizer, save_optimizer
+from burnish.objectives import dpo_loss, ipo_loss
 from burnish.randomness import generator
 from burnish.records import StepStats
 
@@ -80,8 +86,8 @@ class DPO:
         warmup = round(self.config.warmup_share * self.steps)
         rate = self.learning_rate * warm_up_then_down(self.step, self.steps, warmup)
         set_rates(self.optimizer, rate)
-        own = spmd.mine(index)
-        total = spmd.add(
+        own = collectives.mine(index)
+        total = collectives.add(
             self.parameters,
             lambda: self.memory.fit(
                 "training dpo",

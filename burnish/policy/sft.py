@@ -8,14 +8,14 @@ from typing import Protocol
 
 import torch
 
-from burnish import spmd
+from burnish.distributed import collectives
+from burnish.models.backbone import Base
 from burnish.models.batches import CPU, Batch
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
+from burnish.models.optim import n_updates, set_rates, take_step, warm_up_then_down
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Base
-from burnish.models.steps import n_updates, set_rates, take_step, warm_up_then_down
-from burnish.objectives.losses import response_cross_entropy
+from burnish.objectives import response_cross_entropy
 from burnish.randomness import generator
 from burnish.records import Prompt, StepStats
 
@@ -66,14 +66,14 @@ def fine_tune(
         rate = learning_rate * warm_up_then_down(step, steps, warmup=0)
         set_rates(optimizer, rate)
 
-        own, tokens = spmd.mine(rows), sum(len(sequences.response_ids[row]) for row in rows)
+        own, tokens = collectives.mine(rows), sum(len(sequences.response_ids[row]) for row in rows)
 
         def accumulate(size: int, own: list[int] = own, tokens: int = tokens) -> dict[str, float]:
             optimizer.zero_grad(set_to_none=True)
             return {"loss": rows_gradient(policy, sequences, own, size, tokens)}
 
         fit = partial(policy.top.base.memory.fit, "training", config.micro_batch, accumulate)
-        loss = spmd.add(parameters, fit)["loss"]
+        loss = collectives.add(parameters, fit)["loss"]
         norms = take_step(optimizer, [parameters], config.max_grad_norm, [loss])
         values = {} if norms is None else {"loss": loss, "grad_norm": norms[0]}
         yield StepStats(step + 1, 0, {**values, "learning_rate": rate, "skipped": float(norms is None)})

@@ -11,9 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from importlib.resources import files
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from burnish.records import Prompt
@@ -24,11 +22,6 @@ HELD_OUT_STORIES = 6000
 HELD_OUT_SEED = "held-out"  # no prompt and no training story is drawn with it
 FREE_WORDS = 25
 SHORTEST = 8
-
-
-def model_path() -> Path:
-    """Folder of the embedded model (weights, tokenizer, configuration)."""
-    return Path(str(files("burnish.rehearse") / "model"))
 
 
 def gold(prompt: Prompt | str, response: str) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from burnish.config.loading import flat
 from burnish.report.summary import build_summary
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
 
 UNTOLD = ("name",)  # settings that say nothing of a run
 Row = tuple[str, Any, Any]

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from burnish.checkpoints import atomic_write
 from burnish.report.charts import best_of_chart, calibration_chart, interval_chart
 from burnish.report.embed import Chart, Charts, render
 from burnish.report.summary import read
+from burnish.runs.files import atomic_write
 
 Report = Mapping[str, Any]
 

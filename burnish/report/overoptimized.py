@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from burnish.checkpoints import read_json
 from burnish.report.charts import Figure, figure, line
 from burnish.report.told import Point, Table, Told, write_page
+from burnish.runs.files import read_json
 
 Report = Mapping[str, Any]
 STEPS = 60  # points of a curve that is drawn

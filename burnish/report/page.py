@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from burnish.checkpoints import atomic_write
 from burnish.config.loading import dump_yaml
 from burnish.report.charts import (
     calibration_chart,
@@ -16,7 +15,8 @@ from burnish.report.charts import (
 )
 from burnish.report.embed import Charts, render
 from burnish.report.summary import build_summary, read
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
+from burnish.runs.files import atomic_write
 
 SAMPLES = 6
 

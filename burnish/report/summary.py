@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
 
 PAIRS_WANTED = 10_000
 MEMBERS_WANTED = 3

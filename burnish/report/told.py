@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from burnish.checkpoints import atomic_write
 from burnish.report.embed import Chart, Charts, render
+from burnish.runs.files import atomic_write
 
 State = Literal["ok", "open", "miss"]
 MARKS: Mapping[State, str] = {"ok": "✓", "open": "…", "miss": "!"}

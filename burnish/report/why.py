@@ -10,7 +10,7 @@ from typing import Any
 
 from burnish.errors import RunError
 from burnish.report.told import Point, Table, Told
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
 
 WINDOW = 5  # updates that stand for a beginning and an end
 ENDS = ("finish", "give_up", "gate_stop")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from burnish import spmd
 from burnish.config.ppo import FunctionReward
 from burnish.data.text import number_of
+from burnish.distributed import collectives
 from burnish.errors import ConfigError, TrainingError
 from burnish.records import Rollout, Scores
 from burnish.reward.remote import RemoteReward
@@ -53,7 +53,7 @@ class SummedRewards:
         total, terms = self.weight * found.scores, {"ensemble": found.scores}
         for term, function in self.functions:
             # By one process for all: what a function does besides (asking somebody, for money) happens once.
-            given = spmd.from_lead(partial(called, term.function or str(term.url), function, rollout))
+            given = collectives.from_lead(partial(called, term.function or str(term.url), function, rollout))
             values = torch.tensor(given, dtype=total.dtype, device=total.device)
             terms[term.name] = values
             total = total + term.weight * values

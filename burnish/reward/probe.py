@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from burnish import spmd
+from burnish.distributed import collectives
+from burnish.models.backbone import Base
 from burnish.models.batches import CPU
 from burnish.models.engine import norm
 from burnish.models.heads import Pooling, Reading
 from burnish.models.pairs import EncodedPairs
 from burnish.models.sequences import by_prompt
-from burnish.models.shared_base import Base
 from burnish.randomness import generator
 
 FOLDS = 5
@@ -114,7 +114,7 @@ def pool(
                     found[i, places[depth, "last"]] = answer[-1].float().cpu()
         return found
 
-    (read_of_all,) = spmd.gather(len(rows), read)
+    (read_of_all,) = collectives.gather(len(rows), read)
     whole = torch.zeros(len(sequences), len(places), base.hidden_size, device=CPU)
     whole[rows] = read_of_all
     return {place: whole[:, column] for place, column in places.items()}

@@ -174,7 +174,7 @@ def paid(
     return {"costs": asdict(nats), "pays": pays, "outcome": "stop" if pays else "warn", "why": text}
 
 
-def best_of(
+def stress_best_of(
     scores: Sequence[Sequence[float]],
     hacked: Sequence[Sequence[bool]],
     worth: Sequence[Sequence[float]] | None,

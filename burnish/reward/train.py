@@ -1,4 +1,4 @@
-"""Train one reward model on preference pairs (Bradley-Terry)."""
+"""Training of reward models with the Bradley-Terry loss, and the choice of a learning rate by unseen loss."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 from burnish.config.reward import RewardConfig
 from burnish.errors import TrainingError
+from burnish.models.backbone import Base
 from burnish.models.batches import CPU
 from burnish.models.heads import Pooling, ScalarHead, new_reward_head
+from burnish.models.optim import set_rates, take_step, warm_up_then_down
 from burnish.models.pairs import EncodedPairs
-from burnish.models.shared_base import Base
-from burnish.models.steps import set_rates, take_step, warm_up_then_down
-from burnish.objectives.losses import bradley_terry_loss, odin_loss
+from burnish.objectives import bradley_terry_loss, odin_loss
 from burnish.randomness import generator
 from burnish.records import StepStats
 
@@ -202,3 +202,23 @@ def pairs_gradient(
         sums["accuracy"] += (share * (chosen > rejected)).sum().item()
         sums["margin"] += (share * (chosen - rejected)).sum().item()
     return sums
+
+
+def trial_loss(
+    pairs: EncodedPairs,
+    learned: Sequence[int],
+    unseen: Sequence[int],
+    config: RewardConfig,
+    pooling: Pooling,
+    rate: float,
+    seed: int,
+) -> float:
+    """Mean Bradley-Terry loss, in nats a pair, on the `unseen` pairs after one pass over the `learned` ones."""
+    base = pairs.sequences.base
+    short = config.model_copy(update={"epochs": 1, "bootstrap": False, "early_stopping": 0.0})
+    model = new_reward_head(base, seed, "sweep", layers=base.layers, dropout=config.dropout, pooling=pooling)
+    for _ in train_reward_model(
+        model, pairs.only(learned), short, learning_rate=rate, seed=seed, member="sweep"
+    ):
+        pass
+    return unseen_loss(model, pairs, unseen, config.micro_batch)

@@ -24,11 +24,11 @@ from starlette.types import Scope
 from burnish.data.store import LabelStore
 from burnish.errors import BurnishError, Busy, ConfigError
 from burnish.labels.tasks import Refused
-from burnish.web import charts, dashboard, entry, label, people
+from burnish.web import auth_pages, charts, dashboard, label, people
 from burnish.web.accounts import Accounts, Denied
-from burnish.web.desk import STATIC, Desk, page, signed, somebody, wants_json
+from burnish.web.app_state import STATIC, Desk, page, signed, somebody, wants_json
 from burnish.web.projects import Projects
-from burnish.web.shield import Shield
+from burnish.web.request_limits import Shield
 
 THREADS = 16  # requests at work at once; connections to the database are no more
 EVERYWHERE = ("0.0.0.0", "::")
@@ -79,7 +79,7 @@ def make_app(
         openapi_url=None,
     )
     app.state.desk = desk
-    for part in (entry, label, people, dashboard, charts):
+    for part in (auth_pages, label, people, dashboard, charts):
         app.include_router(part.router)
     if runs is not None:  # a page for labels alone is up without them
         from burnish.web import inspector

@@ -11,8 +11,8 @@ from fastapi.responses import FileResponse, Response
 
 from burnish.report.embed import Charts
 from burnish.web.accounts import Account
-from burnish.web.desk import page
-from burnish.web.shield import POLICY
+from burnish.web.app_state import page
+from burnish.web.request_limits import POLICY
 
 router = APIRouter()
 STYLED = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")

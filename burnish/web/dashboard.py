@@ -17,7 +17,6 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 from sqlalchemy import func, select
 from starlette.background import BackgroundTask
 
-from burnish.checkpoints import atomic_lines
 from burnish.data.exchange import load_questions
 from burnish.data.store import LabelStore
 from burnish.data.tables import CheckRow, LabelRow
@@ -26,9 +25,10 @@ from burnish.labels.tasks import flagged, open_answers, remarks
 from burnish.report import labels as accounts_of
 from burnish.report.charts import COLOURS, Figure, figure
 from burnish.report.embed import Charts
+from burnish.runs.files import atomic_lines
 from burnish.web.accounts import Account
+from burnish.web.app_state import Admin, Watcher, address, desk_of
 from burnish.web.charts import charted
-from burnish.web.desk import Admin, Watcher, address, desk_of
 from burnish.web.label import Name, project_of
 from burnish.web.projects import Project
 
@@ -166,7 +166,7 @@ class _Agreement:
 
     def of(self, project: Project) -> dict[str, Any] | None:
         """None where there are no labels."""
-        from burnish.pipeline.agreeing import agreement_of
+        from burnish.commands.label_agree import agreement_of
 
         with self._lock:
             newest = project.store.snapshot().labels
@@ -218,7 +218,7 @@ def export(
     shape: Annotated[Shape, Query(alias="as")] = "labels",
 ) -> Response:
     """A file of everything that has become a label."""
-    from burnish.pipeline.dumping import dump_store
+    from burnish.commands.label_dump import dump_store
 
     desk = desk_of(request)
     project = project_of(desk, name)

@@ -19,7 +19,7 @@ from burnish.data.text import Unusable, messages_of, parse_json
 from burnish.errors import DataError
 from burnish.records import Comparison, Label, Message, Prompt, content_id
 from burnish.records import Response as Said
-from burnish.web.desk import Labeler, Somebody, Watcher, desk_of, page
+from burnish.web.app_state import Labeler, Somebody, Watcher, desk_of, page
 from burnish.web.runs import Name, run_of
 
 router = APIRouter()
@@ -95,7 +95,7 @@ def inspect(
     second: Annotated[str, Form(max_length=20_000)] = "",
 ) -> Response:
     """Scores of one or two answers, token by token, and the labelled answers that are most like them."""
-    from burnish.pipeline.asking import judged
+    from burnish.commands.chat import judged
 
     desk = desk_of(request)
     path = run_of(desk, name)
@@ -130,7 +130,7 @@ def chat(request: Request, name: Name, account: Somebody) -> Response:
 @router.post("/runs/{name}/chat")
 def ask(request: Request, name: Name, account: Somebody, text: Text, history: Text = "[]") -> Response:
     """Both models' answers to a prompt, or to the next turn of a dialogue, in an order that says nothing."""
-    from burnish.pipeline.asking import both
+    from burnish.commands.chat import both
 
     desk = desk_of(request)
     path = run_of(desk, name)

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from burnish.labels.tasks import CHOICES, LONGEST_REASON, Answer, Saved, Task
 from burnish.records import Message
 from burnish.web.accounts import Account
-from burnish.web.desk import Admin, Desk, Labeler, Somebody, address, desk_of, page, wants_json
+from burnish.web.app_state import Admin, Desk, Labeler, Somebody, address, desk_of, page, wants_json
 from burnish.web.projects import Project
 
 router = APIRouter()

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import Response
 
 from burnish.web.accounts import ROLES, Account, Role, State
-from burnish.web.desk import Admin, address, desk_of, page
+from burnish.web.app_state import Admin, address, desk_of, page
 
 router = APIRouter()
 

@@ -21,9 +21,9 @@ from burnish.report.embed import Charts, render
 from burnish.report.page import length_charts, reward_charts, verdict, win_rate_chart
 from burnish.report.summary import build_summary, read
 from burnish.report.timeline import said, timeline
-from burnish.runs import ROUNDS, RunDirectory
+from burnish.runs.directory import ROUNDS, RunDirectory
+from burnish.web.app_state import Desk, Watcher, desk_of, page
 from burnish.web.charts import charted
-from burnish.web.desk import Desk, Watcher, desk_of, page
 from burnish.web.waiting import waits_for
 
 router = APIRouter()

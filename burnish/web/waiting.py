@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from burnish.checkpoints import read_json
 from burnish.data.store import is_url
 from burnish.errors import BurnishError
 from burnish.labels.served import ASKED, EXAMINATION
 from burnish.labels.tasks import Rules
-from burnish.runs import RunDirectory, project_of
+from burnish.runs.directory import RunDirectory, project_of
+from burnish.runs.files import read_json
 from burnish.web.projects import Project
 
 ENDING = ".examination"  # of the name of a project that examines

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from burnish.commands.chat import parse
+from burnish.commands.reward_score import read_answers
 from burnish.data.exchange import load_labels, load_questions
 from burnish.data.guidelines import load_guidelines
 from burnish.data.lines import read_lines, read_text
@@ -32,10 +34,8 @@ from burnish.data.text import (
 )
 from burnish.errors import DataError
 from burnish.labels.vendors import VENDORS
+from burnish.monitor.callback import plain
 from burnish.monitor.logs import read_log
-from burnish.monitor.watching import plain
-from burnish.pipeline.chat import parse
-from burnish.pipeline.scoring import read_answers
 
 HALF = "half a \ud83d character"
 PARTS = [{"type": "text", "text": "What is "}, {"type": "text", "text": "two?"}]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from burnish.evaluate.champion import Candidate, Held, choose_champion, held_to
+from burnish.evaluation.champion import Candidate, Held, choose_champion, held_to
 from burnish.records import Interval
 
 

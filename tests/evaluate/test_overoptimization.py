@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from burnish.evaluate.overoptimization import (
+from burnish.evaluation.overoptimization import (
     best_of_kl,
     coefficients,
     doublings,

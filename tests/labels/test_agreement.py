@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from burnish.commands.label_agree import agreement
 from burnish.data.store import LabelStore
 from burnish.errors import DataError
 from burnish.labels.agreement import alpha, alpha_interval, flip_rate, hits_of, pairwise_agreement
 from burnish.labels.consensus import consensus_of, votes_of, weigh
-from burnish.pipeline.agreeing import agreement
 from burnish.records import Comparison, Label, Prompt, Response
 from tests.command import burnish
 

@@ -13,13 +13,20 @@ import numpy as np
 import pytest
 from planted import PlantedJudge, comparisons, worth
 
+from burnish.commands.label_audit import PROBES, audit_judge, audit_readings
 from burnish.config.judge import JudgeConfig
 from burnish.data.rankings import read_rankings, strict_pairs
 from burnish.data.store import LabelStore
 from burnish.errors import ConfigError, DataError
-from burnish.labels.findings import DRAWN, findings, flip_test, mean_against, share_against, smallest_effect
-from burnish.labels.readings import first_places, repeated
-from burnish.pipeline.auditing import PROBES, audit_judge, audit_readings
+from burnish.labels.hypothesis_tests import (
+    DRAWN,
+    findings,
+    flip_test,
+    mean_against,
+    share_against,
+    smallest_effect,
+)
+from burnish.labels.ranking_audit import first_places, repeated
 from burnish.records import Label
 from tests.command import burnish
 from tests.labels.scripted import Script, serving

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from planted import PlantedJudge, comparisons, worth
 
+from burnish.commands.label_vendors import export_batch
 from burnish.config.judge import JudgeConfig
 from burnish.data.guidelines import load_guidelines
 from burnish.data.store import LabelStore
@@ -14,7 +15,6 @@ from burnish.labels.judge import judge_comparisons
 from burnish.labels.ledger import Answer, Ledger
 from burnish.labels.rubric import load_rubric
 from burnish.labels.vendors import VENDORS
-from burnish.pipeline.vendors import export_batch
 from burnish.records import Comparison, Label
 from tests.labels.scripted import Script, serving
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from burnish.commands.label_plan import learned
 from burnish.labels.plan import Curve, examinations, fit_curve, mixes, worth_of_judge
-from burnish.pipeline.planning import learned
 
 SIZES = [25, 50, 100, 200, 400]
 

@@ -11,9 +11,8 @@ from sqlalchemy import select
 
 from burnish.data.store import LabelStore
 from burnish.data.tables import TaskRow
-from burnish.labels.questions import Sides, grouped
 from burnish.labels.queue import Queue
-from burnish.labels.tasks import Answer, Refused, Rules, Task, settle_overdue
+from burnish.labels.tasks import Answer, Refused, Rules, Sides, Task, grouped, settle_overdue
 from burnish.records import Comparison, Prompt, Response
 
 

@@ -13,12 +13,12 @@ import boto3
 import pytest
 from botocore.stub import ANY, Stubber
 
+from burnish.commands.label_mturk import approve, block, fetch, requester, send
+from burnish.commands.label_vendors import export_batch
 from burnish.data.store import LabelStore
 from burnish.errors import ConfigError, DataError, RunError
 from burnish.labels.items import Item, read_key
-from burnish.labels.requester import MARKET, SANDBOX, Job, Requester, answers, chosen, question
-from burnish.pipeline.market import approve, block, fetch, requester, send
-from burnish.pipeline.vendors import export_batch
+from burnish.labels.mturk import MARKET, SANDBOX, Job, Requester, answers, chosen, question
 from burnish.records import Comparison, Prompt, Response
 
 BEGAN = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from burnish.commands.label_route import route
 from burnish.data.store import LabelStore
 from burnish.errors import ConfigError, DataError
 from burnish.labels.route import Calibrated, Prices, bound_for, calibrated, plan_of, reliability, surety_of
-from burnish.pipeline.routing import route
 from burnish.records import Comparison, Label, Prompt, Response
 from tests.command import burnish
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from burnish.data.store import LabelStore
 from burnish.labels.terminal import Session, read_order
 from burnish.records import Comparison, Label, Prompt, Response
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
 from tests.command import burnish
 
 N = 12

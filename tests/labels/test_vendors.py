@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from burnish.commands.label_vendors import KEY, export_batch, import_batch, unlabelled
 from burnish.data.preferences import write_preferences
 from burnish.data.store import LabelStore
 from burnish.errors import DataError, RunError
 from burnish.labels.items import read_key
 from burnish.labels.vendors import QUESTION, TITLES, VENDORS, choice_of
-from burnish.pipeline.vendors import KEY, export_batch, import_batch, unlabelled
 from burnish.records import Comparison, Preference, Prompt, Response
 
 Chooses = Callable[[dict[str, str]], str]

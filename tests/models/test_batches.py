@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from burnish.models.backbone import Base, Top
 from burnish.models.batches import GROUP_PRICE, micro_batches
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Base, Top
 
 
 def padded(groups: list[list[int]], prompts: list[int], responses: list[int]) -> int:

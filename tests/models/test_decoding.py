@@ -22,15 +22,13 @@ from transformers import (
 
 from burnish.config.model import LoraConfig
 from burnish.errors import Diverged, ModelError
+from burnish.models.backbone import Base, Top
 from burnish.models.batches import pad_batch
-from burnish.models.decoding import decoder
-from burnish.models.engine import inner
-from burnish.models.engine.decoding import fused
+from burnish.models.engine import fused, inner
+from burnish.models.generate import decoder, draw, sample_ids, sample_rollout
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, make_policy, token_entropy, token_logprobs
-from burnish.models.sampling import draw, sample_ids, sample_rollout
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Base, Top
 from burnish.records import Prompt
 
 SIZES: dict[str, Any] = {
@@ -339,7 +337,7 @@ def test_a_step_waits_for_its_device_once(
 
         def counted(tensor: torch.Tensor, name: str = name, own: Any = own) -> Any:
             # Inside the model and its mask nothing is of this module's making.
-            if "burnish/models/sampling.py" in inspect.stack()[1].filename:
+            if "burnish/models/generate.py" in inspect.stack()[1].filename:
                 calls[name] += 1
             return own(tensor)
 

@@ -13,14 +13,14 @@ from burnish.config.dpo import DPOConfig
 from burnish.config.reward import RewardConfig
 from burnish.config.sft import SftConfig
 from burnish.errors import ran_out
+from burnish.models.backbone import Base, Top
 from burnish.models.batches import Batch
+from burnish.models.generate import sample_rollout
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.logprobs import make_policy
 from burnish.models.memory import Memory
 from burnish.models.pairs import EncodedPairs
-from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Base, Top
 from burnish.policy.dpo import DPO
 from burnish.policy.sft import demonstrated, fine_tune, rows_gradient
 from burnish.records import Preference

@@ -26,15 +26,15 @@ from burnish.models.artefacts import (
     save_policy,
     save_reward_model,
 )
+from burnish.models.backbone import Base, Top
 from burnish.models.batches import pad_batch
+from burnish.models.generate import sample_rollout
 from burnish.models.heads import new_reward_head, raw_scores
 from burnish.models.load import Codec, load_model, make_codec
 from burnish.models.logprobs import make_policy, response_kl, token_entropy, token_logprobs
 from burnish.models.pairs import EncodedPairs
-from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Base, Top
-from burnish.policy.self_check import self_check
+from burnish.policy.ppo_start import self_check
 from burnish.records import Message, Preference, Prompt
 
 MODES = ["all", "top:2", "lora", "lora_top:2"]

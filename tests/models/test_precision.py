@@ -13,17 +13,17 @@ from transformers.pytorch_utils import Conv1D
 from burnish.config.model import ModelConfig
 from burnish.config.ppo import PPOConfig
 from burnish.models.artefacts import load_policy, save_plain_policy, save_policy
+from burnish.models.backbone import Base, Top
 from burnish.models.batches import Batch, pad_batch
+from burnish.models.generate import sample_rollout
 from burnish.models.heads import ScalarHead, new_reward_head
 from burnish.models.load import Codec, find_dtype, load_model
 from burnish.models.logprobs import make_policy, token_logprobs
-from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Base, Top
-from burnish.policy import collection as ppo_module
+from burnish.policy import ppo as ppo_module
 from burnish.policy.kl_control import AdaptiveKLController
 from burnish.policy.ppo import PPO
-from burnish.policy.self_check import self_check
+from burnish.policy.ppo_start import self_check
 from burnish.records import Prompt, Rollout, Scores
 
 MODES = ["all", "lora", "top:2", "lora_top:2"]

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from burnish.errors import TrainingError
-from burnish.models.rates import RUNG, for_longer, ladder, trial_rows, trial_steps, try_rates
-from burnish.models.shared_base import Base
+from burnish.models.backbone import Base
+from burnish.models.optim import RUNG, for_longer, ladder, trial_rows, trial_steps, try_rates
 from burnish.randomness import generator
 
 

@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 import torch
 
-from burnish import spmd
+from burnish.config.checks import check_config
 from burnish.config.loading import load_config
 from burnish.config.model import ModelConfig
+from burnish.distributed import collectives
 from burnish.errors import ConfigError, ModelError, OutOfMemory, PeerFailed
 from burnish.models.artefacts import save_plain_policy
+from burnish.models.backbone import Base, Top
 from burnish.models.batches import CPU
+from burnish.models.generate import sample_rollout
 from burnish.models.heads import new_reward_head
 from burnish.models.load import load_model
 from burnish.models.logprobs import make_policy, token_logprobs
-from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Base, Top
-from burnish.pipeline.order import check_config
 from burnish.rehearse import grammar
 from tests.processes import shared
 
@@ -65,7 +65,7 @@ def learned(base: Base, codec: Any, rows: list[int], layers: str) -> dict[str, A
     score.sum().backward()
     gradients += [p.grad.clone() for p in head.trained() if p.grad is not None]
     reference = make_policy(Top(base, trainable=False), codec.pad_id)
-    with spmd.alone():
+    with collectives.alone():
         rollout = sample_rollout(
             reference, codec, prompts[:2], max_tokens=8, batch_size=2, seed=0, where=("test",)
         )
@@ -87,7 +87,7 @@ def test_what_is_computed_does_not_depend_on_who_holds_the_weights(layers: str, 
         single()
         base, codec = story_base(layers, cut=cut, checkpointing=checkpointing)
         found = learned(base, codec, [[0, 1, 2, 3, 4], [5]][number], layers)
-        spmd.settled()  # whoever is done takes part until all are
+        collectives.settled()  # whoever is done takes part until all are
         return found
 
     alone = [shared(1, lambda _, number=number: work(number, cut=False))[0] for number in (0, 1)]
@@ -118,12 +118,12 @@ def test_a_process_holds_its_part_and_one_layer() -> None:
         base, codec = story_base("lora", cut=True)
         assert base.shards is not None
         idle = weight_bytes(base)
-        layer = max(own.numel() for own in base.shards._own) * spmd.size() * 8
+        layer = max(own.numel() for own in base.shards._own) * collectives.size() * 8
         most: list[int] = []
         for block in base.lm.base_model.layers:
             block.register_forward_hook(lambda *_: most.append(weight_bytes(base)))
         learned(base, codec, [0, 1], "lora")
-        spmd.settled()
+        collectives.settled()
         return before, idle, max(most), base.shards.bytes_kept, layer
 
     for before, idle, most, kept, layer in shared(2, lambda n: (single(), work(n))[1]):
@@ -153,7 +153,7 @@ def test_whole_jobs_of_different_lengths_and_the_leader_alone_are_served_by_all(
             time.sleep(5.0 * number)  # longer than anybody waits for an answer
             return [score(job) for job in own]
 
-        jobs = spmd.deal([1, 2, 3], slow)
+        jobs = collectives.deal([1, 2, 3], slow)
 
         def leader() -> float:
             time.sleep(5.0)
@@ -161,8 +161,8 @@ def test_whole_jobs_of_different_lengths_and_the_leader_alone_are_served_by_all(
             time.sleep(4.0)
             return value
 
-        word = spmd.from_lead(leader)
-        return jobs, word, spmd.each(lambda: score(1))
+        word = collectives.from_lead(leader)
+        return jobs, word, collectives.each(lambda: score(1))
 
     ours, theirs = shared(2, work, timeout=4)
     assert not isinstance(ours, Exception), (ours, theirs)
@@ -197,7 +197,7 @@ def test_pairs_are_read_as_by_a_whole_base() -> None:
             base, codec = story_base("top:2", cut=cut)
             ids = [codec.encode_prompt(p) for p in grammar.prompts(4, 0)]
             rows = base.row_features(ids, [codec.encode_response("Yes.")] * 4, codec.pad_id, {1, 2})
-            spmd.settled()
+            collectives.settled()
             return [x for cut in (1, 2) for x in rows[cut]]
 
         return read
@@ -218,15 +218,15 @@ def test_what_nobody_uses_any_more_is_let_go_of_by_all() -> None:
         second, _ = story_base("top:2", cut=True)
         first = second
         gc.collect()
-        spmd.tidy()
-        assert spmd._world is not None
-        still = [x is not None for x in spmd._world.lent]
+        collectives.tidy()
+        assert collectives._world is not None
+        still = [x is not None for x in collectives._world.lent]
         kept = None
         gc.collect()
-        spmd.tidy()
+        collectives.tidy()
         rows = first.row_features([[5, 6]], [[7]], codec.pad_id, {1})
-        spmd.settled()
-        return [*still, *(x is not None for x in spmd._world.lent)], kept is None and bool(rows)
+        collectives.settled()
+        return [*still, *(x is not None for x in collectives._world.lent)], kept is None and bool(rows)
 
     assert shared(2, work) == [([True, True, False, True], True)] * 2
 
@@ -245,12 +245,12 @@ def test_a_process_whose_memory_runs_out_in_a_turn_takes_part_in_nothing_more() 
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
             base.shards._give = full  # type: ignore[method-assign]
-            spmd._world.lent[0].give = full  # type: ignore[union-attr]
+            collectives._world.lent[0].give = full  # type: ignore[union-attr]
         batch = Sequences(base, [[5, 6]], [[7]], codec.pad_id).batch([0])
         with pytest.raises((OutOfMemory, PeerFailed)) as told:
-            spmd.each(lambda: Top(base, trainable=False).hidden(batch))
+            collectives.each(lambda: Top(base, trainable=False).hidden(batch))
         with pytest.raises((OutOfMemory, PeerFailed)):
-            spmd.settled()
+            collectives.settled()
         return type(told.value).__name__
 
     assert shared(2, work, timeout=5) == ["PeerFailed", "OutOfMemory"]
@@ -264,7 +264,7 @@ def test_who_asks_one_that_hangs_ends_in_words(when: str) -> None:
         single()
         base, codec = story_base("lora", cut=True)
         batch = Sequences(base, [[5, 6]], [[7]], codec.pad_id).batch([0])
-        spmd.settled()
+        collectives.settled()
         if number == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -274,7 +274,7 @@ def test_who_asks_one_that_hangs_ends_in_words(when: str) -> None:
 
         try:
             with pytest.raises(PeerFailed, match="had no answer from another one within 5 s"):
-                spmd.deal([1, 2], use) if when == "jobs" else use([])
+                collectives.deal([1, 2], use) if when == "jobs" else use([])
             return True
         finally:
             for line in Path(f"/proc/{os.getppid()}/task/{os.getppid()}/children").read_text().split():

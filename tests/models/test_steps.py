@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from burnish.models.steps import set_rates, take_step, warm_up_then_down
+from burnish.models.optim import set_rates, take_step, warm_up_then_down
 
 
 def test_schedule_by_hand() -> None:

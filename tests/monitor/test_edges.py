@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from burnish.config.monitor import MonitorConfig
-from burnish.monitor import thresholds as at
-from burnish.monitor.hacking import DETECTORS, Found, HackMonitor, risen
+from burnish.monitor import detectors as at
+from burnish.monitor.detectors import DETECTORS, Drift, Found, HackMonitor, drift, risen
 from burnish.monitor.health import HealthMonitor
-from burnish.monitor.windows import Drift, drift
 from burnish.records import Alert, StepStats
 
 CONFIG = MonitorConfig(

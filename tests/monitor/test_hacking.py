@@ -8,10 +8,9 @@ import random
 
 import pytest
 
-from burnish.monitor import thresholds
-from burnish.monitor.hacking import DETECTORS, HackMonitor, length_drift, nonsense
+from burnish.monitor import detectors
+from burnish.monitor.detectors import DETECTORS, Drift, HackMonitor, drift, length_drift, nonsense
 from burnish.monitor.texts import near_duplicates, stock_phrase, text_figures
-from burnish.monitor.windows import Drift, drift
 from burnish.records import Alert, StepStats
 
 HEALTHY = {
@@ -83,7 +82,7 @@ def test_without_a_rising_reward_a_drift_is_no_hack(name: str) -> None:
 def test_few_responses_say_nothing() -> None:
     """Small batches take more updates to a window, and to a start: 96 responses are 12 of 8."""
     rows = [HEALTHY] * 12 + hacked(PLANTED["length_drift"], 30)[3:]
-    assert thresholds.RESPONSES == 12 * 8
+    assert detectors.RESPONSES == 12 * 8
     assert carry_out(HackMonitor(8), rows[:23]) == []
     assert carry_out(HackMonitor(8), rows)
 

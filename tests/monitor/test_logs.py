@@ -13,8 +13,8 @@ import pytest
 
 from burnish import audit_rows, watch
 from burnish.errors import DataError
+from burnish.monitor.callback import FILE
 from burnish.monitor.logs import NAMES, audit_log, figures_of, lines_of, read_log
-from burnish.monitor.watching import FILE
 from tests.command import burnish
 
 TRL = {
@@ -91,7 +91,7 @@ def test_rows_of_evaluations_are_no_updates_and_what_is_no_number_is_a_skipped_s
 
 
 def test_every_figure_of_a_detector_has_a_name() -> None:
-    from burnish.monitor.hacking import FIGURES
+    from burnish.monitor.detectors import FIGURES
 
     assert set(FIGURES) <= set(NAMES)
 

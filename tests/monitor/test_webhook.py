@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from burnish.errors import ConfigError
-from burnish.monitor.webhook import FAILURES, Webhook, open_webhook
+from burnish.monitor.trackers import FAILURES, Webhook, open_webhook
 
 
 @pytest.fixture

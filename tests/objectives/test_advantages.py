@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from burnish.objectives.advantages import gae, group_advantages, shape_rewards, whiten
+from burnish.objectives import gae, group_advantages, shape_rewards, whiten
 
 NAN = float("nan")
 

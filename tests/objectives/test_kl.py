@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from burnish.objectives.kl import exact_kl, kl_k1, kl_k3, sequence_sum
+from burnish.objectives import exact_kl, kl_k1, kl_k3, sequence_sum
 
 NAN = float("nan")
 logits = st.lists(st.floats(-6, 6), min_size=5, max_size=5).map(

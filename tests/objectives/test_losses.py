@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from burnish.objectives.losses import (
+from burnish.objectives import (
     approx_kl,
     bradley_terry_loss,
     clipped_policy_loss,

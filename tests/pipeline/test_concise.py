@@ -10,14 +10,14 @@ import pytest
 
 from burnish.config.model import ModelConfig
 from burnish.errors import ConfigError
+from burnish.models.backbone import Base, Top
+from burnish.models.generate import sample_rollout
 from burnish.models.load import Codec, load_model
 from burnish.models.logprobs import make_policy
-from burnish.models.sampling import sample_rollout
-from burnish.models.shared_base import Base, Top
 from burnish.pipeline.concise import Instructed, instructed
 from burnish.records import Message, Prompt
 from burnish.rehearse.grammar import prompts
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
 from tests.small_run import run
 
 TEMPLATE = (

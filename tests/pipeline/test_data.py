@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from burnish.commands import doctor
 from burnish.config.data import DataConfig
 from burnish.config.evaluate import EvaluateConfig
 from burnish.config.label import LabelConfig
@@ -16,14 +17,13 @@ from burnish.config.model import ModelConfig
 from burnish.config.reward import RewardConfig
 from burnish.data.prompts import PromptSplits
 from burnish.data.store import LabelStore
+from burnish.models.backbone import Base, Top
+from burnish.models.generate import sample_rollout
 from burnish.models.heads import new_reward_head, raw_scores
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, make_policy
-from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Base, Top
-from burnish.pipeline import doctor
-from burnish.pipeline.data import Data
+from burnish.pipeline.context import Data
 from burnish.pipeline.evaluate import examiner_scores
 from burnish.pipeline.label import label
 from burnish.pipeline.reward import score_sd

@@ -13,12 +13,12 @@ import torch
 from burnish.config.dpo import DPOConfig
 from burnish.data.store import LabelStore
 from burnish.labels.consensus import Votes, Weighed
+from burnish.models.backbone import Base, Top
 from burnish.models.load import Codec
 from burnish.models.logprobs import make_policy
 from burnish.models.pairs import EncodedPairs
-from burnish.models.shared_base import Base, Top
-from burnish.pipeline.direct import MOST, UNKNOWN, pairs_after, smoothing_of
-from burnish.pipeline.own_answers import Judged
+from burnish.pipeline.best_of_n import Judged
+from burnish.pipeline.dpo import MOST, UNKNOWN, pairs_after, smoothing_of
 from burnish.policy.dpo import DPO
 from burnish.records import Comparison, Label, Preference, Prompt, Response, Rollout
 
@@ -103,7 +103,7 @@ def test_smoothing_of_pairs_that_are_trained_on_by_hand(
         of = {compared[i].id: p for i, p in posterior.items()}
         return Weighed(np.array([of[i] for i in votes.ids]), None, 0.75)
 
-    monkeypatch.setattr("burnish.pipeline.direct.weigh", weighed)
+    monkeypatch.setattr("burnish.pipeline.dpo.weigh", weighed)
     pairs = [Preference(c.prompt, "good", "bad", comparison_id=c.id) for c in compared[:3]]
     own = [Preference(Prompt("own"), "x", "y")]
     smoothing, _ = smoothing_of(Stored(store), pairs + own, DPOConfig())  # type: ignore[arg-type]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from burnish.commands.reward_examine import OWN_STORE, judged_pairs
 from burnish.data.store import LabelStore
-from burnish.pipeline.examining import OWN_STORE, judged_pairs
 from burnish.records import Comparison, Label, Prompt, Response
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
 from tests.command import burnish
 
 

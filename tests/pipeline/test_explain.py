@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from burnish.commands.reward_explain import contributions, explain, raw_score_of, write_page
 from burnish.models.standalone import Member
-from burnish.pipeline.explain import contributions, explain, raw_score_of, write_page
 from burnish.records import Prompt
 from tests.command import burnish
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from burnish.config.loading import load_config
-from burnish.pipeline.journal import Journal
-from burnish.pipeline.order import fingerprint, run_pipeline
+from burnish.pipeline.context import Journal
+from burnish.pipeline.run import fingerprint, run_pipeline
 from burnish.records import Decision, StepStats
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
 from tests.command import burnish
 from tests.killing import killed
 

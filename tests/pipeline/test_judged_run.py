@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from burnish.config.checks import check_config
 from burnish.config.judge import JudgeConfig
 from burnish.config.loading import load_config
 from burnish.data.guidelines import load_guidelines
@@ -15,10 +16,9 @@ from burnish.errors import ConfigError
 from burnish.labels.endpoint import EndpointJudge
 from burnish.labels.judge import annotator
 from burnish.labels.rubric import load_rubric
-from burnish.pipeline.order import check_config
 from burnish.records import Label
 from burnish.rehearse.world import gold
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
 from tests.command import burnish
 from tests.labels.scripted import Script, serving
 from tests.small_run import SMALL, run

@@ -12,24 +12,24 @@ from typing import Any
 import pytest
 import torch
 
-from burnish import spmd
+from burnish.commands.replay import replay
 from burnish.config import RunConfig
 from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
+from burnish.distributed import collectives
 from burnish.errors import ConfigError, RunError
-from burnish.monitor.hacking import HackMonitor
+from burnish.monitor.detectors import HackMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.monitor.live import View
 from burnish.monitor.trackers import Trackers
+from burnish.pipeline.context import Journal
 from burnish.pipeline.guarded import Guarded, run_guarded, watched
-from burnish.pipeline.journal import Journal
 from burnish.pipeline.oversight import Oversight
-from burnish.pipeline.replay import replay
 from burnish.policy.kl_control import AdaptiveKLController
 from burnish.records import Alert, Decision, Rollout, Scores, StepStats
 from burnish.report.told import as_text
 from burnish.report.why import as_told, why
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
 from tests.killing import killed
 from tests.toys import VOCABULARY, make_ppo, toy
 
@@ -71,7 +71,7 @@ def start(path: Path, score: Score = hits, guard: dict[str, Any] | None = None, 
     ppo = make_ppo(base, codec, **(settings | config))  # type: ignore[arg-type]
     ppo.score = score
     config = RunConfig(threads=1, guard=GuardConfig(**(guard or {})), ppo=ppo.config)
-    run = spmd.from_lead(lambda: RunDirectory.create_or_open(path, config))
+    run = collectives.from_lead(lambda: RunDirectory.create_or_open(path, config))
     run.freeze()
     journal = Journal(run, View("toy", 1.0, io.StringIO()), Trackers([], print), "align")
     members = score if isinstance(score, Members) else None

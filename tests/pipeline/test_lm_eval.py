@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from burnish.config import RunConfig
+from burnish.config.checks import check_config
 from burnish.config.evaluate import EvaluateConfig, GuardSet
 from burnish.config.model import ModelConfig
 from burnish.errors import ConfigError, DataError
-from burnish.pipeline.guard_sets import measured
-from burnish.pipeline.models import Models
-from burnish.pipeline.order import check_config
+from burnish.pipeline.context import Models
+from burnish.pipeline.regression_sets import measured
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'burnish[lm-eval]'")
 
@@ -81,7 +81,7 @@ def test_the_same_policy_loses_nothing_on_any_kind_of_task(models: Models, tasks
 def test_it_says_what_the_harness_says_of_the_plain_model(models: Models, tasks: Path) -> None:
     from lm_eval.models.huggingface import HFLM
 
-    from burnish.pipeline.lm_eval_tasks import Answers
+    from burnish.pipeline.lm_eval import Answers
 
     lm, codec = models.base.lm, models.codec
     plain = HFLM(pretrained=lm, tokenizer=codec.tokenizer, batch_size=4, device="cpu")

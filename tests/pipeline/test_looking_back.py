@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from burnish.commands.overoptimization import kept_updates, kl_after
 from burnish.config.evaluate import GuardSet
 from burnish.data.prompts import read_references
 from burnish.errors import DataError
-from burnish.pipeline.guard_sets import measure_guard_sets
-from burnish.pipeline.order import Workplace
-from burnish.pipeline.overoptimizing import kept_updates, kl_after
-from burnish.runs import RunDirectory
+from burnish.pipeline.context import RunContext
+from burnish.pipeline.regression_sets import measure_guard_sets
+from burnish.runs.directory import RunDirectory
 from tests.command import burnish
 
 
@@ -52,7 +52,7 @@ def test_over_optimisation_of_a_run(run_copy: Path) -> None:
 
 
 def test_guard_sets_are_answered_by_both(short_run: Path, tmp_path: Path) -> None:
-    place = Workplace.alone(RunDirectory.open(short_run))
+    place = RunContext.alone(RunDirectory.open(short_run))
     prompts = place.data.splits.test[:12]
     rows = tmp_path / "facts.jsonl"
     rows.write_text("".join(json.dumps({"prompt": p.text, "reference": " A "}) + "\n" for p in prompts))

@@ -13,22 +13,22 @@ import torch
 from peft import PeftModel
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from burnish.commands.export import export_adapter
 from burnish.config.loading import load_config
 from burnish.config.model import ModelConfig
 from burnish.data.preferences import read_preferences, write_preferences
 from burnish.models.artefacts import save_policy
+from burnish.models.backbone import Base, Top
 from burnish.models.batches import pad_batch
+from burnish.models.generate import sample_rollout
 from burnish.models.load import Codec, load_model
 from burnish.models.logprobs import Policy, make_policy, token_logprobs
-from burnish.models.sampling import sample_rollout
-from burnish.models.shared_base import Base, Top
-from burnish.pipeline.export import export_adapter
-from burnish.pipeline.order import Workplace
+from burnish.pipeline.context import RunContext
 from burnish.pipeline.report import export_champion
 from burnish.records import Preference, Prompt, content_id
 from burnish.rehearse import build
 from burnish.rehearse.grammar import prompts
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
 from tests.command import burnish
 from tests.shared_run import ARGUMENTS
 from tests.small_run import SMALL, run
@@ -318,7 +318,7 @@ def test_a_champion_of_adapters_is_shipped_whole_and_exported_as_an_adapter(
     save_policy(top, path / "ppo", codec.tokenizer)
     verdict = {"champion": "ppo", "reason": "because", "policies": {"ppo": {}}}
     (path / "evaluation.json").write_text(json.dumps(verdict))
-    export_champion(Workplace.alone(run).models, path, verdict, "card")
+    export_champion(RunContext.alone(run).models, path, verdict, "card")
     told = export_adapter(path, tmp_path / "a")
     assert told["champion"] == "ppo"
     whole = AutoModelForCausalLM.from_pretrained(path / "champion")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,13 @@ import torch
 
 from burnish.config.loading import load_config
 from burnish.errors import OutOfMemory
-from burnish.inputs import Inputs
 from burnish.monitor.live import View
 from burnish.monitor.trackers import Trackers
-from burnish.pipeline import order
-from burnish.pipeline.gated import held_out_figures
-from burnish.pipeline.order import ROUND, STAGES, Stage, Workplace, carry_out, discard_stale, stage_inputs
-from burnish.runs import RunDirectory, Writes
-
-PACKAGE = Path(order.__file__).parents[2]
-# Changes no figure of a stage, or is hashed by value: settings are inputs themselves.
-APART = (
-    "burnish.config",
-    "burnish.errors",
-    "burnish.checkpoints",
-    "burnish.runs",
-    "burnish.inputs",
-    "burnish.locks",
-)
-APART += ("burnish.monitor.live", "burnish.monitor.trackers", "burnish.monitor.webhook")
+from burnish.pipeline.context import RunContext
+from burnish.pipeline.gate import held_out_figures
+from burnish.pipeline.run import STAGES, Stage, carry_out, code_of, discard_stale, stage_inputs
+from burnish.runs.directory import RunDirectory, Writes
+from burnish.runs.inputs import Inputs
 
 
 @pytest.mark.parametrize(
@@ -55,47 +42,21 @@ def test_a_setting_changes_the_inputs_of_the_first_stage_that_uses_it(
     assert changed[:1] == ([stage] if stage else [])
 
 
-def burnish_imports(module: str) -> set[str]:
-    """Modules of the package that a module imports, inside functions too."""
-    path = PACKAGE / Path(*module.split("."))
-    file = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("burnish."):
-            parent = str(node.module)
-            inner = {f"{parent}.{a.name}" for a in node.names}
-            modules = {m for m in inner if (PACKAGE / Path(*m.split("."))).with_suffix(".py").exists()}
-            found |= modules or {parent}
-    return found
+def test_the_code_of_a_stage_is_what_its_module_imports() -> None:
+    code = {stage.name: code_of(stage) for stage in STAGES}
+    assert {"burnish.policy.ppo", "burnish.objectives", "burnish.models.generate"} <= set(code["align"])
+    assert "burnish.policy.ppo" not in code["sft"]
+    assert "burnish.report.page" in code["report"]
+    assert set(code["align"]) <= set(code["rounds"])
+    every = {module for modules in code.values() for module in modules}
+    assert not [
+        m for m in every if m.startswith(("burnish.config", "burnish.cli", "burnish.web", "burnish.runs"))
+    ]
+    assert len({stage_inputs(load_config(None, []))[name].code for name in ("sft", "align", "evaluate")}) == 3
 
 
-def reached(module: str) -> set[str]:
-    seen: set[str] = set()
-    todo = [module]
-    while todo:
-        name = todo.pop()
-        apart = any(name == a or name.startswith(f"{a}.") for a in APART)
-        if name not in seen and not apart:
-            seen.add(name)
-            todo += burnish_imports(name)
-    return seen
-
-
-def test_the_code_of_every_stage_is_among_its_inputs() -> None:
-    """Whatever a stage's module reaches by imports belongs to its code or to that of a stage before it."""
-    covered: tuple[str, ...] = ()
-    for stage in ROUND + STAGES[1 + len(ROUND) :]:
-        covered += stage.code
-        missing = {
-            m
-            for m in reached(f"burnish.pipeline.{stage.name}")
-            if not any(m == c or m.startswith(f"{c}.") for c in covered)
-        }
-        assert missing == set(), stage.name
-
-
-def place(run: RunDirectory) -> Workplace:
-    return Workplace.of(run, View("t", 1.0), Trackers({}, print))
+def place(run: RunDirectory) -> RunContext:
+    return RunContext.of(run, View("t", 1.0), Trackers({}, print))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +74,7 @@ def test_memory_that_ran_out_is_a_failure_with_what_to_lower(tmp_path: Path, err
     def fails(_: object) -> list[str]:
         raise error
 
-    stage = Stage("align", fails, (), (), Writes(), lower="ppo.micro_batch")
+    stage = Stage("align", fails, (), Writes(), lower="ppo.micro_batch")
     with pytest.raises(OutOfMemory, match=r"memory ran out in align .* lower ppo.micro_batch"):
         carry_out(place(run), stage, Inputs({}, {}, ""))
     assert run.stage_state("align") == "failed"
@@ -123,7 +84,7 @@ def test_memory_that_ran_out_is_a_failure_with_what_to_lower(tmp_path: Path, err
 def test_less_at_once_is_on_record_under_the_stage_that_did_it(tmp_path: Path) -> None:
     run = RunDirectory.create_or_open(tmp_path / "r", load_config(None, []))
 
-    def narrow(place: Workplace) -> list[str]:
+    def narrow(place: RunContext) -> list[str]:
         def work(rows: int) -> None:
             if rows > 8:
                 raise torch.OutOfMemoryError("no room")
@@ -131,7 +92,7 @@ def test_less_at_once_is_on_record_under_the_stage_that_did_it(tmp_path: Path) -
         place.models.base.memory.fit("training ppo", 32, work)
         return []
 
-    carry_out(place(run), Stage("align", narrow, (), (), Writes()), Inputs({}, {}, ""))
+    carry_out(place(run), Stage("align", narrow, (), Writes()), Inputs({}, {}, ""))
     events = run.read_rows("events.jsonl")
     assert [(e["stage"], e["action"], e["evidence"]["rows"]) for e in events] == [
         ("align", "halve_micro_batch", 16),
@@ -147,7 +108,7 @@ def test_an_unexpected_error_is_a_failure_too_and_stays_what_it_is(tmp_path: Pat
         raise ZeroDivisionError("by chance")
 
     with pytest.raises(ZeroDivisionError):
-        carry_out(place(run), Stage("align", fails, (), (), Writes()), Inputs({}, {}, ""))
+        carry_out(place(run), Stage("align", fails, (), Writes()), Inputs({}, {}, ""))
     assert run.stage_state("align") == "failed"
     assert run.manifest()["stages"]["align"]["reason"] == "by chance"
 

@@ -9,18 +9,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from burnish.commands.plan import devices, estimate
+from burnish.commands.plan.devices import Accelerator
+from burnish.commands.plan.estimate import look_ahead, sketched
+from burnish.commands.plan.memory_estimate import Lengths, kept_by
+from burnish.commands.plan.time_estimate import FALLBACK, Counts, Sharing, time_by_stage
 from burnish.config.loading import load_config
+from burnish.models.backbone import Base, Top
 from burnish.models.batches import pad_batch
 from burnish.models.load import load_model
 from burnish.models.logprobs import make_policy
 from burnish.models.shards import linear_weights
-from burnish.models.shared_base import Base, Top
-from burnish.pipeline import accelerators, outlook
-from burnish.pipeline.accelerators import Accelerator
-from burnish.pipeline.duration import FALLBACK, Counts, Sharing, time_by_stage
-from burnish.pipeline.footprint import Lengths, kept_by
-from burnish.pipeline.outlook import look_ahead, sketched
-from burnish.pipeline.pace import Pace
+from burnish.pipeline.speed_estimate import Pace
 from tests.command import burnish
 
 MODES = ["top:1", "top:2", "all", "lora", "lora_top:2"]
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 def tiny_device(monkeypatch: pytest.MonkeyPatch) -> Accelerator:
     """A device of which nothing has enough."""
     device = Accelerator(memory=2e9, half=1e12, single=5e11, bandwidth=1e11, link=1e9)
-    monkeypatch.setitem(accelerators.DEVICES, "h100", device)
+    monkeypatch.setitem(devices.DEVICES, "h100", device)
     return device
 
 
@@ -114,7 +114,7 @@ def test_several_devices_share_rows_and_whole_jobs() -> None:
 def test_layers_that_are_cut_over_devices_take_a_part_of_the_room_and_time_to_put_together(
     tiny_device: Accelerator,
 ) -> None:
-    def ahead(*sets: str, world: int = 4) -> outlook.Outlook:
+    def ahead(*sets: str, world: int = 4) -> estimate.Outlook:
         small = ["data.n_prompts=200", "model.layers=lora", "reward.layers=lora", *sets]
         return look_ahead(load_config(None, small), device="h100", world=world)
 
@@ -179,9 +179,9 @@ def test_slices_of_a_model_are_timed_and_carried_on(monkeypatch: pytest.MonkeyPa
         frozen, trained = base.cut, base.depth - base.cut
         return Pace(5 + frozen + 2 * trained, 1 + 3 * frozen, 1 + trained, 2 + 4 * trained, 2 + 3 * trained)
 
-    monkeypatch.setattr(outlook, "measure", measure)
+    monkeypatch.setattr(estimate, "measure", measure)
     seen = []
-    monkeypatch.setattr(outlook, "time_by_stage", lambda pace, *_: seen.append(pace) or {"all": 1.0})
+    monkeypatch.setattr(estimate, "time_by_stage", lambda pace, *_: seen.append(pace) or {"all": 1.0})
     look_ahead(
         load_config(None, ["threads=1", "data.n_prompts=200", "model.layers=top:1"]), response_tokens=56
     )

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from burnish.commands.label_plan import plan
 from burnish.data.store import LabelStore
 from burnish.errors import DataError, RunError
-from burnish.pipeline.planning import plan
 from burnish.records import Comparison, Label, Prompt, Response
 from burnish.rehearse.grammar import prompts
 from tests.command import burnish

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from burnish.checkpoints import read_json, write_json
 from burnish.config.model import ModelConfig
+from burnish.models.generate import sample_rollout
 from burnish.models.load import load_model
-from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
-from burnish.pipeline.order import Workplace
+from burnish.pipeline.context import RunContext
 from burnish.pipeline.report import export_champion, report
+from burnish.reward.ensemble import load_ensemble
 from burnish.reward.length import How, fit_correction
-from burnish.reward.saved import load_ensemble
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
+from burnish.runs.files import read_json, write_json
 from tests.command import burnish
 from tests.standalone import without_burnish
 
@@ -58,7 +58,7 @@ def test_best_of_n_ships_policy_ensemble_and_a_program_that_needs_nothing_of_our
     }
     for file, change in changes.items():
         write_json(run_copy / f"{file}.json", read_json(run_copy / f"{file}.json") | change)
-    place = Workplace.alone(RunDirectory.open(run_copy))
+    place = RunContext.alone(RunDirectory.open(run_copy))
     report(place.models, run_copy, "short", place.config.evaluate, 0)
     prompts = list(place.data.splits.test[:1]) * 4  # the last answer is the reference
     rollout = sample_rollout(

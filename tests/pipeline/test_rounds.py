@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from burnish.config.checks import check_config
 from burnish.config.loading import load_config
 from burnish.data.store import LabelStore
 from burnish.errors import ConfigError
 from burnish.models.load import load_model
-from burnish.pipeline.order import Workplace, check_config, fingerprint, run_pipeline
+from burnish.pipeline.context import RunContext
+from burnish.pipeline.run import fingerprint, run_pipeline
 from burnish.records import Comparison, Label, Preference, Response
 from burnish.rehearse.annotators import SimulatedAnnotators
 from burnish.rehearse.grammar import prompts
 from burnish.rehearse.world import gold
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
 from tests.command import begun, burnish
 from tests.killing import kill_at
 from tests.small_run import SMALL
@@ -192,7 +194,7 @@ def test_who_follows_has_the_reference_that_was_fine_tuned(tmp_path: Path) -> No
     assert (own / "model.safetensors").stat().st_ino == (first / "model.safetensors").stat().st_ino, (
         "kept once"
     )
-    place = Workplace.alone(RunDirectory.open(path))
+    place = RunContext.alone(RunDirectory.open(path))
     given = load_model(RunDirectory.open(path).config.model)[0].state_dict()
     assert place.models.fine_tuned == own
     tuned = load_file(own / "model.safetensors")

@@ -22,10 +22,11 @@ from burnish.data.store import LabelStore
 from burnish.models.sequences import Sequences
 from burnish.monitor.live import View
 from burnish.monitor.trackers import Trackers
-from burnish.pipeline import order
-from burnish.pipeline.order import STAGES, Workplace, discard, fingerprint, run_pipeline
-from burnish.reward.saved import load_ensemble
-from burnish.runs import RunDirectory
+from burnish.pipeline import run as stages
+from burnish.pipeline.context import RunContext
+from burnish.pipeline.run import STAGES, discard, fingerprint, run_pipeline
+from burnish.reward.ensemble import load_ensemble
+from burnish.runs.directory import RunDirectory
 from tests.command import ROOT, begun, burnish
 from tests.killing import kill_at, wait_until
 from tests.shared_run import ARGUMENTS
@@ -196,15 +197,15 @@ def test_what_another_version_made_is_kept_unless_asked(
     run_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = fingerprint(run_copy)
-    monkeypatch.setattr(order, "code_version", lambda modules: "of another version")
+    monkeypatch.setattr(stages, "code_version", lambda modules: "of another version")
     config = load_config(ROOT / "examples" / "short.yaml", ["threads=1"])
     run_pipeline(config, run_copy)
     said = capsys.readouterr().err
     assert "kept: sft, collect, label, reward, align, evaluate (--redo does them again)" in said
     assert "will be done again: report" in said
     assert fingerprint(run_copy) == before
-    inputs = order.stage_inputs(RunDirectory.open(run_copy).config)
-    begun = order.discard_stale(RunDirectory.open(run_copy), inputs, View("x", 1.0), redo=True)
+    inputs = stages.stage_inputs(RunDirectory.open(run_copy).config)
+    begun = stages.discard_stale(RunDirectory.open(run_copy), inputs, View("x", 1.0), redo=True)
     assert begun is None
     assert RunDirectory.open(run_copy).stages() == []
 
@@ -299,7 +300,7 @@ def test_exported_reward_models_give_the_runs_score_by_their_card_alone(
     burnish("export", str(short_run), str(tmp_path / "reward"), "--as", "reward")
     folder = tmp_path / "reward"
     ensemble = json.loads((folder / "ensemble.json").read_text())
-    place = Workplace.of(RunDirectory.open(short_run), View("x", 1.0), Trackers({}, print))
+    place = RunContext.of(RunDirectory.open(short_run), View("x", 1.0), Trackers({}, print))
     codec, prompt = place.models.codec, place.data.splits.train[0]
     ids = [codec.encode_prompt(prompt), codec.encode_response(" She was happy.")]
     raws = []

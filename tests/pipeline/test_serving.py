@@ -40,7 +40,7 @@ def address(short_run: Path) -> Iterator[str]:
     """The short run's rewards, served from a thread of this process."""
     import uvicorn
 
-    from burnish.pipeline.serving import make_app
+    from burnish.web.reward_server import make_app
 
     port = free_port()
     server = uvicorn.Server(
@@ -112,7 +112,7 @@ def test_what_is_too_long_is_read_as_far_as_it_goes(address: str) -> None:
 
 def test_a_failure_is_only_theirs_who_asked_for_it() -> None:
     """Requests that are served together: one of them cannot be scored, the others are."""
-    from burnish.pipeline.serving import Queue
+    from burnish.web.reward_server import Queue
 
     class Picky:
         def score(self, rows: list) -> list:
@@ -240,9 +240,9 @@ def test_two_reward_models_over_the_same_pairs(short_run: Path, tmp_path: Path) 
 def test_a_token_a_host_and_a_body_are_looked_at(short_run: Path) -> None:
     from fastapi.testclient import TestClient
 
-    from burnish.pipeline import serving
+    from burnish.web import reward_server
 
-    app = serving.make_app(short_run, token="s3cret", hosts=["localhost"])
+    app = reward_server.make_app(short_run, token="s3cret", hosts=["localhost"])
     http = TestClient(app, base_url="http://localhost")
     item = {"items": [{"prompt": PROMPT, "response": ANSWERS[0]}]}
     own = {"authorization": "Bearer s3cret"}
@@ -252,7 +252,7 @@ def test_a_token_a_host_and_a_body_are_looked_at(short_run: Path) -> None:
         assert http.post("/score", json=item, headers=own).status_code == 200
         assert http.get("/health", headers={**own, "host": "evil.example"}).status_code == 400
         assert http.get("/docs", headers=own).status_code == 404
-        large = {**own, "content-length": str(serving.MOST_BYTES + 1)}
+        large = {**own, "content-length": str(reward_server.MOST_BYTES + 1)}
         assert http.post("/score", content=b"{}", headers=large).status_code == 413
     for host, more, why in (
         ("192.0.2.1", {}, "--token-env"),
@@ -260,7 +260,7 @@ def test_a_token_a_host_and_a_body_are_looked_at(short_run: Path) -> None:
         ("0.0.0.0", {"token": "t", "proxy": True}, "--public"),
     ):
         with pytest.raises(ConfigError, match=why):
-            serving.serve(short_run, host, 0, **more)  # type: ignore[arg-type]
+            reward_server.serve(short_run, host, 0, **more)  # type: ignore[arg-type]
 
 
 def test_the_token_of_a_reward_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from burnish.data.store import LabelStore
-from burnish.pipeline.order import fingerprint
+from burnish.pipeline.run import fingerprint
 from burnish.records import Label
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
 from tests.command import begun, burnish
 from tests.killing import wait_until
 
@@ -86,7 +86,7 @@ def test_a_process_that_is_killed_comes_back_and_the_run_ends_as_if_nothing_had_
 def member(parent: int, number: int) -> int:
     """The process with this number among those that a command has started."""
     for child in psutil.Process(parent).children(recursive=True):
-        if child.environ().get("RANK") == str(number) and "burnish.cli" in child.cmdline():
+        if child.environ().get("RANK") == str(number) and "burnish.cli.main" in child.cmdline():
             return int(child.pid)
     raise AssertionError(f"no process {number} of {parent}")
 

@@ -10,10 +10,10 @@ import pytest
 from burnish.data.store import LabelStore, Place, Snapshot
 from burnish.monitor.live import View
 from burnish.monitor.trackers import Trackers
-from burnish.pipeline.order import Workplace
+from burnish.pipeline.context import RunContext
 from burnish.records import Comparison, Label, Prompt, Response
 from burnish.rehearse.grammar import prompts
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
 from tests.command import burnish
 
 
@@ -71,7 +71,7 @@ def test_runs_share_a_store_and_none_of_them_puts_it_aside(tmp_path: Path, place
 
 def parts(path: Path) -> dict[str, list[str]]:
     """Who learns from which comparisons."""
-    place = Workplace.of(RunDirectory.open(path), View("t", 1.0), Trackers({}, print))
+    place = RunContext.of(RunDirectory.open(path), View("t", 1.0), Trackers({}, print))
     try:
         return {role: [p.comparison_id for p in pairs] for role, pairs in place.data.parts.items()}
     finally:

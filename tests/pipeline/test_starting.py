@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from burnish.commands.init import limit
 from burnish.config.loading import load_config
 from burnish.data.preferences import write_preferences
 from burnish.models.load import load_model, resolve_path
-from burnish.pipeline.starting import limit
 from burnish.records import Preference
 from burnish.rehearse.grammar import prompts
 from tests.command import burnish

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from burnish.config.dpo import DPOConfig
+from burnish.models.backbone import Base, Top
 from burnish.models.load import Codec
 from burnish.models.logprobs import make_policy
 from burnish.models.pairs import EncodedPairs
-from burnish.models.shared_base import Base, Top
 from burnish.policy.dpo import DPO
 from burnish.records import Preference, Prompt
 

@@ -8,8 +8,8 @@ import time
 import pytest
 import torch
 
-from burnish.policy.collection import Collector, Experience
-from burnish.policy.first_rate import first_rate
+from burnish.policy.ppo import Collector, Experience
+from burnish.policy.ppo_start import first_rate
 from burnish.records import Rollout, Scores
 from tests.toys import make_ppo, toy
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from burnish.objectives.kl import exact_kl
+from burnish.objectives import exact_kl
 from burnish.policy.kl_control import AdaptiveKLController, initial_coef, lowered_target
 
 

@@ -17,7 +17,7 @@ from burnish.models.batches import pad_batch
 from burnish.monitor.health import HealthMonitor
 from burnish.policy.guard import GuardState, guard_step
 from burnish.policy.ppo import PPO
-from burnish.policy.self_check import self_check
+from burnish.policy.ppo_start import self_check
 from burnish.policy.shaping import Shaping
 from burnish.records import Prompt, Scores
 from tests.toys import make_ppo, toy
@@ -168,7 +168,7 @@ def test_the_self_check_refuses_a_policy_that_is_not_the_reference() -> None:
 def test_the_self_check_refuses_a_sampler_at_another_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
     base, codec = toy()
     ppo = make_ppo(base, codec)
-    import burnish.policy.self_check as module
+    import burnish.policy.ppo_start as module
 
     plain = module.sample_rollout
 

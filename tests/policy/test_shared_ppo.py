@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from burnish import spmd
 from burnish.config.model import ModelConfig
 from burnish.config.ppo import PPOConfig
+from burnish.distributed import collectives
 from burnish.errors import Diverged, PeerFailed
-from burnish.models import sampling
+from burnish.models import generate
+from burnish.models.backbone import Base, Top
 from burnish.models.batches import CPU
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.load import load_model
 from burnish.models.logprobs import make_policy
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Base, Top
 from burnish.pipeline.guarded import run_guarded
 from burnish.policy.kl_control import AdaptiveKLController
 from burnish.policy.ppo import PPO
@@ -75,14 +75,14 @@ def told(config: dict[str, Any], layers: str = "top:2", *, cut: bool | None = No
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     drawn: dict[int, list[float]] = {}
-    own = sampling.sample_ids
+    own = generate.sample_ids
 
     def watched(policy: Any, codec: Any, prompts: Any, uniforms: torch.Tensor, size: int) -> Any:
         for row in uniforms:
             drawn.setdefault(len(drawn), row.tolist())
         return own(policy, codec, prompts, uniforms, size)
 
-    sampling.sample_ids = watched
+    generate.sample_ids = watched
     try:
         ppo = story_ppo(config, layers, cut=cut)
         rows = []
@@ -99,7 +99,7 @@ def told(config: dict[str, Any], layers: str = "top:2", *, cut: bool | None = No
                 }
             )
     finally:
-        sampling.sample_ids = own
+        generate.sample_ids = own
         torch.set_default_dtype(torch.float32)
     return {"rows": rows, "drawn": list(drawn.values())}
 
@@ -171,7 +171,7 @@ def poisoned(number: int, at: int) -> Callable[[PPO], None]:
         def loss(*args: Any) -> Any:
             value, figures = own(*args)
             asked.append(1)
-            bad = spmd.rank() == number and len(asked) == at
+            bad = collectives.rank() == number and len(asked) == at
             return (value * float("nan") if bad else value), figures
 
         ppo.policy_loss = loss  # type: ignore[method-assign]
@@ -204,11 +204,11 @@ def test_what_diverges_in_one_process_is_rolled_back_by_all(tmp_path: Path) -> N
         if len(asked) == 5:
 
             def read(own: list[int]) -> tuple[torch.Tensor]:
-                if spmd.rank() == 1:
+                if collectives.rank() == 1:
                     raise Diverged("the reward of process 1 is not finite")
                 return (hit[own],)
 
-            spmd.gather(len(rollout), read)
+            collectives.gather(len(rollout), read)
         return Scores(hit, hit[:, None], torch.zeros_like(hit))
 
     asked: list[int] = []

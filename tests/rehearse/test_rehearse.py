@@ -8,7 +8,7 @@ import statistics
 import pytest
 
 from burnish.config.label import SimulatedConfig
-from burnish.models.load import Codec
+from burnish.models.load import EMBEDDED_MODEL, Codec
 from burnish.records import Comparison, Prompt, Response
 from burnish.rehearse import world
 from burnish.rehearse.annotators import SimulatedAnnotators, first_wins, panel, taste
@@ -55,7 +55,7 @@ def test_stories_are_mostly_within_the_fluency_bound() -> None:
 
 
 def test_the_embedded_model_is_small_and_tokenizes_without_a_seam(codec: Codec) -> None:
-    folder = world.model_path()
+    folder = EMBEDDED_MODEL
     assert sum(f.stat().st_size for f in folder.iterdir()) <= 2_000_000
     assert not list(folder.glob("*.bin"))
     whole = codec.encode_prompt(Prompt(f"{STORIES[0].prompt} {STORIES[0].continuation}"))

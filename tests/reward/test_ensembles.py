@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from burnish.config.reward import RewardConfig
 from burnish.errors import TrainingError
 from burnish.models.artefacts import load_reward_model, save_reward_model
+from burnish.models.backbone import Base
 from burnish.models.heads import averaged, new_reward_head, raw_scores
 from burnish.models.load import Codec
 from burnish.models.pairs import EncodedPairs
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Base
-from burnish.objectives.losses import bradley_terry_loss, odin_loss
+from burnish.objectives import bradley_terry_loss, odin_loss
 from burnish.records import Preference, Prompt
 from burnish.reward.ensemble import RewardEnsemble, aggregate, round_scores
 from burnish.reward.train import kept_apart, pairs_gradient, train_reward_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from burnish.config.ppo import PPOConfig
-from burnish.pipeline.gated import barely_moved
+from burnish.pipeline.gate import barely_moved
 from burnish.records import Interval
 from burnish.reward.gate import gate
 from burnish.stats import clustered_proportion

@@ -14,17 +14,17 @@ from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
 
 from burnish.config.reward import RewardConfig
 from burnish.models.artefacts import load_reward_model, save_reward_model
+from burnish.models.backbone import Base, Top
 from burnish.models.batches import pad_batch
+from burnish.models.generate import sample_rollout
 from burnish.models.heads import Pooling, Reading, ScalarHead, new_reward_head, raw_scores
 from burnish.models.load import Codec
 from burnish.models.logprobs import make_policy
 from burnish.models.pairs import EncodedPairs
-from burnish.models.sampling import sample_rollout
 from burnish.models.sequences import Sequences
-from burnish.models.shared_base import Base, Top
 from burnish.records import Preference, Prompt
+from burnish.reward.ensemble import prepare
 from burnish.reward.probe import Probed, choose, choose_other, fit, held_out_margins, probe, probed_depths
-from burnish.reward.saved import prepare
 from burnish.reward.train import train_reward_model
 from tests.standalone import without_burnish
 

@@ -12,20 +12,25 @@ import pytest
 import torch
 
 from burnish.config.reward import RewardConfig
+from burnish.distributed.threads import side_by_side
 from burnish.errors import RunError, TrainingError
+from burnish.models.backbone import Base
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.load import Codec
+from burnish.models.optim import trial_rows, try_rates
 from burnish.models.pairs import EncodedPairs
-from burnish.models.rates import trial_rows, try_rates
-from burnish.models.shared_base import Base
-from burnish.parallel import side_by_side
 from burnish.randomness import generator
 from burnish.records import Preference, Prompt, StepStats
-from burnish.reward.ensemble import RewardEnsemble, aggregate, normalisation, pair_spread
+from burnish.reward.ensemble import (
+    RewardEnsemble,
+    aggregate,
+    load_reference,
+    normalisation,
+    pair_spread,
+    save_ensemble,
+)
 from burnish.reward.examine import error_correlation, errors, examine, watcher_verdict
-from burnish.reward.saved import load_reference, save_ensemble
-from burnish.reward.sweep import trial_loss
-from burnish.reward.train import pair_order, pairs_gradient, train_reward_model
+from burnish.reward.train import pair_order, pairs_gradient, train_reward_model, trial_loss
 
 MEMBERS = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 3.0]])
 REFERENCE = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])

@@ -12,7 +12,7 @@ from burnish.records import Prompt
 from burnish.rehearse.grammar import sample_story
 from burnish.rehearse.world import gold
 from burnish.reward.changes import PARAPHRASES, STRESS, Changed, Material, liked_words
-from burnish.reward.stress import ALARMS, best_of, stress
+from burnish.reward.stress import ALARMS, stress, stress_best_of
 from burnish.textstats import language, n_words, words
 
 TEXT = ' Then Ada was happy because it did not rain. "Two big dogs," said Ben.'
@@ -191,11 +191,11 @@ def test_best_of_n_shows_what_a_reward_would_have_hacked() -> None:
         [s + 5 * h for s, h in zip(row, flags, strict=True)] for row, flags in zip(clean, hacked, strict=True)
     ]
     worth = [[-float(h) for h in flags] for flags in hacked]
-    found = best_of(liked, hacked, worth)
+    found = stress_best_of(liked, hacked, worth)
     assert found["outcome"] == "stop"
     assert [row["n"] for row in found["rows"]] == [1, 2, 4, 8, 16, 32, 64]
     assert found["rows"][0]["hacked"]["value"] == pytest.approx(sum(map(sum, hacked)) / 1024)
     assert found["rows"][-1]["hacked"]["value"] > 0.9
     assert found["rows"][-1]["worth"]["value"] < -0.9
     assert found["rows"][2]["kl"] == pytest.approx(0.636, abs=1e-3)
-    assert best_of(clean, hacked, None)["outcome"] == "go"
+    assert stress_best_of(clean, hacked, None)["outcome"] == "go"

@@ -21,7 +21,7 @@ from burnish.labels.tasks import Rules
 from burnish.records import Comparison, Prompt, Response
 from burnish.web.accounts import Account, Accounts, Role
 from burnish.web.app import make_app
-from burnish.web.desk import session_cookie
+from burnish.web.app_state import session_cookie
 from burnish.web.projects import Project, Projects
 
 PASSWORD = "a long password 42"

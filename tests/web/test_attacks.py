@@ -20,9 +20,9 @@ from burnish.data.store import LabelStore, Place
 from burnish.labels.tasks import Rules
 from burnish.records import Comparison, Message, Prompt, Response
 from burnish.web.app import make_app
-from burnish.web.desk import LIMITS, session_cookie
+from burnish.web.app_state import LIMITS, session_cookie
 from burnish.web.projects import Project, Projects
-from burnish.web.shield import BODY, Shield
+from burnish.web.request_limits import BODY, Shield
 from burnish.web.text import rendered
 from tests.web.desk import PASSWORD, Person, accounts, comparisons, made, opened, serving
 

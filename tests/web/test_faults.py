@@ -25,11 +25,11 @@ from burnish.labels.items import Item
 from burnish.labels.served import leave_note, page_of, take_note_back
 from burnish.labels.vendors import VENDORS
 from burnish.report.embed import in_script
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
 from burnish.web import protocol
 from burnish.web.accounts import Accounts, Denied, is_common, open_accounts, skeleton
 from burnish.web.app import make_app
-from burnish.web.desk import session_cookie
+from burnish.web.app_state import session_cookie
 from burnish.web.models import ModelRoom
 from burnish.web.projects import Projects
 from tests.web.desk import PASSWORD, Person, accounts, comparisons, made, opened

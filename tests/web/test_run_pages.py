@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from burnish.checkpoints import read_json
 from burnish.data.store import LabelStore
 from burnish.labels.served import EXAMINATION
 from burnish.report.timeline import tick_of, timeline
-from burnish.runs import RunDirectory
+from burnish.runs.directory import RunDirectory
+from burnish.runs.files import read_json
 from burnish.web.app import make_app
 from burnish.web.models import ModelRoom
 from burnish.web.projects import Projects

@@ -12,7 +12,7 @@ from hypothesis.errors import Unsatisfiable
 from burnish.data.store import LabelStore
 from burnish.labels.tasks import Rules
 from burnish.web.app import make_app
-from burnish.web.desk import LIMITS, session_cookie
+from burnish.web.app_state import LIMITS, session_cookie
 from burnish.web.models import ModelRoom
 from burnish.web.projects import Project, Projects
 from tests.web.desk import accounts, comparisons, made, serving
@@ -33,7 +33,7 @@ def test_nothing_that_can_be_sent_ends_in_an_error_of_ours(
     monkeypatch.setattr(
         ModelRoom, "ask", lambda self, what, *given: said if what.__name__ == "both" else {"answers": []}
     )
-    monkeypatch.setattr("burnish.web.desk.LIMITS", {n: type(i)(10**6) for n, i in LIMITS.items()})
+    monkeypatch.setattr("burnish.web.app_state.LIMITS", {n: type(i)(10**6) for n, i in LIMITS.items()})
     place = tmp_path / "p.sqlite"
     with LabelStore(place) as store:
         store.add_comparisons(comparisons(200))

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import uvicorn
 
+from burnish.cli.serve import _store
 from burnish.data.store import LabelStore
 from burnish.errors import ConfigError, DataError
 from burnish.rehearse.examples import FOURS, GOLD, PAIRS
 from burnish.web.app import make_app, serve
 from burnish.web.projects import Projects, project_name, selection
-from burnish.web_cli import _store
 from tests.command import begun
 from tests.web.desk import Person, comparisons, opened
 

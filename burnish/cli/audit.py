@@ -1,0 +1,100 @@
+"""`burnish why`, `burnish evaluate` and `burnish audit`: what became of a run, and of anybody's log."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from burnish.cli.options import JsonOption, RunArg
+
+EXIT_HACKING = 20
+EXIT_TOO_FEW = 21
+EXIT_BROKEN = 22
+CODES = {
+    "healthy": 0,
+    "hacking suspected": EXIT_HACKING,
+    "too few to tell": EXIT_TOO_FEW,
+    "broken": EXIT_BROKEN,
+}
+
+app = typer.Typer(no_args_is_help=True, help="What a run came to, looked at again.")
+
+
+def why(
+    directory: RunArg,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Let the guard decide again over the kept figures.")
+    ] = False,
+    sets: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="With --replay: another setting, e.g. guard.patience=5."
+        ),
+    ] = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Why PPO ended as it did: a paragraph and what the guard did, from the run's events and metrics alone."""
+    from burnish.report.told import as_text
+    from burnish.report.why import as_told
+    from burnish.report.why import why as account
+
+    found, again = account(directory), None
+    if replay or sets:
+        from burnish.commands.replay import replay as decide_again
+
+        again = decide_again(directory, sets)
+    print(json.dumps({**found, "replay": again}, indent=1) if as_json else as_text(as_told(found, again)))
+
+
+def audit(
+    log: Annotated[
+        Path, typer.Argument(help="A trainer's log: JSON lines, one an update, or trainer_state.json.")
+    ],
+    responses: Annotated[int, typer.Option(min=1, help="Responses that an update was made from.")] = 64,
+    kl_target: Annotated[
+        float | None, typer.Option(min=0.0, help="KL the run was held to, in the unit of its log.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read any trainer's log (TRL, verl, OpenRLHF, this one's metrics) for reward hacking, with the detectors and
+    limits of a run. Ends with 0 healthy, 20 hacking suspected, 21 too few to
+    tell, 22 broken (a critical alert: a reward or a loss that is not a number, a KL under 0, ...)."""
+    from burnish.monitor.logs import audit_log, lines_of
+
+    found = audit_log(log, responses=responses, kl_target=kl_target)
+    print(json.dumps(found, indent=1) if as_json else "\n".join(lines_of(found)))
+    if CODES[found["verdict"]]:
+        raise typer.Exit(CODES[found["verdict"]])
+
+
+@app.command()
+def overoptimization(
+    directory: RunArg,
+    prompts: Annotated[int, typer.Option(min=2, help="Held-out prompts.")] = 32,
+    answers: Annotated[int, typer.Option(min=16, help="Answers of SFT to each.")] = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """How far a run's reward can be optimised before its answers are worth less: best of n from one pool and PPO's own
+    updates, by whoever was not optimised against, fitted, as a page (overoptimization.html)."""
+    from burnish.environment import prepare_environment
+
+    prepare_environment()
+    from burnish.commands.overoptimization import overoptimization as measured
+    from burnish.report.overoptimized import as_told
+    from burnish.report.told import as_text
+
+    found = measured(
+        directory,
+        prompts=prompts,
+        answers=answers,
+        told=lambda what: print(what, file=sys.stderr, flush=True),
+    )
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(as_text(as_told(found)))
+    print(f"Wrote {directory / 'overoptimization.html'}")

@@ -1,0 +1,438 @@
+"""`burnish label ...`: labels from judges, people and vendors, for a run or for a store of its own."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from burnish.cli.mturk import app as mturk_app
+from burnish.cli.options import JsonOption, StoreArg, print_progress, print_report, store_place
+from burnish.cli.serve import label_serve
+
+if TYPE_CHECKING:
+    from burnish.config.judge import JudgeConfig
+    from burnish.report.told import Told
+
+app = typer.Typer(no_args_is_help=True, help="Labels from AI judges, from people and from vendors.")
+app.add_typer(mturk_app, name="mturk")
+app.command("serve")(label_serve)
+
+
+class VendorName(StrEnum):
+    """Who is sent a batch."""
+
+    MTURK = "mturk"
+    SCALE = "scale"
+    SURGE = "surge"
+    LABEL_STUDIO = "label-studio"
+    ARGILLA = "argilla"
+
+
+class ConsensusName(StrEnum):
+    """How labels of one comparison are put together."""
+
+    MEAN = "mean"
+    DAWID_SKENE = "dawid_skene"
+
+
+EndpointOption = Annotated[
+    str | None, typer.Option(help="Base URL of an OpenAI-compatible API; without: a local model.")
+]
+KeyOption = Annotated[str, typer.Option(help="Environment variable with the key.")]
+GgufOption = Annotated[str | None, typer.Option(help="A GGUF file of a local model.")]
+RubricOption = Annotated[str | None, typer.Option(help="Template of the question.")]
+BudgetOption = Annotated[float | None, typer.Option(help="Dollars at most.")]
+PriceInOption = Annotated[float, typer.Option(help="Dollars for a million tokens of questions.")]
+PriceOutOption = Annotated[float, typer.Option(help="Dollars for a million tokens of answers.")]
+ConcurrencyOption = Annotated[int, typer.Option(min=1, help="Questions at once.")]
+OnlyOption = Annotated[Path | None, typer.Option(help="Only those in this file of `burnish label select`.")]
+PageOption = Annotated[Path | None, typer.Option(help="Page to write as well, .html.")]
+
+
+@app.command()
+def judge(
+    store: StoreArg,
+    model: Annotated[str, typer.Option(help="The model: its name at the endpoint, or a local folder.")],
+    endpoint: EndpointOption = None,
+    api_key_env: KeyOption = "OPENAI_API_KEY",
+    gguf_file: GgufOption = None,
+    rubric: RubricOption = None,
+    guidelines: Annotated[str | None, typer.Option(help="What labelers go by.")] = None,
+    budget: BudgetOption = None,
+    price_in: PriceInOption = 0.0,
+    price_out: PriceOutOption = 0.0,
+    concurrency: ConcurrencyOption = 8,
+    only: OnlyOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Comparisons at most.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask an AI judge about every comparison that has no label yet, in both orders. Answers are kept beside the store
+    (NAME.judge.jsonl): started again it goes on, and asks nothing twice."""
+    from burnish.data.store import LabelStore, beside
+    from burnish.labels.select import unlabelled
+    from burnish.monitor.live import View
+    from burnish.pipeline.judge import label_comparisons
+
+    settings = _judge_settings(locals())
+    file = store_place(store)
+    with LabelStore(file) as labels:
+        open_ = unlabelled(labels, only)[:limit]
+        report = label_comparisons(
+            labels, open_, settings, guidelines, beside(file, ".judge.jsonl"), View("", 1.0)
+        )
+    print_report(report, as_json)
+
+
+@app.command()
+def audit(
+    what: Annotated[
+        str,
+        typer.Argument(help="A label store, a run, or a URL: the judge is asked. Or a file of rankings."),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="The judge: its name at the endpoint, or a folder.")
+    ] = None,
+    endpoint: EndpointOption = None,
+    api_key_env: KeyOption = "OPENAI_API_KEY",
+    gguf_file: GgufOption = None,
+    rubric: RubricOption = None,
+    rewording: Annotated[str | None, typer.Option(help="Another template, for the probe wording.")] = None,
+    guidelines: Annotated[str | None, typer.Option(help="What labelers go by.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Comparisons.")] = 200,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="position, stability, wording, padding or people; may be given again. All without."
+        ),
+    ] = None,
+    own: Annotated[
+        str | None,
+        typer.Option(help="Source of answers that the judge's own model wrote, for self-preference."),
+    ] = None,
+    ids: Annotated[
+        str | None, typer.Option(help="Of a file only rankings whose id this pattern matches.")
+    ] = None,
+    budget: BudgetOption = None,
+    price_in: PriceInOption = 0.0,
+    price_out: PriceOutOption = 0.0,
+    concurrency: ConcurrencyOption = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    page: PageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a judge goes by besides the worth of answers. On a store: position, padding, contradictions, wording, and
+    length and its own hand against people's labels. On rankings: place, second readings. Answers are kept in
+    NAME.audit.jsonl; no label is added."""
+    from burnish.commands.label_audit import PROBES, audit_judge, audit_readings
+    from burnish.data.store import beside
+    from burnish.report import labels as told_of
+
+    if Path(what).is_file() and Path(what).suffix != ".sqlite":
+        report = audit_readings(Path(what), ids, seed)
+    else:
+        settings = _judge_settings(locals())
+        place = store_place(what)
+        report = audit_judge(
+            place,
+            settings,
+            beside(place, ".audit.jsonl"),
+            n=n,
+            probes=probe or PROBES,
+            own=own,
+            guidelines=guidelines,
+            rewording=rewording,
+            seed=seed,
+            told=print_progress,
+        )
+    _account(told_of.audit(report), report, page, as_json)
+
+
+@app.command()
+def agree(
+    store: StoreArg,
+    consensus: Annotated[
+        ConsensusName, typer.Option(help="How labels are weighed.")
+    ] = ConsensusName.DAWID_SKENE,
+    page: PageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Whether annotators agree, and who cannot be relied on: Krippendorff's alpha, gold questions, agreement with the
+    others, a lean to a place or to length, drift, spammers. Judges count as annotators."""
+    from burnish.commands.label_agree import agreement
+    from burnish.report import labels as told_of
+
+    report = agreement(store_place(store), consensus.value)
+    _account(told_of.agree(report), report, page, as_json)
+
+
+@app.command("route")
+def route_(
+    store: StoreArg,
+    agreement: Annotated[
+        float, typer.Option("--agreement", min=0.501, max=0.999, help="With people, of what the judge keeps.")
+    ] = 0.85,
+    judge: Annotated[
+        str | None, typer.Option(help="Part of the judge's name, where there are several.")
+    ] = None,
+    check: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of what the judge keeps that people see all the same."),
+    ] = 0.05,
+    price_judge: Annotated[
+        float | None, typer.Option(min=0.0, help="Dollars a judge's label; without: what they have cost.")
+    ] = None,
+    price_person: Annotated[
+        float | None, typer.Option(min=0.0, help="Dollars a person's label; without: what they have cost.")
+    ] = None,
+    people_each: Annotated[int, typer.Option(min=1, help="People who see a comparison.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="File to write: those for people, for --only.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    page: PageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Which comparisons the judge may answer alone, and which people are to see: its confidence is fitted on
+    comparisons that both have labelled (drawn at random); the agreement asked holds but for a risk of 5 %. Costs
+    nothing."""
+    from burnish.commands.label_route import route
+    from burnish.report import labels as told_of
+
+    report = route(
+        store_place(store),
+        target=agreement,
+        judge=judge,
+        check=check,
+        price_judge=price_judge,
+        price_person=price_person,
+        people_each=people_each,
+        out=out,
+        seed=seed,
+    )
+    _account(told_of.route(report), report, page, as_json)
+
+
+@app.command("plan")
+def plan_(
+    run: Annotated[Path, typer.Argument(help="A run with a few hundred labels, or a rehearsal.")],
+    labels: Annotated[int, typer.Option("--labels", min=1, help="Labels that are thought of.")] = 10000,
+    accuracy: Annotated[
+        float | None, typer.Option(min=0.5, max=1.0, help="How many labels until the reward is so accurate?")
+    ] = None,
+    most: Annotated[int, typer.Option(min=80, help="Pairs that are read.")] = 1000,
+    price_judge: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Dollars a comparison by the judge; without: what they cost."),
+    ] = None,
+    price_person: Annotated[
+        float | None, typer.Option(min=0.0, help="Dollars a comparison by people; without: what they cost.")
+    ] = None,
+    store: Annotated[str | None, typer.Option(help="A store other than the run's.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the splits.")] = 0,
+    page: PageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How many labels will do, and what they cost: a learning curve of a linear reward on the run's features, carried
+    on with its interval; mixes of judge and people; prompts that show a win rate."""
+    from burnish.environment import prepare_environment
+
+    prepare_environment()
+    from burnish.commands.label_plan import plan
+    from burnish.report import labels as told_of
+
+    report = plan(
+        run,
+        store=None if store is None else store_place(store),
+        labels=labels,
+        most=most,
+        accuracy=accuracy,
+        price_judge=price_judge,
+        price_person=price_person,
+        seed=seed,
+        told=print_progress,
+    )
+    _account(told_of.plan(report), report, page, as_json)
+
+
+class DumpName(StrEnum):
+    """What a store is written as."""
+
+    LABELS = "labels"
+    PAIRS = "pairs"
+    RANKINGS = "rankings"
+
+
+@app.command()
+def load(
+    store: Annotated[
+        str, typer.Argument(help="A label store: a .sqlite file (made if need be), a run, or a URL.")
+    ],
+    file: Annotated[Path, typer.Argument(help="JSON lines, .gz or not.")],
+    guidelines: Annotated[str | None, typer.Option(help="What the labels were given by.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add labels to a store: prompt, responses (two or more), ranking or preference, annotator; perhaps shown, seconds,
+    cost, at, source, models, ended. Rows with `gold: true` are questions whose answer is known; they come first."""
+    from burnish.data.exchange import load_labels
+    from burnish.data.guidelines import load_guidelines
+    from burnish.data.lines import must_exist
+    from burnish.data.store import LabelStore, is_url
+
+    must_exist(file)
+    new = not is_url(store) and not Path(store).exists()
+    with LabelStore(Path(store) if new else store_place(store)) as labels:
+        told = None if guidelines is None else labels.add_guidelines(load_guidelines(guidelines))
+        print_report(load_labels(labels, file, told).report(), as_json)
+
+
+@app.command()
+def dump(
+    store: StoreArg,
+    file: Annotated[Path, typer.Argument(help="File to write, .jsonl or .jsonl.gz.")],
+    as_: Annotated[DumpName, typer.Option("--as", help="labels can be loaded again.")] = DumpName.LABELS,
+    consensus: Annotated[ConsensusName, typer.Option(help="Of pairs and rankings.")] = ConsensusName.MEAN,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a store's labels, or what they come to: pairs of a chosen and a rejected answer, or rankings."""
+    from burnish.commands.label_dump import dump_store
+    from burnish.data.store import LabelStore
+
+    with LabelStore(store_place(store)) as labels:
+        rows = dump_store(labels, file, as_.value, consensus.value)
+    print_report({"path": str(file), "rows": rows}, as_json)
+
+
+@app.command()
+def export(
+    store: StoreArg,
+    folder: Annotated[Path, typer.Argument(help="New folder for the batch.")],
+    vendor: Annotated[VendorName, typer.Option(help="Whose shape it is to have.")],
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Comparisons at most.")] = None,
+    only: OnlyOption = None,
+    redundancy: Annotated[int, typer.Option(min=1, help="Workers who answer each item.")] = 3,
+    gold: Annotated[
+        Path | None, typer.Option(help="Preference pairs whose answer is beyond doubt, to be mixed in.")
+    ] = None,
+    gold_share: Annotated[float, typer.Option(min=0.0, max=0.5, help="Their share of the batch.")] = 0.1,
+    guidelines: Annotated[str | None, typer.Option(help="What labelers go by.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the shuffle.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Write comparisons that have no label yet as a batch for a vendor: sides shuffled, gold questions mixed in. The
+    file key.jsonl is ours: without it nothing can be imported, and no worker may see it."""
+    from burnish.commands.label_vendors import export_batch
+
+    report = export_batch(
+        store_place(store),
+        folder,
+        vendor.value,
+        n=n,
+        only=only,
+        redundancy=redundancy,
+        gold=gold,
+        gold_share=gold_share,
+        guidelines=guidelines,
+        seed=seed,
+    )
+    print_report(report, as_json)
+
+
+@app.command("import")
+def import_(
+    store: StoreArg,
+    folder: Annotated[Path, typer.Argument(help="The folder that `burnish label export` wrote.")],
+    results: Annotated[Path, typer.Argument(help="The vendor's results.")],
+    vendor: Annotated[VendorName, typer.Option(help="Whose shape they have.")],
+    least_gold: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of gold questions that a worker must get right.")
+    ] = 0.7,
+    pay: Annotated[float, typer.Option(min=0.0, help="Dollars a row, where results do not say.")] = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a vendor's results back as labels. What cannot be used is kept beside the results, with its reason; the same
+    file again changes nothing."""
+    from burnish.commands.label_vendors import import_batch
+
+    print_report(import_batch(store_place(store), folder, results, vendor.value, least_gold, pay), as_json)
+
+
+class HowName(StrEnum):
+    """What makes a comparison worth a label."""
+
+    VARIANCE = "variance"
+    BALD = "bald"
+    ENTROPY = "entropy"
+    D_OPTIMAL = "d_optimal"
+    RANDOM = "random"
+    RESERVED = "reserved"
+
+
+@app.command()
+def select(
+    run: Annotated[Path, typer.Argument(help="Run whose reward models are asked.")],
+    out: Annotated[Path, typer.Argument(help="File to write: a line for every comparison.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="Comparisons.")] = 200,
+    how: Annotated[
+        HowName, typer.Option(help="reserved: the part that measures and is never chosen otherwise.")
+    ] = HowName.BALD,
+    random_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of them drawn at random.")] = 0.3,
+    reserve: Annotated[
+        float, typer.Option(min=0.0, max=0.5, help="Share of all comparisons that is kept for measuring.")
+    ] = 0.1,
+    store: Annotated[str | None, typer.Option(help="A store other than the run's.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose comparisons without a label that are worth one: where the reward models disagree, beside a random part.
+    Give the file to `label export`, `label terminal` or `label judge` as --only."""
+    from burnish.commands.reward_score import select_comparisons
+
+    report = select_comparisons(
+        run,
+        store_place(store or str(run)),
+        out,
+        n=n,
+        how=how.value,
+        random_share=random_share,
+        reserve=reserve,
+        seed=seed,
+    )
+    print_report(report, as_json)
+
+
+@app.command()
+def terminal(
+    store: StoreArg,
+    name: Annotated[str, typer.Option(help="Who is answering; answers of others are asked again.")],
+    only: OnlyOption = None,
+    guidelines: Annotated[str | None, typer.Option(help="What labelers go by.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Comparisons at most.")] = None,
+    most: Annotated[
+        int,
+        typer.Option(min=2, max=6, help="Answers at a time, where all of them are to be compared: an order."),
+    ] = 2,
+) -> None:
+    """Compare answers yourself: blind, sides shuffled. Every answer is kept at once but the last, which can be taken
+    back; started again it goes on with what you have not answered."""
+    from burnish.pipeline.people import ask_in_terminal
+
+    ask_in_terminal(store_place(store), name, only, guidelines, limit, most)
+
+
+def _judge_settings(given: dict[str, Any]) -> JudgeConfig:
+    """The judge that a command's options name."""
+    from burnish.config.judge import JudgeConfig
+    from burnish.config.loading import validated
+
+    options = ("model", "endpoint", "api_key_env", "gguf_file", "rubric", "budget", "price_in", "price_out")
+    return validated(JudgeConfig, {name: given[name] for name in (*options, "concurrency")})
+
+
+def _account(told: Told, report: dict[str, Any], page: Path | None, as_json: bool) -> None:
+    """An account on the page, if one is asked for, and as text or JSON."""
+    from burnish.report.told import as_text, write_page
+
+    write_page(told, page)
+    print(json.dumps(report) if as_json else as_text(told))

@@ -1,0 +1,98 @@
+"""`burnish label mturk ...`: a batch on Mechanical Turk through its API, in the sandbox unless --live."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from burnish.cli.options import JsonOption, print_report, store_place
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="A batch of `burnish label export --vendor mturk` on Mechanical Turk, through its API. Needs burnish[mturk].",
+)
+
+FolderArg = Annotated[Path, typer.Argument(help="The folder that `burnish label export` wrote.")]
+LiveOption = Annotated[
+    bool, typer.Option("--live", help="The market, where it costs money; without: the sandbox.")
+]
+GoldOption = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Share of gold questions that a worker must get right.")
+]
+
+
+@app.command()
+def send(
+    folder: FolderArg,
+    reward: Annotated[float, typer.Option(min=0.01, help="Dollars an answer, without the market's fee.")],
+    budget: Annotated[float, typer.Option(min=0.0, help="Dollars at most, fees included.")],
+    workers: Annotated[int, typer.Option(min=1, help="Workers who answer each item.")] = 3,
+    minutes: Annotated[int, typer.Option(min=1, help="For one answer.")] = 30,
+    days: Annotated[int, typer.Option(min=1, help="That items are offered.")] = 7,
+    approved_share: Annotated[
+        int,
+        typer.Option(
+            min=0, max=100, help="Percentage of a worker's work that must have been approved; 0: any."
+        ),
+    ] = 95,
+    live: LiveOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Offer every item of a batch to workers; given again it offers what is missing, and nothing twice."""
+    from burnish.commands.label_mturk import requester
+    from burnish.commands.label_mturk import send as send_batch
+    from burnish.labels.mturk import Job
+
+    job = Job(reward, workers, minutes, days, approved_share=approved_share)
+
+    def told(number: int) -> None:
+        if number % 50 == 0:
+            print(f"{number} offered", file=sys.stderr)
+
+    print_report(send_batch(requester(folder, live), job, budget, told), as_json)
+
+
+@app.command()
+def fetch(
+    store: Annotated[
+        str, typer.Argument(help="The label store that the batch came from: a file, a run, or a URL.")
+    ],
+    folder: FolderArg,
+    least_gold: GoldOption = 0.7,
+    live: LiveOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take what workers have answered so far as labels; given again it adds what has come since."""
+    from burnish.commands.label_mturk import fetch as fetch_batch
+    from burnish.commands.label_mturk import requester
+
+    print_report(fetch_batch(requester(folder, live), store_place(store), least_gold), as_json)
+
+
+@app.command()
+def approve(
+    folder: FolderArg, least_gold: GoldOption = 0.7, live: LiveOption = False, as_json: JsonOption = False
+) -> None:
+    """Approve what was submitted, but for the work of who fails gold questions, which is named and left to you."""
+    from burnish.commands.label_mturk import approve as approve_batch
+    from burnish.commands.label_mturk import requester
+
+    print_report(approve_batch(requester(folder, live), least_gold), as_json)
+
+
+@app.command()
+def block(
+    folder: FolderArg,
+    worker: Annotated[str, typer.Option(help="The worker's id on the market.")],
+    reason: Annotated[str, typer.Option(help="Why; the worker is told.")],
+    live: LiveOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep a worker of this batch from all your work."""
+    from burnish.commands.label_mturk import block as block_worker
+    from burnish.commands.label_mturk import requester
+
+    print_report(block_worker(requester(folder, live), worker, reason), as_json)

@@ -1,0 +1,157 @@
+"""`burnish evaluate overoptimization`: how far a run's reward can be optimised before it is worth less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from burnish.commands.reward_score import open_ensemble
+from burnish.errors import RunError
+from burnish.evaluation.overoptimization import Array, of_pool, of_run
+from burnish.models.artefacts import is_saved, load_reward_model
+from burnish.models.heads import raw_scores
+from burnish.models.sequences import Sequences
+from burnish.pipeline.answers import reference_answers, sample_rounds
+from burnish.pipeline.context import RunContext
+from burnish.pipeline.guarded import OWN_PAIRS
+from burnish.randomness import derive_seed
+from burnish.records import Prompt, Rollout
+from burnish.report.overoptimized import render_overoptimized
+from burnish.reward.ensemble import load_watcher, round_scores
+from burnish.runs.files import write_json
+
+Judge = Callable[[Rollout], Sequence[float]]
+REPORT = "overoptimization.json"
+
+
+def overoptimization(
+    path: Path, *, prompts: int = 32, answers: int = 256, told: Callable[[str], None] = lambda what: None
+) -> dict[str, Any]:
+    """Best of n among `answers` answers of SFT to each of some held-out prompts, and PPO's updates: worth by whoever
+    was not optimised against (the true preference of a rehearsal, the examiner, the watcher) over the root of KL, both
+    fitted. Writes overoptimization.json and its page, and returns what they hold. Raises RunError without such a
+    judge."""
+    place, ensemble = open_ensemble(path)
+    try:
+        judges = judges_of(place, path)
+        if not judges:
+            raise RunError(
+                f"{path} has no judge that is not optimised against: its rewards have neither watcher nor examiner "
+                "(reward.watcher_share, evaluate.examiner: reward_model)"
+            )
+        seed = derive_seed(place.config.seed, "overoptimization") % 2**32
+        asked = [*place.data.splits.test, *place.data.splits.selection][:prompts]
+        told(f"{answers} answers of SFT to each of {len(asked)} prompts")
+        size, where = place.config.evaluate.batch_size, "overoptimization"
+        rounds = sample_rounds(place.models, asked, answers, size, seed, where)
+        reference = reference_answers(place.models, ensemble, asked, size, seed, where)
+        told("scoring")
+        scores = round_scores(ensemble, rounds, reference, place.models.codec.pad_id)
+        proxy = scores.T.double().cpu().numpy()
+        worth = {name: np.array([list(judge(r)) for r in rounds]).T for name, judge in judges.items()}
+        report = {
+            "run": place.config.name,
+            "answers": answers,
+            "kl_target": place.config.ppo.kl.target,
+            "judges": list(judges),
+            "pool": of_pool(proxy, worth, seed, place.config.evaluate.confidence),
+            "ppo": of_ppo(place, worth, proxy, seed),
+        }
+    finally:
+        place.data.close()
+    report["offered"] = offered(report)
+    write_json(path / REPORT, report)
+    render_overoptimized(path)
+    return report
+
+
+def judges_of(place: RunContext, path: Path) -> dict[str, Judge]:
+    """Whoever was not optimised against, the most trusted first."""
+    found: dict[str, Judge] = {}
+    gold, pad_id, base = place.data.gold, place.models.codec.pad_id, place.models.base
+    if gold is not None:
+        found["true preference"] = lambda r: [gold(p, t) for p, t in zip(r.prompts, r.texts, strict=True)]
+    if is_saved(path / "reward" / "examiner"):
+        model = load_reward_model(base, path / "reward" / "examiner")
+        found["examiner"] = lambda r: raw_scores(model, Sequences.of(model.top.base, r, pad_id)).tolist()
+    watcher = load_watcher(base, path / "reward")
+    if watcher is not None:
+        found["watcher"] = lambda r: watcher.scores(r, pad_id).tolist()
+    return found
+
+
+def of_ppo(place: RunContext, worth: dict[str, Array], proxy: Array, seed: int) -> dict[str, Any] | None:
+    """PPO's updates in their order, without those that were rolled back: KL, the proxy's gain and the watcher's; the
+    true preference's of the pairs that were kept. Gains are from SFT, in standard deviations over the pool. None where
+    PPO made no update."""
+    rows = kept_updates(place.journal.run.read_rows("metrics/ppo.jsonl"))
+    if not rows:
+        return None
+    sd = float(proxy.std())
+    found: dict[str, Any] = {
+        "kl": [row["kl"] for row in rows],
+        "proxy": [(row["score"] - rows[0]["score"]) / sd for row in rows],
+        "judges": {},
+        "fits": {},
+    }
+    seen: dict[str, tuple[list[float], list[float]]] = {}
+    watched = [row for row in rows if "watcher" in row]
+    if "watcher" in worth and watched:
+        spread = float(worth["watcher"].std())
+        gains = [(row["watcher"] - float(worth["watcher"].mean())) / spread for row in watched]
+        seen["watcher"] = ([row["kl"] for row in watched], gains)
+    if place.data.gold is not None:
+        seen["true preference"] = gold_of_pairs(place, rows, worth["true preference"])
+    for name, (kl, gains) in seen.items():
+        found["judges"][name] = {"kl": kl, "gain": gains}
+        found["fits"][name] = of_run(kl, gains, seed)
+    return found
+
+
+def gold_of_pairs(
+    place: RunContext, rows: Sequence[dict[str, Any]], pool: Array
+) -> tuple[list[float], list[float]]:
+    """The true preference's mean gain on the answers that were kept of an update, and the KL of the next."""
+    gold = place.data.gold
+    assert gold is not None
+    by_tick: dict[int, list[float]] = {}
+    for pair in place.journal.run.read_rows(OWN_PAIRS):
+        own = [gold(Prompt(pair["prompt"]), pair[side]) for side in ("first", "second")]
+        by_tick.setdefault(pair["tick"], []).extend(own)
+    after = kl_after(rows, place.journal.run.read_rows("timing/ppo.jsonl"))
+    known = [(after[tick], golds) for tick, golds in by_tick.items() if tick in after]
+    scaled = [(mean(golds) - float(pool.mean())) / float(pool.std()) for _, golds in known]
+    return [kl for kl, _ in known], scaled
+
+
+def kept_updates(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The updates that the last policy is made of: a roll-back takes back those after its checkpoint."""
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        while kept and kept[-1]["step"] >= row["step"]:
+            kept.pop()
+        kept.append(row)
+    return kept
+
+
+def kl_after(rows: Sequence[dict[str, Any]], timing: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """By tick the KL of the policy that its update left, which the next update measured; kept updates alone. Ticks
+    count updates that diverged and so have no row."""
+    kept = {(row["step"], row["attempt"]): i for i, row in enumerate(rows)}
+    places = {row["tick"]: kept.get((row["step"], row["attempt"])) for row in timing}
+    return {tick: rows[i + 1]["kl"] for tick, i in places.items() if i is not None and i + 1 < len(rows)}
+
+
+def offered(report: dict[str, Any]) -> dict[str, Any] | None:
+    """The KL at which worth peaks, by the most trusted judge, as PPO itself came there, or else as best of n does; None
+    where no curve has bent within reach."""
+    for source, held in (("ppo", report["ppo"]), ("best of n", report["pool"])):
+        for judge in report["judges"]:
+            fit = (held or {"fits": {}})["fits"].get(judge)
+            if fit is not None and fit["kl"] is not None and fit["kl_interval"] is not None:
+                return {"kl": fit["kl"], "interval": fit["kl_interval"], "judge": judge, "from": source}
+    return None

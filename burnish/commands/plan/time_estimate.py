@@ -1,0 +1,135 @@
+"""How long a run takes, stage by stage: how many responses each samples, reads and learns from, times the seconds of
+one. Judges and people take the time they take; their stages are told without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from burnish.config import RunConfig
+from burnish.config.model import TINY_MODEL
+from burnish.models.optim import HELD_OUT, RUNGS, n_updates, trial_steps
+from burnish.pipeline.gate import GATE_ANSWERS, GATE_PROMPTS
+from burnish.pipeline.speed_estimate import Pace
+from burnish.reward.probe import MOST_PROMPTS
+
+CHANGES = 15  # of an answer, that the gate's stress tests try
+LABELLED = 1 / 900  # seconds that the simulated annotators take a comparison
+FALLBACK = "align (dpo), if PPO is given up"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the stages are given: labelled pairs, their different answers and prompts, training prompts,
+    demonstrations."""
+
+    pairs: int
+    answers: int
+    asked: int
+    train: int
+    demonstrations: int = 0
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How `world` processes share work: what is split by rows takes its share, and adds up gradients of `link` seconds
+    a step; whole jobs (reward models) are dealt."""
+
+    world: int = 1
+    link: float = 0.0
+
+    def rows(self, seconds: float) -> float:
+        return seconds / self.world
+
+    def jobs(self, n: int) -> float:
+        """By what `n` equal jobs, done one beside the other by one process, take less time."""
+        return -(-n // self.world) / n
+
+
+def time_by_stage(
+    pace: Pace, counts: Counts, config: RunConfig, sharing: Sharing | None = None
+) -> dict[str, float]:
+    """Seconds of each stage; of DPO for itself."""
+    shared = sharing or Sharing()
+    found: dict[str, float] = {}
+    seen = pace.features + pace.reading  # a whole forward pass
+    if counts.demonstrations:
+        steps = n_updates(counts.demonstrations, config.sft.batch_size, config.sft.epochs)
+        one = pace.policy + pace.features / config.sft.epochs
+        learned = counts.demonstrations * config.sft.epochs * one
+        trials = _trials(config.sft.learning_rate, steps) * (config.sft.batch_size * pace.policy)
+        found["sft"] = shared.rows(learned + trials) + shared.link * steps
+    if config.label.source != "imported" and config.collect.n_pairs:
+        found["collect"] = shared.rows(2 * config.collect.n_pairs * pace.sampling)
+        if config.label.source == "simulated":
+            found["label"] = config.collect.n_pairs * LABELLED
+    found["reward"] = _reward(pace, counts, config, shared)
+    if config.ppo.updates:
+        found["align"] = _ppo(pace, config, shared)
+    if config.distill.when == "always":
+        asked = min(config.distill.prompts, counts.train)
+        sampled = asked * config.distill.n * (pace.sampling + config.reward.members * pace.scoring)
+        steps = n_updates(asked, config.distill.batch_size, config.distill.epochs)
+        learned = asked * config.distill.epochs * pace.policy
+        found["align (distill)"] = shared.rows(sampled + learned) + shared.link * steps
+    if config.dpo.when != "never":
+        name = "align (dpo)" if config.dpo.when == "always" else FALLBACK
+        found[name] = _dpo(pace, counts, config, shared)
+    examined = config.evaluate.n_selection + config.evaluate.n_test
+    others = 1 + (config.dpo.when == "always") + (config.distill.when == "always")
+    answers = examined * (1 + others + (config.evaluate.best_of_n if config.evaluate.best_of_n > 1 else 0))
+    kl = others * min(config.evaluate.kl_prompts, examined) * (seen + pace.reading)
+    found["evaluate"] = shared.rows(answers * (pace.sampling + pace.scoring) + kl)
+    return found
+
+
+def _trials(rate: object, steps: int) -> int:
+    """Updates that the search for a learning rate takes."""
+    return RUNGS * trial_steps(steps) if rate == "auto" else 0
+
+
+def _reward(pace: Pace, counts: Counts, config: RunConfig, shared: Sharing) -> float:
+    reward = config.reward
+    share = 1.0 - reward.validation_share - reward.watcher_share
+    examiner = reward.examiner_share if config.evaluate.examiner == "reward_model" else 0.0
+    learned = reward.epochs * pace.reward
+    probed = min(1.0, MOST_PROMPTS / max(1, counts.asked)) * counts.answers if reward.depth == "auto" else 0.0
+    prompts = counts.asked * (share - examiner)
+    steps = n_updates(max(1, round(prompts)), reward.batch_size, reward.epochs)
+    a_step = reward.batch_size * counts.answers / max(1, counts.asked)
+    known = config.model.path == TINY_MODEL  # whose rate is on record
+    trials = 0 if known else _trials(reward.learning_rate, steps) * a_step * pace.reward
+    trials += bool(trials) * RUNGS * HELD_OUT * pace.scoring
+    references = min(counts.train, max(reward.reference_samples, config.ppo.updates * config.ppo.batch_size))
+    members = counts.answers * (share - examiner) * learned * reward.members * shared.jobs(reward.members)
+    single = counts.answers * (reward.watcher_share + examiner) * learned
+    read = references * (pace.sampling + (reward.members + 2) * pace.scoring)
+    return (
+        probed * (pace.features + pace.reading)
+        + trials
+        + members
+        + single
+        + shared.rows(read + counts.answers * pace.features)
+    )
+
+
+def _ppo(pace: Pace, config: RunConfig, shared: Sharing) -> float:
+    ppo = config.ppo
+    gate = GATE_PROMPTS * GATE_ANSWERS * (pace.sampling + (config.reward.members + 1) * pace.scoring)
+    gate += GATE_PROMPTS * CHANGES * config.reward.members * (pace.features + pace.scoring)
+    first = ppo.batch_size * (pace.sampling + pace.policy) if ppo.learning_rate == "auto" else 0.0
+    steps = ppo.updates * ppo.epochs * ppo.minibatches
+    updates = ppo.updates * ppo.batch_size * pace.ppo_response(config)
+    return shared.rows(gate * bool(config.ppo.ensemble_weight) + first + updates) + shared.link * steps
+
+
+def _dpo(pace: Pace, counts: Counts, config: RunConfig, shared: Sharing) -> float:
+    dpo = config.dpo
+    own = dpo.pairs in ("auto", "on_policy", "both")
+    asked = min(dpo.prompts, counts.train) if own else 0
+    sampled = asked * dpo.n * (pace.sampling + config.reward.members * pace.scoring)
+    pairs = asked + (counts.pairs if dpo.pairs in ("labels", "both") else 0)
+    steps = n_updates(max(1, pairs), dpo.batch_size, dpo.epochs)
+    learned = 2 * pairs * (pace.reading + dpo.epochs * pace.policy)
+    trials = _trials(dpo.learning_rate, steps) * 2 * dpo.batch_size * pace.policy
+    trials += bool(trials) * RUNGS * 2 * HELD_OUT * pace.reading
+    return shared.rows(sampled + learned + trials) + shared.link * steps

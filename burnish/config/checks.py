@@ -1,0 +1,65 @@
+"""Conditions on the whole configuration, which no single section can check."""
+
+from __future__ import annotations
+
+from burnish.config.run import RunConfig
+from burnish.errors import ConfigError
+
+
+def check_config(config: RunConfig) -> None:
+    """Raise ConfigError for sections that do not fit together."""
+    if config.evaluate.examiner == "panel" and config.label.source != "simulated":
+        raise ConfigError(
+            f"evaluate.examiner is 'panel' but label.source is {config.label.source!r}: only a rehearsal has simulated "
+            "annotators; set evaluate.examiner: reward_model, judge or people"
+        )
+    if config.label.source == "judge" and config.label.judge.model is None:
+        raise ConfigError("label.source is 'judge' but label.judge.model names no model")
+    if config.evaluate.examiner == "judge":
+        judge, labeler = config.evaluate.judge, config.label.judge
+        if judge.model is None:
+            raise ConfigError("evaluate.examiner is 'judge' but evaluate.judge.model names no model")
+        if config.label.source == "judge" and (judge.model, judge.rubric) == (labeler.model, labeler.rubric):
+            raise ConfigError(
+                f"evaluate.judge and label.judge are the same ({judge.model}, the same rubric): it would find its own "
+                "taste good; give another model or another rubric"
+            )
+    for lacking in (given.lacks() for given in config.evaluate.guard_sets):
+        if lacking:
+            raise ConfigError(lacking)
+    if config.label.source == "imported" and config.label.preferences is None:
+        raise ConfigError("label.source is 'imported' but label.preferences names no file")
+    if config.label.source == "imported" and (config.rounds > 1 or config.collect.follows is not None):
+        raise ConfigError(
+            "label.source is 'imported', so there is nobody to label what rounds sample: set rounds: 1 (and no "
+            "collect.follows), or another label.source"
+        )
+    if config.rounds > 1 and config.collect.n_pairs < config.rounds:
+        raise ConfigError(
+            f"rounds={config.rounds} share collect.n_pairs={config.collect.n_pairs}: give more pairs"
+        )
+    if config.data.prompts == "preferences" and config.label.preferences is None:
+        raise ConfigError("data.prompts is 'preferences' but label.preferences names no file")
+    if config.label.source == "imported" and config.data.prompts == "stories":
+        raise ConfigError(
+            "imported preferences need prompts of their own kind: set data.prompts to 'preferences' or a file"
+        )
+    if config.scale.shard and config.model.layers == "all":
+        raise ConfigError(
+            "scale.shard cuts frozen layers over processes, but model.layers is 'all': every layer is trained; set "
+            "model.layers: lora or top:N"
+        )
+    if config.scale.shard and config.ppo.update_seconds is not None:
+        raise ConfigError(
+            "ppo.update_seconds times a whole model by one process, but scale.shard leaves none; set ppo.batch_size"
+        )
+    if config.reward.shared_head and (config.reward.layers or config.model.layers).startswith("lora"):
+        raise ConfigError(
+            "reward.shared_head averages whole layers, but adapters are trained (model.layers, reward.layers): the "
+            "mean of two products is none of their means; set reward.layers: top:2, or shared_head: false"
+        )
+    if config.model.layers.startswith("lora") and config.ppo.value_init == "reward_model":
+        raise ConfigError(
+            f"ppo.value_init='reward_model' needs whole layers, but model.layers={config.model.layers!r} trains "
+            "adapters; use zero"
+        )

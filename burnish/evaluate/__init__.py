@@ -1,1 +1,0 @@
-"""Who won: head-to-head judgements, intervals, the champion rule."""

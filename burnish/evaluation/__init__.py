@@ -1,0 +1,1 @@
+"""Comparisons of policies: win rates, the champion rule, overoptimization curves."""

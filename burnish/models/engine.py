@@ -1,0 +1,471 @@
+"""A faster decoder for Llama-like models. It gives the same log-probabilities as the plain decoder, within rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+from burnish.models.batches import SUPPRESSED, Positions, read
+
+if TYPE_CHECKING:
+    from burnish.models.backbone import Top
+
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Weights of one layer, projections of the same input fused."""
+
+    norms: tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+    qk_norms: tuple[nn.Module, nn.Module] | None
+    out: torch.Tensor
+    out_bias: torch.Tensor | None
+    gate_up: torch.Tensor
+    gate_up_bias: torch.Tensor | None
+    activation: nn.Module
+    down: torch.Tensor
+    down_bias: torch.Tensor | None
+
+
+class FastDecoder:
+    """S slots of a static cache: keys (S, H, d, M) and values (S, H, M, d) per layer, left-aligned, so that a slot
+    whose sequence has ended takes the next prompt at once."""
+
+    refills = True
+
+    def __init__(self, top: Top, slots: int, width: int) -> None:
+        base, device = top.base, top.base.device
+        body = inner(top.body)
+        attention = base.lm.base_model.layers[0].self_attn
+        self.embed = base.lm.base_model.embed_tokens if base.cut else body.embed_tokens
+        below: Any = base.bottom.layers if base.bottom is not None else ()
+        self.layers = [_layer(module) for module in (*below, *body.layers)]
+        self.norm = norm(body.norm)
+        self.head_dim = attention.head_dim
+        self.groups = attention.num_key_value_groups
+        self.scaling = attention.scaling
+        kv = self.layers[0].qkv.shape[0] // self.head_dim // (self.groups + 2)
+        self.heads = (kv * self.groups, kv)
+        dtypes = [layer.qkv.dtype for layer in self.layers]
+        self.keys = [torch.zeros(slots, kv, self.head_dim, width, dtype=d, device=device) for d in dtypes]
+        self.values = [torch.zeros(slots, kv, width, self.head_dim, dtype=d, device=device) for d in dtypes]
+        self.features = {cut: torch.zeros(slots, width, base.hidden_size, device=device) for cut in base.cuts}
+        self.lengths = torch.zeros(slots, dtype=torch.long, device=device)
+        self.in_use = torch.zeros(slots, dtype=torch.bool, device=device)
+        cos, sin = rope_tables(base.lm.base_model, torch.arange(width, device=device)[None])
+        self.cos, self.sin = cos[0], sin[0]
+
+    def admit(self, slots: torch.Tensor, prompt_ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Prefill these slots; (len(slots), D) last hidden states. A prompt given several times is computed once."""
+        unique = {tuple(p): None for p in prompt_ids}
+        index = {p: i for i, p in enumerate(unique)}
+        device = self.lengths.device
+        source = torch.tensor([index[tuple(p)] for p in prompt_ids], device=device)
+        lengths = torch.tensor([len(p) for p in unique], device=device)
+        width = int(lengths.max())
+        ids = torch.zeros(len(unique), width, dtype=torch.long, device=device)
+        for row, prompt in enumerate(unique):
+            ids[row, : len(prompt)] = torch.tensor(prompt, device=device)
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            # Padding stands right of the text, where a causal model never looks.
+            out = scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=self.scaling, enable_gqa=self.groups > 1
+            )
+            self.keys[layer][slots, :, :, :width] = k.transpose(2, 3)[source]
+            self.values[layer][slots, :, :width] = v[source]
+            return out.transpose(1, 2).flatten(2)
+
+        def keep(kept: torch.Tensor, x: torch.Tensor) -> None:
+            kept[slots, :width] = x[source]
+
+        hidden = self._forward(self.embed(ids), self.cos[:width], self.sin[:width], attend, keep)
+        self.lengths[slots], self.in_use[slots] = lengths[source], True
+        return self.norm(hidden[torch.arange(len(unique), device=device), lengths - 1])[source]
+
+    def step(self, ids: torch.Tensor) -> torch.Tensor:
+        """Feed one token (S,) per slot; (S, D) hidden states after it."""
+        rows, where = torch.arange(len(ids), device=ids.device), self.lengths
+        seen = int(where.max()) + 1
+        # (S, 1, 1, seen); finite, so that a free slot gives no nan.
+        unseen = torch.where(torch.arange(seen, device=where.device) <= where[:, None], 0.0, SUPPRESSED)[
+            :, None, None
+        ]
+        n_kv = self.heads[1]
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            self.keys[layer][rows, :, :, where] = k[:, 0]
+            self.values[layer][rows, :, where] = v[:, 0]
+            q = q.reshape(len(ids), n_kv, self.groups, self.head_dim) * self.scaling
+            weights = (q @ self.keys[layer][..., :seen] + unseen.to(q.dtype)).softmax(-1)
+            return (weights @ self.values[layer][:, :, :seen]).view(len(ids), 1, -1)
+
+        def keep(kept: torch.Tensor, x: torch.Tensor) -> None:
+            kept[rows, where] = x[:, 0]
+
+        hidden = self._forward(
+            self.embed(ids[:, None]), self.cos[where][:, None], self.sin[where][:, None], attend, keep
+        )
+        # A free slot is fed with the rest, and must not grow: nothing would stop it at the width of the cache.
+        self.lengths = where + self.in_use
+        return self.norm(hidden[:, 0])
+
+    def keep(self, slots: torch.Tensor) -> None:
+        """Drop every slot but these."""
+        self.keys = [k[slots] for k in self.keys]
+        self.values = [v[slots] for v in self.values]
+        self.lengths, self.in_use = self.lengths[slots], self.in_use[slots]
+        self.features = {cut: kept[slots] for cut, kept in self.features.items()}
+
+    def take_features(self, slot: int) -> dict[int, torch.Tensor]:
+        """(length, D) activations at the base's cuts of every token fed to this slot, which is then free."""
+        n, self.lengths[slot], self.in_use[slot] = int(self.lengths[slot]), 0, False
+        return {cut: kept[slot, :n].clone() for cut, kept in self.features.items()}
+
+    def _forward(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        attend: Attend,
+        keep: Callable[[torch.Tensor, torch.Tensor], None],
+    ) -> torch.Tensor:
+        """(B, t, D) embeddings to (B, t, D) hidden states before the final norm. cos, sin (t, d) or (B, t, d)."""
+        n_q, n_kv = self.heads
+        for index, layer in enumerate(self.layers):
+            if index in self.features:
+                keep(self.features[index], x)
+            qkv = linear(layer.norms[0](x).to(layer.qkv.dtype), layer.qkv, layer.qkv_bias)
+            qkv = qkv.unflatten(-1, (n_q + 2 * n_kv, self.head_dim))
+            qk, v = qkv[:, :, : n_q + n_kv], qkv[:, :, n_q + n_kv :]
+            if layer.qk_norms is not None:
+                q_norm, k_norm = layer.qk_norms
+                qk = torch.cat([q_norm(qk[:, :, :n_q]), k_norm(qk[:, :, n_q:])], 2).to(v.dtype)
+            qk = rotate(qk, cos, sin)
+            mixed = attend(index, qk[:, :, :n_q], qk[:, :, n_q:], v)
+            x = linear(mixed, layer.out, layer.out_bias) + x
+            h = layer.norms[1](x).to(layer.gate_up.dtype)
+            gate, up = linear(h, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
+            x = linear(layer.activation(gate) * up, layer.down, layer.down_bias) + x
+        return x
+
+
+def _layer(module: Any) -> _Layer:
+    attention, mlp = module.self_attn, module.mlp
+    qkv, qkv_bias = fused(attention.q_proj, attention.k_proj, attention.v_proj)
+    gate_up, gate_up_bias = fused(mlp.gate_proj, mlp.up_proj)
+    out, out_bias = fused(attention.o_proj)
+    down, down_bias = fused(mlp.down_proj)
+    norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
+    return _Layer(
+        norms=(norm(module.input_layernorm), norm(module.post_attention_layernorm)),
+        qkv=qkv,
+        qkv_bias=qkv_bias,
+        qk_norms=norms,
+        out=out,
+        out_bias=out_bias,
+        gate_up=gate_up,
+        gate_up_bias=gate_up_bias,
+        activation=mlp.act_fn,
+        down=down,
+        down_bias=down_bias,
+    )
+
+
+def fused(*linears: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The weights of linear layers over each other, adapters merged in: a view where `lay_out` has put them so,
+    a copy otherwise."""
+    weights = [_merged(module) for module in linears]
+    biases = [module.bias for module in linears]
+    bias = None if any(b is None for b in biases) else torch.cat([b.detach() for b in biases])
+    first, rows = weights[0], sum(len(w) for w in weights)
+    offset = first.storage_offset()
+    for weight in weights:
+        same = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same and weight.is_contiguous() and weight.storage_offset() == offset):
+            return torch.cat(weights), bias
+        offset += weight.numel()
+    return first.as_strided((rows, first.shape[1]), (first.shape[1], 1)), bias
+
+
+def _merged(module: Any) -> torch.Tensor:
+    weight: torch.Tensor = module.weight.detach()
+    for name in getattr(module, "active_adapters", ()):
+        weight = weight + module.get_delta_weight(name).detach()
+    return weight
+
+
+LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+
+ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+PLAIN_RMS_NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
+
+
+def is_llama_like(lm: Any) -> bool:
+    """Whether a causal LM is built as this module expects; says nothing about what its parts compute."""
+    body = lm.base_model
+    if not all(hasattr(body, part) for part in ("layers", "norm", "embed_tokens", "rotary_emb")):
+        return False
+    if getattr(body.config, "sliding_window", None) and getattr(body.config, "use_sliding_window", True):
+        return False
+    for layer in body.layers:
+        if {n for n, _ in layer.named_children()} != LAYER_PARTS:
+            return False
+        attention = {n for n, _ in layer.self_attn.named_children()}
+        if attention - {"q_norm", "k_norm"} != ATTENTION_PARTS:
+            return False
+        if {n for n, _ in layer.mlp.named_children()} != MLP_PARTS:
+            return False
+    return True
+
+
+def lay_out(body: Any) -> None:
+    """Put the projections that read the same input next to each other in memory, so that decoding can run each
+    group as one product without a copy. The parameters stay what they are, and are trained as before."""
+    for layer in getattr(body, "layers", ()):
+        for block, names in (
+            ("self_attn", ("q_proj", "k_proj", "v_proj")),
+            ("mlp", ("gate_proj", "up_proj")),
+        ):
+            parts = [getattr(getattr(layer, block, None), name, None) for name in names]
+            if not all(isinstance(part, nn.Linear) for part in parts):
+                continue
+            weights = [part.weight for part in parts if part is not None]
+            joined = torch.cat([w.data for w in weights])
+            for weight, view in zip(weights, joined.split([len(w) for w in weights]), strict=True):
+                weight.data = view
+
+
+def norm(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A norm as one fused operation where it is a plain RMS norm, itself otherwise."""
+    if type(module).__name__ in PLAIN_RMS_NORMS:
+        plain: Any = module
+        return lambda x: rms_norm(x, plain.weight.shape, plain.weight, plain.variance_epsilon)
+    return module
+
+
+def rope_tables(body: Any, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and signed sin (..., d) at integer positions (B, L). rotate_half(x) is roll(x) with the first half
+    negated; the sign is in the table."""
+    cos, sin = body.rotary_emb(torch.zeros(1, device=positions.device), positions)
+    half = sin.shape[-1] // 2
+    return cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of heads (B, L, H, d) with tables (B, L, d) or (L, d)."""
+    return torch.addcmul(
+        x * cos[..., None, :].to(x.dtype), x.roll(x.shape[-1] // 2, -1), sin[..., None, :].to(x.dtype)
+    )
+
+
+def inner(body: Any) -> Any:
+    """The transformer body under an adapter wrapper, or itself."""
+    return body.get_base_model() if hasattr(body, "peft_config") else body
+
+
+def causal_mask(attention_mask: torch.Tensor) -> torch.Tensor:
+    """(B, L) 1 for text, 0 for padding, to additive (B, L, L)."""
+    length = attention_mask.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
+    seen = attention_mask.bool()[:, None, :] & earlier
+    return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, SUPPRESSED)
+
+
+def run_layers(
+    body: Any,
+    layers: Sequence[Any],
+    x: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    at: Positions,
+) -> torch.Tensor:
+    """Run consecutive layers of `body` on x (B, L, D); (B, Q, D) what leaves the last of them at `at`."""
+    cos, sin = rope_tables(body, position_ids)
+    mask = causal_mask(attention_mask)
+    for number, layer in enumerate(layers):
+        args = (layer, x, cos, sin, mask, at if number == len(layers) - 1 else slice(None))
+        if getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
+            x = checkpoint(layer_pass, *args, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = layer_pass(*args)
+    return x
+
+
+def layer_pass(
+    layer: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor, at: Positions
+) -> torch.Tensor:
+    """One layer on x (B, L, D), its output (B, Q, D) at `at` alone."""
+    h = attention_input(layer, x)
+    q = queries(layer.self_attn, read(h, at), read(cos, at), read(sin, at))
+    k, v = keys_and_values(layer.self_attn, h, cos, sin)
+    return layer_end(layer, read(x, at), attend(layer.self_attn, q, k, v, read(mask, at)))
+
+
+def attention_input(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """x (B, L, D) normed, in the precision of the layer's weights; x itself stays in float32."""
+    return norm(layer.input_layernorm)(x).to(layer.self_attn.q_proj.weight.dtype)
+
+
+def queries(attention: Any, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """(B, Q, H, d) rotated queries of normed hidden states (B, Q, D)."""
+    q = attention.q_proj(h).unflatten(-1, (-1, attention.head_dim))
+    return rotate(attention.q_norm(q).to(h.dtype) if hasattr(attention, "q_norm") else q, cos, sin)
+
+
+def keys_and_values(
+    attention: Any, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, L, H, d) rotated keys, and values, of normed hidden states (B, L, D)."""
+    k = attention.k_proj(h).unflatten(-1, (-1, attention.head_dim))
+    v = attention.v_proj(h).unflatten(-1, (-1, attention.head_dim))
+    return rotate(attention.k_norm(k).to(h.dtype) if hasattr(attention, "k_norm") else k, cos, sin), v
+
+
+def attend(
+    attention: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """(B, Q, H * d) what queries (B, Q, H, d) take from keys and values (B, L, H, d) under an additive mask (B, Q, L);
+    causal without one."""
+    mixed = scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=None if mask is None else mask[:, None].to(q.dtype),
+        is_causal=mask is None,
+        scale=attention.scaling,
+        enable_gqa=attention.num_key_value_groups > 1,
+    )
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def layer_end(layer: Any, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+    """What follows attention: its output projection and the MLP, each added to x."""
+    x = x + layer.self_attn.o_proj(mixed)
+    h = norm(layer.post_attention_layernorm)(x).to(layer.self_attn.q_proj.weight.dtype)
+    return x + layer.mlp(h)
+
+
+def shared_prompts(
+    body: Any,
+    depth: int,
+    prompts: torch.Tensor,
+    lengths: torch.Tensor,
+    responses: torch.Tensor,
+    source: torch.Tensor,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Run the lowest `depth` layers of `body` on prompts (U, P, D) and on responses (K, T, D) that continue them;
+    response k continues prompt source[k], which has lengths[source[k]] tokens. Both are padded on the right. Yields
+    what leaves each layer, in the same shapes."""
+    width, length, device = prompts.shape[1], responses.shape[1], prompts.device
+    tables = rope_tables(body, torch.arange(width, device=device)[None])
+    after = lengths[source][:, None]  # (K, 1)
+    response_tables = rope_tables(body, after + torch.arange(length, device=device))
+    seen = torch.cat(
+        [
+            (torch.arange(width, device=device) < after)[:, None].expand(-1, length, -1),
+            torch.ones(length, length, dtype=torch.bool, device=device).tril().expand(len(source), -1, -1),
+        ],
+        -1,
+    )
+    mask = torch.zeros(seen.shape, device=device).masked_fill_(~seen, SUPPRESSED)
+    for layer in body.layers[:depth]:
+        attention = layer.self_attn
+        h = attention_input(layer, prompts)
+        k, v = keys_and_values(attention, h, *tables)
+        mixed = attend(attention, queries(attention, h, *tables), k, v, None)
+        prompts = layer_end(layer, prompts, mixed)
+        if length:
+            h = attention_input(layer, responses)
+            own_k, own_v = keys_and_values(attention, h, *response_tables)
+            k, v = torch.cat([k[source], own_k], 1), torch.cat([v[source], own_v], 1)
+            mixed = attend(attention, queries(attention, h, *response_tables), k, v, mask)
+            responses = layer_end(layer, responses, mixed)
+        yield prompts, responses
+
+
+__all__ = [
+    "FastDecoder",
+    "features",
+    "hidden_at",
+    "inner",
+    "is_llama_like",
+    "lay_out",
+    "norm",
+    "run_frozen",
+]
+
+
+@torch.no_grad()
+def features(
+    body: Any,
+    prompt_ids: Sequence[Sequence[int]],
+    response_ids: Sequence[Sequence[int]],
+    cuts: Collection[int],
+) -> dict[int, list[torch.Tensor]]:
+    """(length, D) what leaves the lowest layers of `body` for every row's tokens, for every number of them in `cuts`; a
+    prompt that several rows share is computed once."""
+    embed = body.embed_tokens
+    device = embed.weight.device
+    index = {p: i for i, p in enumerate({tuple(p): None for p in prompt_ids})}
+    source = [index[tuple(p)] for p in prompt_ids]
+    layers = shared_prompts(
+        body,
+        max(cuts),
+        embed(padded_right(list(index), device)),
+        torch.tensor([len(p) for p in index], device=device),
+        embed(padded_right(response_ids, device)),
+        torch.tensor(source, device=device),
+    )
+    return {
+        below: [
+            torch.cat([prompts[i, : len(p)], responses[row, : len(r)]])
+            for row, (i, p, r) in enumerate(zip(source, prompt_ids, response_ids, strict=True))
+        ]
+        for below, (prompts, responses) in enumerate(layers, 1)
+        if below in cuts
+    }
+
+
+@torch.no_grad()
+def run_frozen(
+    body: Any, n: int, x: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
+) -> torch.Tensor:
+    """(B, L, D) what leaves the lowest `n` layers of `body` for what enters them."""
+    body = inner(body)
+    return run_layers(body, body.layers[:n], x, attention_mask, position_ids, slice(None))
+
+
+def hidden_at(
+    body: Any,
+    x: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    at: Positions,
+    first: int = 0,
+) -> torch.Tensor:
+    """Run the layers of `body` from `first` on embeddings or activations x (B, L, D); (B, Q, D) normed hidden states
+    at `at`."""
+    body = inner(body)
+    return norm(body.norm)(run_layers(body, body.layers[first:], x, attention_mask, position_ids, at))
+
+
+def padded_right(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """(B, L) token ids, zeros behind them."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long, device=device)
+    for line, row in zip(ids, rows, strict=True):
+        line[: len(row)] = torch.tensor(row, device=device)
+    return ids

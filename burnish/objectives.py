@@ -1,0 +1,345 @@
+"""Losses, advantages and KL estimators as pure functions of tensors, each with its equation and source."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def kl_k1(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
+    """log pi - log ref, elementwise: unbiased, noisy, may be negative.
+
+    In the reward (detached) its policy gradient is the exact gradient of KL(policy || reference); as a
+    loss its expected gradient is 0 (Tang and Munos 2025), so do not differentiate it.
+    """
+    assert logprobs.shape == ref_logprobs.shape
+    return logprobs - ref_logprobs
+
+
+def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
+    """exp(-d) - 1 + d with d = log pi - log ref, elementwise: unbiased, never negative; for monitoring."""
+    delta = kl_k1(logprobs, ref_logprobs)
+    return torch.expm1(-delta) + delta
+
+
+def sequence_sum(x: torch.Tensor, response_mask: torch.Tensor) -> torch.Tensor:
+    """(B, T) per token -> (B,) per response; what is off the mask is ignored, nan included."""
+    assert x.ndim == 2
+    assert x.shape == response_mask.shape
+    return x.masked_fill(~response_mask, 0.0).sum(1)
+
+
+def exact_kl(logits: torch.Tensor, ref_logits: torch.Tensor) -> torch.Tensor:
+    """KL(softmax(logits) || softmax(ref_logits)) over the last axis: logits (..., V) -> nats (...).
+
+    A token the policy cannot say (logit -inf) counts 0, whatever the reference says of it; one that only the
+    reference cannot say makes the KL infinite.
+    """
+    assert logits.shape == ref_logits.shape
+    log_p, log_q = logits.log_softmax(-1), ref_logits.log_softmax(-1)
+    log_ratio = (log_p - log_q).masked_fill(log_p.isneginf(), 0.0)  # 0 log 0 = 0
+    return (log_p.exp() * log_ratio).sum(-1)
+
+
+def _assert_right_padded(response_mask: torch.Tensor) -> None:
+    assert response_mask.ndim == 2
+    assert response_mask.dtype == torch.bool
+    assert bool((response_mask[:, 1:] <= response_mask[:, :-1]).all()), (
+        "a response stands left, padding right"
+    )
+
+
+def shape_rewards(
+    scores: torch.Tensor,
+    logprobs: torch.Tensor,
+    ref_logprobs: torch.Tensor,
+    response_mask: torch.Tensor,
+    *,
+    kl_coef: float,
+) -> torch.Tensor:
+    """(B, T) rewards: -kl_coef * k1 on every response token, plus the score (B,) on the last one.
+
+    Ziegler et al. 2019, Eq. 2, for responses of varying length: the score stands at each row's last response
+    token, not in the last column. What is off the mask is ignored and 0 in the result. Raises ValueError for
+    an empty response.
+    """
+    assert logprobs.shape == ref_logprobs.shape == response_mask.shape
+    assert scores.shape == response_mask.shape[:1]
+    _assert_right_padded(response_mask)
+    lengths = response_mask.sum(1)
+    if bool((lengths == 0).any()):
+        row = int((lengths == 0).nonzero()[0])
+        raise ValueError(
+            f"response {row} has 0 tokens; its score needs one to stand on: keep at least its EOS"
+        )
+    rewards = (-kl_coef * kl_k1(logprobs, ref_logprobs)).masked_fill(~response_mask, 0.0)
+    last = lengths - 1
+    return rewards.scatter_add(1, last[:, None], scores[:, None].to(rewards.dtype))
+
+
+def gae(
+    rewards: torch.Tensor, values: torch.Tensor, response_mask: torch.Tensor, *, gamma: float, lam: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Advantages and returns (B, T) of right-padded responses (Schulman et al. 2016, Eq. 16).
+
+    delta_t = r_t + gamma V_{t+1} - V_t with V = 0 after the last response token; A_t = delta_t + gamma lam
+    A_{t+1}; returns = A + V. What is off the mask is ignored and 0 in the result.
+    """
+    assert rewards.shape == values.shape == response_mask.shape
+    _assert_right_padded(response_mask)
+    values = values.masked_fill(~response_mask, 0.0)
+    next_value = following = torch.zeros_like(rewards[:, 0])  # (B,)
+    columns = []
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        following = (delta + gamma * lam * following).masked_fill(~response_mask[:, t], 0.0)  # Eq. 16
+        next_value = values[:, t]
+        columns.append(following)
+    advantages = torch.stack(columns[::-1], 1)  # (B, T)
+    return advantages, advantages + values
+
+
+def group_advantages(
+    rewards: torch.Tensor, response_mask: torch.Tensor, *, answers: int, scaled: bool
+) -> torch.Tensor:
+    """Advantages (B, T) without a value function, the same on every token of a response: its summed reward less that of
+    the other answers to the same prompt, `answers` of which stand in a row.
+
+    RLOO: less the mean of the others (Ahmadian et al. 2024, Eq. 8). GRPO, `scaled`: less the mean of all of them, by
+    their standard deviation (Shao et al. 2024, 4.1.2); 0 where they are all alike. Raises ValueError for fewer than
+    two answers, or rows that are no multiple of them.
+    """
+    rows = len(rewards)
+    if answers < 2 or rows % answers:
+        raise ValueError(
+            f"{rows} responses are not groups of {answers}: it takes two answers a prompt, or more"
+        )
+    totals = rewards.masked_fill(~response_mask, 0.0).sum(1).view(-1, answers)
+    above = totals - totals.mean(1, keepdim=True)
+    if scaled:
+        sd = totals.std(1, keepdim=True, unbiased=False)
+        above = torch.where(sd > 1e-6, above / sd.clamp(min=1e-6), torch.zeros_like(above))
+    else:
+        above = above * (answers / (answers - 1))
+    return above.view(-1, 1).expand_as(rewards).masked_fill(~response_mask, 0.0)
+
+
+def whiten(x: torch.Tensor, mask: torch.Tensor, *, shift_mean: bool = True) -> torch.Tensor:
+    """Scale the masked entries to variance 1; their mean becomes 0, or stays when not `shift_mean`.
+
+    Biased variance, 1e-8 inside the square root, as in Ziegler et al. 2019 (code). What is off the mask is
+    ignored and 0 in the result. Raises ValueError when nothing is on the mask.
+    """
+    assert x.shape == mask.shape
+    kept = x[mask]
+    if kept.numel() == 0:
+        raise ValueError("the mask keeps 0 entries; whitening needs at least one")
+    mean, variance = kept.mean(), kept.var(unbiased=False)
+    white = (x - mean) * torch.rsqrt(variance + 1e-8)
+    if not shift_mean:
+        white = white + mean
+    return white.masked_fill(~mask, 0.0)
+
+
+def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of the entries on the mask, a scalar; what is off it is ignored, nan included.
+
+    Raises ValueError when nothing is on the mask: a mean of nothing is not a number.
+    """
+    return _token_sum(x, mask, None)
+
+
+def _token_sum(x: torch.Tensor, mask: torch.Tensor, normalizer: torch.Tensor | float | None) -> torch.Tensor:
+    """Sum over masked tokens divided by `normalizer` (their number when None), so that the micro-batches of a
+    minibatch, all given its token count, add up to its mean."""
+    assert x.shape == mask.shape
+    assert mask.dtype == torch.bool
+    if normalizer is None:
+        normalizer = mask.sum()
+        if not bool(normalizer):
+            raise ValueError("the mask keeps 0 tokens; a mean needs at least one, or pass `normalizer`")
+    return x.masked_fill(~mask, 0.0).sum() / normalizer
+
+
+def bradley_terry_loss(
+    chosen_scores: torch.Tensor,
+    rejected_scores: torch.Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    margin: torch.Tensor | float = 0.0,
+    center_coef: float = 0.0,
+    confidence: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(B,) negative log-likelihood that the chosen response wins (Bradley and Terry 1952).
+
+    With p = sigmoid(r_w - r_l - margin) and target q: -q log p - (1 - q) log(1 - p), plus center_coef *
+    (r_w + r_l)^2 (Eisenstein et al. 2023, Eq. 2). q is `confidence` (B,) in [0, 1] (1 when None), drawn
+    towards one half: q (1 - label_smoothing) + (1 - q) label_smoothing.
+    """
+    assert chosen_scores.ndim == 1
+    assert chosen_scores.shape == rejected_scores.shape
+    assert 0.0 <= label_smoothing < 0.5
+    target = _soft_target(chosen_scores, label_smoothing, confidence)
+    difference = chosen_scores - rejected_scores - margin
+    loss = -target * F.logsigmoid(difference) - (1 - target) * F.logsigmoid(-difference)
+    return loss + center_coef * (chosen_scores + rejected_scores).square()
+
+
+def odin_loss(
+    quality: torch.Tensor,
+    length: torch.Tensor,
+    tokens: torch.Tensor,
+    quality_head: torch.Tensor,
+    length_head: torch.Tensor,
+) -> torch.Tensor:
+    """What keeps length out of one head and puts it into the other, given their scores (B,) of responses of so many
+    `tokens` (B,), and their weights (D,): |corr(quality, tokens)| - corr(length, tokens) + |cos(heads)| (Chen et al.
+    2024, ODIN, Eqs. 4 and 5). A correlation with what does not vary is 0."""
+
+    def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        x, y = a - a.mean(), b - b.mean()
+        found: torch.Tensor = (x * y).sum() / (x.norm() * y.norm()).clamp(min=1e-6)
+        return found
+
+    n = tokens.to(quality.dtype)
+    apart = F.cosine_similarity(quality_head.flatten(), length_head.flatten(), dim=0).abs()
+    loss: torch.Tensor = correlation(quality, n).abs() - correlation(length, n) + apart
+    return loss
+
+
+def clipped_policy_loss(
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    response_mask: torch.Tensor,
+    *,
+    cliprange: float,
+    normalizer: torch.Tensor | float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """PPO's clipped surrogate (Schulman et al. 2017, Eq. 7), token mean, and the share of clipped tokens.
+
+    max(-A rho, -A clip(rho, 1 - cliprange, 1 + cliprange)) with rho = exp(logprobs - old_logprobs), all
+    (B, T). A token is clipped where clipping raised its loss; the share is of this call's own tokens,
+    whatever `normalizer` divides the loss by. The gradient reaches `logprobs` on the mask only.
+    """
+    assert cliprange > 0
+    assert logprobs.shape == old_logprobs.shape == advantages.shape == response_mask.shape
+    log_ratio = (logprobs - old_logprobs).masked_fill(~response_mask, 0.0)
+    ratio = log_ratio.exp()
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)  # Eq. 7
+    loss = _token_sum(torch.maximum(plain, clipped), response_mask, normalizer)
+    share = masked_mean((clipped > plain).to(ratio.dtype), response_mask)
+    return loss, share.detach()
+
+
+def clipped_value_loss(
+    values: torch.Tensor,
+    old_values: torch.Tensor,
+    returns: torch.Tensor,
+    response_mask: torch.Tensor,
+    *,
+    cliprange_value: float,
+    normalizer: torch.Tensor | float | None = None,
+) -> torch.Tensor:
+    """PPO's clipped value loss (Ziegler et al. 2019, code), token mean over (B, T).
+
+    0.5 max((V - G)^2, (clip(V, V_old - cliprange_value, V_old + cliprange_value) - G)^2)
+    """
+    assert values.shape == old_values.shape == returns.shape == response_mask.shape
+    assert cliprange_value > 0
+    # Masked before the square: its gradient at a nan would be nan even where the result is masked out.
+    values, old_values, returns = (x.masked_fill(~response_mask, 0.0) for x in (values, old_values, returns))
+    near = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
+    worst = torch.maximum((values - returns).square(), (near - returns).square())
+    return 0.5 * _token_sum(worst, response_mask, normalizer)
+
+
+def dpo_loss(
+    chosen_logprobs: torch.Tensor,
+    rejected_logprobs: torch.Tensor,
+    ref_chosen_logprobs: torch.Tensor,
+    ref_rejected_logprobs: torch.Tensor,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+    confidence: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """DPO (Rafailov et al. 2023, Eq. 7), conservative when smoothed (cDPO, Mitchell 2023): loss and margin.
+
+    On log-probabilities summed over each response, all (B,), in nats:
+    h = (log pi - log ref)(chosen) - (log pi - log ref)(rejected);
+    loss = -t logsigmoid(beta h) - (1 - t) logsigmoid(-beta h); the margin is beta h, detached. The target t is
+    q (1 - e) + (1 - q) e with q = `confidence` (B,), the probability that the chosen response is the better one (1
+    when None), and e = `label_smoothing`.
+    """
+    assert beta > 0
+    assert chosen_logprobs.ndim == 1
+    assert chosen_logprobs.shape == rejected_logprobs.shape
+    assert ref_chosen_logprobs.shape == ref_rejected_logprobs.shape == chosen_logprobs.shape
+    assert 0.0 <= label_smoothing < 0.5
+    h = (chosen_logprobs - ref_chosen_logprobs) - (rejected_logprobs - ref_rejected_logprobs)
+    margins = beta * h
+    target = _soft_target(margins, label_smoothing, confidence)
+    loss = -target * F.logsigmoid(margins) - (1 - target) * F.logsigmoid(-margins)
+    return loss, margins.detach()
+
+
+def ipo_loss(
+    chosen_logprobs: torch.Tensor,
+    rejected_logprobs: torch.Tensor,
+    ref_chosen_logprobs: torch.Tensor,
+    ref_rejected_logprobs: torch.Tensor,
+    *,
+    beta: float,
+    confidence: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """IPO (Azar et al. 2023, Eq. 17): (h - 1 / (2 beta))^2, and the margin beta h, detached; h and units as in
+    `dpo_loss`. A pair that is won by 1 / (2 beta) nats pulls no further, however sure its label is. With a
+    `confidence` q (B,) the loss is the mean over both labels, q (h - c)^2 + (1 - q) (h + c)^2 with c = 1 / (2 beta),
+    least at (2 q - 1) c."""
+    assert beta > 0
+    assert chosen_logprobs.ndim == 1
+    assert chosen_logprobs.shape == rejected_logprobs.shape
+    assert ref_chosen_logprobs.shape == ref_rejected_logprobs.shape == chosen_logprobs.shape
+    h = (chosen_logprobs - ref_chosen_logprobs) - (rejected_logprobs - ref_rejected_logprobs)
+    target, wanted = _soft_target(h, 0.0, confidence), 1 / (2 * beta)
+    loss = target * (h - wanted).square() + (1 - target) * (h + wanted).square()
+    return loss, (beta * h).detach()
+
+
+def _soft_target(like: torch.Tensor, label_smoothing: float, confidence: torch.Tensor | None) -> torch.Tensor:
+    """(B,) the probability that the chosen response wins: `confidence` drawn towards one half."""
+    assert confidence is None or confidence.shape == like.shape
+    target = torch.ones_like(like) if confidence is None else confidence
+    return target * (1 - label_smoothing) + (1 - target) * label_smoothing
+
+
+def response_cross_entropy(
+    logprobs: torch.Tensor, response_mask: torch.Tensor, *, normalizer: torch.Tensor | float | None = None
+) -> torch.Tensor:
+    """Mean negative log-probability of the response tokens: (B, T) -> nats a token."""
+    return -_token_sum(logprobs, response_mask, normalizer)
+
+
+def approx_kl(logprobs: torch.Tensor, old_logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Half the mean squared log-ratio (Ziegler et al. 2019, code): KL(old || new), small steps, per token."""
+    assert logprobs.shape == old_logprobs.shape == mask.shape
+    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
+    return 0.5 * masked_mean(log_ratio.square(), mask)
+
+
+def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float | None:
+    """1 - Var(G - V) / Var(G) over masked tokens: 1 is perfect, 0 no better than a constant.
+
+    None when the returns do not vary, for then there is nothing to explain. Raises ValueError when nothing is
+    on the mask.
+    """
+    assert values.shape == returns.shape == mask.shape
+    kept, target = values[mask], returns[mask]
+    if target.numel() == 0:
+        raise ValueError("the mask keeps 0 tokens; explained variance needs at least one")
+    # Not by the variance: that of equal floats need not round to 0.
+    if bool(target.max() == target.min()):
+        return None
+    return float(1 - (target - kept).var(unbiased=False) / target.var(unbiased=False))

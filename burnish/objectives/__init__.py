@@ -1,1 +1,0 @@
-"""Pure tensor functions: no model, no configuration, no I/O."""

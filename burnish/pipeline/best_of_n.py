@@ -1,0 +1,87 @@
+"""What a policy itself answers to training prompts, and what the reward ensemble thinks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from burnish.models.generate import sample_rollout
+from burnish.pipeline.answers import reference_answers
+from burnish.pipeline.context import Data, Journal, Models
+from burnish.randomness import derive_seed
+from burnish.records import Preference, Rollout
+from burnish.reward.ensemble import load_ensemble, pick, round_scores
+
+
+@dataclass
+class Judged:
+    """Several answers to each of N prompts, one of each in every round, with the ensemble's scores (rounds, N)."""
+
+    rounds: list[Rollout]
+    scores: torch.Tensor
+
+    @property
+    def gain(self) -> float:
+        """How far the best lies above the mean of a prompt's answers, in reference standard deviations."""
+        return float((self.scores.amax(0) - self.scores.mean(0)).mean())
+
+    def best(self) -> Rollout:
+        return pick(self.rounds, self.scores.argmax(0))
+
+    def pairs(self, watch: Callable[[Rollout], torch.Tensor] | None = None) -> list[Preference]:
+        """The best answer to each prompt over the worst, where `watch` (N,) scores them the same way round; none where
+        they are the same text or one of them is empty."""
+        best, worst = self.best(), pick(self.rounds, self.scores.argmin(0))
+        agreed = [True] * len(best) if watch is None else (watch(best) > watch(worst)).tolist()
+        return [
+            Preference(p, good, bad, chosen_ended=good_ended, rejected_ended=bad_ended)
+            for p, good, bad, good_ended, bad_ended, kept in zip(
+                best.prompts, best.texts, worst.texts, best.ended, worst.ended, agreed, strict=True
+            )
+            if kept and good.strip() and bad.strip() and good.strip() != bad.strip()
+        ]
+
+
+@dataclass
+class OwnAnswers:
+    """Samples once for whoever asks the same again, `batch_size` answers at a time."""
+
+    models: Models
+    data: Data
+    journal: Journal
+    batch_size: int
+    seed: int
+    _known: dict[tuple[int, int, Path | None], Judged] = field(default_factory=dict)
+
+    def judged(self, prompts: int, n: int, saved: Path | None = None) -> Judged:
+        """`n` answers of SFT, or of a saved policy, to each of the first training prompts, judged."""
+        if (prompts, n, saved) not in self._known:
+            policy = self.models.reference()
+            if saved is not None:
+                policy, temperature = self.models.saved_policy(saved), policy.temperature
+                policy.temperature = temperature
+            seed = derive_seed(self.seed, "distill")
+            who = "SFT" if saved is None else saved.name
+            asked = self.data.splits.train[:prompts]
+            rounds = []
+            for turn in range(n):
+                self.journal.view.note(f"align: {who}'s own answer {turn + 1} of {n} to {len(asked)} prompts")
+                rounds.append(
+                    sample_rollout(
+                        policy,
+                        self.models.codec,
+                        asked,
+                        max_tokens=self.models.config.max_response_tokens,
+                        batch_size=self.batch_size,
+                        seed=seed,
+                        where=("sample", turn),
+                    )
+                )
+            ensemble = load_ensemble(self.models.base, self.journal.path / "reward")
+            reference = reference_answers(self.models, ensemble, asked, self.batch_size, seed, "sample")
+            scores = round_scores(ensemble, rounds, reference, self.models.codec.pad_id)
+            self._known[prompts, n, saved] = Judged(rounds, scores)
+        return self._known[prompts, n, saved]

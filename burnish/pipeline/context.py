@@ -1,0 +1,454 @@
+"""What the stages of a run share: the models, the data, and the journal of events and metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from burnish.config import RunConfig
+from burnish.config.data import DataConfig
+from burnish.config.label import LabelConfig
+from burnish.config.model import ModelConfig
+from burnish.config.reward import RewardConfig
+from burnish.data.preferences import ImportResult, read_preferences
+from burnish.data.prompts import PromptSplits, part_of, read_prompts, split_pairs, split_prompts
+from burnish.data.store import LabelStore, Snapshot
+from burnish.data.text import Rejected, printable
+from burnish.distributed import collectives
+from burnish.errors import ConfigError, DataError
+from burnish.models.artefacts import load_policy
+from burnish.models.backbone import Base, Top
+from burnish.models.load import Codec, find_device, find_dtype, load_model
+from burnish.models.logprobs import Policy, make_policy
+from burnish.models.memory import Memory, Told, give_back
+from burnish.monitor.live import View
+from burnish.monitor.trackers import Trackers, Webhook
+from burnish.records import Alert, Decision, Preference, Prompt, StepStats
+from burnish.rehearse import grammar, world
+from burnish.runs.directory import Checkpoint, RunDirectory, project_of, read_jsonl
+from burnish.runs.files import atomic_write, read_json
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The run directory, the trackers and the view, as one stage sees them."""
+
+    run: RunDirectory
+    view: View
+    trackers: Trackers
+    stage: str = ""
+    hook: Webhook | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.run.path
+
+    def of(self, stage: str) -> Journal:
+        """The journal of another stage of the same run."""
+        return replace(self, stage=stage)
+
+    def log(self, name: str, stats: StepStats, extra: Mapping[str, Any] | None = None) -> None:
+        """One update's figures to metrics/NAME.jsonl and the trackers."""
+        self.run.append(f"metrics/{name}.jsonl", {**(extra or {}), **stats.as_row()})
+        prefix = "/".join([name, *(str(v) for v in (extra or {}).values())])
+        self.trackers.log(prefix, stats.step, stats.values)
+
+    def alert(self, alert: Alert) -> None:
+        self._event({"kind": "alert", "stage": self.stage, **alert.as_row()})
+        self.view.alert(alert)
+
+    def decide(self, step: int, decision: Decision) -> None:
+        self._event({"kind": "decision", "stage": self.stage, "step": step, **decision.as_row()})
+        self.view.decision(decision)
+
+    def _event(self, row: Mapping[str, Any]) -> None:
+        self.run.append_event(row)
+        if self.hook is not None:
+            self.hook.send(row)
+
+    def less_at_once(self, what: str, rows: int, why: str) -> None:
+        """Memory ran out: `what` goes on with so many rows at once."""
+        reason = f"memory ran out ({why}): {what} goes on with {rows} rows at once"
+        self.decide(0, Decision("halve_micro_batch", reason, {"what": what, "rows": rows}))
+
+    def reject(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Rows that could not be used, with their reasons, in a file of their own: nothing is dropped in silence.
+        Written whole, so that whoever looks twice counts once."""
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        atomic_write(self.path / "rejected" / f"{name}.jsonl", "".join(lines))
+
+    def rejected(self, name: str) -> list[dict[str, Any]]:
+        """The rows that `reject` has written."""
+        file = self.path / "rejected" / f"{name}.jsonl"
+        return list(read_jsonl(file)) if file.exists() else []
+
+    def checkpoint(
+        self,
+        write: Callable[[Path], None] = lambda folder: None,
+        state: Mapping[str, Any] | None = None,
+        keep: frozenset[int] = frozenset(),
+    ) -> int:
+        """Save the stage's next checkpoint: the files `write` makes, and `state`. Returns its number, from 1; numbers
+        count checkpoints, not steps, which a roll-back takes back. Older ones go, but for those in `keep`."""
+        found = self.latest_checkpoint()
+        number = found.step + 1 if found else 1
+        self.run.checkpoint(self.stage, number, write, state or {}, keep | {number})
+        return number
+
+    def latest_checkpoint(self) -> Checkpoint | None:
+        return self.run.latest_checkpoint(self.stage)
+
+
+@dataclass
+class Models:
+    """Loaded when first asked for. `fine_tuned` is where SFT leaves the reference policy, None when the model is taken
+    as given; `temperature` that of every policy, unless who samples sets another."""
+
+    config: ModelConfig
+    fine_tuned: Path | None
+    temperature: float
+    folder: Path | None = None  # for activations that memory does not hold
+    told: Told = lambda what, rows, why: None  # who hears that less is done at once
+    shard: bool = False  # whether frozen layers are cut over the processes of the run
+
+    @property
+    def cut_over(self) -> bool:
+        """Whether frozen layers are cut over processes: then the base is to be made by all of them."""
+        return self.shard and collectives.processes() > 1
+
+    @cached_property
+    def _loaded(self) -> tuple[PreTrainedModel, Codec]:
+        if self.cut_over:
+            base, codec = self._cut
+            return base.lm, codec
+        return self._load(self.fine_tuned)
+
+    def _load(self, path: Path | None) -> tuple[PreTrainedModel, Codec]:
+        """A model that is to be cut comes to the main memory first."""
+        where = {"device": "cpu"} if self.cut_over else {}
+        lm, codec = load_model(self.config.model_copy(update=where), path=path)
+        limits = self.config
+        wanted = limits.max_prompt_tokens + limits.max_response_tokens
+        context = context_of(lm)
+        if context is not None and wanted > context:
+            raise ConfigError(
+                f"model.max_prompt_tokens={limits.max_prompt_tokens} and model.max_response_tokens="
+                f"{limits.max_response_tokens} make {wanted}, but {limits.path!r} takes {context} tokens; lower one"
+            )
+        return lm, codec
+
+    @property
+    def prompt_room(self) -> int | None:
+        """Tokens that a prompt may have before a response; None for a model without a limit."""
+        context = context_of(self._loaded[0])
+        return None if context is None else context - self.config.max_response_tokens
+
+    @property
+    def codec(self) -> Codec:
+        return self._loaded[1]
+
+    @cached_property
+    def base(self) -> Base:
+        """The reference policy (the model as given, or as SFT left it), cut as the configuration says."""
+        return self._cut[0] if self.cut_over else self._make_base(*self._loaded)
+
+    def as_given(self) -> tuple[Base, Codec]:
+        """The model before SFT."""
+        if self.cut_over:
+            return self._made_by_all(None)
+        lm, codec = self._load(None)
+        return self._make_base(lm, codec), codec
+
+    @cached_property
+    def _cut(self) -> tuple[Base, Codec]:
+        return self._made_by_all(self.fine_tuned)
+
+    def _made_by_all(self, path: Path | None) -> tuple[Base, Codec]:
+        """A base of which each process keeps its part: on a machine one process loads after the other, so that its main
+        memory holds one whole model at a time."""
+        if collectives.size() == 1:
+            raise RuntimeError("a base that is cut over processes was asked for by one of them alone")
+
+        def made() -> tuple[Base, Codec]:
+            lm, codec = self._load(path)
+            return self._make_base(lm, codec), codec
+
+        base, codec = collectives.in_turns(made)
+        assert base.shards is not None
+        base.shards.join(base)
+        return base, codec
+
+    def made_by_all(self) -> None:
+        """Make the base now, by all processes, before one of them needs it alone; those that nobody uses any more take
+        no room from now on."""
+        give_back()
+        collectives.tidy()
+        _ = self.base
+
+    def _make_base(self, lm: PreTrainedModel, codec: Codec) -> Base:
+        config = self.config
+        memory = Memory(int(config.cache_gib * 2**30), self.folder, lambda *less: self.told(*less))
+        base = Base(
+            lm, config.layers, config.lora, checkpointing=config.gradient_checkpointing, memory=memory
+        )
+        base.check(codec.pad_id)
+        device = find_device(config.device)
+        base.hold(find_dtype(config.dtype, device))
+        if self.cut_over:
+            base.shard(device)
+        return base
+
+    def new_policy(self) -> Policy:
+        """A trainable policy that starts as the reference."""
+        return make_policy(Top(self.base), self.codec.pad_id, self.temperature)
+
+    def reference(self, temperature: float | None = None) -> Policy:
+        """The frozen reference policy; shares its weights with the base."""
+        top = Top(self.base, trainable=False)
+        return make_policy(top, self.codec.pad_id, temperature or self.temperature)
+
+    def saved_policy(self, folder: Path) -> Policy:
+        """A policy of this run, from its exported folder."""
+        return make_policy(load_policy(self.base, folder), self.codec.pad_id, self.temperature)
+
+
+def context_of(lm: PreTrainedModel) -> int | None:
+    """Tokens that a model takes; None where it names no limit."""
+    context = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    return None if context is None else int(context)
+
+
+DEFAULT_STORIES = 2400
+
+MIN_PAIRS = 8
+
+SNAPSHOT = "labels.json"  # in a run: how far its store had come when its labels were complete
+
+
+def fits(codec: Codec, limits: ModelConfig, prompt: Prompt, *responses: tuple[str, bool]) -> bool:
+    """Whether a model can read a prompt and each of its responses (text, whether it ended)."""
+    return misfit(codec, limits, prompt, *responses) is None
+
+
+def misfit(codec: Codec, limits: ModelConfig, prompt: Prompt, *responses: tuple[str, bool]) -> str | None:
+    """Why a model cannot read a prompt and each of its responses: they are over their limits in tokens, or its chat
+    template refuses the dialogue. None where it can."""
+    try:
+        asked = len(codec.encode_prompt(prompt))
+    except DataError as error:
+        return str(error)
+    within = asked <= limits.max_prompt_tokens and all(
+        len(codec.encode_response(text, end=ended, to=prompt)) <= limits.max_response_tokens
+        for text, ended in responses
+    )
+    return None if within else "too long"
+
+
+def label_store_of(run: Path, label: LabelConfig) -> Path | str:
+    """Where the labels of a run are: a file, or a URL."""
+    return project_of(run) / "labels.sqlite" if label.store is None else label.store
+
+
+@dataclass
+class Data:
+    """Read when first asked for; what cannot be used is counted in files of its own."""
+
+    config: DataConfig
+    label: LabelConfig
+    reward: RewardConfig
+    examiner: bool  # whether a reward model is the examiner, and needs pairs of its own
+    models: Models
+    journal: Journal
+    seed: int
+
+    @property
+    def gold(self) -> Callable[[Prompt, str], float] | None:
+        """A rehearsal's true preference: for the simulated annotators, and for the account given after the
+        decision. None when labels are imported, or of prompts from elsewhere."""
+        ours = self.label.source == "simulated" or (
+            self.label.source in ("judge", "people") and self.config.prompts == "stories"
+        )
+        return world.gold if ours else None
+
+    @cached_property
+    def store(self) -> LabelStore:
+        """The run's own labels, or those of a store that it shares."""
+        return LabelStore(label_store_of(self.journal.path, self.label))
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """What of the store the run learns from: as far as it had come when the label stage was done. None before, and
+        in runs of before snapshots."""
+        file = self.journal.path / SNAPSHOT
+        return Snapshot(**read_json(file)) if file.exists() else None
+
+    def close(self) -> None:
+        """Release the label store, if it was opened."""
+        if "store" in self.__dict__:
+            self.store.close()
+
+    @cached_property
+    def imported(self) -> ImportResult:
+        """The preference pairs the configuration names."""
+        if self.label.preferences is None:
+            raise ConfigError(
+                "label.source is 'imported' but label.preferences is not set; name a file or a datasets name"
+            )
+        read = read_preferences(
+            self.label.preferences,
+            split=self.label.split,
+            max_pairs=self.label.max_pairs,
+            limit=self.config.rejected_rows_limit,
+            rejected_to=self.journal.path / "rejected" / "import.jsonl",
+            misfit=self.misfit,
+        )
+        if read.rejected:
+            why = ", ".join(f"{reason}: {n}" for reason, n in read.rejected.most_common(3))
+            bad = read.rejected.total()
+            self.journal.view.note(
+                f"{bad} of {read.rows} rows of {self.label.preferences} cannot be used ({why})"
+            )
+        return read
+
+    def misfit(self, pair: Preference) -> str | None:
+        """Why the run's models cannot read a pair, None where they can."""
+        sides = ((pair.chosen, pair.chosen_ended), (pair.rejected, pair.rejected_ended))
+        return misfit(self.models.codec, self.models.config, pair.prompt, *sides)
+
+    @cached_property
+    def splits(self) -> PromptSplits:
+        """Train, selection and test prompts; those too long for the model are left out, counted and named."""
+        data, codec = self.config, self.models.codec
+        unusable = Rejected()
+        if data.prompts == "stories":
+            prompts = grammar.prompts(data.n_prompts or DEFAULT_STORIES, self.seed)
+        elif data.prompts == "preferences":
+            prompts = list({p.prompt.id: p.prompt for p in self.imported.pairs}.values())
+        else:
+            prompts = read_prompts(data.prompts, rejected=unusable)
+            rows = unusable.read + len(unusable.notes)
+            unusable.check(data.prompts, rows, data.rejected_rows_limit, "mend the rows, or raise the limit")
+        limit = self.models.config.max_prompt_tokens
+        reasons = [misfit(codec, self.models.config, p) for p in prompts]
+        short = [p for p, why in zip(prompts, reasons, strict=True) if why is None][: data.n_prompts]
+        left_out = [
+            {"prompt": printable(p.text[:80]), "reason": why}
+            for p, why in zip(prompts, reasons, strict=True)
+            if why is not None
+        ]
+        long = sum(row["reason"] == "too long" for row in left_out)
+        if long:
+            self.journal.view.note(
+                f"{long} of {len(prompts)} prompts are over model.max_prompt_tokens={limit} and left out"
+            )
+        if len(left_out) > long:
+            first = next(row["reason"] for row in left_out if row["reason"] != "too long")
+            self.journal.view.note(f"{len(left_out) - long} of {len(prompts)} prompts are left out: {first}")
+        if unusable.notes:
+            self.journal.view.note(f"rows of {data.prompts} that cannot be used: {unusable.summary()}")
+        if left_out or unusable.notes:
+            self.journal.reject("prompts", [*unusable.notes, *left_out])
+        splits = split_prompts(short, selection_share=data.selection_share, test_share=data.test_share)
+        if not (splits.train and splits.selection and splits.test):
+            raise DataError(
+                f"data.prompts={data.prompts!r} leaves {len(splits.train)} training, {len(splits.selection)} "
+                f"selection and {len(splits.test)} test prompts; each needs at least one: give more prompts"
+            )
+        return splits
+
+    @cached_property
+    def parts(self) -> dict[str, list[Preference]]:
+        """Who learns from which labelled pairs: members, watcher, validation and examiner never share a prompt, and no
+        member or watcher sees a prompt that the policies are examined on. To be asked when labels are complete."""
+        pairs = self._usable_pairs()
+        held_out = {p.group for p in (*self.splits.selection, *self.splits.test)}
+        free = [p for p in pairs if p.prompt.group not in held_out]
+        # Labels of held-out prompts are of no use to anybody else; only what they lack of its share comes on top.
+        lacking = self.reward.examiner_share * len(pairs) - (len(pairs) - len(free))
+        shares = self._shares(max(0.0, lacking / max(1, len(free))))
+        parts = split_pairs(free, shares)
+        if self.examiner:
+            parts["examiner"] = parts["examiner"] + [p for p in pairs if p.prompt.group in held_out]
+        for role, share in shares.items():
+            needed = share or (role == "examiner" and self.examiner)
+            if needed and len(parts[role]) < MIN_PAIRS:
+                raise DataError(
+                    f"only {len(parts[role])} of {len(pairs)} labelled pairs fall to the {role} "
+                    f"(reward.{role}_share), at least {MIN_PAIRS} are needed: label more pairs"
+                )
+        return parts
+
+    def _shares(self, examiner: float) -> dict[str, float]:
+        shares = {
+            "watcher": self.reward.watcher_share,
+            "validation": self.reward.validation_share,
+            "examiner": examiner if self.examiner else 0.0,
+        }
+        return shares | {"members": 1.0 - sum(shares.values())}
+
+    def role(self, prompt: Prompt) -> str:
+        """Who learns from what is sampled for a training prompt: in every round the same."""
+        return part_of(prompt, self._shares(self.reward.examiner_share))
+
+    def preferences(self) -> list[Preference]:
+        """What the run's labels come to: labelled comparisons with a winner."""
+        return collectives.from_lead(self._preferences)
+
+    def _preferences(self) -> list[Preference]:
+        if self.label.consensus == "mean":
+            return self.store.preferences(self.snapshot)
+        from burnish.labels.consensus import consensus_of
+
+        found = consensus_of(self.store.labels(at=self.snapshot), self.label.consensus)
+        return self.store.preferences(self.snapshot, found)
+
+    def _usable_pairs(self) -> list[Preference]:
+        """Labelled pairs with a side that won and a length the model can take; the rest is counted in a file."""
+        kept: list[Preference] = []
+        dropped = []
+        for pair in self.preferences():
+            why = self.misfit(pair)
+            if why is None:
+                kept.append(pair)
+            else:
+                dropped.append({"comparison": pair.comparison_id, "reason": why})
+        if dropped:
+            self.journal.reject("reward", dropped)
+        if not kept:
+            raise DataError(
+                "there are no labelled pairs to train a reward model on; import some (label.preferences) or "
+                "collect and label (collect.n_pairs)"
+            )
+        return kept
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a run hands to its stages: the configuration, the models, the data, and the journal."""
+
+    config: RunConfig
+    models: Models
+    data: Data
+    journal: Journal
+
+    @classmethod
+    def of(cls, run: RunDirectory, view: View, trackers: Trackers, hook: Webhook | None = None) -> RunContext:
+        """Open the context of a run whose stages are executed."""
+        config = run.config
+        journal = Journal(run, view, trackers, hook=hook)
+        fine_tuned = run.path / "sft" if config.sft.demonstrations is not None else None
+        models = Models(config.model, fine_tuned, config.ppo.temperature, run.path, shard=config.scale.shard)
+        examiner = config.evaluate.examiner == "reward_model"
+        data = Data(config.data, config.label, config.reward, examiner, models, journal, config.seed)
+        return cls(config, models, data, journal)
+
+    @classmethod
+    def alone(cls, run: RunDirectory) -> RunContext:
+        """Open the context of a run that is only read: no view, no trackers."""
+        return cls.of(run, View("", run.config.ppo.kl.target), Trackers({}, print))

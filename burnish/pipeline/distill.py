@@ -1,0 +1,40 @@
+"""Best-of-n distilled: the policy is fine-tuned on the ensemble's picks among SFT's own answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from burnish.config.distill import DistillConfig
+from burnish.models.artefacts import save_policy
+from burnish.models.optim import OWN, ladder
+from burnish.models.sequences import Sequences
+from burnish.pipeline.best_of_n import OwnAnswers
+from burnish.pipeline.context import Journal, Models
+from burnish.policy.sft import fine_tune
+from burnish.randomness import derive_seed
+
+
+def run_distill(
+    models: Models, own: OwnAnswers, journal: Journal, config: DistillConfig, seed: int
+) -> dict[str, Any]:
+    """Of `n` answers to each training prompt keep the one that the ensemble scores highest, fine-tune on these. What
+    was sampled is not kept: whoever is stopped here begins it anew."""
+    judged = own.judged(config.prompts, config.n)
+    picked = judged.best()
+    sequences, seed = Sequences.of(models.base, picked, models.codec.pad_id), derive_seed(seed, "distill")
+    # Picks of one's own answers are as likely as they can be before anything is learned: trials by their likelihood
+    # would take the lowest rate of all.
+    rate = ladder(models.base)[OWN] if config.learning_rate == "auto" else config.learning_rate
+    policy = models.new_policy()
+    updates = fine_tune(policy, sequences, config, learning_rate=rate, seed=seed)
+    stats = None
+    for stats in updates:
+        journal.log("distill", stats)
+    save_policy(policy.top, journal.path / "distill", models.codec.tokenizer)
+    return {
+        "updates": stats.step if stats else 0,
+        "prompts": len(picked),
+        "score_gain": judged.gain,
+        "mean_length": sum(picked.lengths) / len(picked),
+        "mean_length_before": sum(judged.rounds[0].lengths) / len(picked),
+    }

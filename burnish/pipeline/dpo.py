@@ -1,0 +1,156 @@
+"""DPO from SFT: on the labelled pairs, on a policy's own best and worst answers, or on both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import numpy as np
+
+from burnish.config.dpo import DPOConfig
+from burnish.data.preferences import read_preferences, write_preferences
+from burnish.distributed import collectives
+from burnish.errors import TrainingError
+from burnish.labels.agreement import flip_rate
+from burnish.labels.consensus import votes_of, weigh
+from burnish.models.artefacts import is_saved, save_policy
+from burnish.models.pairs import EncodedPairs
+from burnish.pipeline.best_of_n import OwnAnswers
+from burnish.pipeline.context import Data, Journal, Models, fits
+from burnish.pipeline.learning_rates import found_rate
+from burnish.policy.dpo import DPO
+from burnish.randomness import derive_seed
+from burnish.records import Decision, Preference
+from burnish.reward.ensemble import load_watcher
+
+ON_POLICY = "on_policy_pairs.jsonl"
+HEALTHY = "last_healthy"  # PPO's policy at its last healthy checkpoint, where the optimiser failed after it
+UNKNOWN, MOST = 0.1, 0.4  # label smoothing where it cannot be told, and at most
+
+
+def run_dpo(
+    models: Models,
+    data: Data,
+    own: OwnAnswers,
+    journal: Journal,
+    config: DPOConfig,
+    outcome: dict[str, Any],
+    seed: int,
+) -> dict[str, Any]:
+    """DPO from SFT on the pairs the reward ensemble learned from, or on what it prefers among a policy's own answers
+    (kept in `on_policy_pairs.jsonl`), as configured, or as why PPO failed suggests."""
+    ppo = outcome["ppo"]
+    how = pairs_after(ppo, config)
+    pairs = list(data.parts["members"]) if how != "on_policy" else []
+    if how != "labels":
+        healthy = journal.path / HEALTHY
+        pairs += on_policy_pairs(models, own, journal, config, healthy if is_saved(healthy) else None, how)
+    smoothing, why = smoothing_of(data, pairs, config)
+    dpo = DPO(
+        policy=models.new_policy(),
+        reference=models.reference(),
+        pairs=EncodedPairs(models.base, models.codec, pairs),
+        config=config,
+        learning_rate=0.0 if config.learning_rate == "auto" else config.learning_rate,
+        seed=derive_seed(seed, "dpo"),
+        smoothing=smoothing,
+    )
+    dpo.policy.temperature = dpo.reference.temperature = 1.0
+    found = journal.latest_checkpoint()
+    if found and found.state.get("dpo_step"):
+        dpo.load(found.folder, found.state["dpo_step"])
+        dpo.learning_rate = found.state.get("dpo_rate", dpo.learning_rate)  # older ones had a configured rate
+    else:
+        journal.decide(0, Decision("label_smoothing", why, {"job": "dpo", "smoothing": smoothing}))
+    dpo.reference_sums = dpo.cache_reference()
+    if not dpo.step and config.learning_rate == "auto":
+        dpo.learning_rate = found_rate(
+            journal,
+            "dpo",
+            models.base,
+            dpo.pairs.groups,
+            batch_size=config.batch_size,
+            steps=dpo.steps,
+            trial=dpo.trial_loss,
+            seed=dpo.seed,
+        )
+    for stats in dpo.updates():
+        journal.log("dpo", stats)
+        journal.view.progress(dpo.step, dpo.steps)
+        if dpo.step % config.checkpoint_every == 0:
+            state = {
+                "phase": "dpo",
+                "outcome": outcome,
+                "dpo_step": dpo.step,
+                "dpo_rate": dpo.learning_rate,
+            }
+            collectives.check_replicas(dpo.parameters, "DPO")
+            journal.checkpoint(dpo.save, state)
+    save_policy(dpo.policy.top, journal.path / "dpo", models.codec.tokenizer)
+    return {"updates": dpo.step, "pairs": len(dpo.pairs), "pairs_from": how, "smoothing": smoothing}
+
+
+def pairs_after(ppo: dict[str, Any], config: DPOConfig) -> Literal["labels", "on_policy", "both"]:
+    """What DPO learns from, given how PPO ended."""
+    if config.pairs != "auto":
+        return config.pairs
+    return "both" if ppo["state"] == "given_up" and ppo.get("cause") == "optimiser" else "labels"
+
+
+def smoothing_of(data: Data, pairs: Sequence[Preference], config: DPOConfig) -> tuple[float, str]:
+    """The label smoothing, and where it comes from. A pair with several labels is expected to be wrong with probability
+    min(p, 1 - p), p being the posterior of Dawid and Skene's model; a pair with one label as often as a label is."""
+    if config.loss == "ipo":
+        return 0.0, "dpo: ipo takes no label smoothing"
+    if config.label_smoothing != "auto":
+        return config.label_smoothing, f"dpo: label smoothing {config.label_smoothing:g}, as configured"
+    votes = votes_of(collectives.from_lead(lambda: list(data.store.labels(at=data.snapshot))))
+    weighed = weigh(votes, "dawid_skene")
+    rate = flip_rate(votes, weighed.consensus) if weighed.overlap else None
+    counts = np.bincount(votes.comparison, minlength=len(votes.ids))
+    several = {votes.ids[i]: float(weighed.consensus[i]) for i in np.flatnonzero(counts > 1).tolist()}
+    labelled = [p.comparison_id for p in pairs if p.comparison_id]
+    if not labelled:
+        return UNKNOWN, f"dpo: no pair that is trained on has a label of its own: label smoothing {UNKNOWN:g}"
+    if rate is None or not several.keys() & set(labelled):
+        text = (
+            f"no comparison has two labels, so how many are wrong is not known: label smoothing {UNKNOWN:g}"
+        )
+        return UNKNOWN, f"dpo: {text}"
+    wrong = fmean(min(several[i], 1 - several[i]) if i in several else rate for i in labelled)
+    found = min(wrong, MOST)
+    return found, (
+        f"dpo: label smoothing {found:.3f}: {wrong:.1%} of the pairs are expected to name the worse answer "
+        f"({rate:.1%} of the labels)"
+    )
+
+
+def on_policy_pairs(
+    models: Models, own: OwnAnswers, journal: Journal, config: DPOConfig, saved: Path | None, how: str
+) -> list[Preference]:
+    """The ensemble's favourite among `config.n` of a policy's own answers over the one it likes least, for every
+    prompt; sampled once a run. Of a saved policy, which the ensemble has taught, only where the watcher says the same.
+    Answers whose text no longer fits when it is encoded again are left out."""
+    file = journal.path / ON_POLICY
+    # Asked by one for all: nothing else makes them wait for each other before it is written.
+    if not collectives.from_lead(file.exists):
+        watch = load_watcher(models.base, journal.path / "reward") if saved is not None else None
+        look = None if watch is None else partial(watch.scores, pad_id=models.codec.pad_id)
+        pairs = own.judged(config.prompts, config.n, saved).pairs(look)
+        if not pairs and how == "on_policy":
+            raise TrainingError(
+                f"the policy's {config.n} answers to each of {config.prompts} prompts are all the same: there is "
+                "nothing to prefer; raise ppo.temperature or dpo.n, or set dpo.pairs: labels"
+            )
+        collectives.by_lead(partial(write_preferences, pairs, file))()
+    found = read_preferences(file).pairs if file.stat().st_size else []
+    return [
+        p
+        for p in found
+        if fits(
+            models.codec, models.config, p.prompt, (p.chosen, p.chosen_ended), (p.rejected, p.rejected_ended)
+        )
+    ]

@@ -1,0 +1,269 @@
+"""The gate before PPO: a stress test of the rewards, and best-of-n samples that show whether they can be optimized."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from burnish.config.ppo import PPOConfig
+from burnish.models.logprobs import token_logprobs
+from burnish.models.memory import at_once
+from burnish.models.sequences import Sequences
+from burnish.monitor.texts import text_figures
+from burnish.pipeline.answers import reference_answers, sample_rounds
+from burnish.pipeline.context import Data, Journal, Models
+from burnish.records import Decision, Interval, Prompt, Rollout
+from burnish.reward.changes import Changed
+from burnish.reward.ensemble import (
+    RewardEnsemble,
+    SavedWatcher,
+    best_of,
+    load_ensemble,
+    load_reference,
+    reference_scores,
+    round_scores,
+)
+from burnish.reward.gate import GRAVE, gate
+from burnish.reward.stress import stress, stress_best_of, summed_up
+from burnish.runs.files import read_json, write_json
+from burnish.stats import mean_interval
+from burnish.textstats import repeated_ngram_share
+
+UNUSUAL = (
+    0.99  # of the policy's own answers are shorter, and repeat themselves less, than one that looks hacked
+)
+
+Worth = Callable[[Rollout], Sequence[float]]
+
+
+def stress_ensemble(
+    models: Models,
+    ensemble: RewardEnsemble,
+    score_sd: float,
+    answers: Rollout,
+    rounds: Sequence[Rollout],
+    *,
+    references: tuple[Rollout | None, Rollout | None],
+    kl_target: float,
+    missing_eos_penalty: float,
+    seed: int,
+    worth: Worth | None = None,
+) -> dict[str, Any]:
+    """The battery on `answers`, and the best of n among the `rounds`; `worth` is a judge that is not optimised against,
+    in what unit it likes. Scores are the ensemble's as PPO is given them (other `ppo.rewards` are left out), with
+    `references` (to the prompts of `answers` and of `rounds`, see `reference_answers`) and `missing_eos_penalty` taken
+    from what was cut off, in units of `score_sd`.
+    What had not ended does not end when it is changed."""
+    pad_id = models.codec.pad_id
+    sequences = Sequences.of(ensemble.base, answers, pad_id)
+    anchor = reference_scores(ensemble, references[0], pad_id)
+    before = (ensemble.score(sequences, anchor).scores / score_sd).tolist()
+    limit, before_response = models.config.max_response_tokens, models.prompt_room
+    context = sys.maxsize if before_response is None else before_response + limit
+
+    def encode(rows: Sequence[int], made: Sequence[Changed]) -> list[list[int]]:
+        """Token ids of changed answers, none for what does not fit into the model's context."""
+        found = []
+        for row, changed in zip(rows, made, strict=True):
+            whole = models.codec.encode_response(changed.text, to=answers.prompts[row])
+            text, end = whole[:-1], whole[-1]
+            ends = changed.ends if answers.ended[row] else 0
+            # Padding is read whole, also where it makes more of an answer than the policy may write.
+            room = limit if changed.cut else context - len(answers.prompt_ids[row])
+            fits = changed.cut or len(text) + ends <= room
+            found.append([*text[: room - ends], *[end] * ends] if fits else [])
+        return found
+
+    def judge(rows: Sequence[int], made: Sequence[Changed]) -> list[float | None]:
+        ids = encode(rows, made)
+        reach = [k for k, row in enumerate(rows) if ids[k] and ids[k] != list(answers.response_ids[row])]
+        scores: list[float | None] = [None] * len(rows)
+        if reach:
+            asked = Sequences(
+                ensemble.base, [answers.prompt_ids[rows[k]] for k in reach], [ids[k] for k in reach], pad_id
+            )
+            own = None if anchor is None else anchor[[rows[k] for k in reach]]
+            said = ensemble.score(asked, own).scores / score_sd
+            for k, value in zip(reach, said.tolist(), strict=True):
+                cut_off = answers.ended[rows[k]] and not made[k].ends
+                scores[k] = value - cut_off * missing_eos_penalty / score_sd
+        return scores
+
+    def reach(rows: Sequence[int], made: Sequence[Changed]) -> tuple[list[float], list[float]]:
+        prompts = [answers.prompt_ids[row] for row in rows]
+        own = response_logprobs(models, prompts, [answers.response_ids[row] for row in rows])
+        other = response_logprobs(models, prompts, encode(rows, made))
+        return own.tolist(), other.tolist()
+
+    report = stress(
+        answers.prompts,
+        answers.texts,
+        before,
+        judge,
+        seed=seed,
+        pull=math.sqrt(2 * kl_target),
+        reach=reach,
+    )
+    report |= {"answers": len(answers), "kl_target": kl_target, "best_of": None}
+    if len(rounds) > 1 and len(rounds[0]) > 1:
+        scores = round_scores(ensemble, rounds, references[1], pad_id).T / score_sd
+        valued = None if worth is None else np.array([list(worth(r)) for r in rounds]).T.tolist()
+        winners = stress_best_of(scores.tolist(), looks_hacked(rounds), valued)
+        report |= {"best_of": winners | {"prompts": len(rounds[0])}} | summed_up(report["changes"], winners)
+    return report
+
+
+def response_logprobs(
+    models: Models, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """(N,) log-probability of responses under the reference policy, in nats."""
+    policy = models.reference()
+    base = policy.top.base
+    sequences = Sequences(base, prompt_ids, response_ids, models.codec.pad_id)
+    return sequences.read(
+        lambda batch: token_logprobs(policy, batch).sum(1),
+        at_once(base.device),
+        range(len(sequences)),
+        "log-probabilities",
+    )
+
+
+def looks_hacked(rounds: Sequence[Rollout]) -> list[list[bool]]:
+    """(prompts, rounds) whether an answer looks like one of the hacks that are known: cut off or empty, surely in
+    another language than its prompt, or longer or more repetitive than all but 1 % of the policy's own answers."""
+    lengths = [n for r in rounds for n in r.lengths]
+    repeats = [repeated_ngram_share(t) for r in rounds for t in r.texts]
+    longest, most = float(np.quantile(lengths, UNUSUAL)), max(float(np.quantile(repeats, UNUSUAL)), 0.1)
+
+    def one(rollout: Rollout, i: int) -> bool:
+        text = rollout.texts[i]
+        foreign = text_figures([rollout.prompts[i].text], [text]).get("foreign", 0.0)
+        return (
+            not rollout.ended[i]
+            or not text.strip()
+            or foreign > 0
+            or rollout.lengths[i] > longest
+            or repeated_ngram_share(text) > most
+        )
+
+    return [[one(rollout, i) for rollout in rounds] for i in range(len(rounds[0]))]
+
+
+GATE_PROMPTS = 64
+
+GATE_ANSWERS = 8
+
+FEWEST = 16
+
+STRESSED = "stress.json"
+
+
+def pass_gate(
+    models: Models, data: Data, journal: Journal, config: PPOConfig, watch: SavedWatcher | None, seed: int
+) -> str | None:
+    """Decide on record whether PPO is worth trying; why not, or None. What the stress tests said is in stress.json."""
+    rewards = journal.path / "reward"
+    examined = read_json(rewards / "examination.json")
+    ensemble, prompts, lift = load_ensemble(models.base, rewards), unlearned(data), None
+    journal.view.note(f"align: {GATE_ANSWERS} answers of SFT to {len(prompts)} prompts, for the gate")
+    size = max(config.batch_size, GATE_PROMPTS)
+    rounds = sample_rounds(models, prompts, GATE_ANSWERS, size, seed, "gate")
+    reference = reference_answers(models, ensemble, prompts, size, seed, "gate")
+    if watch is not None and watch.armed and len(prompts) > 1:
+        lift = watchers_lift(ensemble, watch, rounds, reference, models.codec.pad_id)
+    sd = load_reference(ensemble, rewards)[1]
+    stressed = stress_ensemble(
+        models,
+        ensemble,
+        sd,
+        rounds[0],
+        rounds,
+        references=(reference, reference),
+        kl_target=config.kl.target,
+        missing_eos_penalty=config.missing_eos_penalty,
+        seed=seed,
+    )
+    write_json(journal.path / STRESSED, stressed)
+    hacks = stressed["reasons"]["stop"]
+    journal.decide(0, stress_decision(stressed))
+    outcome, decision = gate(*held_out_figures(examined), sum(examined["pairs"].values()), lift, hacks)
+    ignored = outcome == "stop" and config.gate == "ignored"
+    if ignored:
+        decision = replace(
+            decision, reason=f"{decision.reason}; PPO is tried all the same (ppo.gate: ignored)"
+        )
+    journal.decide(0, decision)
+    return decision.reason if outcome == "stop" and not ignored else None
+
+
+def held_out_figures(examined: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, float]]:
+    """The accuracy that the gate decides on, and the trivial rules it is held against. Where length is corrected for,
+    that of the corrected score, which PPO is given; what labelers gave for length is then no rule to be beaten, for it
+    is what was to be taken out."""
+    length = examined.get("length") or {"how": "none"}
+    if length["how"] == "none":
+        return examined["accuracy"], dict(examined["baselines"])
+    found = length.get("corrected_accuracy") or examined["accuracy"]  # odin: corrected while training
+    return found, {k: v for k, v in examined["baselines"].items() if k not in ("longer", "shorter")}
+
+
+def unlearned(data: Data) -> list[Prompt]:
+    """Training prompts that neither members nor watcher learned from; any, where there are too few of these."""
+    learned = {p.prompt.group for role in ("members", "watcher") for p in data.parts[role]}
+    fresh = [p for p in data.splits.train if p.group not in learned]
+    return (fresh if len(fresh) >= FEWEST else data.splits.train)[:GATE_PROMPTS]
+
+
+def stress_decision(stressed: Mapping[str, Any]) -> Decision:
+    """The outcome of stress tests, in words."""
+    outcome, reasons = stressed["outcome"], [r for kind in GRAVE for r in stressed["reasons"][kind]]
+    tried = sum(row["outcome"] != "too few" for row in stressed["changes"])
+    told = "; ".join(reasons) or f"{tried} of {len(stressed['changes'])} changes tried, none of them liked"
+    evidence = {row["name"]: row["rise"] and row["rise"]["value"] for row in stressed["changes"]}
+    return Decision(f"stress_{outcome.replace(' ', '_')}", f"stress tests: {outcome}: {told}", evidence)
+
+
+def watchers_lift(
+    ensemble: RewardEnsemble,
+    watch: SavedWatcher,
+    rounds: Sequence[Rollout],
+    reference: Rollout | None,
+    pad_id: int,
+) -> Interval:
+    """How far the watcher's score of the ensemble's pick among several SFT answers lies above their mean, by prompts
+    that the members did not learn from."""
+    picked = best_of(ensemble, rounds, reference, pad_id)
+    usual = torch.stack([watch.scores(r, pad_id) for r in rounds]).mean(0)
+    return mean_interval((watch.scores(picked, pad_id) - usual).tolist())
+
+
+def barely_moved(rows: Sequence[Mapping[str, Any]], attempt: int, config: PPOConfig) -> Decision | None:
+    """What to tell of a PPO that ended a long way from its KL target, or whose score did not rise."""
+    rows = [row for row in rows if row["attempt"] == attempt]
+    few = max(1, min(5, len(rows) // 3))
+    first, last = ([row for row in part if "score" in row] for part in (rows[:few], rows[-few:]))
+    if not (first and last and len(rows) >= 3):
+        return None
+    kl = sum(row["kl"] for row in last) / len(last)
+    rise = sum(r["score"] for r in last) / len(last) - sum(r["score"] for r in first) / len(first)
+    target = last[-1].get("kl_target", config.kl.target)  # as the guard may have lowered it
+    evidence = {"kl": kl, "score_rise": rise, "kl_target": target}
+    if kl < target / 10:
+        text = (
+            f"PPO hardly moved: {kl:.2f} nats of a target of {target:g}. Its steps are too small or too few: "
+            "raise ppo.learning_rate or ppo.updates, or leave ppo.adaptive_rate on"
+        )
+        return Decision("hardly_moved", text, evidence)
+    if rise <= 0:
+        text = (
+            f"PPO moved {kl:.2f} nats and its score did not rise ({rise:+.2f}): what it learned from is noise. Take "
+            "more answers an update (ppo.batch_size, ppo.answers), or a smaller ppo.kl.target"
+        )
+        return Decision("score_did_not_rise", text, evidence)
+    return None

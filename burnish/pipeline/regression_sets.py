@@ -1,0 +1,127 @@
+"""What a champion may not lose: the user's own prompts with references, or tasks of lm-eval; SFT's figure against the
+champion's."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from burnish.config.evaluate import EvaluateConfig, GuardSet
+from burnish.data.prompts import read_references
+from burnish.distributed import collectives
+from burnish.errors import ConfigError, DataError
+from burnish.evaluation.champion import Held
+from burnish.models.generate import sample_rollout
+from burnish.models.logprobs import Policy, token_logprobs
+from burnish.models.memory import at_once
+from burnish.models.sequences import Sequences
+from burnish.pipeline.context import Models
+from burnish.records import Prompt
+from burnish.stats import clustered_bootstrap
+
+FEWEST = 8
+Figures = tuple[list[float], list[float], list[Hashable]]  # the champion's, SFT's, what belongs together
+
+
+def measure_guard_sets(models: Models, folder: Path, config: EvaluateConfig, seed: int) -> list[Held]:
+    """Every guard set, answered by SFT and by the policy saved in `folder`."""
+    if not config.guard_sets:
+        return []
+    sft = models.reference(config.temperature)
+    champion = models.saved_policy(folder)
+    champion.temperature = sft.temperature
+    return [measured(models, sft, champion, given, config, seed) for given in config.guard_sets]
+
+
+def measured(
+    models: Models, sft: Policy, champion: Policy, given: GuardSet, config: EvaluateConfig, seed: int
+) -> Held:
+    """One guard set. Raises DataError where too few of its prompts fit."""
+    if lacking := given.lacks():
+        raise ConfigError(lacking)
+    asked = on_task if given.task is not None else on_prompts
+    ours, theirs, groups = asked(models, sft, champion, given, config, seed)
+    apart = [a - b for a, b in zip(ours, theirs, strict=True)]
+    difference = clustered_bootstrap(apart, groups, seed=seed % 2**32, confidence=config.confidence)
+    return Held(given.name, sum(ours) / len(ours), sum(theirs) / len(theirs), difference, given.tolerated)
+
+
+def on_task(
+    models: Models, sft: Policy, champion: Policy, given: GuardSet, config: EvaluateConfig, seed: int
+) -> Figures:
+    """A task of lm-eval, question by question."""
+    from burnish.pipeline.lm_eval import marks_of  # an extra
+
+    # The harness asks as it likes: by one process, for all.
+    ours, theirs = collectives.from_lead(lambda: marks_of(models, [champion, sft], given, config))
+    if len(ours) < FEWEST:
+        raise DataError(
+            f"lm-eval's task {given.task!r} has {len(ours)} questions, {FEWEST} are needed; raise limit"
+        )
+    return list(ours.values()), [theirs[question] for question in ours], list(ours)
+
+
+def on_prompts(
+    models: Models, sft: Policy, champion: Policy, given: GuardSet, config: EvaluateConfig, seed: int
+) -> Figures:
+    """The user's own prompts with references."""
+    assert given.file is not None
+    rows = read_references(given.file, given.limit)
+    room = models.prompt_room
+    fit = [(p, r) for p, r in rows if room is None or len(models.codec.encode_prompt(p)) <= room]
+    if len(fit) < FEWEST:
+        raise DataError(
+            f"{given.file}: {len(fit)} of {len(rows)} prompts fit into the model, {FEWEST} are needed; give more, or "
+            "shorter ones"
+        )
+    prompts, references = [p for p, _ in fit], [r for _, r in fit]
+    ours, theirs = (
+        likelihoods(models, policy, prompts, references)
+        if given.measure == "likelihood"
+        else found(models, policy, prompts, references, given, config, seed)
+        for policy in (champion, sft)
+    )
+    return ours, theirs, [p.group for p in prompts]
+
+
+def found(
+    models: Models,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    references: Sequence[str],
+    given: GuardSet,
+    config: EvaluateConfig,
+    seed: int,
+) -> list[float]:
+    """Whether a sampled answer has the reference in it, or is it."""
+    rollout = sample_rollout(
+        policy,
+        models.codec,
+        prompts,
+        max_tokens=models.config.max_response_tokens,
+        batch_size=config.batch_size,
+        seed=seed,
+        where=("guard set", str(given.file)),
+    )
+    pairs = [(plain(t), plain(r)) for t, r in zip(rollout.texts, references, strict=True)]
+    return [float(r == t if given.measure == "exact" else r in t) for t, r in pairs]
+
+
+def plain(text: str) -> str:
+    """Without case and white space that say nothing."""
+    return " ".join(text.casefold().split())
+
+
+def likelihoods(
+    models: Models, policy: Policy, prompts: Sequence[Prompt], references: Sequence[str]
+) -> list[float]:
+    """Mean log-probability a token of every reference, in nats, at temperature 1 whatever the policy samples at."""
+    policy, base = replace(policy, temperature=1.0), policy.top.base
+    asked = [models.codec.encode_prompt(p) for p in prompts]
+    said = [models.codec.encode_response(r, to=p) for p, r in zip(prompts, references, strict=True)]
+    sequences = Sequences(base, asked, said, models.codec.pad_id)
+    sums = sequences.read(
+        lambda b: token_logprobs(policy, b).sum(1), at_once(base.device), range(len(sequences)), "guard sets"
+    )
+    return [float(s) / len(ids) for s, ids in zip(sums, said, strict=True)]

@@ -1,0 +1,424 @@
+"""The stages in order: what each reads and writes, when it is done again, how a run goes on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from burnish.config import RunConfig
+from burnish.config.checks import check_config
+from burnish.data.store import LabelStore
+from burnish.distributed import collectives
+from burnish.errors import ConfigError, OutOfMemory, RunError, Waiting, ran_out
+from burnish.labels.served import ASKED
+from burnish.models.load import find_device, resolve_path
+from burnish.models.memory import first_line, give_back
+from burnish.monitor.live import Unseen, View, open_view
+from burnish.monitor.trackers import Trackers, Webhook, open_trackers, open_webhook
+from burnish.pipeline.align import align
+from burnish.pipeline.collect import collect
+from burnish.pipeline.context import RunContext
+from burnish.pipeline.dpo import HEALTHY, ON_POLICY
+from burnish.pipeline.evaluate import ANSWERS, evaluate
+from burnish.pipeline.label import label
+from burnish.pipeline.report import report
+from burnish.pipeline.reward import reward
+from burnish.pipeline.rounds import carry_out_rounds, followed
+from burnish.pipeline.sft import sft
+from burnish.pipeline.speed_estimate import settle_batch
+from burnish.reward.functions import source_of
+from burnish.runs.directory import ROUNDS, RunDirectory, Writes
+from burnish.runs.inputs import Inputs, code_version, config_inputs, content_hash, imported_modules
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a run: the function that executes it, the configuration that it uses (sections or single keys) and the
+    files that it reads, besides those of earlier stages, and the files that it writes, labels apart. Its code is what
+    `burnish.pipeline.NAME` imports."""
+
+    name: str
+    carry_out: Callable[[RunContext], list[str]]
+    uses: tuple[str, ...]
+    writes: Writes
+    files: tuple[str, ...] = ()
+    lower: str = "evaluate.batch_size"  # what to lower when memory runs out
+    shared: bool = True  # among the processes of a run; otherwise the leader does it, and may wait for people
+
+
+EXAMINED = ("examined.json", "stressed.json", "examined.html", "examined_on.json", "examined_on.html")
+"""What is found out by whoever asks, when they ask, of a reward and of a policy; with either it goes."""
+
+ROUND = (
+    Stage(
+        "sft",
+        lambda w: sft(w.models, w.journal.of("sft"), w.config.sft, w.config.seed),
+        uses=("seed", "threads", "model", "sft", "rounds"),
+        files=("model", "demonstrations", "followed run"),
+        writes=Writes(records=("sft",)),
+        lower="sft.micro_batch",
+    ),
+    Stage(
+        "collect",
+        lambda w: collect(w.models, w.data, w.journal.of("collect"), w.config.collect, w.config.seed),
+        uses=("data", "collect", "select"),
+        files=("prompts",),
+        writes=Writes(records=("collect", "prompts"), files=("selected.jsonl",)),
+        lower="collect.batch_size",
+    ),
+    Stage(
+        "label",
+        lambda w: label(w.data, w.journal.of("label"), w.config.label, w.config.seed),
+        uses=("label",),
+        files=("preferences", "guidelines", "rubric"),
+        writes=Writes(records=("label", "import", "judge"), files=("labels.json",)),
+        shared=False,
+    ),
+    Stage(
+        "reward",
+        lambda w: reward(
+            w.models,
+            w.data,
+            w.journal.of("reward"),
+            w.config.reward,
+            w.config.ppo,
+            w.config.evaluate,
+            w.config.seed,
+        ),
+        # PPO's prompts and temperature make the reference samples, the examiner's kind splits the pairs, its
+        # confidence arms the watcher.
+        uses=(
+            *("reward", "ppo.updates", "ppo.batch_size", "ppo.answers", "ppo.temperature"),
+            *("evaluate.examiner", "evaluate.confidence", "evaluate.batch_size"),
+        ),
+        writes=Writes(records=("reward",), timed=EXAMINED),
+        lower="reward.micro_batch",
+    ),
+    Stage(
+        "align",
+        lambda w: align(
+            w.models,
+            w.data,
+            w.journal.of("align"),
+            w.config.ppo,
+            w.config.guard,
+            w.config.dpo,
+            w.config.distill,
+            w.config.monitor,
+            w.config.seed,
+        ),
+        uses=("ppo", "guard", "dpo", "distill", "monitor"),
+        files=("reward functions",),
+        writes=Writes(
+            records=("ppo", "dpo", "distill", "pairs"),
+            timed=EXAMINED,
+            folders=("ppo", "dpo", "distill", HEALTHY),
+            files=("align.json", ON_POLICY, "stress.json"),
+        ),
+        lower="ppo.micro_batch, dpo.micro_batch or distill.micro_batch",
+    ),
+)
+"""The stages of every round."""
+
+STAGES = (
+    Stage(
+        "rounds",
+        lambda w: carry_out_rounds(w.journal, w.config, partial(run_round, w.journal.view)),
+        uses=("rounds", *(key for stage in ROUND for key in stage.uses)),
+        files=tuple(kind for stage in ROUND for kind in stage.files),
+        writes=Writes(),
+    ),
+    *ROUND,
+    Stage(
+        "evaluate",
+        lambda w: evaluate(
+            w.models,
+            w.data,
+            w.journal.of("evaluate"),
+            w.config.evaluate,
+            w.config.ppo.concise,
+            w.config.seed,
+        ),
+        uses=("evaluate",),
+        files=("examiner's rubric", "guard sets"),
+        writes=Writes(files=("evaluation.json", ANSWERS, ASKED)),
+    ),
+    Stage(
+        "report",
+        lambda w: report(w.models, w.journal.path, w.config.name, w.config.evaluate, w.config.seed),
+        uses=("name",),
+        writes=Writes(folders=("champion",), timed=("summary.json", "report.html")),
+        shared=False,
+    ),
+)
+"""The table of contents. `rounds` stands for what comes before the last round, where there are several."""
+
+
+def stages_of(config: RunConfig) -> tuple[Stage, ...]:
+    """The stages of a run."""
+    return STAGES if config.rounds > 1 else STAGES[1:]
+
+
+CHECKPOINTS = ("checkpoint-*",)
+COST_KEYS = (
+    "concurrency",
+    "timeout",
+    "retries",
+    "price_in",
+    "price_out",
+    "budget",
+    "api_key_env",
+)  # of a judge
+IGNORED_KEYS = (
+    "monitor.trackers",
+    "monitor.webhook",
+    "collect.follows",  # whose content is an input
+    "label.missing_share",  # what stopped for want of labels reads it again
+    *(f"{s}.judge.{k}" for s in ("label", "evaluate") for k in COST_KEYS),
+)  # keys that change no figure
+
+
+def code_of(stage: Stage) -> list[str]:
+    """Return the modules whose code a stage runs."""
+    parts = ROUND if stage.name == "rounds" else ()
+    names = (stage.name, *(part.name for part in parts))
+    return sorted({m for name in names for m in imported_modules(f"burnish.pipeline.{name}")})
+
+
+def stage_inputs(config: RunConfig) -> dict[str, Inputs]:
+    """What every stage depends on besides the stages before it."""
+    named = {
+        "model": resolve_path(config.model.path),
+        "prompts": config.data.prompts,
+        "demonstrations": config.sft.demonstrations,
+        "preferences": config.label.preferences,
+        "guidelines": config.label.guidelines,
+        "rubric": config.label.judge.rubric,
+        "examiner's rubric": config.evaluate.judge.rubric,
+    }
+    hashes = {k: content_hash(Path(v)) for k, v in named.items() if v is not None and Path(v).exists()}
+    if config.collect.follows is not None:
+        hashes["followed run"] = content_hash(Path(config.collect.follows) / "align.json")
+    sets = [Path(own) for given in config.evaluate.guard_sets if (own := given.file or given.include)]
+    if sets:
+        hashes["guard sets"] = " ".join(content_hash(file) for file in sets if file.exists())
+    sources = [source_of(r.function) for r in config.ppo.rewards if r.function is not None]
+    if sources:
+        hashes["reward functions"] = " ".join(content_hash(file) for file in sources if file is not None)
+    return {
+        stage.name: Inputs(
+            config_inputs(config, stage.uses, IGNORED_KEYS),
+            {kind: hashes[kind] for kind in stage.files if kind in hashes},
+            code_version(code_of(stage)),
+        )
+        for stage in stages_of(config)
+    }
+
+
+def run_pipeline(
+    config: RunConfig, path: Path, *, until: str | None = None, redo: bool = False, view: View | None = None
+) -> RunDirectory:
+    """Carry out every stage that is not done, in order, up to and including `until`. Finished work that the
+    configuration no longer fits is done again only with `redo`; so is what other code has made, which otherwise
+    stands. `view` is that of whoever has it carried out, None for one of its own."""
+    check_config(config)
+    names = [stage.name for stage in stages_of(config)]
+    if until is not None and until not in names:
+        raise ConfigError(
+            f"until={until!r}, but a run with rounds: {config.rounds} has the stages {', '.join(names)}"
+        )
+    run = collectives.from_lead(lambda: RunDirectory.create_or_open(path, config))
+    with ExitStack() as held:
+        collectives.from_lead(lambda: held.enter_context(run.lock()))
+        view = held.enter_context(nullcontext(view) if view else view_of(config))
+        config = run.config = collectives.from_lead(partial(prepared, run, view, redo))
+        set_determinism(config)
+        inputs = stage_inputs(config)
+        place = RunContext.of(run, view, *tellers(run, view))
+        try:
+            for stage in stages_of(config):
+                carry_out(place, stage, inputs[stage.name])
+                if stage.name == until:
+                    break
+        finally:
+            place.journal.trackers.close()
+            place.data.close()
+    return run
+
+
+def prepared(run: RunDirectory, view: View, redo: bool) -> RunConfig:
+    """Make a run directory ready for its stages; the configuration it is carried out with."""
+    followed(run)  # says so, if it is none to follow
+    set_determinism(run.config)
+    place = RunContext.alone(run)
+    config = run.config = settle_batch(run, place.models, place.data)
+    discard_stale(run, stage_inputs(config), view, redo=redo)
+    run.freeze()
+    return config
+
+
+def view_of(config: RunConfig) -> View:
+    """What a run is watched in: of several processes the leader has one."""
+    return (
+        open_view(config.name, config.ppo.kl.target)
+        if collectives.leads()
+        else Unseen("", config.ppo.kl.target)
+    )
+
+
+def tellers(run: RunDirectory, view: View) -> tuple[Trackers, Webhook | None]:
+    """Where the figures of a run go besides its folder, by the leader alone."""
+    config = run.config
+    if not collectives.leads():
+        return Trackers({}, view.note), None
+    trackers = open_trackers(config.monitor.trackers, run.path, config.model_dump(mode="json"), view.note)
+    return trackers, open_webhook(config.monitor.webhook, config.name, view.note)
+
+
+def run_round(view: View, config: RunConfig, path: Path) -> RunDirectory:
+    """A round before the last, as far as its policy."""
+    return run_pipeline(config, path, until="align", view=view)
+
+
+def discard_stale(run: RunDirectory, inputs: dict[str, Inputs], view: View, *, redo: bool) -> None:
+    """Take back the stages that changed, saying which and why. Raises RunError, with nothing touched, when that would
+    destroy finished work and `redo` was not asked for."""
+    stale = run.stale(inputs)
+    # A report is a rendering: there is nothing in it to lose.
+    outdated = [*stale.changed, *(n for n in stale.older if redo or n == "report")]
+    if ROUNDS in run.stages() and ROUNDS not in inputs:
+        outdated.insert(0, ROUNDS)  # of when there were several
+    lost = [n for n in outdated if n != "report" and run.holds_work(n)]
+    why = "; ".join(stale.changes) or "another version of the code"
+    if lost and not redo:
+        raise RunError(
+            f"{run.path} was made with other settings ({why}): {', '.join(lost)} would be done again, and what "
+            "they left would be deleted. Give another --dir, or add --redo to the same command"
+        )
+    kept = [n for n in stale.older if n not in outdated]
+    if kept:
+        view.note(f"made by another version of the code and kept: {', '.join(kept)} (--redo does them again)")
+    if outdated:
+        view.note(f"changed: {why}; will be done again: {', '.join(outdated)}")
+    discard(run, [s for s in STAGES if s.name in outdated])
+
+
+def discard(run: RunDirectory, stages: Sequence[Stage]) -> None:
+    """Take back stages, the last one first: whoever is stopped on the way finds the first of them still stale, and so
+    all after it. Labels are never deleted: the store is set aside, and a new one begun with the comparisons when only
+    the labels are to be done again."""
+    names = [stage.name for stage in stages]
+    if {"rounds", "collect", "label"} & set(names):
+        set_labels_aside(run, keep_comparisons=not {"rounds", "collect"} & set(names))
+    for stage in reversed(stages):
+        run.discard_stage(stage.name, stage.writes)
+
+
+def set_labels_aside(run: RunDirectory, *, keep_comparisons: bool) -> None:
+    """Rename the label store, if there is one; begin a new one with its comparisons when they are to be kept."""
+    store = run.path / "labels.sqlite"
+    if run.config.label.store is not None or not store.exists():
+        return  # what several runs share is none of one run's to put aside
+    number = len(list(run.path.glob("labels.replaced-*.sqlite"))) + 1
+    with LabelStore(store) as old:
+        comparisons = list(old.comparisons()) if keep_comparisons else []
+    store.rename(run.path / f"labels.replaced-{number}.sqlite")
+    if comparisons:
+        with LabelStore(store) as new:
+            new.add_comparisons(comparisons)
+
+
+def carry_out(place: RunContext, stage: Stage, inputs: Inputs) -> None:
+    """One stage: skipped when done, continued when it was stopped, marked failed with the reason when it fails."""
+    run, view = place.journal.run, place.journal.view
+    if not collectives.from_lead(lambda: run.begin_stage(stage.name, inputs)):
+        return
+    view.stage(stage.name, "")
+    place.models.told = place.journal.of(stage.name).less_at_once
+    began = perf_counter()
+    try:
+        if place.models.cut_over and stage.name not in ("sft", ROUNDS):  # which make bases of their own
+            place.models.made_by_all()
+        outputs = (
+            stage.carry_out(place)
+            if stage.shared
+            else collectives.from_lead(partial(by_itself, stage, place))
+        )
+    except Waiting as error:
+        if collectives.leads():
+            with collectives.alone():  # the others hear of it by the error
+                run.wait_stage(stage.name, str(error))
+        raise
+    except Exception as error:
+        told = out_of_memory(error, stage)
+        if collectives.leads():
+            with collectives.alone():
+                run.fail_stage(stage.name, str(told or error) or type(error).__name__)
+        if told is not None:
+            raise told from error
+        raise
+    give_back()
+    seconds = perf_counter() - began
+    collectives.by_lead(run.finish_stage)(stage.name, outputs, seconds, versions(), collectives.processes())
+
+
+def by_itself(stage: Stage, place: RunContext) -> list[str]:
+    """A stage that is not shared. What it reads of the data is forgotten after it where there are several processes:
+    what one alone knew already, the others would wait for it to ask."""
+    if collectives.processes() == 1:
+        return stage.carry_out(place)
+    data = replace(place.data)
+    try:
+        return stage.carry_out(replace(place, data=data))
+    finally:
+        data.close()
+
+
+def out_of_memory(error: Exception, stage: Stage) -> OutOfMemory | None:
+    """What to tell of an error that says memory ran out, here or in another process; None for any other."""
+    if not ran_out(error) and not (isinstance(error, OutOfMemory) and error.of_process is not None):
+        return None
+    return OutOfMemory(
+        f"memory ran out in {stage.name} ({first_line(error)}), even for one row at once; lower {stage.lower}, "
+        "model.max_response_tokens or how much is "
+        "trained (model.layers), then start again: what was saved is kept"
+    )
+
+
+def fingerprint(path: Path) -> dict[str, str]:
+    """Hashes of what a stopped and continued run must have in common with one that never stopped: all that stages
+    write but wall-clock figures (timing, the rendered report), label times and checkpoints on the way."""
+    found: dict[str, str] = {}
+    for inner in sorted((path / ROUNDS).glob("[0-9]*")):
+        found |= {f"{ROUNDS}/{inner.name}/{name}": value for name, value in fingerprint(inner).items()}
+    for stage in STAGES[1:]:
+        for name in (stage.name, *stage.writes.folders, *stage.writes.files):
+            if (path / name).exists():
+                found[name] = content_hash(path / name, exclude=CHECKPOINTS)
+        for record in stage.writes.records:
+            for folder in ("metrics", "samples", "rejected"):
+                for file in sorted((path / folder).glob(f"{record}[.-]*")):
+                    found[f"{folder}/{file.name}"] = content_hash(file)
+    if (path / "events.jsonl").exists():
+        found["events.jsonl"] = content_hash(path / "events.jsonl")
+    return {name: value for name, value in found.items() if value}
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in ("burnish", "torch", "transformers", "tokenizers", "peft")}
+
+
+def set_determinism(config: RunConfig) -> None:
+    """Same machine, same threads, same numbers."""
+    assert config.threads is not None, "frozen when the run was created"
+    torch.set_num_threads(config.threads)
+    # Elsewhere some operations (sums along a row, on CUDA) have no deterministic form: a warning then, no error.
+    torch.use_deterministic_algorithms(True, warn_only=find_device(config.model.device).type != "cpu")
+    torch.manual_seed(config.seed)

@@ -1,0 +1,147 @@
+"""Files that are whole or not there: written aside, flushed, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import IO, Any
+
+from burnish.distributed import collectives
+from burnish.errors import RunError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """A full disk becomes one clear message; what was written before stays."""
+    try:
+        yield
+    except Exception as error:
+        # The library that writes weights has an error of its own, with the system's words in it.
+        words = (os.strerror(code) for code in FULL)
+        if getattr(error, "errno", None) not in FULL and not any(w in str(error) for w in words):
+            raise
+        free = shutil.disk_usage(path if path.exists() else path.parent).free >> 20
+        raise RunError(
+            f"the disk is full ({free} MiB free) while writing {path}; what the run had saved is kept: free "
+            "some space and start the same command again"
+        ) from error
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the path's place when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    with disk_errors(path.parent):
+        try:
+            with aside.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Replace a file in one step. Of several processes the leader does it, and nobody waits for it."""
+    if not collectives.leads():
+        return
+    with _aside(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def atomic_lines(path: Path, lines: Iterable[str]) -> int:
+    """Replace a file by lines in one step, without holding them all; gzipped where its name ends in .gz. How many."""
+    count = 0
+    with _aside(path) as file:
+        packed = (
+            gzip.GzipFile(fileobj=file, mode="wb", mtime=0) if path.suffix == ".gz" else nullcontext(file)
+        )
+        with packed as sink:
+            for line in lines:
+                sink.write(f"{line}\n".encode())
+                count += 1
+    return count
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file in one step, before any process goes on. A figure that is not finite raises, by its name: a
+    failure never becomes a number."""
+    for name, odd in _not_finite(value, ""):
+        raise ValueError(
+            f"{name}={odd} of {path.name} is not finite; what computed it must leave it out and say so"
+        )
+    collectives.by_lead(atomic_write)(path, json.dumps(value, indent=1, allow_nan=False))
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _not_finite(value: Any, name: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _not_finite(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _not_finite(inner, f"{name}[{number}]")
+
+
+@collectives.by_lead
+def link_folder(source: Path, path: Path) -> None:
+    """A folder with the files of another: the same files where the disk can have them twice, copies elsewhere."""
+
+    def put(file: str, to: str) -> str:
+        try:
+            os.link(file, to)
+        except OSError:  # another disk, or a file system without links
+            shutil.copy2(file, to)
+        return to
+
+    with atomic_folder(path) as aside:
+        shutil.copytree(source, aside, copy_function=put, dirs_exist_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder aside; it takes its name (replacing what had it) only when the block ends well. Its files may be
+    read by whoever may read the folder: weights are written for their owner alone by the library that writes them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    with disk_errors(path.parent):
+        try:
+            yield aside
+            readable = aside.stat().st_mode & 0o666
+            for file in aside.rglob("*"):
+                if file.is_file():
+                    file.chmod(readable)
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            if path.exists():
+                shutil.rmtree(path)
+            aside.replace(path)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process had been writing aside."""
+    for left in folder.rglob("*.tmp-*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)

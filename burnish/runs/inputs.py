@@ -1,0 +1,119 @@
+"""What a stage depends on (configuration keys, files, code), and what of it has changed."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from burnish.config import RunConfig
+from burnish.config.loading import flat
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """`config` maps dotted keys to values, `files` what a file is for to a hash of its content; `code` is a hash of
+    the source a stage runs. The stages before it are inputs too, and no matter of this record."""
+
+    config: Mapping[str, Any]
+    files: Mapping[str, str]
+    code: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Inputs:
+        return cls(dict(row["config"]), dict(row["files"]), row["code"])
+
+    def changes_since(self, old: Inputs) -> list[str]:
+        """Changed keys as `key old -> new`, and changed files. A key that one of two versions of Burnish does not
+        know is no change: a removed one says nothing any more, a new one none while it has its default."""
+        defaults = flat(RunConfig().model_dump(mode="json"))
+        lines = [
+            f"{key} {before} -> {value}"
+            for key, value in self.config.items()
+            if (before := old.config.get(key, defaults.get(key))) != value
+        ]
+        return lines + [
+            f"the content of {name}"
+            for name in dict.fromkeys([*self.files, *old.files])
+            if self.files.get(name) != old.files.get(name)
+        ]
+
+
+def config_inputs(config: RunConfig, uses: Sequence[str], without: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys that `uses` names, sections standing for all of theirs, but for those `without` names."""
+
+    def named(key: str, names: Sequence[str]) -> bool:
+        return any(key == name or key.startswith(f"{name}.") for name in names)
+
+    keys = flat(config.model_dump(mode="json"))
+    return {k: v for k, v in keys.items() if named(k, uses) and not named(k, without)}
+
+
+def code_version(modules: Sequence[str]) -> str:
+    """A hash of the source of the named modules, packages with all they hold."""
+    digest = hashlib.sha256()
+    for name in sorted(modules):
+        spec = find_spec(name)
+        assert spec is not None, name
+        assert spec.origin is not None, name
+        origin = Path(spec.origin)
+        files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+        for file in files:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+ROOT = Path(__file__).parents[1]
+NOT_HASHED = ("burnish.config", "burnish.errors", "burnish.runs", "burnish.monitor.live", "burnish.monitor.trackers")
+"""Modules that change no figure. Settings are inputs by their values."""
+
+
+@cache
+def imported_modules(module: str) -> frozenset[str]:
+    """Return `module` and the modules of this project that it imports, directly or through others, inside functions
+    too, without those of `NOT_HASHED`."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found or any(name == n or name.startswith(f"{n}.") for n in NOT_HASHED):
+            continue
+        found.add(name)
+        for node in ast.walk(ast.parse(_source(name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("burnish."):
+                inner = [f"{node.module}.{alias.name}" for alias in node.names]
+                waiting += [n for n in inner if _source(n).exists()] or [str(node.module)]
+    return frozenset(found)
+
+
+def _source(module: str) -> Path:
+    """The file of a module of this project; of a name that is no module, a path that does not exist."""
+    path = ROOT.joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def content_hash(path: Path, exclude: Sequence[str] = ()) -> str:
+    """A hash of a file's content, or of all files in a folder (names included), but for names that match `exclude`;
+    "" for a folder without one."""
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:24]
+    digest = hashlib.sha256()
+    files = list(_files(path, exclude))
+    for file in files:
+        digest.update(str(file.relative_to(path)).encode() + file.read_bytes())
+    return digest.hexdigest()[:24] if files else ""
+
+
+def _files(folder: Path, exclude: Sequence[str]) -> Iterator[Path]:
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if not any(fnmatch(part, name) for part in file.relative_to(folder).parts for name in exclude):
+            yield file

@@ -1,0 +1,123 @@
+"""In and out: invitations, signing in, signing out."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Request
+from fastapi.responses import RedirectResponse, Response
+
+from burnish.errors import DataError
+from burnish.web.accounts import LONGEST, LONGEST_NAME, SESSION, SHORTEST, Account, Denied, folded
+from burnish.web.app_state import Desk, Somebody, address, desk_of, page
+
+router = APIRouter()
+Name = Annotated[str, Form(max_length=4 * LONGEST_NAME)]
+Password = Annotated[str, Form(max_length=4 * LONGEST)]
+
+
+def _keep(response: Response, desk: Desk, name: str, value: str, seconds: float | None) -> None:
+    response.set_cookie(
+        name,
+        value,
+        max_age=None if seconds is None else int(seconds),
+        httponly=True,
+        secure=desk.https,
+        samesite="lax",
+        path="/",
+    )
+
+
+def _visit(request: Request, response: Response, fresh: str) -> Response:
+    _keep(response, desk_of(request), desk_of(request).visit_cookie, fresh, None)
+    return response
+
+
+def _form(request: Request, template: str, status: int = 200, **values: Any) -> Response:
+    """A form for somebody who is not in: it is signed by a cookie of this visit."""
+    desk = desk_of(request)
+    fresh = request.cookies.get(desk.visit_cookie) or secrets.token_urlsafe(32)
+    session = request.cookies.get(desk.session_cookie)
+    response = page(
+        request, template, None, status, signature=desk.accounts.signature(session or fresh), **values
+    )
+    return _visit(request, response, fresh)
+
+
+def _enter(request: Request, account: Account, where: str) -> Response:
+    desk = desk_of(request)
+    token = desk.accounts.enter(account, leaving=request.cookies.get(desk.session_cookie))
+    response = RedirectResponse(where, 303)
+    _keep(response, desk, desk.session_cookie, token, SESSION)
+    response.delete_cookie(desk.visit_cookie, path="/")
+    return response
+
+
+def _inside(where: str) -> str:
+    """A place on this site, whatever was given."""
+    odd = where.startswith("//") or "\\" in where or not where.isprintable()
+    return where if where.startswith("/") and not odd else "/"
+
+
+@router.get("/login")
+def login(request: Request, next: str = "/") -> Response:
+    return _form(request, "login.html", next=_inside(next))
+
+
+@router.post("/login")
+def log_in(request: Request, name: Name, password: Password, next: Annotated[str, Form()] = "/") -> Response:
+    desk = desk_of(request)
+    desk.limit("address", address(request))
+    desk.limit("enter", address(request), folded(name))
+    desk.limit("account", folded(name))
+    try:
+        account = desk.accounts.check(name, password)
+    except Denied as error:
+        desk.accounts.note(name, address(request), "sign in refused")
+        return _form(request, "login.html", 403, next=_inside(next), why=str(error), name=name)
+    desk.accounts.note(account.name, address(request), "signed in")
+    return _enter(request, account, _inside(next))
+
+
+@router.post("/logout")
+def log_out(request: Request, account: Somebody) -> Response:
+    desk = desk_of(request)
+    desk.accounts.leave(request.cookies[desk.session_cookie])
+    for project in desk.projects.all():
+        project.queue.release(account.annotator)
+    desk.accounts.note(account.name, address(request), "signed out")
+    response = RedirectResponse("/login", 303)
+    response.delete_cookie(desk.session_cookie, path="/")
+    return response
+
+
+@router.get("/join/{token}")
+def join(request: Request, token: str) -> Response:
+    desk_of(request).limit("address", address(request))
+    role = desk_of(request).accounts.invited(token)
+    if role is None:
+        return page(
+            request,
+            "error.html",
+            status=404,
+            why="This invitation does not hold, or not any more; ask for another.",
+        )
+    return _form(request, "join.html", token=token, role=role, shortest=SHORTEST)
+
+
+@router.post("/join/{token}")
+def joined(request: Request, token: str, name: Name, password: Password) -> Response:
+    desk = desk_of(request)
+    desk.limit("address", address(request))
+    role = desk.accounts.invited(token)
+    if role is None:
+        raise Denied("this invitation does not hold, or not any more; ask for another")
+    try:
+        account = desk.accounts.join(token, name, password)
+    except DataError as error:
+        return _form(
+            request, "join.html", 422, token=token, role=role, shortest=SHORTEST, why=str(error), name=name
+        )
+    desk.accounts.note(account.name, address(request), "joined", account.role)
+    return _enter(request, account, "/")

@@ -1,0 +1,180 @@
+"""A run's reward models over HTTP: requests that come together are scored together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from burnish.commands.reward_score import Answer, Scorer, answer_of
+from burnish.data.text import Unusable
+from burnish.errors import BurnishError, ConfigError
+
+MOST_ITEMS = 1024  # of a request
+MOST_WAITING = 8192  # items, before requests are turned away
+AT_ONCE = 256
+MOST_BYTES = 64 << 20  # of a request's body
+BODY_SECONDS = 120.0  # for it to come in
+LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
+
+
+@dataclass
+class Asked:
+    """A request that waits for its scores."""
+
+    rows: list[Answer]
+    answer: asyncio.Future[list[dict[str, Any]]]
+
+
+class Queue:
+    """Requests in the order they came; one thread scores all that wait, as many rows at once as fit."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self.waiting: list[Asked] = []
+        self.woken = asyncio.Event()
+
+    @property
+    def rows(self) -> int:
+        return sum(len(asked.rows) for asked in self.waiting)
+
+    async def ask(self, rows: list[Answer]) -> list[dict[str, Any]]:
+        asked = Asked(rows, asyncio.get_running_loop().create_future())
+        self.waiting.append(asked)
+        self.woken.set()
+        return await asked.answer
+
+    async def work(self) -> None:
+        """Serve for ever."""
+        while True:
+            await self.woken.wait()
+            self.woken.clear()
+            while self.waiting:
+                taken = [self.waiting.pop(0)]
+                while self.waiting and sum(len(a.rows) for a in taken) + len(self.waiting[0].rows) <= AT_ONCE:
+                    taken.append(self.waiting.pop(0))
+                await self._serve(taken)
+
+    async def _serve(self, taken: list[Asked]) -> None:
+        rows = [row for asked in taken for row in asked.rows]
+        try:
+            told = await asyncio.to_thread(self.scorer.score, rows)
+        except Exception as error:  # noqa: BLE001 - it is whoever asked that must hear of it
+            if len(taken) > 1:  # and nobody else
+                for asked in taken:
+                    await self._serve([asked])
+            elif not taken[0].answer.done():
+                taken[0].answer.set_exception(error)
+            return
+        for asked in taken:
+            own, told = told[: len(asked.rows)], told[len(asked.rows) :]
+            if not asked.answer.done():  # who asked may have gone
+                asked.answer.set_result(own)
+
+
+def make_app(
+    path: Path, *, average: bool = False, token: str | None = None, hosts: Sequence[str] = LOCAL
+) -> Any:
+    """The application: POST /score {"items": [{"prompt", "response", "ended"}]} and GET /health; with "cut": true
+    responses that are too long are read as far as the limit. With a `token` each request must carry it
+    (`Authorization: Bearer TOKEN`). It answers to the names in `hosts` alone, and reads at most `MOST_BYTES` of a
+    body."""
+    from fastapi import Body, FastAPI, HTTPException
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    from burnish.web.request_limits import Bearer, Limited
+
+    scorer = Scorer(path, average=average)
+    queue = Queue(scorer)
+    about = {
+        "model": scorer.place.config.name,
+        "members": len(scorer.ensemble.members),
+        "unit": "standard deviations of the policy's own answers",
+        "max_prompt_tokens": scorer.place.config.model.max_prompt_tokens,
+        "max_response_tokens": scorer.place.config.model.max_response_tokens,
+    }
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        worker = asyncio.create_task(queue.work())
+        yield
+        worker.cancel()
+
+    app = FastAPI(title="Burnish rewards", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    # The last one stands first: nothing of a body is read for a request without the token.
+    app.add_middleware(Limited, most=MOST_BYTES, seconds=BODY_SECONDS)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    if token is not None:
+        app.add_middleware(Bearer, token=token)
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return about
+
+    @app.post("/score")
+    async def score(body: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
+        items = body.get("items")
+        if not isinstance(items, list) or not 0 < len(items) <= MOST_ITEMS:
+            raise HTTPException(422, f"give `items`, a list of 1 to {MOST_ITEMS} of prompt and response")
+        if queue.rows + len(items) > MOST_WAITING:
+            raise HTTPException(503, f"{queue.rows} answers wait already; ask again later")
+        rows: list[Answer] = []
+        for number, item in enumerate(items, 1):
+            try:
+                rows.append(answer_of(item))
+            except Unusable as reason:
+                raise HTTPException(422, f"item {number} is no prompt with a response: {reason}") from None
+        try:
+            scorer.check(rows, cut=body.get("cut") is True)
+        except BurnishError as error:
+            raise HTTPException(422, str(error)) from None
+        return {"scores": await queue.ask(rows)}
+
+    return app
+
+
+def serve(
+    path: Path,
+    host: str,
+    port: int,
+    *,
+    average: bool = False,
+    token: str | None = None,
+    public: str | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    proxy: bool = False,
+) -> None:
+    """Answer until interrupted. Raises ConfigError where a network could ask without a token, or read the token."""
+    if host not in LOCAL and token is None:
+        raise ConfigError(
+            f"--host {host} lets everybody on the network ask: give --token-env NAME, an environment variable that "
+            "holds a token"
+        )
+    if host not in LOCAL and certificate is None and not proxy:
+        raise ConfigError(
+            f"--host {host} would send token and texts over the network as they are: give --certificate and --key, or "
+            "--behind-proxy where a proxy on this machine speaks TLS"
+        )
+    if host in ("0.0.0.0", "::") and public is None:
+        raise ConfigError(f"--host {host} is every address: give --public NAME, under which it is reached")
+    names = [*LOCAL, *(n for n in (host, public) if n and n not in ("0.0.0.0", "::"))]
+    app = make_app(path, average=average, token=token, hosts=names)
+    import uvicorn
+
+    from burnish.web.protocol import Patient
+
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        http=Patient,
+        timeout_keep_alive=15,
+        limit_concurrency=500,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )
