@@ -70,7 +70,7 @@ def measure(cell: Cell, room: Path) -> Figures:
         for raw in ppo.updates():
             rows.append(dict(watched(ppo, raw, watch).values))
             assert ppo.experience is not None
-            judged = ppo.experience.judged
+            judged = ppo.experience.reward_rollout
             gold.append(golds(judged.prompts, judged.texts))
         target, responses = ppo.config.kl.target, ppo.config.batch_size
         armed = watch is not None and watch.armed

@@ -48,7 +48,7 @@ def measure(cell: Cell, room: Path) -> Figures:
     with ppo_of(path) as (ppo, _):
         for step in ppo.updates():
             assert ppo.experience is not None
-            rollout = ppo.experience.judged
+            rollout = ppo.experience.reward_rollout
             gold.append(golds(rollout.prompts, rollout.texts))
             kl.append(step["kl"])
             score.append(step["score"])

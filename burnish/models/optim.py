@@ -15,6 +15,7 @@ from burnish.distributed import collectives
 from burnish.errors import TrainingError
 from burnish.models.backbone import Base
 from burnish.models.batches import CPU
+from burnish.models.memory import Memory
 
 
 def n_updates(rows: int, batch_size: int, epochs: int = 1) -> int:
@@ -31,6 +32,21 @@ def set_rates(optimizer: torch.optim.Optimizer, *rates: float) -> None:
     """The learning rates of the optimiser's parameter groups, in their order."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+
+
+def accumulate(
+    memory: Memory,
+    what: str,
+    micro_batch: int,
+    parameters: Sequence[nn.Parameter],
+    gradient: Callable[[int], dict[str, float]],
+) -> dict[str, float]:
+    """Accumulate the gradient of a batch and return the figures of `gradient`, summed over the processes of a run.
+
+    `gradient(size)` clears the gradients of `parameters`, computes those of this process's rows with forward passes of
+    at most `size` rows, and returns figures that add up over rows. It is called again with a smaller size when memory
+    runs out; `what` names the work in the event of the run."""
+    return collectives.add(parameters, lambda: memory.fit(what, micro_batch, gradient))
 
 
 def take_step(

@@ -32,8 +32,9 @@ from burnish.pipeline.gate import barely_moved, pass_gate
 from burnish.pipeline.guarded import Guarded, run_guarded
 from burnish.pipeline.oversight import Oversight
 from burnish.policy.kl_control import AdaptiveKLController, initial_coef
-from burnish.policy.ppo import PPO, ScoreFn
+from burnish.policy.ppo import PPO
 from burnish.policy.ppo_start import first_rate, self_check
+from burnish.policy.rollouts import ScoreFn
 from burnish.policy.shaping import Shaping
 from burnish.randomness import derive_seed
 from burnish.records import Decision, Prompt

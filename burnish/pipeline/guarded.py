@@ -163,7 +163,7 @@ def watched(ppo: PPO, stats: StepStats, watch: SavedWatcher | None) -> StepStats
     """The figures with those of the texts added and, every `ppo.watch_every` updates, the watcher's mean score with its
     standard error (clustered by prompt; a batch of one prompt has none)."""
     assert ppo.experience is not None
-    judged = ppo.experience.judged
+    judged = ppo.experience.reward_rollout
     figures = text_figures([p.text for p in judged.prompts], judged.texts)
     stats = replace(stats, values={**stats.values, **figures})
     if watch is None or (stats.step > 1 and stats.step % ppo.config.watch_every):
@@ -184,7 +184,7 @@ def keep_samples(journal: Journal, ppo: PPO) -> None:
         journal.run.append(
             f"samples/ppo-{ppo.tick:06d}.jsonl",
             {
-                "prompt": experience.judged.prompts[i].text,
+                "prompt": experience.reward_rollout.prompts[i].text,
                 "response": rollout.texts[i],
                 "score": float(experience.scores.scores[i]),
                 "kl": float(experience.kl[i]),
@@ -196,7 +196,7 @@ def keep_samples(journal: Journal, ppo: PPO) -> None:
 def keep_pairs(journal: Journal, ppo: PPO) -> None:
     """Two answers of the policy as it is now to each of a few prompts, with their scores: whether the reward still
     tells better from worse in what the policy writes (`burnish reward examine`)."""
-    asked = ppo.batch_of_prompts(ppo.step + 1)[:: ppo.answers][:PAIRS_KEPT]
+    asked = ppo.batch_of_prompts(ppo.step + 1)[:: ppo.samples_per_prompt][:PAIRS_KEPT]
     rollout = sample_rollout(
         ppo.policy,
         ppo.codec,

@@ -15,6 +15,7 @@ from burnish.models.backbone import Top
 from burnish.models.batches import CPU, Batch
 from burnish.models.logprobs import Policy, make_policy, token_logprobs
 from burnish.models.optim import (
+    accumulate,
     load_optimizer,
     n_updates,
     save_optimizer,
@@ -87,13 +88,12 @@ class DPO:
         rate = self.learning_rate * warm_up_then_down(self.step, self.steps, warmup)
         set_rates(self.optimizer, rate)
         own = collectives.mine(index)
-        total = collectives.add(
+        total = accumulate(
+            self.memory,
+            "training dpo",
+            self.config.micro_batch,
             self.parameters,
-            lambda: self.memory.fit(
-                "training dpo",
-                self.config.micro_batch,
-                lambda size: self.gradient(own, reference, size, len(index)),
-            ),
+            lambda size: self.gradient(own, reference, size, len(index)),
         )
         norms = take_step(self.optimizer, [self.parameters], self.config.max_grad_norm, [total["loss"]])
         values = {} if norms is None else {**total, "grad_norm": norms[0]}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,66 +13,59 @@ from safetensors.torch import load_file, save_file
 
 from burnish.config.ppo import PPOConfig
 from burnish.distributed import collectives
-from burnish.errors import Diverged
 from burnish.models.batches import CPU, Batch
 from burnish.models.generate import sample_rollout
 from burnish.models.heads import ScalarHead
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
-from burnish.models.optim import load_optimizer, save_optimizer, set_rates, take_step
+from burnish.models.optim import accumulate, load_optimizer, save_optimizer, set_rates, take_step
 from burnish.models.sequences import Sequences
 from burnish.objectives import (
     approx_kl,
     clipped_policy_loss,
     clipped_value_loss,
-    explained_variance,
     gae,
     group_advantages,
     kl_k1,
-    kl_k3,
-    masked_mean,
     sequence_sum,
     shape_rewards,
     whiten,
 )
 from burnish.policy.kl_control import AdaptiveKLController
+from burnish.policy.rollouts import (
+    Experience,
+    ScoreFn,
+    finite,
+    frozen_activations,
+    prompts_of_step,
+    read_before_training,
+    sampling_gap,
+    step_kl,
+)
 from burnish.policy.shaping import Shaping
 from burnish.randomness import generator
-from burnish.records import Decision, Prompt, Rollout, Scores, StepStats
+from burnish.records import Decision, Prompt, Rollout, StepStats
 
-GAP_ROWS = 4  # responses of each batch whose log-probabilities are computed again
-
-ScoreFn = Callable[[Rollout], Scores]
-
-
-@dataclass
-class Experience:
-    """One batch of rollouts with everything that stays fixed during its inner epochs; all (B, T)."""
-
-    rollout: Rollout
-    judged: Rollout  # the same responses, as the reward reads them
-    sequences: Sequences
-    value_sequences: Sequences | None  # the same, the frozen layers of the value function run
-    scores: Scores
-    old_logprobs: torch.Tensor
-    ref_logprobs: torch.Tensor
-    entropy: torch.Tensor
-    advantages: torch.Tensor
-    old_values: torch.Tensor | None  # None without a value function
-    returns: torch.Tensor | None
-    paid: torch.Tensor  # (B,) the scores as they were shaped
-    kl: torch.Tensor  # (B,) k1, nats per response
-    sampling_gap: float
+RATE_BAND = 3.0  # how far a step may be from the one that is wanted
+RATE_RANGE = 1000.0
+PATIENCE = 3  # updates of a value function that explains nothing
+GROUPS = (4, 5, 3, 2)  # answers to compare without one, the first that divides the batch
 
 
 @dataclass(kw_only=True)
-class Collector:
-    """What batches are collected with. `step` counts updates kept, `attempt` the restarts after roll-backs; randomness
-    derives from (seed, attempt, step)."""
+class PPO:
+    """Proximal policy optimization with a KL penalty to `reference`. `updates()` yields the statistics of each update;
+    the caller logs, checks and saves between updates.
+
+    `step` counts the updates that are kept (a roll-back lowers it), `tick` all updates. Random numbers depend on
+    (seed, attempt, step), where `attempt` counts restarts after roll-backs.
+
+    Source: Schulman et al. 2017 (clipped losses, GAE); Ziegler et al. 2019 (KL penalty, adaptive coefficient).
+    """
 
     policy: Policy
     reference: Policy
-    value: ScalarHead | None  # None where advantages need none
+    value: ScalarHead | None  # None if advantages need no value function
     codec: Codec
     score: ScoreFn
     prompts: Sequence[Prompt]
@@ -83,243 +74,53 @@ class Collector:
     max_tokens: int
     seed: int
     plain: Callable[[Rollout], Rollout] | None = (
-        None  # what of a rollout is judged, where prompts are instructed
+        None  # removes an instruction before the reward reads a rollout
     )
-    shaping: Shaping | None = None  # None: scores are paid as they are
+    shaping: Shaping | None = None  # None: scores are used as they are
+    learning_rate: float
+    value_learning_rate: float
     step: int = 0
+    tick: int = 0
     attempt: int = 0
     timing: dict[str, float] = field(default_factory=dict)
+    skipped_in_a_row: int = 0
+    experience: Experience | None = None
+    first_batch: Experience | None = None  # collected before the first update
+    first_seconds: float = 0.0  # time of that collection
+    unexplained: int = 0  # updates in a row with an explained variance of 0 or less
+    notes: list[Decision] = field(default_factory=list)  # decisions of this class, for the journal
 
     def __post_init__(self) -> None:
         self.advantage = "gae" if self.config.advantage == "auto" else self.config.advantage
-        self.answers = self.config.answers
-
-    @property
-    def critic(self) -> ScalarHead | None:
-        """The value function, as long as advantages are taken against it."""
-        return self.value if self.advantage == "gae" else None
-
-    def collect(self, step: int) -> Experience:
-        """Sample responses to this step's prompts and compute all that their training needs."""
-        began = perf_counter()
-        prompts = self.batch_of_prompts(step)
-        rollout = sample_rollout(
-            self.policy,
-            self.codec,
-            prompts,
-            max_tokens=self.max_tokens,
-            batch_size=self.config.batch_size,
-            seed=self.seed,
-            where=("rollout", self.attempt, step),
-        )
-        self.timing["sampling_seconds"] = perf_counter() - began
-        sequences = Sequences.of(self.policy.top.base, rollout, self.codec.pad_id)
-        memory = self.policy.top.base.memory
-        value_sequences = None
-        if self.critic is not None:
-            top = self.critic.top
-            whole = Sequences.of(top.base, rollout, self.codec.pad_id)
-            value_sequences = collectives.locally(
-                lambda: memory.fit(
-                    "activations of the value function", self.config.micro_batch, partial(whole.lifted, top)
-                )
-            )
-        judged = rollout if self.plain is None else self.plain(rollout)
-        scores = self.score(judged)
-
-        def before(own: list[int]) -> tuple[torch.Tensor, ...]:
-            return memory.fit(
-                "log-probabilities and values",
-                self.config.micro_batch,
-                lambda size: self.before_training(rollout, sequences, value_sequences, own, size),
-            )
-
-        old_logprobs, ref_logprobs, *values = collectives.gather(len(rollout), before)
-        old_values = values[0] if values else None
-        read = {"reference log-probability": ref_logprobs} | (
-            {} if old_values is None else {"value": old_values}
-        )
-        finite({name: float(x.abs().max()) for name, x in read.items()})
-        mask = rollout.response_mask
-        unended = torch.tensor([not e for e in rollout.ended], device=scores.scores.device)
-        unit = 1.0 if self.shaping is None else self.shaping.unit
-        paid = scores.scores if self.shaping is None else self.shaping(scores)
-        rewards = shape_rewards(
-            paid - unit * self.config.missing_eos_penalty * unended,
-            old_logprobs,
-            ref_logprobs,
-            mask,
-            kl_coef=self.controller.coef,
-        )  # (B, T)
-        returns = None
-        if old_values is not None:
-            advantages, returns = gae(rewards, old_values, mask, gamma=self.config.gamma, lam=self.config.lam)
-        else:
-            scaled = self.advantage == "grpo"
-            advantages = group_advantages(rewards, mask, answers=self.answers, scaled=scaled)
-        if self.config.whiten_advantages:
-            advantages = whiten(advantages, mask)
-        return Experience(
-            rollout=rollout,
-            judged=judged,
-            sequences=sequences,
-            value_sequences=value_sequences,
-            scores=scores,
-            old_logprobs=old_logprobs,
-            ref_logprobs=ref_logprobs,
-            entropy=rollout.sample_entropy,
-            advantages=advantages,
-            old_values=old_values,
-            returns=returns,
-            paid=paid,
-            kl=sequence_sum(kl_k1(old_logprobs, ref_logprobs), mask),
-            sampling_gap=self.sampling_gap(rollout, sequences),
-        )
-
-    @torch.no_grad()
-    def before_training(
-        self,
-        rollout: Rollout,
-        sequences: Sequences,
-        value_sequences: Sequences | None,
-        own: list[int],
-        micro_batch: int,
-    ) -> tuple[torch.Tensor, ...]:
-        """(n, T) of the n rows in `own`: log-probabilities of the policy and of the reference, values where there is a
-        value function, all before the first inner epoch."""
-        base = self.policy.top.base
-        # Rounded products differ between decoding and training: ratios must start at 1 all the same.
-        rounded = base.dtype != torch.float32 and not base.fast
-        old_logprobs = rollout.sample_logprobs.clone() if rounded else rollout.sample_logprobs
-        ref_logprobs = torch.zeros_like(old_logprobs)
-        values = None if value_sequences is None else torch.zeros_like(old_logprobs)
-        for rows, batch in sequences.batches(micro_batch, own):
-            width = batch.response_mask.shape[1]
-            if rounded:
-                old_logprobs[rows, :width] = token_logprobs(self.policy, batch)
-            ref_logprobs[rows, :width] = token_logprobs(self.reference, batch)
-            if values is not None and self.critic is not None and value_sequences is not None:
-                values[rows, :width] = self.critic.values(value_sequences.batch(rows))
-        return tuple(x[own] for x in (old_logprobs, ref_logprobs, values) if x is not None)
-
-    def batch_of_prompts(self, step: int) -> list[Prompt]:
-        """The prompts of a step, each as often as it is answered: epochs of shuffled prompts, the order of an attempt
-        its own."""
-        n, size = len(self.prompts), self.config.batch_size // self.answers
-        first = (step - 1) * size
-        picked = []
-        orders: dict[int, list[int]] = {}
-        for position in range(first, first + size):
-            epoch = position // n
-            if epoch not in orders:
-                rng = generator(self.seed, "prompts", self.attempt, epoch)
-                orders[epoch] = torch.randperm(n, generator=rng, device=CPU).tolist()
-            picked += [self.prompts[orders[epoch][position % n]]] * self.answers
-        return picked
-
-    def describe(self, experience: Experience) -> dict[str, float]:
-        """The figures of a batch of rollouts, before it was trained on."""
-        rollout, scores = experience.rollout, experience.scores
-        mask = rollout.response_mask
-        k3 = sequence_sum(kl_k3(experience.old_logprobs, experience.ref_logprobs), mask)
-        explained = None
-        if experience.old_values is not None and experience.returns is not None:
-            explained = explained_variance(experience.old_values, experience.returns, mask)
-        values = {
-            "kl": float(experience.kl.mean()),
-            "kl_k3": float(k3.mean()),
-            "score": float(scores.scores.mean()),
-            "score_sd": float(scores.scores.std(unbiased=False)),
-            "spread": float(scores.spread.mean()),
-            "length": float(mask.sum(1).float().mean()),
-            "truncated": 1.0 - sum(rollout.ended) / len(rollout),
-            "entropy": float(masked_mean(experience.entropy, mask)),
-            "ref_nll": -float(masked_mean(experience.ref_logprobs, mask)),
-            "sampling_gap": experience.sampling_gap,
-        }
-        if explained is not None:
-            values["explained_variance"] = float(explained)
-        if self.shaping is not None:
-            values["reward"] = float(experience.paid.mean())
-        values |= {f"reward_{name}": float(term.mean()) for name, term in scores.terms.items()}
-        return values | {f"member_{k}": float(m) for k, m in enumerate(scores.members.mean(0))}
-
-    @torch.no_grad()
-    def sampling_gap(self, rollout: Rollout, sequences: Sequences) -> float:
-        """Largest difference between sampled and recomputed log-probability, in nats, over a few responses."""
-
-        def read(own: list[int]) -> tuple[torch.Tensor]:
-            again = token_logprobs(self.policy, sequences.batch(own))
-            return ((again - rollout.sample_logprobs[own, : again.shape[1]]).abs().amax(1),)
-
-        (gaps,) = collectives.gather(min(GAP_ROWS, len(rollout)), read)
-        return float(gaps.max())
-
-
-def finite(figures: dict[str, float]) -> dict[str, float]:
-    """The figures as they are. Raises Diverged, which the guard acts upon, when one is not finite."""
-    for name, value in figures.items():
-        if not math.isfinite(value):
-            raise Diverged(f"PPO's {name} is {value}: a model has diverged; lower the learning rates")
-    return figures
-
-
-RATE_BAND = 3.0  # how far a step may be from the one that is wanted
-
-RATE_RANGE = 1000.0
-
-STEP_ROWS = 16  # responses on which the step of an update is measured
-
-PATIENCE = 3  # updates of a value function that explains nothing
-
-GROUPS = (4, 5, 3, 2)  # answers to compare without one, the first that divides the batch
-
-
-@dataclass(kw_only=True)
-class PPO(Collector):
-    """A PPO run. `updates()` yields one StepStats an update; the caller logs, judges and checkpoints between.
-
-    `step` counts updates kept (a roll-back takes it back), `tick` all updates ever made.
-    """
-
-    learning_rate: float
-    value_learning_rate: float
-    tick: int = 0
-    skipped_in_a_row: int = 0
-    experience: Experience | None = None
-    first_batch: Experience | None = None  # of the first update, where it was needed before
-    first_seconds: float = 0.0  # that its collection took
-    unexplained: int = 0  # updates in a row whose returns the value function did not explain
-    notes: list[Decision] = field(default_factory=list)  # decisions of its own, for whoever keeps the record
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
+        self.samples_per_prompt = self.config.answers
         self.policy_parameters = self.policy.top.trained_parameters()
         self.value_parameters = self.value.trained() if self.value is not None else []
         self.first_rate = self.learning_rate
         self.optimizer = torch.optim.AdamW(
-            [
-                {"params": self.policy_parameters},
-                *([{"params": self.value_parameters}] if self.value is not None else []),
-            ],
+            [{"params": p} for p in (self.policy_parameters, self.value_parameters) if p],
             lr=self.learning_rate,
             eps=self.config.adam_eps,
             weight_decay=0.0,
         )
 
     @property
+    def critic(self) -> ScalarHead | None:
+        """The value function, or None if advantages do not use it."""
+        return self.value if self.advantage == "gae" else None
+
+    @property
     def wanted_kl(self) -> float:
-        """Nats a response that an update should move by: the target in a third of the policy's updates."""
+        """KL of one update, in nats a response, that reaches the target in a third of the updates."""
         return 3 * self.controller.target / (self.config.updates - self.config.value_warmup)
 
     @property
     def moved(self) -> int:
-        """Updates of the policy so far: those that warm up the value function are none."""
+        """Updates of the policy so far, without those that warm up the value function."""
         return max(0, self.step - self.config.value_warmup)
 
     @property
     def value_only(self) -> bool:
-        """Whether this update is one of those in which only the value function learns."""
+        """Whether this update trains the value function alone."""
         return self.step < self.config.value_warmup and self.critic is not None
 
     @property
@@ -332,7 +133,7 @@ class PPO(Collector):
         return min(1.0, (updates + 1) / max(1, self.config.warmup_updates))
 
     def begin_at(self, learning_rate: float) -> None:
-        """The policy's rate, before the first update."""
+        """Set the learning rate of the policy, before the first update."""
         self.learning_rate = self.first_rate = learning_rate
 
     def updates(self) -> Iterator[StepStats]:
@@ -345,18 +146,18 @@ class PPO(Collector):
             self.first_batch = None
             collecting = earlier or perf_counter() - began
             # 5 update policy and value
-            values = self.improve(experience)
+            values = self.train_epochs(experience)
             # 6 adapt KL
             values |= self.adapt(experience)
             values |= self.adapt_rate(experience)
             if self.shaping is not None:
                 self.shaping.see(experience.scores)
-            values = finite(self.describe(experience) | values)
-            # Whatever the processes' machines round differently: process 0 has it right.
+            values = finite(experience.figures(shaped=self.shaping is not None) | values)
+            # Machines may round differently: all processes use the values of process 0.
             values, state = collectives.leaders((values, self.state_dict()))
             if collectives.rank():
                 self.load_state_dict(state)
-            self.judge_critic(values.get("explained_variance"))
+            self.maybe_drop_critic(values.get("explained_variance"))
             self.step += 1
             self.tick += 1
             seconds = perf_counter() - began + earlier
@@ -370,14 +171,82 @@ class PPO(Collector):
             yield StepStats(self.step, self.attempt, values)
 
     def collect_first(self) -> Experience:
-        """The batch of the next update, collected before it."""
+        """Collect the batch of the next update and keep it."""
         began = perf_counter()
         self.first_batch = self.collect(self.step + 1)
         self.first_seconds = perf_counter() - began
         return self.first_batch
 
-    def improve(self, experience: Experience) -> dict[str, float]:
-        """The inner epochs: clipped policy and value losses, gradient norms clipped, non-finite steps skipped."""
+    def collect(self, step: int) -> Experience:
+        """Sample responses to the prompts of a step and compute all that training on them needs."""
+        began = perf_counter()
+        prompts = self.batch_of_prompts(step)
+        rollout = sample_rollout(
+            self.policy,
+            self.codec,
+            prompts,
+            max_tokens=self.max_tokens,
+            batch_size=self.config.batch_size,
+            seed=self.seed,
+            where=("rollout", self.attempt, step),
+        )
+        self.timing["sampling_seconds"] = perf_counter() - began
+        sequences = Sequences.of(self.policy.top.base, rollout, self.codec.pad_id)
+        value_sequences = None
+        if self.critic is not None:
+            value_sequences = frozen_activations(
+                self.critic, rollout, self.codec.pad_id, self.config.micro_batch
+            )
+        reward_rollout = rollout if self.plain is None else self.plain(rollout)
+        scores = self.score(reward_rollout)
+        old_logprobs, ref_logprobs, old_values = read_before_training(
+            *(self.policy, self.reference, self.critic),
+            *(rollout, sequences, value_sequences),
+            micro_batch=self.config.micro_batch,
+        )
+        mask = rollout.response_mask
+        unended = torch.tensor([not e for e in rollout.ended], device=scores.scores.device)
+        unit = 1.0 if self.shaping is None else self.shaping.unit
+        shaped_scores = scores.scores if self.shaping is None else self.shaping(scores)
+        rewards = shape_rewards(
+            shaped_scores - unit * self.config.missing_eos_penalty * unended,
+            old_logprobs,
+            ref_logprobs,
+            mask,
+            kl_coef=self.controller.coef,
+        )  # (B, T)
+        returns = None
+        if old_values is not None:
+            advantages, returns = gae(rewards, old_values, mask, gamma=self.config.gamma, lam=self.config.lam)
+        else:
+            scaled = self.advantage == "grpo"
+            advantages = group_advantages(rewards, mask, answers=self.samples_per_prompt, scaled=scaled)
+        if self.config.whiten_advantages:
+            advantages = whiten(advantages, mask)
+        return Experience(
+            rollout=rollout,
+            reward_rollout=reward_rollout,
+            sequences=sequences,
+            value_sequences=value_sequences,
+            scores=scores,
+            old_logprobs=old_logprobs,
+            ref_logprobs=ref_logprobs,
+            entropy=rollout.sample_entropy,
+            advantages=advantages,
+            old_values=old_values,
+            returns=returns,
+            shaped_scores=shaped_scores,
+            kl=sequence_sum(kl_k1(old_logprobs, ref_logprobs), mask),
+            sampling_gap=sampling_gap(self.policy, rollout, sequences),
+        )
+
+    def batch_of_prompts(self, step: int) -> list[Prompt]:
+        """Return the prompts of a step, each repeated for its samples."""
+        where = (self.seed, self.attempt, step)
+        return prompts_of_step(self.prompts, self.config.batch_size, self.samples_per_prompt, *where)
+
+    def train_epochs(self, experience: Experience) -> dict[str, float]:
+        """Run the inner epochs. Steps that are not finite are skipped."""
         size = self.config.batch_size
         rates = [self.learning_rate * self.warm, self.value_learning_rate * self.share_after(self.step)]
         set_rates(self.optimizer, *rates[: len(self.optimizer.param_groups)])
@@ -401,7 +270,7 @@ class PPO(Collector):
         return means | {"skipped": float(skipped), "learning_rate": rates[0]}
 
     def minibatch(self, experience: Experience, rows: list[int]) -> dict[str, float] | None:
-        """One optimiser step over `rows`, accumulated over micro-batches; None when it was not finite."""
+        """Take one optimizer step over `rows`; return None if it was not finite."""
         sums = self.accumulate(experience, rows, value_only=self.value_only)
         groups = {} if self.value_only else {"grad_norm": self.policy_parameters}
         if self.critic is not None:
@@ -412,25 +281,22 @@ class PPO(Collector):
     def accumulate(
         self, experience: Experience, rows: list[int], *, value_only: bool = False
     ) -> dict[str, float]:
-        """The gradient of both losses (or of the value function's alone) over `rows`, each by the process that has it;
-        the losses and their figures."""
+        """Accumulate the gradient of both losses (or of the value loss alone) over `rows`; return the figures."""
         tokens, own = int(experience.rollout.response_mask[rows].sum()), collectives.mine(rows)
         learned = [] if value_only else list(self.policy_parameters)
         learned += self.value_parameters if self.critic is not None else []
-        return collectives.add(
+        return accumulate(
+            self.policy.top.base.memory,
+            "training ppo",
+            self.config.micro_batch,
             learned,
-            lambda: self.policy.top.base.memory.fit(
-                "training ppo",
-                self.config.micro_batch,
-                lambda size: self.gradient(experience, own, size, tokens, value_only=value_only),
-            ),
+            lambda size: self.gradient(experience, own, size, tokens, value_only=value_only),
         )
 
     def gradient(
         self, experience: Experience, rows: list[int], micro_batch: int, tokens: int, *, value_only: bool
     ) -> dict[str, float]:
-        """That of `rows`, as their share of a minibatch with `tokens` response tokens, from forward passes of at most
-        `micro_batch` of them."""
+        """Compute the gradient of `rows` as their share of a minibatch with `tokens` response tokens."""
         sums: dict[str, float] = {}
         self.optimizer.zero_grad(set_to_none=True)
         for part, batch in experience.sequences.batches(micro_batch, rows):
@@ -451,7 +317,7 @@ class PPO(Collector):
     def policy_loss(
         self, experience: Experience, rows: list[int], batch: Batch, tokens: int
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """The policy's loss of a micro-batch, as its share of a minibatch with `tokens` response tokens."""
+        """Return the policy loss of a micro-batch as its share of a minibatch with `tokens` tokens, and figures."""
         mask = batch.response_mask
         width = mask.shape[1]
         old_logprobs = experience.old_logprobs[rows, :width]
@@ -474,7 +340,7 @@ class PPO(Collector):
     def value_loss(
         self, experience: Experience, rows: list[int], batch: Batch, tokens: int
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """The value function's, times its coefficient; the figure is without."""
+        """Return the value loss times `vf_coef`, and the loss without the coefficient as a figure."""
         assert self.critic is not None
         assert experience.value_sequences is not None
         assert experience.old_values is not None
@@ -491,7 +357,7 @@ class PPO(Collector):
         return self.config.vf_coef * loss, {"value_loss": loss.item()}
 
     def adapt(self, experience: Experience) -> dict[str, float]:
-        """Move the KL coefficient by the KL of this batch (nats per response, summed over tokens)."""
+        """Adapt the KL coefficient to the KL of this batch (nats a response, summed over tokens)."""
         used = {"kl_coef": self.controller.coef, "kl_target": self.controller.target}
         if self.config.kl.adaptive:
             self.controller.update(float(experience.kl.mean()), len(experience.rollout))
@@ -499,66 +365,51 @@ class PPO(Collector):
         return used | ({"kl_smoothed": smoothed} if smoothed is not None else {})
 
     def adapt_rate(self, experience: Experience) -> dict[str, float]:
-        """Move the policy's learning rate by the KL between this policy and the one that was sampled, in nats a
-        response: down where a step is several times the one that is wanted, up where it is a fraction of that and the
-        target is far. Within a factor of `RATE_RANGE` of where it began."""
+        """Adapt the policy's learning rate to the KL of this update (nats a response): lower it if the KL is several
+        times `wanted_kl`, raise it if it is a fraction of that and the target is far. It stays within `RATE_RANGE`."""
         if self.value_only or not (self.config.adaptive_rate and self.learning_rate):
             return {}
-        step, wanted = self.step_kl(experience), self.wanted_kl
+        moved, wanted = step_kl(self.policy, experience), self.wanted_kl
         far = max(self.controller.smoothed or 0.0, float(experience.kl.mean())) < self.controller.target / 2
         factor = 1.0
-        if step > RATE_BAND * wanted:
+        if moved > RATE_BAND * wanted:
             factor = 0.5
-        elif step < wanted / RATE_BAND and far and self.moved >= self.config.warmup_updates:
-            factor = 2.0 if step < wanted / RATE_BAND**3 else 1.4
+        elif moved < wanted / RATE_BAND and far and self.moved >= self.config.warmup_updates:
+            factor = 2.0 if moved < wanted / RATE_BAND**3 else 1.4
         low, high = self.first_rate / RATE_RANGE, self.first_rate * RATE_RANGE
         self.learning_rate = min(max(self.learning_rate * factor, low), high)
-        return {"step_kl": step}
+        return {"step_kl": moved}
 
-    def judge_critic(self, explained: float | None) -> None:
-        """Where it is left to PPO, take advantages against the other answers to a prompt (leave one out) from the next
-        update on, once the value function has explained none of the returns' variance for `PATIENCE` updates: what it
-        subtracts is noise."""
+    def maybe_drop_critic(self, explained: float | None) -> None:
+        """With `advantage: auto`, replace the value function by leave-one-out advantages (RLOO) from the next update
+        on, once it has explained none of the variance of returns for `PATIENCE` updates."""
         if explained is None or self.config.advantage != "auto" or self.value_only:
             return
         self.unexplained = self.unexplained + 1 if explained <= 0 else 0
         together = next((k for k in GROUPS if self.config.batch_size % k == 0), None)
         if self.unexplained < PATIENCE or together is None:
             return
-        self.advantage, self.answers = "rloo", max(self.answers, together)
+        self.advantage, self.samples_per_prompt = "rloo", max(self.samples_per_prompt, together)
         reason = (
             f"the value function explained nothing for {PATIENCE} updates (explained variance {explained:.2f}): from "
-            f"here on {self.answers} answers to each prompt are compared with one another"
+            f"here on {self.samples_per_prompt} answers to each prompt are compared with one another"
         )
-        evidence = {"explained_variance": explained, "answers": self.answers}
+        evidence = {"explained_variance": explained, "answers": self.samples_per_prompt}
         self.notes.append(Decision("critic_dropped", reason, evidence))
 
-    @torch.no_grad()
-    def step_kl(self, experience: Experience) -> float:
-        """KL(sampled policy || policy now) over a few responses, in nats a response: k3 of sampled tokens."""
-
-        def read(own: list[int]) -> tuple[torch.Tensor]:
-            batch = experience.sequences.batch(own)
-            now = token_logprobs(self.policy, batch)
-            old = experience.old_logprobs[own, : now.shape[1]]
-            return (sequence_sum(kl_k3(old, now), batch.response_mask),)
-
-        (apart,) = collectives.gather(min(STEP_ROWS, len(experience.rollout)), read)
-        return collectives.leaders(float(apart.mean()))
-
     def slow_down(self, factor: float) -> None:
-        """Smaller steps from here on."""
+        """Multiply both learning rates by `factor`."""
         self.learning_rate *= factor
         self.value_learning_rate *= factor
 
     def restart(self, learning_rate_factor: float, attempt: int) -> None:
-        """After a roll-back: draw new randomness, take smaller steps."""
+        """Start a new attempt after a roll-back, with other random numbers and lower learning rates."""
         self.attempt = attempt
         self.slow_down(learning_rate_factor)
         self.skipped_in_a_row = self.unexplained = 0
 
     def save(self, folder: Path) -> None:
-        """Trained weights and optimiser state as safetensors; counters and controller are in `state_dict`."""
+        """Save trained weights and optimizer state as safetensors; `state_dict` has counters and the controller."""
         save_file(self.policy.top.trained_state(), folder / "policy.safetensors")
         if self.value is not None:
             save_file(self.value.state(), folder / "value.safetensors")
@@ -580,7 +431,7 @@ class PPO(Collector):
             "value_learning_rate": self.value_learning_rate,
             "skipped_in_a_row": self.skipped_in_a_row,
             "advantage": self.advantage,
-            "answers": self.answers,
+            "samples_per_prompt": self.samples_per_prompt,
             "unexplained": self.unexplained,
             "controller": self.controller.state_dict(),
             "shaping": None if self.shaping is None else self.shaping.state_dict(),
@@ -592,5 +443,8 @@ class PPO(Collector):
             self.shaping.load_state_dict(state["shaping"])
         for name in ("step", "tick", "attempt", "skipped_in_a_row", "learning_rate", "value_learning_rate"):
             setattr(self, name, state[name])
-        for name in ("first_rate", "advantage", "answers", "unexplained"):  # not in older checkpoints
+        for name in ("first_rate", "advantage", "unexplained"):  # not in older checkpoints
             setattr(self, name, state.get(name, getattr(self, name)))
+        self.samples_per_prompt = state.get(
+            "samples_per_prompt", state.get("answers", self.samples_per_prompt)
+        )

@@ -15,6 +15,7 @@ from burnish.models.logprobs import Policy, token_logprobs
 from burnish.models.sequences import Sequences
 from burnish.objectives import kl_k1, sequence_sum
 from burnish.policy.ppo import PPO
+from burnish.policy.rollouts import step_kl
 from burnish.records import Prompt
 
 KL_LIMIT = 1e-4  # nats per response
@@ -111,7 +112,7 @@ def first_rate(ppo: PPO) -> tuple[float | None, float]:
         for p, was in zip(parameters, start, strict=True):
             assert p.grad is not None
             p.copy_(was - rate * steps * p.grad)
-        kl = ppo.step_kl(batch)
+        kl = step_kl(ppo.policy, batch)
         factor = math.sqrt(ppo.wanted_kl / kl) if kl > 0 else FACTOR if math.isfinite(kl) else 1 / FACTOR
         if 1 / CLOSE < factor < CLOSE:
             break

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -13,7 +12,7 @@ from burnish.models.backbone import Base
 from burnish.models.batches import CPU, Batch
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
-from burnish.models.optim import n_updates, set_rates, take_step, warm_up_then_down
+from burnish.models.optim import accumulate, n_updates, set_rates, take_step, warm_up_then_down
 from burnish.models.sequences import Sequences
 from burnish.objectives import response_cross_entropy
 from burnish.randomness import generator
@@ -68,12 +67,12 @@ def fine_tune(
 
         own, tokens = collectives.mine(rows), sum(len(sequences.response_ids[row]) for row in rows)
 
-        def accumulate(size: int, own: list[int] = own, tokens: int = tokens) -> dict[str, float]:
+        def gradient(size: int, own: list[int] = own, tokens: int = tokens) -> dict[str, float]:
             optimizer.zero_grad(set_to_none=True)
             return {"loss": rows_gradient(policy, sequences, own, size, tokens)}
 
-        fit = partial(policy.top.base.memory.fit, "training", config.micro_batch, accumulate)
-        loss = collectives.add(parameters, fit)["loss"]
+        memory = policy.top.base.memory
+        loss = accumulate(memory, "training", config.micro_batch, parameters, gradient)["loss"]
         norms = take_step(optimizer, [parameters], config.max_grad_norm, [loss])
         values = {} if norms is None else {"loss": loss, "grad_norm": norms[0]}
         yield StepStats(step + 1, 0, {**values, "learning_rate": rate, "skipped": float(norms is None)})

@@ -220,7 +220,7 @@ def test_the_watchers_error_is_clustered_by_prompt(tmp_path: Path) -> None:
     """Eight prompts, four answers each, one score for all answers to a prompt."""
     guarded = start(tmp_path, updates=1, answers=4)
     stats = next(iter(guarded.ppo.updates()))
-    judged = guarded.ppo.experience.judged  # type: ignore[union-attr]
+    judged = guarded.ppo.experience.reward_rollout  # type: ignore[union-attr]
     worth = {p.text: float(i) for i, p in enumerate(dict.fromkeys(judged.prompts))}
     scores = torch.tensor([worth[p.text] for p in judged.prompts])
 

@@ -8,8 +8,9 @@ import time
 import pytest
 import torch
 
-from burnish.policy.ppo import Collector, Experience
+from burnish.policy.ppo import PPO
 from burnish.policy.ppo_start import first_rate
+from burnish.policy.rollouts import Experience
 from burnish.records import Rollout, Scores
 from tests.toys import make_ppo, toy
 
@@ -45,16 +46,16 @@ def test_a_batch_collected_earlier_counts_its_collection_in_the_timing_of_its_up
 ) -> None:
     base, codec = toy()
     ppo = make_ppo(base, codec, rate=0.01, updates=2)
-    own = Collector.collect
+    own = PPO.collect
 
-    def slow(self: Collector, step: int) -> Experience:
+    def slow(self: PPO, step: int) -> Experience:
         found = own(self, step)
         if step == 1:
             time.sleep(0.3)
             self.timing["sampling_seconds"] += 0.2
         return found
 
-    monkeypatch.setattr(Collector, "collect", slow)
+    monkeypatch.setattr(PPO, "collect", slow)
     first_rate(ppo)
     for _ in ppo.updates():
         shares = ppo.timing["sampling_share"], ppo.timing["scoring_share"]

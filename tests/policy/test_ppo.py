@@ -129,7 +129,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted() -> None:
     good = ppo.score
     ppo.score = lambda r: Scores(*(x * math.inf for x in (good(r).scores, good(r).members)), torch.zeros(64))
     experience = ppo.collect(1)
-    figures = ppo.improve(experience)
+    figures = ppo.train_epochs(experience)
     assert figures["skipped"] == 2
     assert all(torch.equal(a, b) for a, b in zip(before, ppo.policy_parameters, strict=True))
 
@@ -297,17 +297,19 @@ def test_it_is_kept_on_request_and_where_no_answers_can_stand_together(asked: st
     base, codec = toy()
     ppo = blind(make_ppo(base, codec, updates=5, advantage=asked, batch_size=size))
     assert all("explained_variance" in s.values for s in ppo.updates())
-    assert (ppo.notes, ppo.answers) == ([], 1)
+    assert (ppo.notes, ppo.samples_per_prompt) == ([], 1)
 
 
 def test_a_state_from_before_critics_could_be_dropped_is_taken_up() -> None:
     base, codec = toy()
     ppo = make_ppo(base, codec)
     state = ppo.state_dict()
-    for name in ("first_rate", "advantage", "answers", "unexplained"):
+    for name in ("first_rate", "advantage", "samples_per_prompt", "unexplained"):
         del state[name]
     ppo.load_state_dict(state)
-    assert (ppo.advantage, ppo.answers, ppo.first_rate) == ("gae", 1, 0.01)
+    assert (ppo.advantage, ppo.samples_per_prompt, ppo.first_rate) == ("gae", 1, 0.01)
+    ppo.load_state_dict({**state, "answers": 4})  # the key of version 0.1
+    assert ppo.samples_per_prompt == 4
 
 
 def test_while_the_value_function_warms_up_the_policy_stands_still() -> None:
@@ -350,6 +352,6 @@ def test_shaped_scores_are_what_advantages_are_made_of() -> None:
     ppo.shaping = Shaping(ShapingConfig(clip=0.5), 0.5)
     batch = ppo.collect(1)
     assert set(batch.scores.scores.tolist()) == {0.0, 1.0}
-    assert set(batch.paid.tolist()) == {0.0, 0.25}
+    assert set(batch.shaped_scores.tolist()) == {0.0, 0.25}
     stats = next(ppo.updates())
     assert stats["reward"] == pytest.approx(stats["score"] / 4)

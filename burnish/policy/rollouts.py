@@ -1,0 +1,180 @@
+"""Rollouts of a PPO update: sampled responses with scores, log-probabilities, values and advantages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from burnish.distributed import collectives
+from burnish.errors import Diverged
+from burnish.models.batches import CPU
+from burnish.models.heads import ScalarHead
+from burnish.models.logprobs import Policy, token_logprobs
+from burnish.models.sequences import Sequences
+from burnish.objectives import (
+    explained_variance,
+    kl_k3,
+    masked_mean,
+    sequence_sum,
+)
+from burnish.randomness import generator
+from burnish.records import Prompt, Rollout, Scores
+
+GAP_ROWS = 4  # responses of each batch whose log-probabilities are computed again
+STEP_ROWS = 16  # responses on which the KL of an update is measured
+
+ScoreFn = Callable[[Rollout], Scores]
+
+
+@dataclass
+class Experience:
+    """A batch of B rollouts with all that stays fixed during the inner epochs. Tensors are (B, T) unless noted."""
+
+    rollout: Rollout
+    reward_rollout: (
+        Rollout  # the same responses, as the reward reads them (without an instruction to be concise)
+    )
+    sequences: Sequences
+    value_sequences: Sequences | None  # the same, with the frozen layers of the value function
+    scores: Scores
+    old_logprobs: torch.Tensor
+    ref_logprobs: torch.Tensor
+    entropy: torch.Tensor
+    advantages: torch.Tensor
+    old_values: torch.Tensor | None  # None without a value function
+    returns: torch.Tensor | None
+    shaped_scores: torch.Tensor  # (B,) scores after shaping
+    kl: torch.Tensor  # (B,) k1 estimates, nats a response
+    sampling_gap: float
+
+    def figures(self, *, shaped: bool) -> dict[str, float]:
+        """Return the metrics of the batch before training on it; `shaped` adds the mean of shaped scores."""
+        rollout, scores = self.rollout, self.scores
+        mask = rollout.response_mask
+        k3 = sequence_sum(kl_k3(self.old_logprobs, self.ref_logprobs), mask)
+        explained = None
+        if self.old_values is not None and self.returns is not None:
+            explained = explained_variance(self.old_values, self.returns, mask)
+        values = {
+            "kl": float(self.kl.mean()),
+            "kl_k3": float(k3.mean()),
+            "score": float(scores.scores.mean()),
+            "score_sd": float(scores.scores.std(unbiased=False)),
+            "spread": float(scores.spread.mean()),
+            "length": float(mask.sum(1).float().mean()),
+            "truncated": 1.0 - sum(rollout.ended) / len(rollout),
+            "entropy": float(masked_mean(self.entropy, mask)),
+            "ref_nll": -float(masked_mean(self.ref_logprobs, mask)),
+            "sampling_gap": self.sampling_gap,
+        }
+        if explained is not None:
+            values["explained_variance"] = float(explained)
+        if shaped:
+            values["reward"] = float(self.shaped_scores.mean())
+        values |= {f"reward_{name}": float(term.mean()) for name, term in scores.terms.items()}
+        return values | {f"member_{k}": float(m) for k, m in enumerate(scores.members.mean(0))}
+
+
+def frozen_activations(critic: ScalarHead, rollout: Rollout, pad_id: int, micro_batch: int) -> Sequences:
+    """Return the sequences of a rollout with the frozen layers of the value function computed."""
+    base = critic.top.base
+    whole = Sequences.of(base, rollout, pad_id)
+    return collectives.locally(
+        lambda: base.memory.fit(
+            "activations of the value function", micro_batch, partial(whole.lifted, critic.top)
+        )
+    )
+
+
+@torch.no_grad()
+def read_before_training(
+    policy: Policy,
+    reference: Policy,
+    critic: ScalarHead | None,
+    rollout: Rollout,
+    sequences: Sequences,
+    value_sequences: Sequences | None,
+    micro_batch: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return the log-probabilities of the policy and of the reference, and the values if there is a critic, all (B, T)
+    and before the first inner epoch. Raises Diverged if one of them is not finite."""
+    base = policy.top.base
+    # Rounded products differ between decoding and training, but ratios must start at 1.
+    rounded = base.dtype != torch.float32 and not base.fast
+
+    def read(own: list[int], size: int) -> tuple[torch.Tensor, ...]:
+        old = rollout.sample_logprobs.clone() if rounded else rollout.sample_logprobs
+        ref = torch.zeros_like(old)
+        values = None if value_sequences is None else torch.zeros_like(old)
+        for rows, batch in sequences.batches(size, own):
+            width = batch.response_mask.shape[1]
+            if rounded:
+                old[rows, :width] = token_logprobs(policy, batch)
+            ref[rows, :width] = token_logprobs(reference, batch)
+            if values is not None and critic is not None and value_sequences is not None:
+                values[rows, :width] = critic.values(value_sequences.batch(rows))
+        return tuple(x[own] for x in (old, ref, values) if x is not None)
+
+    def fit(own: list[int]) -> tuple[torch.Tensor, ...]:
+        return base.memory.fit("log-probabilities and values", micro_batch, partial(read, own))
+
+    old_logprobs, ref_logprobs, *values = collectives.gather(len(rollout), fit)
+    figures = {"reference log-probability": ref_logprobs} | ({"value": values[0]} if values else {})
+    finite({name: float(x.abs().max()) for name, x in figures.items()})
+    return old_logprobs, ref_logprobs, values[0] if values else None
+
+
+@torch.no_grad()
+def sampling_gap(policy: Policy, rollout: Rollout, sequences: Sequences) -> float:
+    """Return the largest difference between sampled and recomputed log-probabilities, in nats, over a few responses."""
+
+    def read(own: list[int]) -> tuple[torch.Tensor]:
+        again = token_logprobs(policy, sequences.batch(own))
+        return ((again - rollout.sample_logprobs[own, : again.shape[1]]).abs().amax(1),)
+
+    (gaps,) = collectives.gather(min(GAP_ROWS, len(rollout)), read)
+    return float(gaps.max())
+
+
+def prompts_of_step(
+    prompts: Sequence[Prompt], batch_size: int, samples_per_prompt: int, seed: int, attempt: int, step: int
+) -> list[Prompt]:
+    """Return the prompts of a step (from 1), each repeated `samples_per_prompt` times, `batch_size` in all: epochs of
+    shuffled prompts, with an order of its own for every attempt."""
+    n, size = len(prompts), batch_size // samples_per_prompt
+    first = (step - 1) * size
+    picked = []
+    orders: dict[int, list[int]] = {}
+    for position in range(first, first + size):
+        epoch = position // n
+        if epoch not in orders:
+            rng = generator(seed, "prompts", attempt, epoch)
+            orders[epoch] = torch.randperm(n, generator=rng, device=CPU).tolist()
+        picked += [prompts[orders[epoch][position % n]]] * samples_per_prompt
+    return picked
+
+
+@torch.no_grad()
+def step_kl(policy: Policy, experience: Experience) -> float:
+    """Return KL(sampled policy || policy now) over a few responses, in nats a response (k3 of the sampled tokens)."""
+
+    def read(own: list[int]) -> tuple[torch.Tensor]:
+        batch = experience.sequences.batch(own)
+        now = token_logprobs(policy, batch)
+        old = experience.old_logprobs[own, : now.shape[1]]
+        return (sequence_sum(kl_k3(old, now), batch.response_mask),)
+
+    (apart,) = collectives.gather(min(STEP_ROWS, len(experience.rollout)), read)
+    return collectives.leaders(float(apart.mean()))
+
+
+def finite(figures: dict[str, float]) -> dict[str, float]:
+    """Return the figures unchanged. Raises Diverged, which the guard handles, if one is not finite."""
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise Diverged(f"PPO's {name} is {value}: a model has diverged; lower the learning rates")
+    return figures
