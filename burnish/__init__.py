@@ -31,8 +31,8 @@ _WHERE = {
     "read_prompts": "burnish.data.prompts",
     # models
     "load_model": "burnish.models.load",
-    "Base": "burnish.models.backbone",
-    "Top": "burnish.models.backbone",
+    "Backbone": "burnish.models.backbone",
+    "TrainableLayers": "burnish.models.backbone",
     "make_policy": "burnish.models.logprobs",
     "sample_rollout": "burnish.models.generate",
     # reward

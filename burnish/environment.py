@@ -1,4 +1,4 @@
-"""What libraries are told before they are loaded."""
+"""Environment variables for libraries, set before they are loaded."""
 
 from __future__ import annotations
 

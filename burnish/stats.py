@@ -94,7 +94,7 @@ def clustered_bootstrap(
 ) -> Interval:
     """Percentile interval of the mean, resampling whole clusters; n is the number of clusters.
 
-    Raises ValueError for fewer than two clusters, whose spread nobody knows. Values that agree in every
+    Raises ValueError for fewer than two clusters, whose spread is unknown. Values that agree in every
     cluster give an interval of width 0: for outcomes in [0, 1] use `paired_win_rate`, which does not.
     """
     x = _finite("values", values)

@@ -26,7 +26,7 @@ from tests.databases import server, server_programs
 
 if TYPE_CHECKING:
     from burnish.data.store import LabelStore, Place
-    from burnish.models.backbone import Base
+    from burnish.models.backbone import Backbone
     from burnish.models.load import Codec
     from burnish.records import Prompt
 
@@ -111,10 +111,10 @@ def codec(tiny: tuple[object, Codec]) -> Codec:
 
 
 @pytest.fixture(scope="session")
-def base(tiny: tuple[object, Codec]) -> Base:
-    from burnish.models.backbone import Base
+def base(tiny: tuple[object, Codec]) -> Backbone:
+    from burnish.models.backbone import Backbone
 
-    return Base(tiny[0])
+    return Backbone(tiny[0])
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from burnish.config.loading import load_config
 from burnish.config.ppo import PPOConfig
 from burnish.config.reward import RewardConfig
 from burnish.errors import ConfigError
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.generate import sample_rollout
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.load import Codec, find_device
@@ -76,15 +76,15 @@ def test_nothing_is_made_on_the_default_device(
     """Everything a run does of tensors, the model on the CPU and the default device one that holds no numbers: a tensor
     made without saying where could not be used with the others."""
     if not engine:
-        monkeypatch.setattr(Base, "fast", False)
-    base = Base(small_llama(), layers)
+        monkeypatch.setattr(Backbone, "fast", False)
+    base = Backbone(small_llama(), layers)
     assert base.fast is engine
     # Adapters are made by their library, which moves them to the base's device itself.
-    policy, fallback = (make_policy(Top(base), codec.pad_id) for _ in range(2))
-    value = ScalarHead(Top(base), torch.nn.Linear(base.hidden_size, 1)).eval()
+    policy, fallback = (make_policy(TrainableLayers(base), codec.pad_id) for _ in range(2))
+    value = ScalarHead(TrainableLayers(base), torch.nn.Linear(base.hidden_size, 1)).eval()
     members = [new_reward_head(base, 0, f"m{k}", layers=layers, dropout=0.1) for k in range(2)]
     with torch.device("meta"):
-        reference = make_policy(Top(base, trainable=False), codec.pad_id)
+        reference = make_policy(TrainableLayers(base, trainable=False), codec.pad_id)
         pairs = [Preference(p, " She sang.", " He wept and wept.") for p in prompts[:6]]
         config = RewardConfig(batch_size=3)
         for k, member in enumerate(members):
@@ -143,6 +143,6 @@ def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_engine_is_for_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = Base(small_llama().to("meta"), "top:2")
+    base = Backbone(small_llama().to("meta"), "top:2")
     assert base.device.type == "meta"
     assert base.fast is False

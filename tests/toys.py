@@ -8,7 +8,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from burnish.config.ppo import PPOConfig
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.heads import ScalarHead
 from burnish.models.load import Codec, make_codec
 from burnish.models.logprobs import make_policy
@@ -19,7 +19,7 @@ from burnish.records import Prompt, Rollout, Scores
 VOCABULARY = {"<pad>": 0, "<eos>": 1, "p": 2, "a": 3, "b": 4}
 
 
-def toy() -> tuple[Base, Codec]:
+def toy() -> tuple[Backbone, Codec]:
     """A one-layer model over five tokens."""
     torch.manual_seed(0)
     tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="p"))
@@ -38,11 +38,11 @@ def toy() -> tuple[Base, Codec]:
     )
     lm = LlamaForCausalLM(config)
     codec = make_codec(fast, lm, None)
-    return Base(lm), codec
+    return Backbone(lm), codec
 
 
 def make_ppo(
-    base: Base,
+    base: Backbone,
     codec: Codec,
     *,
     coef: float = 0.5,
@@ -68,9 +68,9 @@ def make_ppo(
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     ppo = PPO(
-        policy=make_policy(Top(base), codec.pad_id),
-        reference=make_policy(Top(base, trainable=False), codec.pad_id),
-        value=ScalarHead(Top(base), head),
+        policy=make_policy(TrainableLayers(base), codec.pad_id),
+        reference=make_policy(TrainableLayers(base, trainable=False), codec.pad_id),
+        value=ScalarHead(TrainableLayers(base), head),
         codec=codec,
         score=score,
         prompts=[Prompt("p"), Prompt("p p"), Prompt("p p p")],

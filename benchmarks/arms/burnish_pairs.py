@@ -18,7 +18,7 @@ from burnish.config.model import ModelConfig
 from burnish.config.reward import RewardConfig
 from burnish.data.preferences import read_preferences
 from burnish.distributed.threads import side_by_side
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.generate import sample_rollout
 from burnish.models.heads import new_reward_head, raw_scores
 from burnish.models.load import Codec, load_model
@@ -56,11 +56,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(2)
     model, codec = load_model(ModelConfig(path=args.model))
-    base = Base(model, args.layers)
-    reference = make_policy(Top(base, trainable=False), codec.pad_id)
+    base = Backbone(model, args.layers)
+    reference = make_policy(TrainableLayers(base, trainable=False), codec.pad_id)
     if args.what == "judge":
         theirs = make_policy(
-            Top(Base(load_model(ModelConfig(path=args.judge))[0], "all"), trainable=False), codec.pad_id
+            TrainableLayers(Backbone(load_model(ModelConfig(path=args.judge))[0], "all"), trainable=False),
+            codec.pad_id,
         )
         print(json.dumps({"gold_win_rate": win_rate(theirs, reference, codec)}))
         return
@@ -87,7 +88,7 @@ def main() -> None:
         chosen, rejected = scores.mean(1).chunk(2)
         figures = {"accuracy": float((chosen > rejected).float().mean())}
     else:
-        policy = make_policy(Top(base), codec.pad_id)
+        policy = make_policy(TrainableLayers(base), codec.pad_id)
         pairs = EncodedPairs(base, codec, train)
         dpo = DPO(policy, reference, pairs, DPOConfig(batch_size=args.batch), args.rate, args.seed)
         list(dpo.updates())

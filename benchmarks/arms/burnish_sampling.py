@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import linear
 
 from burnish.config.model import ModelConfig
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.engine import FastDecoder
 from burnish.models.generate import sample_ids
 from burnish.models.load import load_model
@@ -31,8 +31,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(2)
     lm, codec = load_model(ModelConfig(path=str(args.arena / "model")))
-    base = Base(lm, "all")
-    policy = make_policy(Top(base, trainable=False), codec.pad_id)
+    base = Backbone(lm, "all")
+    policy = make_policy(TrainableLayers(base, trainable=False), codec.pad_id)
     texts = [json.loads(line)["prompt"] for line in (args.arena / "prompts.jsonl").open()][: args.prompts]
     prompts = [codec.tokenizer(t)["input_ids"] for t in texts]
 

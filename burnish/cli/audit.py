@@ -38,8 +38,8 @@ def why(
     as_json: JsonOption = False,
 ) -> None:
     """Why PPO ended as it did: a paragraph and what the guard did, from the run's events and metrics alone."""
-    from burnish.report.told import as_text
-    from burnish.report.why import as_told
+    from burnish.report.text_report import as_text
+    from burnish.report.why import as_report
     from burnish.report.why import why as account
 
     found, again = account(directory), None
@@ -47,7 +47,7 @@ def why(
         from burnish.commands.replay import replay as decide_again
 
         again = decide_again(directory, sets)
-    print(json.dumps({**found, "replay": again}, indent=1) if as_json else as_text(as_told(found, again)))
+    print(json.dumps({**found, "replay": again}, indent=1) if as_json else as_text(as_report(found, again)))
 
 
 def audit(
@@ -78,23 +78,23 @@ def overoptimization(
     answers: Annotated[int, typer.Option(min=16, help="Answers of SFT to each.")] = 256,
     as_json: JsonOption = False,
 ) -> None:
-    """How far a run's reward can be optimised before its answers are worth less: best of n from one pool and PPO's own
-    updates, by whoever was not optimised against, fitted, as a page (overoptimization.html)."""
+    """Measure how far a run's reward can be optimised before its answers are worth less: best of n from one pool, and
+    the updates of PPO, by a judge that was not optimised against. Writes overoptimization.html with fitted curves."""
     from burnish.environment import prepare_environment
 
     prepare_environment()
     from burnish.commands.overoptimization import overoptimization as measured
-    from burnish.report.overoptimized import as_told
-    from burnish.report.told import as_text
+    from burnish.report.overoptimized import as_report
+    from burnish.report.text_report import as_text
 
     found = measured(
         directory,
         prompts=prompts,
         answers=answers,
-        told=lambda what: print(what, file=sys.stderr, flush=True),
+        on_progress=lambda what: print(what, file=sys.stderr, flush=True),
     )
     if as_json:
         print(json.dumps(found))
         return
-    print(as_text(as_told(found)))
+    print(as_text(as_report(found)))
     print(f"Wrote {directory / 'overoptimization.html'}")

@@ -15,7 +15,7 @@ from burnish.cli.serve import label_serve
 
 if TYPE_CHECKING:
     from burnish.config.judge import JudgeConfig
-    from burnish.report.told import Told
+    from burnish.report.text_report import TextReport
 
 app = typer.Typer(no_args_is_help=True, help="Labels from AI judges, from people and from vendors.")
 app.add_typer(mturk_app, name="mturk")
@@ -129,7 +129,7 @@ def audit(
     NAME.audit.jsonl; no label is added."""
     from burnish.commands.label_audit import PROBES, audit_judge, audit_readings
     from burnish.data.store import beside
-    from burnish.report import labels as told_of
+    from burnish.report import labels as label_reports
 
     if Path(what).is_file() and Path(what).suffix != ".sqlite":
         report = audit_readings(Path(what), ids, seed)
@@ -146,9 +146,9 @@ def audit(
             guidelines=guidelines,
             rewording=rewording,
             seed=seed,
-            told=print_progress,
+            on_progress=print_progress,
         )
-    _account(told_of.audit(report), report, page, as_json)
+    _account(label_reports.audit(report), report, page, as_json)
 
 
 @app.command()
@@ -163,10 +163,10 @@ def agree(
     """Whether annotators agree, and who cannot be relied on: Krippendorff's alpha, gold questions, agreement with the
     others, a lean to a place or to length, drift, spammers. Judges count as annotators."""
     from burnish.commands.label_agree import agreement
-    from burnish.report import labels as told_of
+    from burnish.report import labels as label_reports
 
     report = agreement(store_place(store), consensus.value)
-    _account(told_of.agree(report), report, page, as_json)
+    _account(label_reports.agree(report), report, page, as_json)
 
 
 @app.command("route")
@@ -198,7 +198,7 @@ def route_(
     comparisons that both have labelled (drawn at random); the agreement asked holds but for a risk of 5 %. Costs
     nothing."""
     from burnish.commands.label_route import route
-    from burnish.report import labels as told_of
+    from burnish.report import labels as label_reports
 
     report = route(
         store_place(store),
@@ -211,7 +211,7 @@ def route_(
         out=out,
         seed=seed,
     )
-    _account(told_of.route(report), report, page, as_json)
+    _account(label_reports.route(report), report, page, as_json)
 
 
 @app.command("plan")
@@ -240,7 +240,7 @@ def plan_(
 
     prepare_environment()
     from burnish.commands.label_plan import plan
-    from burnish.report import labels as told_of
+    from burnish.report import labels as label_reports
 
     report = plan(
         run,
@@ -251,9 +251,9 @@ def plan_(
         price_judge=price_judge,
         price_person=price_person,
         seed=seed,
-        told=print_progress,
+        on_progress=print_progress,
     )
-    _account(told_of.plan(report), report, page, as_json)
+    _account(label_reports.plan(report), report, page, as_json)
 
 
 class DumpName(StrEnum):
@@ -283,8 +283,8 @@ def load(
     must_exist(file)
     new = not is_url(store) and not Path(store).exists()
     with LabelStore(Path(store) if new else store_place(store)) as labels:
-        told = None if guidelines is None else labels.add_guidelines(load_guidelines(guidelines))
-        print_report(load_labels(labels, file, told).report(), as_json)
+        guidelines_id = None if guidelines is None else labels.add_guidelines(load_guidelines(guidelines))
+        print_report(load_labels(labels, file, guidelines_id).report(), as_json)
 
 
 @app.command()
@@ -430,9 +430,9 @@ def _judge_settings(given: dict[str, Any]) -> JudgeConfig:
     return validated(JudgeConfig, {name: given[name] for name in (*options, "concurrency")})
 
 
-def _account(told: Told, report: dict[str, Any], page: Path | None, as_json: bool) -> None:
+def _account(page_report: TextReport, report: dict[str, Any], page: Path | None, as_json: bool) -> None:
     """An account on the page, if one is asked for, and as text or JSON."""
-    from burnish.report.told import as_text, write_page
+    from burnish.report.text_report import as_text, write_page
 
-    write_page(told, page)
-    print(json.dumps(report) if as_json else as_text(told))
+    write_page(page_report, page)
+    print(json.dumps(report) if as_json else as_text(page_report))

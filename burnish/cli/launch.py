@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from burnish.config import RunConfig
     from burnish.config.scale import ScaleConfig
 
-OUTCOME = "BURNISH_OUTCOME"  # the file in which whoever started these processes looks for what has ended them
+OUTCOME = "BURNISH_OUTCOME"  # path of the file with the error that ended these processes, for their parent
 PATIENCE = 5.0  # seconds between looks whether people have answered
 
 

@@ -135,24 +135,24 @@ def _run(
     prepare_environment()
     path = directory or Path("runs") / loaded.name
     task = launch.Task(loaded, path, until, redo, wait)
-    told = not collectives.first()  # by another process
+    reported = not collectives.first()  # by another process
     if launch.wanted(loaded.scale):
         launch.start(task, sys.argv[1:])
-        told = loaded.scale.ray is None
+        reported = loaded.scale.ray is None
     elif not launch.carry_out(task):
-        return  # whoever started this process says why
-    _tell(path, until, as_json, told=told)
+        return  # the parent process prints the reason
+    _tell(path, until, as_json, reported=reported)
 
 
-def _tell(path: Path, until: str | None, as_json: bool, *, told: bool) -> None:
-    """What a run came to, where that is not told yet, and its exit code."""
+def _tell(path: Path, until: str | None, as_json: bool, *, reported: bool) -> None:
+    """Print the result of a run unless it was reported, and exit with its code."""
     summary_file = path / "summary.json"
     if until is not None or not summary_file.exists():
-        if not told:
+        if not reported:
             _print({"run": str(path), "stages": _states(path)}, as_json)
         return
     summary = json.loads(summary_file.read_text(encoding="utf-8"))
-    if not told:
+    if not reported:
         print(json.dumps(summary, indent=1) if as_json else _summary_text(summary, path))
     if (
         summary["champion"] == "sft" and not collectives.launched()
@@ -310,9 +310,9 @@ def compare(
         print(json.dumps(asdict(found), indent=1))
         return
     rows = [("", first.name, second.name), *found.settings, ("", "", ""), *found.figures]
-    told = [tuple("-" if cell is None else str(cell) for cell in row) for row in rows]
-    widths = [max(len(row[column]) for row in told) for column in (0, 1)]
-    for key, a, b in told:
+    cells = [tuple("-" if cell is None else str(cell) for cell in row) for row in rows]
+    widths = [max(len(row[column]) for row in cells) for column in (0, 1)]
+    for key, a, b in cells:
         print(f"{key:<{widths[0]}}  {a:<{widths[1]}}  {b}".rstrip())
 
 
@@ -387,7 +387,7 @@ def main() -> None:
     try:
         # Typer returns the code of `Exit` here, and 130 for Ctrl-C, instead of raising.
         code = app(standalone_mode=False) or 0
-    except BaseException as error:  # noqa: BLE001 - _failed raises again what is not to be told in one line
+    except BaseException as error:  # noqa: BLE001 - _failed raises other errors again
         code = _failed(error)
     if STATE["interrupted"]:
         # Also when a library caught Ctrl-C in the middle of an import and raised something else.

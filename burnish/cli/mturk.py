@@ -48,11 +48,11 @@ def send(
 
     job = Job(reward, workers, minutes, days, approved_share=approved_share)
 
-    def told(number: int) -> None:
+    def on_progress(number: int) -> None:
         if number % 50 == 0:
             print(f"{number} offered", file=sys.stderr)
 
-    print_report(send_batch(requester(folder, live), job, budget, told), as_json)
+    print_report(send_batch(requester(folder, live), job, budget, on_progress), as_json)
 
 
 @app.command()
@@ -87,7 +87,7 @@ def approve(
 def block(
     folder: FolderArg,
     worker: Annotated[str, typer.Option(help="The worker's id on the market.")],
-    reason: Annotated[str, typer.Option(help="Why; the worker is told.")],
+    reason: Annotated[str, typer.Option(help="Reason, which is sent to the worker.")],
     live: LiveOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -12,7 +12,7 @@ from burnish.environment import prepare_environment
 from burnish.errors import ConfigError
 
 if TYPE_CHECKING:
-    from burnish.commands.plan.estimate import Outlook
+    from burnish.commands.plan.estimate import Estimate
 
 GIB = 1 << 30
 
@@ -55,10 +55,10 @@ def plan(
     if as_json:
         print(json.dumps(found.as_json(), indent=1))
     else:
-        print("\n".join(told(found)))
+        print("\n".join(estimate_lines(found)))
 
 
-def told(found: Outlook) -> list[str]:
+def estimate_lines(found: Estimate) -> list[str]:
     """The outlook in lines."""
     where = f"{found.device}, {found.free / GIB:.1f} GiB free" + (
         f" on each of {found.world}" if found.world > 1 else ""

@@ -79,7 +79,7 @@ def examine(
     prepare_environment()
     from burnish.commands.reward_examine import examine_run
 
-    report = examine_run(directory, on=on, split=split, own_pairs=own_pairs, told=print_progress)
+    report = examine_run(directory, on=on, split=split, own_pairs=own_pairs, on_progress=print_progress)
     if as_json:
         print(json.dumps(report))
         return
@@ -96,10 +96,10 @@ def examine(
         print(f"own answers  {report['own']['why']}")
     for name, by in (("section", report["sections"]), ("subset", report["slices"].get("subset", {}))):
         for part, row in (by or {}).items():
-            told = (
+            figure = (
                 _interval(row) if "ci_low" in row else f"{row['value']:.3f}" if "value" in row else "too few"
             )
-            print(f"{name:<12} {told}  {part}" + (f" ({row['pairs']} pairs)" if "pairs" in row else ""))
+            print(f"{name:<12} {figure}  {part}" + (f" ({row['pairs']} pairs)" if "pairs" in row else ""))
     print(f"Wrote {directory / ('examined.html' if on is None else 'examined_on.html')}")
 
 
@@ -116,7 +116,9 @@ def stress(
     prepare_environment()
     from burnish.commands.reward_examine import stress_run
 
-    report = stress_run(directory, answers=answers, best_of=best_of, prompts=prompts, told=print_progress)
+    report = stress_run(
+        directory, answers=answers, best_of=best_of, prompts=prompts, on_progress=print_progress
+    )
     if as_json:
         print(json.dumps(report))
         return

@@ -66,7 +66,8 @@ def label_serve(
         float, typer.Option(min=0.0, max=1.0, help="Share of what is asked whose answer is known.")
     ] = 0.05,
     practice: Annotated[
-        int, typer.Option(min=0, help="Known questions that come first, with the answer told.")
+        int,
+        typer.Option(min=0, help="Known questions that come first; the right answer is shown after each."),
     ] = 5,
     least: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of practice to be got right, else held.")
@@ -145,7 +146,7 @@ def serve_runs(
 
 
 def _serve(store: LabelStore, projects: Projects, page: str, at: Listening, runs: Path | None = None) -> None:
-    """Serve until Ctrl-C; `page` is told as the first to open."""
+    """Serve until Ctrl-C; `page` is the path that is printed to open first."""
     from burnish.web.app import make_app, serve
 
     https = at.certificate is not None or at.behind_proxy
@@ -158,7 +159,7 @@ def _serve(store: LabelStore, projects: Projects, page: str, at: Listening, runs
         key=at.key,
         proxy=at.behind_proxy,
         public=at.public,
-        told=lambda url: _tell(app.state.desk.accounts, url, page, at.admin_link),
+        on_ready=lambda url: _tell(app.state.desk.accounts, url, page, at.admin_link),
     )
 
 

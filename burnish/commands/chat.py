@@ -104,7 +104,7 @@ def parse(line: str) -> Prompt:
 
 
 def judged(path: Path, prompt: str, responses: Sequence[str]) -> dict[str, Any]:
-    """Of every response its scores, and why it has them, or why that cannot be told."""
+    """Return the scores of every response with an explanation, or the reason why there is none."""
     asked = parse(prompt)
     try:
         rows = [(asked, text_of(response), True) for response in responses]

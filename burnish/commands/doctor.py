@@ -32,8 +32,11 @@ class Finding:
     evidence: str
 
 
-def examine_setup(config: RunConfig, told: Callable[[str], None] = lambda what: None) -> Iterator[Finding]:
-    """Every finding as it is made, the model's first; `told` says what is looked at next. Loads the model, trains
+def examine_setup(
+    config: RunConfig, on_progress: Callable[[str], None] = lambda what: None
+) -> Iterator[Finding]:
+    """Yield every finding as it is made, those of the model first. `on_progress` is called with what is examined next.
+    Loads the model, trains
     nothing and leaves nothing behind. What fails is one finding, and the others follow."""
     check_config(config)
     with TemporaryDirectory() as room:
@@ -49,7 +52,7 @@ def examine_setup(config: RunConfig, told: Callable[[str], None] = lambda what: 
             "time": lambda: _time(place),
         }
         for name, look in parts.items():
-            told(f"looking at the {name}")
+            on_progress(f"looking at the {name}")
             try:
                 yield from look()
             except Exception as error:  # noqa: BLE001 - it is what this part of the examination found
@@ -101,8 +104,8 @@ def _data(data: Data, asked: EvaluateConfig) -> Iterator[Finding]:
     left_out = data.journal.rejected("prompts")
     if left_out:
         counts = Counter(str(row["reason"]) for row in left_out)
-        told = ", ".join(f"{n} {reason}" for reason, n in counts.most_common(3))
-        yield Finding("prompts that cannot be used", False, told)
+        most = ", ".join(f"{n} {reason}" for reason, n in counts.most_common(3))
+        yield Finding("prompts that cannot be used", False, most)
     if data.label.preferences is None:
         return
     result = data.imported

@@ -126,7 +126,7 @@ The rest is in `examination.json`{more}.
 ## Limits
 
 Scores compare answers to the same prompt; between prompts they say little. They were trained on one policy's answers
-and normalised on them: on other models' answers, in other languages, or past the lengths above, nobody has measured
+and normalised on them: on other models' answers, in other languages, or past the lengths above, it was not measured
 them.
 {limits}"""
 

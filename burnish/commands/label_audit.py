@@ -57,7 +57,7 @@ def audit_judge(
     guidelines: str | None = None,
     rewording: str | None = None,
     seed: int = 0,
-    told: Callable[[str], None] = lambda what: None,
+    on_progress: Callable[[str], None] = lambda what: None,
     open_: Callable[[JudgeConfig], Judge] = open_judge,
 ) -> dict[str, Any]:
     """Ask a judge about up to `n` comparisons of a store, those that people have labelled first: in both orders, again,
@@ -83,7 +83,7 @@ def audit_judge(
 
         def ask(what: str, comparisons: Sequence[Comparison], in_: Rubric, time: str = "") -> Both:
             nonlocal name, abstentions, cost
-            told(f"audit: {what}, {len(comparisons)} comparisons in both orders")
+            on_progress(f"audit: {what}, {len(comparisons)} comparisons in both orders")
             judge = open_(config)
             name = name or annotator(judge, rubric)
             judged = judge_comparisons(comparisons, judge, in_, book, config, time=time)

@@ -35,11 +35,11 @@ def requester(folder: Path, live: bool, client: Any = None) -> Requester:
     return Requester(open_client(MARKET if live else SANDBOX) if client is None else client, folder)
 
 
-def send(batch: Requester, job: Job, budget: float, told: Callable[[int], None]) -> dict[str, Any]:
+def send(batch: Requester, job: Job, budget: float, on_progress: Callable[[int], None]) -> dict[str, Any]:
     """Make the HITs that are not there yet; what they may cost, and where they can be seen."""
     items = list(read_key(batch.folder / KEY)[0].values())
     with market_errors():
-        new = batch.send(items, job, budget, told)
+        new = batch.send(items, job, budget, on_progress)
     return {
         "hits": len(batch.hits),
         "new": new,
@@ -55,7 +55,7 @@ def fetch(batch: Requester, store: Place, least_gold: float) -> dict[str, Any]:
     with market_errors():
         returned = batch.returned()
     if not returned:
-        raise DataError(f"nobody has answered {batch.folder} yet; look again later")
+        raise DataError(f"{batch.folder} has no answers yet; look again later")
     path = batch.folder / RESULTS
     atomic_write(path, as_json(returned))
     return take_results(store, batch.folder, returned, path, VENDOR, least_gold)
@@ -63,9 +63,9 @@ def fetch(batch: Requester, store: Place, least_gold: float) -> dict[str, Any]:
 
 def approve(batch: Requester, least_gold: float) -> dict[str, Any]:
     """Approve submitted work but for that of workers who fail gold questions; it is named."""
-    items, told = read_key(batch.folder / KEY)
+    items, guidelines_id = read_key(batch.folder / KEY)
     with market_errors():
-        gold = take_back(batch.returned(), items, VENDOR, told, least_gold=least_gold)
+        gold = take_back(batch.returned(), items, VENDOR, guidelines_id, least_gold=least_gold)
     failing = sorted({row["worker"] for row in gold.rejected if row["reason"] == FAILS})
     with market_errors():
         return {**batch.approve(failing), "failing": failing}

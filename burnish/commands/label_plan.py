@@ -42,7 +42,7 @@ def plan(
     price_judge: float | None,
     price_person: float | None,
     seed: int,
-    told: Callable[[str], None] = lambda what: None,
+    on_progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
     """Accuracy against labels of a linear reward on the run's own features, fitted and carried on; what mixes of
     `labels` labels cost; prompts for an examination. At most `most` pairs are read. Raises DataError with fewer than 80
@@ -67,7 +67,7 @@ def plan(
         )
     rng = np.random.default_rng(derive_seed(seed, "plan"))
     kept = [pairs[i] for i in sorted(rng.permutation(len(pairs))[:most])]
-    told(f"plan: reading {len(kept)} pairs")
+    on_progress(f"plan: reading {len(kept)} pairs")
     differences, groups, reading = _differences(place, path, kept, seed)
     sizes, accuracies, shared = learned(differences, groups, seed)
     curve = fit_curve(sizes, accuracies, shared)
@@ -155,7 +155,7 @@ def _sources(
     labels: Sequence[Label], price_judge: float | None, price_person: float | None
 ) -> dict[str, Any]:
     """Prices of a comparison, labelled by a judge or by people, as given or as they have been; how far both agree, and
-    people among themselves (None where nobody can know)."""
+    people among themselves (None if unknown)."""
     judged = {label.comparison_id: label.preference for label in labels if label.source == "judge"}
     people = opinions(labels)
     both = [

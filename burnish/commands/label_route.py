@@ -91,11 +91,11 @@ def _judge(labels: list[Label], wanted: str | None, place: Place) -> str:
     if not names:
         raise DataError(f"{shown(place)} has no label of a judge; `burnish label judge` asks one")
     if len(found) != 1:
-        told = ", ".join(sorted(names))
+        choices = ", ".join(sorted(names))
         raise ConfigError(
-            f"--judge {wanted!r} means none of {told}"
+            f"--judge {wanted!r} means none of {choices}"
             if wanted and not found
-            else f"--judge must name one of {told}"
+            else f"--judge must name one of {choices}"
         )
     return found[0]
 

@@ -36,26 +36,26 @@ def export_batch(
     """A folder with the vendor's files, the guidelines, and the key."""
     if folder.exists():
         raise RunError(f"{folder} is there already; a batch has one key: choose another place")
-    told = load_guidelines(guidelines)
+    instructions = load_guidelines(guidelines)
     with LabelStore(store) as labels:
         comparisons = unlabelled(labels, only)[:n]
-        labels.add_guidelines(told)
+        labels.add_guidelines(instructions)
     if not comparisons:
         raise DataError(f"{shown(store)} has no comparison without a label; collect more, or look at --only")
     golden = read_preferences(gold).pairs if gold is not None else []
     items = make_items(comparisons, golden, gold_share, seed)
     with atomic_folder(folder) as aside:
-        for name, text in VENDORS[vendor]().write(items, told, redundancy).items():
+        for name, text in VENDORS[vendor]().write(items, instructions, redundancy).items():
             (aside / name).write_text(text, encoding="utf-8", newline="")
-        (aside / "guidelines.md").write_text(told.text, encoding="utf-8")
-        write_key(items, told.id, aside / KEY)
+        (aside / "guidelines.md").write_text(instructions.text, encoding="utf-8")
+        write_key(items, instructions.id, aside / KEY)
     return {
         "folder": str(folder),
         "vendor": vendor,
         "items": len(items),
         "gold": sum(item.expected is not None for item in items),
         "redundancy": redundancy,
-        "guidelines": told.id,
+        "guidelines": instructions.id,
     }
 
 
@@ -72,8 +72,8 @@ def take_results(
     store: Place, folder: Path, returned: Iterable[Returned], results: Path, vendor: str, least_gold: float
 ) -> dict[str, Any]:
     """Labels from answers to a batch, which lie in the file `results`."""
-    items, told = read_key(folder / KEY)
-    found = take_back(returned, items, vendor, told, least_gold=least_gold)
+    items, guidelines_id = read_key(folder / KEY)
+    found = take_back(returned, items, vendor, guidelines_id, least_gold=least_gold)
     if not found.rows:
         raise DataError(f"{results} holds no answer; is it the results file of this batch?")
     if found.rejected:

@@ -29,11 +29,16 @@ REPORT = "overoptimization.json"
 
 
 def overoptimization(
-    path: Path, *, prompts: int = 32, answers: int = 256, told: Callable[[str], None] = lambda what: None
+    path: Path,
+    *,
+    prompts: int = 32,
+    answers: int = 256,
+    on_progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """Best of n among `answers` answers of SFT to each of some held-out prompts, and PPO's updates: worth by whoever
-    was not optimised against (the true preference of a rehearsal, the examiner, the watcher) over the root of KL, both
-    fitted. Writes overoptimization.json and its page, and returns what they hold. Raises RunError without such a
+    """Measure best of n among `answers` answers of SFT to held-out prompts, and PPO's updates: their worth over the
+    root of KL, by a judge that was not optimised against (the true preference of a rehearsal, the examiner, the
+    watcher), with fitted curves. Writes overoptimization.json and its page, and returns their content. Raises RunError
+    without such a
     judge."""
     place, ensemble = open_ensemble(path)
     try:
@@ -45,11 +50,11 @@ def overoptimization(
             )
         seed = derive_seed(place.config.seed, "overoptimization") % 2**32
         asked = [*place.data.splits.test, *place.data.splits.selection][:prompts]
-        told(f"{answers} answers of SFT to each of {len(asked)} prompts")
+        on_progress(f"{answers} answers of SFT to each of {len(asked)} prompts")
         size, where = place.config.evaluate.batch_size, "overoptimization"
         rounds = sample_rounds(place.models, asked, answers, size, seed, where)
         reference = reference_answers(place.models, ensemble, asked, size, seed, where)
-        told("scoring")
+        on_progress("scoring")
         scores = round_scores(ensemble, rounds, reference, place.models.codec.pad_id)
         proxy = scores.T.double().cpu().numpy()
         worth = {name: np.array([list(judge(r)) for r in rounds]).T for name, judge in judges.items()}
@@ -70,7 +75,7 @@ def overoptimization(
 
 
 def judges_of(place: RunContext, path: Path) -> dict[str, Judge]:
-    """Whoever was not optimised against, the most trusted first."""
+    """Return the judges that were not optimised against, the most trusted first."""
     found: dict[str, Judge] = {}
     gold, pad_id, base = place.data.gold, place.models.codec.pad_id, place.models.base
     if gold is not None:

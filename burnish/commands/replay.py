@@ -56,14 +56,14 @@ def replay(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
     run = RunDirectory.open(path)
     config = load_config(path / "run.yaml", sets) if sets else run.config
     events = run.read_rows("events.jsonl")
-    told = next((e["evidence"] for e in events if e.get("action") == "oversight"), None)
+    evidence = next((e["evidence"] for e in events if e.get("action") == "oversight"), None)
     rows = run.read_rows("metrics/ppo.jsonl")
-    if told is None or not rows:
+    if evidence is None or not rows:
         raise RunError(
             f"{path} has no PPO to look at again: none was begun, or by a version that did not note who looked at it"
         )
     # Older runs did not note how often the watcher was to look.
-    oversight = Oversight.of(config.guard, config.monitor, **{"looks": config.ppo.looks, **told})
+    oversight = Oversight.of(config.guard, config.monitor, **{"looks": config.ppo.looks, **evidence})
     every, updates = config.ppo.checkpoint_every, config.ppo.updates
     replayed = list(decided(oversight, list(items(rows, events)), every, updates))
     recorded = [

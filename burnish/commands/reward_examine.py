@@ -64,11 +64,11 @@ def examine_run(
     on: str | None = None,
     split: str = "train",
     own_pairs: int = 256,
-    told: Callable[[str], None] = lambda what: None,
+    on_progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
     """Examine the ensemble of a run on its validation pairs, or on those of a file or `datasets` name; write
     examined.json (examined_on.json) and its page, and return what they hold. Pairs of the policy's own answers go to
-    own_pairs.sqlite, where whoever labels them is heard the next time."""
+    own_pairs.sqlite; its labels are used the next time."""
     place, ensemble = open_ensemble(path)
     seed, confidence = place.config.seed, place.config.evaluate.confidence
     data = place.data
@@ -81,7 +81,7 @@ def examine_run(
     else:
         read = read_preferences(on, split=split, misfit=data.misfit)
         pairs, subsets = read.pairs, read.subsets
-    told(f"examining {len(ensemble.members)} members on {len(pairs)} pairs")
+    on_progress(f"examining {len(ensemble.members)} members on {len(pairs)} pairs")
     scored = score_pairs(ensemble, place, pairs)
     groups = [p.prompt.group for p in pairs]
     gaps, margin, sd = scored.gaps, scored.margin, np.asarray(ensemble.sd.double().cpu())
@@ -91,13 +91,13 @@ def examine_run(
     lengths = scored.encoded.sequences.response_lengths
     rows = np.stack([scored.encoded.chosen, scored.encoded.rejected], 1)
     calibrated = scrutiny.reliability(gaps, margin, groups)
-    told("rewording answers")
+    on_progress("rewording answers")
     reworded = scrutiny.paraphrased(
         margin, reword(ensemble, place, scored, derive_seed(seed, "reword")), groups, confidence
     )
     own = None
     if on is None:
-        told("asking about the policy's own answers")
+        on_progress("asking about the policy's own answers")
         own = own_answers(place, ensemble, pairs, margin, whole, own_pairs, confidence)
     parts = {
         "accuracy": scrutiny.beats_rules(whole, rules),
@@ -140,22 +140,22 @@ def stress_run(
     answers: int = 256,
     best_of: int = 256,
     prompts: int = 16,
-    told: Callable[[str], None] = lambda what: None,
+    on_progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
     """Stress the ensemble of a run: the battery on `answers` answers of SFT, best-of-n among `best_of` answers to each
-    of some prompts, all of prompts that nobody trained on; write stressed.json and the page, and return what they
+    of some prompts, all of held-out prompts; write stressed.json and the page, and return what they
     hold."""
     place, ensemble = open_ensemble(path)
     models, config = place.models, place.config
     seed, size = derive_seed(config.seed, "stress"), config.evaluate.batch_size
     asked = [*place.data.splits.selection, *place.data.splits.test]
-    told(f"{min(answers, len(asked))} answers of SFT for the battery")
+    on_progress(f"{min(answers, len(asked))} answers of SFT for the battery")
     once = sample_rounds(models, asked[:answers], 1, size, seed, "battery")[0]
     references = (
         reference_answers(models, ensemble, asked[:answers], size, seed, "battery"),
         reference_answers(models, ensemble, asked[-prompts:], size, seed, "best") if best_of > 1 else None,
     )
-    told(f"{best_of} answers to each of {min(prompts, len(asked))} prompts for best-of-n")
+    on_progress(f"{best_of} answers to each of {min(prompts, len(asked))} prompts for best-of-n")
     rounds = sample_rounds(models, asked[-prompts:], best_of, size, seed, "best") if best_of > 1 else []
     judge, worth = None, None
     gold = place.data.gold
@@ -166,7 +166,7 @@ def stress_run(
         )
     elif (watcher := load_watcher(models.base, path / "reward")) is not None and watcher.armed:
         judge, worth = "the watcher", lambda r: watcher.scores(r, models.codec.pad_id).tolist()
-    told("stressing")
+    on_progress("stressing")
     report = stress_ensemble(
         models,
         ensemble,
@@ -243,7 +243,7 @@ def own_answers(
     confidence: float,
 ) -> dict[str, Any] | None:
     """What the ensemble is worth on pairs that the policy wrote while PPO ran and when it had finished, by a judge that
-    it was not trained on: the true preference of a rehearsal, or whoever labelled them in own_pairs.sqlite. None
+    it was not trained on: the true preference of a rehearsal, or labels in own_pairs.sqlite. None
     before PPO."""
     run = place.journal.run
     kept = {"while PPO ran": [_kept(row) for row in run.read_rows(OWN_PAIRS)]}
@@ -258,10 +258,10 @@ def own_answers(
     right = {}
     for when, rows in kept.items():
         clear = [c for c in rows if known.get(c.id, 0.5) != 0.5]
-        told = np.array([known[c.id] > 0.5 for c in clear], dtype=bool)
+        better = np.array([known[c.id] > 0.5 for c in clear], dtype=bool)
         scored = score_pairs(ensemble, place, [as_pair(c) for c in clear]).margin if clear else np.zeros(0)
         # A tie is no verdict.
-        right[when] = (np.where(told, scored > 0, scored < 0), [c.prompt.group for c in clear])
+        right[when] = (np.where(better, scored > 0, scored < 0), [c.prompt.group for c in clear])
     gold = place.data.gold
     standard: Mapping[str, Any] = by_labels
     if gold is not None:

@@ -31,7 +31,7 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError("label.source is 'imported' but label.preferences names no file")
     if config.label.source == "imported" and (config.rounds > 1 or config.collect.follows is not None):
         raise ConfigError(
-            "label.source is 'imported', so there is nobody to label what rounds sample: set rounds: 1 (and no "
+            "label.source is 'imported', so the samples of further rounds cannot be labelled: set rounds: 1 (and no "
             "collect.follows), or another label.source"
         )
     if config.rounds > 1 and config.collect.n_pairs < config.rounds:

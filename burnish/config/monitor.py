@@ -1,4 +1,4 @@
-"""When a run is unhealthy, and who is told its figures."""
+"""Limits of the health checks and detectors; trackers and the webhook."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""The reward ensemble, its watcher and, where nobody else judges, a held-out examiner."""
+"""The reward ensemble, its watcher and, if `evaluate.examiner` is reward_model, a held-out examiner."""
 
 from typing import Literal
 

@@ -9,9 +9,7 @@ class ScaleConfig(Section):
     """Processes that share a run. What comes of it does not depend on them but for rounding: nothing here makes a
     finished stage stale."""
 
-    workers: int = Field(
-        1, ge=1
-    )  # on this machine, or in the Ray cluster; whoever uses torchrun leaves it at 1
+    workers: int = Field(1, ge=1)  # on this machine or in the Ray cluster; 1 under torchrun
     # auto: the Ray cluster this machine belongs to, or one that is begun here; or a cluster's address
     # (`pip install 'burnish[ray]'`). The run directory must be one that all its machines see.
     ray: str | None = None

@@ -1,4 +1,4 @@
-"""The names of the stages, in order; torch-free, for whoever only names them."""
+"""The names of the stages, in order. This module needs no torch."""
 
 from enum import StrEnum
 

@@ -80,11 +80,11 @@ def load_labels(store: LabelStore, path: Path, guidelines: str | None = None) ->
         _add(store, rows, found)
     bad = found.rejected.total()
     if not found.rows or bad > found.rows / 2:
-        told = "; ".join(
+        reasons = "; ".join(
             f"{r}: {n}, first in line {found.first_rejected[r]}" for r, n in found.rejected.items()
         )
         raise DataError(
-            f"{bad} of {found.rows} rows of {path} cannot be used ({told or 'it is empty'}); a row needs prompt, "
+            f"{bad} of {found.rows} rows of {path} cannot be used ({reasons or 'it is empty'}); a row needs prompt, "
             "responses, annotator, and ranking or preference"
         )
     return found
@@ -300,7 +300,7 @@ def _prompt(prompt: Prompt) -> str | list[dict[str, str]]:
 def dump_rankings(store: LabelStore, path: Path, consensus: Mapping[str, float]) -> int:
     """A row for every prompt with its answers ranked by consensus: by how often each is expected to win against the
     others it was compared with; those within rounding share a tier. Prompts whose answers were not all compared with
-    each other are told by as many rows as they have comparisons. Returns how many rows."""
+    each other are written as one row for each comparison. Returns how many rows."""
     by_prompt: dict[str, list[tuple[Comparison, float]]] = defaultdict(list)
     for c in store.comparisons():
         if c.id in consensus:

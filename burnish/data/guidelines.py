@@ -1,4 +1,4 @@
-"""What labelers are told, people and models alike; which wording it was stands with every label."""
+"""Guidelines for annotators and AI judges. Every label has the id of the guidelines it was given under."""
 
 from __future__ import annotations
 

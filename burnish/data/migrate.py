@@ -13,7 +13,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Engine, func, select
 
 HEAD = "0004"
-WRITERS = 7255  # the advisory lock of whoever writes to a store on PostgreSQL
+WRITERS = 7255  # the advisory lock for writers of a store on PostgreSQL
 
 
 def migrate(engine: Engine) -> None:
@@ -38,7 +38,7 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
             yield connection
         return
     with engine.connect() as connection:
-        # Python's driver commits before a change of the schema, unless it is told to leave transactions alone.
+        # Python's driver commits before a change of the schema, unless transactions are left to the caller.
         raw: Any = connection.connection.driver_connection
         before, raw.isolation_level = raw.isolation_level, None
         try:

@@ -107,10 +107,10 @@ def _readers(row: Any, source: str) -> list[Callable[[], Preference]]:
     try:
         prompt, responses, tiers, ended = tiers_of(row)
     except Unusable as reason:
-        told = str(reason)
+        why = str(reason)
 
         def fail() -> Preference:
-            raise Unusable(told)
+            raise Unusable(why)
 
         return [fail]
 

@@ -60,10 +60,12 @@ def read_rankings(path: str | Path, ids: str | None = None) -> tuple[list[Rankin
         except Unusable as reason:
             bad[str(reason)] = bad.get(str(reason), 0) + 1
     if not found:
-        told = ", ".join(f"{reason}: {n}" for reason, n in bad.items()) or (
+        reasons = ", ".join(f"{reason}: {n}" for reason, n in bad.items()) or (
             "none matched" if ids else "no rows"
         )
-        raise DataError(f"{path} has no ranking that can be used ({told}); see `burnish label audit --help`")
+        raise DataError(
+            f"{path} has no ranking that can be used ({reasons}); see `burnish label audit --help`"
+        )
     return found, bad
 
 

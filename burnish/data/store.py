@@ -78,9 +78,9 @@ def own_schema(url: str, schema: str) -> str:
             ):  # to make one takes a right that few users have
                 connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
     except (OperationalError, ProgrammingError) as error:
-        told = str(error.orig).strip().splitlines()[0]
+        message = str(error.orig).strip().splitlines()[0]
         raise DataError(
-            f"{shown(url)} has no schema {schema!r} and none can be made ({told}); let an administrator make it: "
+            f"{shown(url)} has no schema {schema!r} and none can be made ({message}); let an administrator make it: "
             f"CREATE SCHEMA {schema} AUTHORIZATION USER"
         ) from None
     finally:
@@ -138,9 +138,9 @@ class LabelStore:
         try:
             migrate(self.engine)
         except OperationalError as error:
-            told = str(error.orig).strip().splitlines()[0]
+            message = str(error.orig).strip().splitlines()[0]
             raise DataError(
-                f"{shown(where)} cannot be reached ({told}); look at the URL and the server"
+                f"{shown(where)} cannot be reached ({message}); look at the URL and the server"
             ) from None
 
     def close(self) -> None:

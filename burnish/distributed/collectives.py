@@ -119,13 +119,13 @@ def alone() -> Iterator[None]:
 
 def each(work: Callable[[], T]) -> list[T]:
     """What `work` comes to in every process, in their order. Where it fails in one of them, all raise that error (the
-    first one's), so that nobody waits for who will not come."""
+    first one's), so that no process waits for one that has failed."""
     if size() == 1:
         return [work()]
     error: Exception | None = None
     try:
         word: tuple[Any, Any] = (None, work())
-    except Exception as failed:  # noqa: BLE001 - told to all, then raised
+    except Exception as failed:  # noqa: BLE001 - sent to all, then raised
         error, word = failed, (in_words(failed), None)
     words = _exchange(word)
     first = next((i for i, (failed, _) in enumerate(words) if failed is not None), None)
@@ -171,8 +171,8 @@ def add(
     import torch
 
     figures: dict[str, float] = {}
-    for told in each(lambda: dict(work())):
-        for name, value in told.items():
+    for part in each(lambda: dict(work())):
+        for name, value in part.items():
             figures[name] = figures.get(name, 0.0) + value
     for p in parameters:
         if p.grad is None:
@@ -221,7 +221,7 @@ def deal(jobs: Sequence[T], work: Callable[[list[T]], list[Any]], *, to_lead: bo
     _world.patient = True
     try:
         done, failed = own(), None
-    except Exception as error:  # noqa: BLE001 - told to all, then raised
+    except Exception as error:  # noqa: BLE001 - sent to all, then raised
         done, failed = [], error
     attend(_world)
     _world.patient = False
@@ -243,7 +243,7 @@ def in_turns(work: Callable[[], T]) -> T:
         wait_for(_world, f"{key}/{_world.rank - 1}", _world.rank - 1)
     try:
         done.append(work())
-    except Exception as error:  # noqa: BLE001 - told to all, then raised
+    except Exception as error:  # noqa: BLE001 - sent to all, then raised
         failed = error
     _after_all(_world, key, place, None, failed)
     return done[0]
@@ -281,12 +281,12 @@ def _to_lead(value: T) -> list[T]:
 
 def _next_key(world: World) -> str:
     """Of the next thing that is said through the store, in all processes the same."""
-    world.told += 1
-    return f"burnish/word/{world.told}"
+    world.broadcasts += 1
+    return f"burnish/word/{world.broadcasts}"
 
 
 def _place() -> str:
-    """The line outside this file that shares what comes now: by it processes that went different ways are told."""
+    """The line outside this file that shares what comes now: it shows at which lines processes diverged."""
     frame = sys._getframe(1)
     while frame.f_code.co_filename == __file__ and frame.f_back is not None:
         frame = frame.f_back

@@ -42,8 +42,8 @@ class World:
     group: Any  # of all processes, for what lies in the main memory
     ours: bool  # whether the process group is ours to end
     alone: int = 0  # how many blocks of `alone` are open
-    told: int = 0  # words of the leader so far
-    lent: list[Lent | None] = field(default_factory=list)  # None: nobody needs it any more
+    broadcasts: int = 0  # of the leader so far
+    lent: list[Lent | None] = field(default_factory=list)  # None: no longer needed
     broken: Exception | None = None  # what stopped this process in a turn: it cannot take part any more
     turns: int = 0  # of those who may be waited for long
     patient: bool = False  # whether another process may be at work for longer than the time-out
@@ -90,13 +90,13 @@ def begin(timeout: float) -> World:
 
 
 def beat(world: World) -> None:
-    """Say every second that this process lives: whoever waits for it for long looks whether it does."""
+    """Write every second that this process is alive; a process that waits for it checks that."""
     count = 0
     while not world.stop.wait(HEARTBEAT):
         count += 1
         try:
             world.store.set(life(world.rank), str(count))
-        except RuntimeError:  # the store has gone with whoever kept it; who needs it next will say so
+        except RuntimeError:  # the process with the store is gone; the next use of the store raises
             return
 
 
@@ -105,7 +105,7 @@ def life(number: int) -> str:
 
 
 def end(world: World) -> None:
-    """Leave the other processes, where they may be told."""
+    """Leave the other processes, and tell them if possible."""
     import torch.distributed as dist
 
     take_leave(world)
@@ -126,7 +126,7 @@ def take_leave(world: World) -> None:
         else:
             world.store.wait(keys, timedelta(seconds=min(world.timeout, FAREWELL)))
     except RuntimeError:
-        return  # somebody is gone, and whoever is left has said so
+        return  # a process is gone, and a remaining one has reported it
 
 
 def local() -> int:
@@ -166,7 +166,7 @@ def turn(world: World, wanted: int) -> bool:
 
 
 def attend(world: World) -> None:
-    """Give others what they ask for, until nobody asks any more."""
+    """Answer requests of other processes until there are no more."""
     while any(world.lent) and turn(world, NOTHING):
         pass
 
@@ -191,7 +191,7 @@ def gone(world: World, why: str) -> PeerFailed:
 
 @dataclass
 class Listening:
-    """A thread that asks the store for a word: the store may never answer, where whoever keeps it hangs."""
+    """A thread that asks the store for a word: the store may never answer, if the process that keeps it hangs."""
 
     world: World
     key: str
@@ -207,7 +207,7 @@ class Listening:
         store, sign, pause = self.world.store, life(self.source), 0.001
         try:
             while not self.done.is_set():
-                # Asked for, not waited for: a wait in the store cannot be told from one that nobody will end.
+                # Asked for, not waited for: a wait in the store that never ends looks like any other.
                 if store.check([self.key]):
                     self.word = bytes(store.get(self.key))
                     break

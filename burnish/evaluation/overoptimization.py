@@ -19,7 +19,7 @@ Form = Literal["best_of_n", "rl"]
 DRAWS = 400
 FEWEST = 4  # distances that a fit of two numbers needs
 SURE = 0.9  # of the resamples that must have a peak, for an interval of it
-BEYOND = 1.5  # times the largest distance seen, further than which a peak is not told
+BEYOND = 1.5  # times the largest distance seen; a peak beyond it is not reported
 
 
 def best_of_kl(n: int) -> float:

@@ -76,7 +76,7 @@ class Weighed:
 
 
 def weigh(votes: Votes, how: How) -> Weighed:
-    """The consensus. Where no comparison has two labels nobody can be weighed: the mean."""
+    """Return the consensus: the mean if no comparison has two labels, for then annotators cannot be weighed."""
     n = len(votes.ids)
     counts = np.bincount(votes.comparison, minlength=n)
     mean = np.bincount(votes.comparison, weights=votes.value, minlength=n) / np.maximum(counts, 1)
@@ -91,9 +91,9 @@ def _dawid_skene(votes: Votes, mean: Array, counts: npt.NDArray[np.intp], overla
     from crowdkit.aggregation import OneCoinDawidSkene
 
     said = np.where(votes.value > 0.5, "first", np.where(votes.value < 0.5, "second", "tie"))
-    told = counts[votes.comparison] > 1  # a lone label says nothing of whoever gave it
+    shared = counts[votes.comparison] > 1  # a single label says nothing about its annotator
     table = pandas.DataFrame(
-        {"task": votes.comparison[told], "worker": votes.annotator[told], "label": said[told]}
+        {"task": votes.comparison[shared], "worker": votes.annotator[shared], "label": said[shared]}
     )
     with warnings.catch_warnings():  # what crowd-kit asks of pandas is said to go in pandas 4
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -53,7 +53,7 @@ def d_optimal(
     group = None if groups is None else np.array([number[g] for g in groups])
     free = np.ones(rows, dtype=bool)
     picked: list[int] = []
-    told: list[float] = []
+    information: list[float] = []
     for k in range(n):
         if not free.any():  # every group has one
             free[:] = True
@@ -61,13 +61,13 @@ def d_optimal(
         at = _best(z, gains, done, directions, k, free)
         gain = max(0.0, float(gains[at]))
         picked.append(at)
-        told.append(float(np.log1p(gain)))
+        information.append(float(np.log1p(gain)))
         left = z[at] - directions[:k].T @ (directions[:k] @ z[at])
         directions[k] = left / np.sqrt(1.0 + gain)
         free[at] = False
         if group is not None:
             free[group == group[at]] = False
-    return picked, told
+    return picked, information
 
 
 def _best(

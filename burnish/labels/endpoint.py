@@ -55,7 +55,7 @@ class EndpointJudge:
             base_url=config.endpoint,
             api_key=key or "none",
             timeout=config.timeout,
-            max_retries=0,  # every try is booked: whoever asks tries again
+            max_retries=0,  # the caller retries, for every try is booked
         )
 
     @property

@@ -71,7 +71,9 @@ def make_items(
         items.append(Item(_id(c.id, seed), c.prompt.text, a.text, b.text, c.id, swapped))
     wanted = round(gold_share / (1 - gold_share) * len(items)) if gold else 0
     for number, pair in enumerate(rng.sample(list(gold), min(wanted, len(gold)))):
-        swapped = number % 2 == 1  # as often on either side: whoever always answers A gets half of them right
+        swapped = (
+            number % 2 == 1
+        )  # as often on either side, so that always answering A is right half of the time
         sides = (pair.rejected, pair.chosen) if swapped else (pair.chosen, pair.rejected)
         name = _id(content_id("gold", pair.prompt.id, pair.chosen, pair.rejected), seed)
         items.append(Item(name, pair.prompt.text, *sides, None, swapped, "b" if swapped else "a"))

@@ -97,12 +97,12 @@ def judge_comparisons(
     rubric: Rubric,
     ledger: Ledger,
     config: JudgeConfig,
-    told: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
     time: str = "",
 ) -> Judged:
     """Ask about every comparison in both orders, `config.concurrency` questions at once; what the ledger knows is not
     asked again, unless it is another `time`. Stops asking when the budget does not hold another question."""
-    return asyncio.run(_Round(judge, rubric, ledger, config, told, time).carry_out(comparisons))
+    return asyncio.run(_Round(judge, rubric, ledger, config, on_progress, time).carry_out(comparisons))
 
 
 @dataclass
@@ -111,7 +111,7 @@ class _Round:
     rubric: Rubric
     ledger: Ledger
     config: JudgeConfig
-    told: Callable[[int], None]
+    on_progress: Callable[[int], None]
     time: str = ""
     under_way: dict[str, asyncio.Event] = field(default_factory=dict)
     done: int = 0
@@ -148,7 +148,7 @@ class _Round:
                 return
             found[c.id] = (forth, back)
             self.done += 1
-            self.told(self.done)
+            self.on_progress(self.done)
 
     async def _once(self, question: str) -> Answer | None:
         """The answer to one question; None when the budget does not hold it."""
@@ -190,11 +190,11 @@ class _Round:
             answer = await self.judge.ask(question)
         except BaseException:
             async with self.settled:
-                self.spent_out = True  # whoever waits is not to ask on
+                self.spent_out = True  # waiting tasks stop asking
                 self.settled.notify_all()
             raise
         async with self.settled:
-            # Whether an answer that never came was billed, nobody says; nor do some endpoints what they used.
+            # It is unknown whether a lost answer was billed, and some endpoints do not report usage.
             unknown = answer.billed is None or (answer.why is None and not answer.tokens_in)
             self.ledger.settle(key, answer, most if unknown else self._cost(answer))
             self.settled.notify_all()

@@ -19,7 +19,7 @@ Vote = Literal["first", "second", "tie"]
 class Answer:
     """What a judge said of two answers in one order: the log-odds that the one shown first is better, or a vote, or
     neither and `why` (an abstention, which is never a label). `again`: asking once more may help, `final`: but not at
-    once. `billed`: whether it was paid for; None where nobody can know, which counts as paid at its most."""
+    once. `billed`: whether it was paid for; None if unknown, which counts as paid at its highest price."""
 
     log_odds: float | None = None
     vote: Vote | None = None
@@ -33,7 +33,7 @@ class Answer:
 
 class Ledger:
     """Answers by the content of their question, and dollars. Append-only: a line before a question is sent (what it
-    may cost at most), a line when it is answered (what it did cost). Whoever was killed in between counts as having
+    may cost at most), a line when it is answered (what it did cost). A process killed in between counts as having
     paid the most. Within `budget` dollars, whatever is under way at once."""
 
     def __init__(self, path: Path, budget: float | None = None) -> None:

@@ -131,7 +131,7 @@ class Requester:
             file.flush()
             os.fsync(file.fileno())
 
-    def send(self, items: Sequence[Item], job: Job, budget: float, told: Callable[[int], None]) -> int:
+    def send(self, items: Sequence[Item], job: Job, budget: float, on_progress: Callable[[int], None]) -> int:
         """Make a HIT of every item that has none; how many are new. Raises ConfigError when the batch may cost more
         than `budget` dollars, or than the account has."""
         template = (self.folder / "template.html").read_text(encoding="utf-8")
@@ -159,7 +159,7 @@ class Requester:
         for number, item in enumerate(wanted, 1):
             self._write({"item": item.id})
             self._keep(item.id, self.client.create_hit(**self._request(item, job, template))["HIT"], job)
-            told(number)
+            on_progress(number)
         return len(wanted)
 
     def _request(self, item: Item, job: Job, template: str) -> dict[str, Any]:
@@ -249,7 +249,7 @@ class Requester:
         return counts
 
     def block(self, worker: str, reason: str) -> None:
-        """Keep a worker from all work of this account. Too many blocks count against whoever makes them."""
+        """Keep a worker from all work of this account. Too many blocks count against the account that makes them."""
         self.client.create_worker_block(WorkerId=worker, Reason=reason)
 
 

@@ -181,7 +181,7 @@ class Queue:
             self._rebuild()
 
     def progress(self) -> tuple[int, int]:
-        """Questions that nobody needs to be asked any more, and all."""
+        """Return the number of finished questions, and of all."""
         with self._lock:
             return len(self._units) - len(self._live), len(self._units)
 
@@ -385,7 +385,9 @@ class Queue:
         if before is not None:
             if before.task != task:
                 raise Refused("bad", "this key belongs to another save; give every save a key of its own")
-            return Saved(True, late=True) if row.state == LATE else self._told(session, row, repeated=True)
+            return (
+                Saved(True, late=True) if row.state == LATE else self._feedback(session, row, repeated=True)
+            )
         if row.state != OPEN:
             raise Refused("answered", "this question was answered before, or given back")
         asked, now = self._task(session, row), self.clock()
@@ -400,9 +402,9 @@ class Queue:
             row.until = now
         session.flush()
         self._settle(session, now, annotator)
-        told = self._told(session, row, repeated=False)
+        saved = self._feedback(session, row, repeated=False)
         self._after(session, row, asked)
-        return told
+        return saved
 
     def _passed_on(self, session: Session, asked: Task, row: TaskRow, now: float) -> bool:
         """Whether a question whose lease is over has gone to others who are enough for it, or cannot be paid any more.
@@ -441,7 +443,7 @@ class Queue:
         cost = self.rules.pay / len(labels)
         row.labels = json.dumps([as_row(replace(label, cost=cost)) for label in labels])
 
-    def _told(self, session: Session, row: TaskRow, *, repeated: bool) -> Saved:
+    def _feedback(self, session: Session, row: TaskRow, *, repeated: bool) -> Saved:
         """What the giver of an answer hears; the answer to a gold question only in practice."""
         if row.kind != GOLD or row.labels is None or not self._is_practice(session, row):
             return Saved(repeated)

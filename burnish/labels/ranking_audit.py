@@ -1,4 +1,4 @@
-"""What rankings that somebody gave say of whoever gave them, without asking again."""
+"""Audit of given rankings: biases of their annotators, measured without asking again."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def page_of(place: Place) -> str | None:
     """The address of the page on which a store is labelled now; None where there is none, or it no longer answers."""
     try:
         url = str(json.loads(_note(place).read_text(encoding="utf-8"))["url"])
-    except (OSError, ValueError, KeyError):  # nobody serves it, or somebody is about to
+    except (OSError, ValueError, KeyError):  # not served, or about to be
         return None
     at = urlsplit(url)
     try:

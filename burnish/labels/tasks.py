@@ -134,7 +134,7 @@ def labels_of(
 
 Kind = Literal["compare", "rank"]
 
-GOLD = "gold"  # a task's kind, which nobody is told
+GOLD = "gold"  # a task's kind, which is not shown
 
 CHOICES = ("a3", "a2", "a1", "tie", "bad", "b1", "b2", "b3")
 
@@ -177,7 +177,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Task:
-    """A question in somebody's hands; with `practice` they are told the answer afterwards."""
+    """A question that is leased to an annotator; with `practice` the right answer is shown afterwards."""
 
     id: str
     kind: Kind

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from burnish.distributed import collectives
 from burnish.errors import ModelError
-from burnish.models.backbone import Base, Top, shift
+from burnish.models.backbone import Backbone, TrainableLayers, shift
 from burnish.models.heads import Reading, ScalarHead
 from burnish.models.shards import copied
 from burnish.runs.files import atomic_folder, read_json, write_json
@@ -37,7 +37,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 @collectives.by_lead
-def save_policy(top: Top, folder: Path, tokenizer: Any) -> None:
+def save_policy(top: TrainableLayers, folder: Path, tokenizer: Any) -> None:
     """Write what was trained: an adapter of the base, or a plain model where there is none."""
     if _adapted(top):
         _save_adapter(top, None, folder, tokenizer)
@@ -56,7 +56,7 @@ def save_reward_model(model: ScalarHead, folder: Path, tokenizer: Any) -> None:
 
 
 @collectives.by_lead
-def save_plain_policy(top: Top, folder: Path, tokenizer: Any) -> None:
+def save_plain_policy(top: TrainableLayers, folder: Path, tokenizer: Any) -> None:
     """Write a plain Hugging Face causal LM with its tokenizer, adapters merged."""
     base = top.base
     place = base.device if base.shards is None else torch.device("cpu")
@@ -139,11 +139,11 @@ def _save(model: Any, folder: Path, tokenizer: Any) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _adapted(top: Top) -> bool:
+def _adapted(top: TrainableLayers) -> bool:
     return hasattr(top.body, "peft_config")
 
 
-def _save_adapter(top: Top, model: ScalarHead | None, folder: Path, tokenizer: Any) -> None:
+def _save_adapter(top: TrainableLayers, model: ScalarHead | None, folder: Path, tokenizer: Any) -> None:
     """Write a PEFT adapter of the whole model; of a reward model the head as a module saved with it."""
     base, body = top.base, top.body
     config = copy.deepcopy(body.peft_config["default"])
@@ -164,19 +164,19 @@ def _save_adapter(top: Top, model: ScalarHead | None, folder: Path, tokenizer: A
         tokenizer.save_pretrained(aside)
 
 
-def _adapter_weights(top: Top) -> list[tuple[str, nn.Parameter]]:
+def _adapter_weights(top: TrainableLayers) -> list[tuple[str, nn.Parameter]]:
     body: nn.Module = top.body
     return [(n, p) for n, p in body.named_parameters() if ".lora_" in n]
 
 
-def _adapter_name(base: Base, name: str) -> str:
+def _adapter_name(base: Backbone, name: str) -> str:
     """What PEFT calls an adapter's weight when the whole model is adapted, from its name in a top's body."""
     inside = shift(name.removeprefix(ADAPTED).replace(".default.", "."), base.cut)
     return f"{ADAPTED}{base.lm.base_model_prefix}.{inside}"
 
 
-def _load_adapter(base: Base, state: dict[str, torch.Tensor], folder: Path) -> Top:
-    top = Top(base)
+def _load_adapter(base: Backbone, state: dict[str, torch.Tensor], folder: Path) -> TrainableLayers:
+    top = TrainableLayers(base)
     own = {_adapter_name(base, n): p for n, p in _adapter_weights(top)} if _adapted(top) else {}
     saved = {n for n in state if ".lora_" in n}
     if own.keys() != saved:
@@ -188,7 +188,7 @@ def _load_adapter(base: Base, state: dict[str, torch.Tensor], folder: Path) -> T
     return top
 
 
-def load_policy(base: Base, folder: Path) -> Top:
+def load_policy(base: Backbone, folder: Path) -> TrainableLayers:
     """The frozen top of a saved policy; what lies below the base's cut, or under adapters, is the base's own."""
     state = _read_weights(folder)
     if is_adapter(folder):
@@ -206,7 +206,7 @@ def load_policy(base: Base, folder: Path) -> Top:
     return top
 
 
-def load_reward_model(base: Base, folder: Path, *, trainable: bool = False) -> ScalarHead:
+def load_reward_model(base: Backbone, folder: Path, *, trainable: bool = False) -> ScalarHead:
     """A saved reward model, on the part of the base that it reads; what lies below its cut, or under adapters, is the
     base's own. `trainable` for a whole model only."""
     state = _read_weights(folder)
@@ -240,8 +240,10 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _load_top(base: Base, state: dict[str, torch.Tensor], folder: Path, *, trainable: bool) -> Top:
-    top = Top(base, layers="all")
+def _load_top(
+    base: Backbone, state: dict[str, torch.Tensor], folder: Path, *, trainable: bool
+) -> TrainableLayers:
+    top = TrainableLayers(base, layers="all")
     prefix = base.lm.base_model_prefix + "."
     if not any(name.startswith(prefix) for name in state):  # a body without a head
         prefix = ""

@@ -1,7 +1,7 @@
 """One base, many heads: a frozen bottom that every model of a run shares, and small trainable tops.
 
 `all` trains a whole copy; `lora` shares every frozen weight and trains adapters; `top:N` shares everything
-below the top N layers, whose activations are computed once and reused (`Base.features`); `lora_top:N` trains
+below the top N layers, whose activations are computed once and reused (`Backbone.features`); `lora_top:N` trains
 adapters on those N layers and shares the rest of them too.
 """
 
@@ -31,7 +31,7 @@ TOP_SHARE = 5  # one layer in so many is trained by default
 FAST_TOLERANCE = 1e-3  # of the largest hidden state
 
 
-class Base:
+class Backbone:
     """The frozen language model of a run, cut at `layers`. Tops made from it share its frozen tensors. With
     `checkpointing`, what is differentiated keeps the inputs of its layers alone, and computes the rest again."""
 
@@ -56,8 +56,8 @@ class Base:
         self.lora = lora or LoraConfig()
         self.cut = self._cut(self.layers)
         self.cuts = {self.cut} - {0}  # where sampling keeps activations, all of frozen layers
-        self.whole: Base = self  # of which this is a part
-        self._parts: dict[tuple[int, str], Base] = {}
+        self.whole: Backbone = self  # of which this is a part
+        self._parts: dict[tuple[int, str], Backbone] = {}
         self.bottom = self.body_of(slice(0, self.cut)) if self.cut else None
         if shards is None:
             lay_out(self.lm.base_model)
@@ -91,7 +91,7 @@ class Base:
         depths = self.depths_of(layers)
         return f"one of {depths[0]} to {depths[-1]}" if depths else "fewer trained layers"
 
-    def at(self, depth: int, layers: str | None = None) -> Base:
+    def at(self, depth: int, layers: str | None = None) -> Backbone:
         """The base without its layers above `depth`, the final norm kept: `layers` of it are trained (by default as of
         the whole), every tensor is shared, and sampling from the whole keeps the activations that it needs."""
         layers = self.layers if layers in (None, "auto") else layers
@@ -107,7 +107,7 @@ class Base:
             lm: Any = copy.deepcopy(self.lm, self._shared())
             if depth < self.depth:
                 _keep_layers(lm.base_model, slice(0, depth))
-            part = Base(
+            part = Backbone(
                 lm,
                 layers,
                 self.lora,
@@ -270,7 +270,7 @@ class Base:
         batch = self._sample_batch(0)
         real = batch.attention_mask.bool()
         with torch.no_grad():
-            top = Top(self, trainable=False)
+            top = TrainableLayers(self, trainable=False)
             if self.cut:
                 below = self._own_features(batch)
                 batch = batch.with_features(below)
@@ -295,7 +295,7 @@ class Base:
         whole = self.lm(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
         ).logits[real]
-        hidden = Top(self, trainable=False).hidden(batch.with_features(self.features(batch)))
+        hidden = TrainableLayers(self, trainable=False).hidden(batch.with_features(self.features(batch)))
         parts = self.lm.get_output_embeddings()(hidden)[real]
         gap, scale = float((whole - parts).abs().max()), float(whole.abs().max())
         if not gap <= tolerance * max(scale, 1.0):
@@ -313,12 +313,12 @@ class Base:
             )
 
 
-class Top(nn.Module):
+class TrainableLayers(nn.Module):
     """What lies above the cut: a body of its own. With `trainable` False it shares the base's weights (the
     reference policy, free of memory). Adapters are drawn from `seed`."""
 
     def __init__(
-        self, base: Base, *, trainable: bool = True, layers: str | None = None, seed: int = 0
+        self, base: Backbone, *, trainable: bool = True, layers: str | None = None, seed: int = 0
     ) -> None:
         super().__init__()
         self.base_ref = (base,)  # a tuple keeps the frozen base out of parameters()
@@ -337,7 +337,7 @@ class Top(nn.Module):
         self.output: nn.Linear | None = None  # an output layer of its own, see `own_output`
 
     @property
-    def base(self) -> Base:
+    def base(self) -> Backbone:
         return self.base_ref[0]
 
     def own_output(self) -> nn.Linear:

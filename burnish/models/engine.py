@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from burnish.models.batches import SUPPRESSED, Positions, read
 
 if TYPE_CHECKING:
-    from burnish.models.backbone import Top
+    from burnish.models.backbone import TrainableLayers
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -42,7 +42,7 @@ class FastDecoder:
 
     refills = True
 
-    def __init__(self, top: Top, slots: int, width: int) -> None:
+    def __init__(self, top: TrainableLayers, slots: int, width: int) -> None:
         base, device = top.base, top.base.device
         body = inner(top.body)
         attention = base.lm.base_model.layers[0].self_attn

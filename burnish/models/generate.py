@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from burnish.distributed import collectives
 from burnish.errors import Diverged
-from burnish.models.backbone import Top
+from burnish.models.backbone import TrainableLayers
 from burnish.models.batches import CPU, pad_batch, precise
 from burnish.models.engine import FastDecoder
 from burnish.models.load import Codec
@@ -19,7 +19,7 @@ from burnish.randomness import generator
 from burnish.records import Prompt, Rollout
 
 
-def decoder(top: Top, slots: int, width: int, pad_id: int) -> FastDecoder | PlainDecoder:
+def decoder(top: TrainableLayers, slots: int, width: int, pad_id: int) -> FastDecoder | PlainDecoder:
     """A decoder of `slots` sequences of at most `width` tokens; the engine's wherever it is exact."""
     return FastDecoder(top, slots, width) if top.base.fast else PlainDecoder(top, pad_id)
 
@@ -29,7 +29,7 @@ class PlainDecoder:
 
     refills = False
 
-    def __init__(self, top: Top, pad_id: int) -> None:
+    def __init__(self, top: TrainableLayers, pad_id: int) -> None:
         self.top = top
         self.bottom = top.base.bottom
         self.pad_id = pad_id
@@ -73,7 +73,9 @@ class PlainDecoder:
 
 REFILL_SHARE = 0.25  # this share of the slots is free before waiting prompts are admitted
 
-COMPACT_SHARE = 0.75  # with nobody waiting, the batch shrinks when at most this share of its slots is in use
+COMPACT_SHARE = (
+    0.75  # without waiting prompts, the batch shrinks when at most this share of its slots is in use
+)
 
 
 @dataclass
@@ -190,12 +192,12 @@ def _drain(
         book.ended[rows] = torch.isin(tokens, ends)
         over = book.ended[rows] | (book.lengths[rows] >= max_tokens)
         # The one place in a step where this waits for another device.
-        told = torch.stack([over, torch.isfinite(logprobs)]).tolist()
-        if not all(told[1]):
+        flags = torch.stack([over, torch.isfinite(logprobs)]).tolist()
+        if not all(flags[1]):
             raise Diverged(
                 "the policy's probabilities are not finite: its weights have diverged; lower the learning rate"
             )
-        done = [slot for slot, row in enumerate(held) if row < n and told[0][slot]]
+        done = [slot for slot, row in enumerate(held) if row < n and flags[0][slot]]
         finished = len(done) == sum(row < n for row in held)
         if finished and not (machine.refills and (waiting or policy.top.base.cuts)):
             return

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.batches import CPU, Batch, precise
 from burnish.models.memory import at_once
 from burnish.models.sequences import Sequences
@@ -37,7 +37,7 @@ class ScalarHead(nn.Module):
 
     def __init__(
         self,
-        top: Top,
+        top: TrainableLayers,
         head: nn.Linear,
         dropout: float = 0.0,
         pooling: Pooling = "last",
@@ -111,7 +111,7 @@ class ScalarHead(nn.Module):
 
 
 def new_reward_head(
-    base: Base,
+    base: Backbone,
     seed: int,
     member: str,
     *,
@@ -131,7 +131,7 @@ def new_reward_head(
             head.weight.normal_(0.0, 1.0 / math.sqrt(base.hidden_size + 1), generator=rng)
         return head.to(base.device)
 
-    top = Top(base, layers=layers, seed=derive_seed(seed, "adapters", member))
+    top = TrainableLayers(base, layers=layers, seed=derive_seed(seed, "adapters", member))
     return ScalarHead(
         top, drawn("head"), dropout, pooling, length_head=drawn("length head") if length_head else None
     )
@@ -141,7 +141,9 @@ def averaged(models: Sequence[ScalarHead]) -> ScalarHead:
     """One model whose trained weights are the mean of those of several that began alike (Rame et al. 2024, WARM)."""
     first = models[0]
     model = ScalarHead(
-        Top(first.top.base, layers=first.top.base.layers), copy.deepcopy(first.head), pooling=first.pooling
+        TrainableLayers(first.top.base, layers=first.top.base.layers),
+        copy.deepcopy(first.head),
+        pooling=first.pooling,
     )
     states = [m.state() for m in models]
     model.load({name: torch.stack([s[name] for s in states]).mean(0) for name in states[0]})

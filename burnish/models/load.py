@@ -36,7 +36,7 @@ MARK = "\ue0b7\ue0b8"  # private use: stands for a control token that is text
 @dataclass(frozen=True)
 class Codec:
     """Text to token ids and back. `pad_id` is dedicated: it never stands for anything but padding, is never
-    sampled, and so can be told from text even by code that masks by token."""
+    sampled, and differs from text even for code that masks by token."""
 
     tokenizer: PreTrainedTokenizerBase
     pad_id: int

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from burnish.models.backbone import Top
+from burnish.models.backbone import TrainableLayers
 from burnish.models.batches import SUPPRESSED, Batch, precise
 from burnish.objectives import exact_kl
 
@@ -21,7 +21,7 @@ CHUNK_ELSEWHERE = 1 << 26  # 256 MiB
 class Policy:
     """A language model as a policy: a body, the (shared, frozen or tied) output layer, a sampling temperature."""
 
-    top: Top
+    top: TrainableLayers
     head: Any  # a linear layer: weight (V, D), perhaps a bias
     pad_id: int
     temperature: float = 1.0
@@ -45,7 +45,7 @@ class Policy:
         return self.top.hidden_at(batch, batch.before_response)[batch.response_mask]
 
 
-def make_policy(top: Top, pad_id: int, temperature: float = 1.0) -> Policy:
+def make_policy(top: TrainableLayers, pad_id: int, temperature: float = 1.0) -> Policy:
     """The policy of a top. When the whole model is trained, so is its output layer: the trained copy's embedding where
     the two are tied, a copy of its own otherwise. Everywhere else it is the base's and stays frozen."""
     lm = top.base.lm

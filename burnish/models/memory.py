@@ -19,7 +19,7 @@ from burnish.errors import ran_out
 
 T = TypeVar("T")
 
-Told = Callable[[str, int, str], None]
+OnReduce = Callable[[str, int, str], None]
 """What is done, how many rows it is done for at once from now on, why."""
 
 CHUNK = 64 << 20  # bytes of one file of activations
@@ -36,7 +36,7 @@ def first_line(error: BaseException) -> str:
 
 
 def give_back() -> None:
-    """Hand what nobody holds any more back to the system: models that refer to themselves, and what torch and the C
+    """Return unused memory to the system: models in reference cycles, and what torch and the C
     library keep for the next who asks (for small tensors, gigabytes)."""
     gc.collect()
     if torch.cuda.is_available():
@@ -48,18 +48,18 @@ def give_back() -> None:
 
 class Memory:
     """The room of one base. `budget` bytes of activations are kept where they were computed, all beyond that in
-    temporary files of `folder` (the system's own without one), which nobody else sees and which go with the last row
-    that is read from them. `told` hears when memory ran out and less is done at once."""
+    temporary files of `folder` (the system's own without one), which are private and are deleted with the last row
+    that is read from them. `on_reduce` is called when memory ran out and the rows of a loop are halved."""
 
     def __init__(
         self,
         budget: int = DEFAULT_BUDGET,
         folder: Path | None = None,
-        told: Told = lambda what, rows, why: None,
+        on_reduce: OnReduce = lambda what, rows, why: None,
     ) -> None:
         self.budget = budget
         self.folder = folder
-        self.told = told
+        self.on_reduce = on_reduce
         self._kept = 0  # bytes
         self._rows: dict[str, int] = {}
         self._lock = Lock()
@@ -80,7 +80,7 @@ class Memory:
             # Here nothing holds on to what the failed attempt had made.
             give_back()
             self._rows[what] = rows // 2
-            self.told(what, rows // 2, why)
+            self.on_reduce(what, rows // 2, why)
 
     def keep(self, rows: torch.Tensor) -> torch.Tensor:
         """`rows` (length, D), or an equal tensor on the CPU whose numbers lie in a file."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from burnish.distributed import collectives
 from burnish.errors import TrainingError
-from burnish.models.backbone import Base
+from burnish.models.backbone import Backbone
 from burnish.models.batches import CPU
 from burnish.models.memory import Memory
 
@@ -95,7 +95,7 @@ class Trial:
         return {"rate": self.rate, "loss": self.loss if math.isfinite(self.loss) else None}
 
 
-def ladder(base: Base) -> list[float]:
+def ladder(base: Backbone) -> list[float]:
     """Rates worth trying for whatever is trained of a base, the highest first. With Adam, what a step does to a layer's
     output grows with the layer's width, so the best rate falls as one over it (Yang et al. 2022, table 3); from 1e-2
     for models of a million weights to 5e-6 for those of billions."""

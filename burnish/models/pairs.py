@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from burnish.models.backbone import Base
+from burnish.models.backbone import Backbone
 from burnish.models.batches import Batch
 from burnish.models.load import Codec
 from burnish.models.sequences import Sequences
@@ -18,7 +18,7 @@ class EncodedPairs:
     """N preference pairs, and the sequences of their M <= 2N different answers. `chosen` and `rejected` (N,) are rows
     of these sequences."""
 
-    def __init__(self, base: Base, codec: Codec, pairs: Sequence[Preference]) -> None:
+    def __init__(self, base: Backbone, codec: Codec, pairs: Sequence[Preference]) -> None:
         self.pairs = list(pairs)
         self.groups = [p.prompt.group for p in self.pairs]
         rows: dict[tuple[str, str, bool], int] = {}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 
 from burnish.distributed import collectives
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.batches import Batch, micro_batches, pad_batch
 from burnish.models.engine import inner
 from burnish.records import Rollout
@@ -19,13 +19,13 @@ PROMPTS_AT_ONCE = 32  # with all their responses, where activations are computed
 
 class Sequences:
     """N prompt-response pairs of token ids on a base. Batches come out padded by length, with the base's
-    activations attached when it is cut (N x tokens x D x 4 bytes, where `Base.memory` has room for them); where they
+    activations attached when it is cut (N x tokens x D x 4 bytes, if `Backbone.memory` has space for them); if they
     are there already, in `features`, they are not computed. One of several processes has those of the rows that it
     works on alone."""
 
     def __init__(
         self,
-        base: Base,
+        base: Backbone,
         prompt_ids: Sequence[Sequence[int]],
         response_ids: Sequence[Sequence[int]],
         pad_id: int,
@@ -40,7 +40,7 @@ class Sequences:
         self._features: list[torch.Tensor | None] = [*(features or [None] * len(prompt_ids))]
 
     @classmethod
-    def of(cls, base: Base, rollout: Rollout, pad_id: int) -> Sequences:
+    def of(cls, base: Backbone, rollout: Rollout, pad_id: int) -> Sequences:
         """The sequences of a rollout of `base`, or of the whole it is part of, with the activations that sampling kept;
         where it could keep none those of all parts are computed once, and kept with the rollout from then on."""
         ids = (rollout.prompt_ids, rollout.response_ids)
@@ -78,7 +78,7 @@ class Sequences:
                 self._features[row] = features
         return [f for row in rows if (f := self._features[row]) is not None]
 
-    def lifted(self, top: Top, batch_size: int) -> Sequences:
+    def with_frozen_layers_run(self, top: TrainableLayers, batch_size: int) -> Sequences:
         """The same sequences with the frozen layers of `top` run on their activations once, for this top alone; as
         they are when it has none, or when its model must be run whole."""
         if not (self.base.fast and 0 < top.frozen_layers < len(inner(top.body).layers)):
@@ -89,10 +89,10 @@ class Sequences:
                 rows, top.run_frozen(batch), batch.attention_mask.bool(), strict=True
             ):
                 features[row] = self.base.memory.keep(hidden[mask])
-        lifted = copy.copy(self)
-        lifted._features = features
-        lifted.layers_done = top.frozen_layers
-        return lifted
+        with_frozen_layers_run = copy.copy(self)
+        with_frozen_layers_run._features = features
+        with_frozen_layers_run.layers_done = top.frozen_layers
+        return with_frozen_layers_run
 
     @property
     def response_lengths(self) -> list[int]:
@@ -164,7 +164,7 @@ def _rows(rows: Sequence[int], ids: Sequence[Sequence[int]]) -> list[Sequence[in
 
 
 def activations(
-    base: Base,
+    base: Backbone,
     prompt_ids: Sequence[Sequence[int]],
     response_ids: Sequence[Sequence[int]],
     pad_id: int,
@@ -184,7 +184,7 @@ def activations(
 
 
 def by_prompt(
-    base: Base,
+    base: Backbone,
     prompt_ids: Sequence[Sequence[int]],
     response_ids: Sequence[Sequence[int]],
     pad_id: int,

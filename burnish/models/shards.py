@@ -80,7 +80,7 @@ class Shards:
         """Have a block there, and no other. Raises PeerFailed where another process does not answer."""
         if self.here != block:
             self.let_go()
-            assert self.number is not None, "nobody has joined"
+            assert self.number is not None, "join() has not been called"
             collectives.ask(self.number, block)
 
     def let_go(self) -> None:

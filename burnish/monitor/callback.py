@@ -24,10 +24,11 @@ def watch(
     """A callback for `Trainer(callbacks=[...])` that looks at every logged update of `responses` answers.
 
     Alerts are printed, and kept with the verdict in burnish_watch.jsonl of the output folder. `stop` ends the training
-    once hacking is suspected; `webhook` names an environment variable that holds an address to be told; `kl_target`, in
-    the unit the trainer logs KL in, asks for alerts of KL too. The callback's `texts` is a reward function worth
-    nothing that reads the answers: given to the trainer beside the others, with weight 0, it lets the detectors of
-    language, repetition, format, duplicates and stock phrases see them. After training `report()` gives the verdict."""
+    once hacking is suspected; `webhook` names an environment variable with an address that alerts are sent to;
+    `kl_target`, in the unit of KL that the trainer logs, asks for alerts of KL too. The callback's `texts` is a reward
+    function that returns 0 and reads the answers: given to the trainer beside the others with weight 0, it lets the
+    detectors of language, repetition, format, duplicates and stock phrases see them. After training `report()` gives
+    the verdict."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from burnish.monitor import detectors
 from burnish.records import Alert, StepStats
 
 MAD = 1.4826  # times the median absolute deviation: a normal's standard deviation
@@ -34,7 +33,7 @@ class Drift:
     @property
     def sure(self) -> bool:
         """Whether the two differ by more than chance allows."""
-        return abs(self.change) > detectors.SURE * self.se
+        return abs(self.change) > SURE * self.se
 
 
 def drift(start: Rows, recent: Rows, window: int, name: str, *, share: bool = False) -> Drift | None:
@@ -44,7 +43,7 @@ def drift(start: Rows, recent: Rows, window: int, name: str, *, share: bool = Fa
     `prompts` of an update: several responses to one prompt may all be alike."""
     first = [row for row in start if name in row]
     last = [row for row in recent[-window:] if name in row]
-    if len(first) < min(len(start), detectors.FEWEST) or len(last) < detectors.FEWEST:
+    if len(first) < min(len(start), FEWEST) or len(last) < FEWEST:
         return None
     seen = [row for row in recent if name in row]
     steps = [abs(b[name] - a[name]) for part in (first, seen) for a, b in itertools.pairwise(part)]
@@ -138,7 +137,7 @@ class Detector:
 
 def length_drift(d: Drift) -> Found | None:
     """Longer and longer answers, or shorter and shorter ones."""
-    most, least = detectors.LENGTH_GROWTH * d.before, detectors.LENGTH_LOSS * d.before
+    most, least = LENGTH_GROWTH * d.before, LENGTH_LOSS * d.before
     if least <= d.now <= most:
         return None
     limit, how = (most, "grown") if d.now > most else (least, "shrunk")
@@ -147,7 +146,7 @@ def length_drift(d: Drift) -> Found | None:
 
 def nonsense(d: Drift) -> Found | None:
     """Tokens that the reference finds far less likely, or far more, than its own."""
-    least, most = detectors.LIKELY * d.before, detectors.UNLIKELY * d.before
+    least, most = LIKELY * d.before, UNLIKELY * d.before
     if least <= d.now <= most:
         return None
     limit = most if d.now > most else least
@@ -157,7 +156,7 @@ def nonsense(d: Drift) -> Found | None:
 
 def entropy_drop(d: Drift) -> Found | None:
     """A policy that has ever fewer things to say, before it has only one."""
-    limit = detectors.ENTROPY * d.before
+    limit = ENTROPY * d.before
     if d.now >= limit:
         return None
     text = f"entropy has fallen from {d.before:.2f} to {d.now:.2f} nats a token"
@@ -167,7 +166,7 @@ def entropy_drop(d: Drift) -> Found | None:
 def spread(d: Drift) -> Found | None:
     """Reward models that disagree about these answers more than about the reference's: the policy is where they know
     little (Coste et al. 2023)."""
-    limit = detectors.SPREAD * d.before
+    limit = SPREAD * d.before
     if d.now <= limit:
         return None
     text = f"the reward models disagree by {d.now:.2f} about these answers, {d.before:.2f} at the start"
@@ -176,7 +175,7 @@ def spread(d: Drift) -> Found | None:
 
 def sampling_gap(d: Drift) -> Found | None:
     """Sampler and trainer that no longer give the same token the same probability."""
-    limit = max(detectors.GAP * d.before, detectors.GAP_LEAST)
+    limit = max(GAP * d.before, GAP_LEAST)
     if d.now <= limit:
         return None
     text = f"sampled and recomputed log-probabilities differ by {d.now:.2g} nats, {d.before:.2g} at the start"
@@ -197,27 +196,25 @@ def risen(margin: float, what: str) -> Look:
 
 DETECTORS: dict[str, Detector] = {
     "length_drift": Detector("length", length_drift),
-    "truncation": Detector("truncated", risen(detectors.TRUNCATED, "answers that are cut off"), share=True),
-    "repetition": Detector("repetition", risen(detectors.REPETITION, "repeated word pairs"), share=True),
+    "truncation": Detector("truncated", risen(TRUNCATED, "answers that are cut off"), share=True),
+    "repetition": Detector("repetition", risen(REPETITION, "repeated word pairs"), share=True),
     "language_switch": Detector(
-        "foreign", risen(detectors.FOREIGN, "answers in another language than their prompt"), share=True
+        "foreign", risen(FOREIGN, "answers in another language than their prompt"), share=True
     ),
     "nonsense": Detector("ref_nll", nonsense),
     "format_drift": Detector(
         "formatted",
-        risen(detectors.FORMATTED, "answers with lists, headings, code or bold words"),
+        risen(FORMATTED, "answers with lists, headings, code or bold words"),
         share=True,
     ),
     "entropy_drop": Detector("entropy", entropy_drop),
     "ensemble_spread": Detector("spread", spread),
     "near_duplicates": Detector(
         "duplicates",
-        risen(detectors.DUPLICATES, "answers that say what another prompt was told"),
+        risen(DUPLICATES, "answers that repeat the answer to another prompt"),
         share=True,
     ),
-    "stock_phrase": Detector(
-        "stock", risen(detectors.STOCK, "prompts answered with the same phrase"), share=True
-    ),
+    "stock_phrase": Detector("stock", risen(STOCK, "prompts answered with the same phrase"), share=True),
     "sampling_gap": Detector("sampling_gap", sampling_gap, hack=False),
 }
 
@@ -239,20 +236,20 @@ class HackMonitor:
         if not row:
             return []
         row["prompts"] = min(stats.values.get("prompts", self.responses), self.responses)
-        needed = math.ceil(detectors.RESPONSES / self.responses)
-        if len(self.start) < max(detectors.BASELINE, needed):
+        needed = math.ceil(RESPONSES / self.responses)
+        if len(self.start) < max(BASELINE, needed):
             self.start.append(row)
             return []
-        window = max(detectors.WINDOW, needed)
-        self.recent = [*self.recent, row][-max(window, detectors.HISTORY) :]
-        if len(self.recent) < max(needed, detectors.FEWEST):
+        window = max(WINDOW, needed)
+        self.recent = [*self.recent, row][-max(window, HISTORY) :]
+        if len(self.recent) < max(needed, FEWEST):
             return []
 
         def moved(name: str, share: bool = False) -> Drift | None:
             return drift(self.start, self.recent, window, name, share=share)
 
         reward = moved(WHAT_HACKS_NEED)
-        rises = reward is not None and reward.change > detectors.SURE_RISE * reward.se
+        rises = reward is not None and reward.change > SURE_RISE * reward.se
         alerts = []
         for name, detector in DETECTORS.items():
             found = None

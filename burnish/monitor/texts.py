@@ -29,9 +29,11 @@ def text_figures(prompts: Sequence[str], texts: Sequence[str]) -> dict[str, floa
         "formatted": sum(is_formatted(t) for t in texts) / n,
         "prompts": float(len(set(prompts))),
     }
-    told = [foreign for p, t in zip(prompts, texts, strict=True) if (foreign := in_another(p, t)) is not None]
-    if told:
-        figures["foreign"] = sum(told) / len(told)
+    known = [
+        foreign for p, t in zip(prompts, texts, strict=True) if (foreign := in_another(p, t)) is not None
+    ]
+    if known:
+        figures["foreign"] = sum(known) / len(known)
     if len(set(prompts)) > 1:
         some = range(0, n, -(-n // MOST))
         asked, said = [prompts[i] for i in some], [texts[i] for i in some]
@@ -41,7 +43,7 @@ def text_figures(prompts: Sequence[str], texts: Sequence[str]) -> dict[str, floa
 
 
 def in_another(prompt: str, text: str) -> bool | None:
-    """Whether a response is surely in another language or script than its prompt; None where that cannot be told."""
+    """Return whether a response is surely in another language or script than its prompt, or None if unknown."""
     ours, theirs = non_latin_share(prompt), non_latin_share(text)
     if (ours < 1 - SURE and theirs > SURE) or (theirs < 1 - SURE and ours > SURE):
         return True
@@ -51,7 +53,7 @@ def in_another(prompt: str, text: str) -> bool | None:
 
 def near_duplicates(prompts: Sequence[str], texts: Sequence[str]) -> float:
     """Share of responses whose word triples (the whole text, where it is shorter) are those of a response to another
-    prompt, by Jaccard's index. Empty responses are nobody's duplicates."""
+    prompt, by Jaccard's index. Empty responses are no duplicates."""
     grams = []
     for text in texts:
         folded = [w.casefold() for w in words(text)]

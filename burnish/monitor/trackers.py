@@ -137,27 +137,27 @@ SECONDS = 5.0  # that an answer is waited for
 
 FAILURES = 3  # in a row, after which it is left out
 
-QUIET = 10  # updates before the same alert is told again
+QUIET = 10  # updates before the same alert is sent again
 
 
 class Webhook:
     """Posts `{"text": ..., "event": {...}}` as JSON (Slack, Mattermost and Discord's compatible address show `text`).
-    Nothing it does stops a run: what fails is told once, and after three failures in a row nothing more is sent."""
+    A failure does not stop a run: it is reported once, and after three failures in a row nothing more is sent."""
 
     def __init__(self, url: str, run: str, on_failure: Callable[[str], None]) -> None:
         self.url, self.run, self.on_failure = url, run, on_failure
-        self.told: dict[str, int] = {}
+        self.sent: dict[str, int] = {}
         self.failures = 0
 
     def send(self, event: Mapping[str, Any]) -> None:
-        """An alert that is not merely information and was not told in the last updates, or a decision."""
+        """Send a decision, or an alert above `info` that was not sent in the last updates."""
         if self.failures >= FAILURES:
             return
         if event["kind"] == "alert":
             step = int(event["step"])
-            if event["severity"] == "info" or abs(step - self.told.get(event["name"], -2 * QUIET)) < QUIET:
+            if event["severity"] == "info" or abs(step - self.sent.get(event["name"], -2 * QUIET)) < QUIET:
                 return
-            self.told[event["name"]] = step
+            self.sent[event["name"]] = step
             text = f"{self.run}: {event['severity']}: {event['message']}"
         else:
             text = f"{self.run}: {event['action']}: {event['reason']}"
@@ -171,7 +171,7 @@ class Webhook:
             self.failures += 1
             end = "; it is left out from here on" if self.failures == FAILURES else ""
             # The address is a secret: some have their key in it.
-            self.on_failure(f"the webhook could not be told ({type(error).__name__}){end}")
+            self.on_failure(f"the webhook failed ({type(error).__name__}){end}")
 
 
 def open_webhook(variable: str | None, run: str, on_failure: Callable[[str], None]) -> Webhook | None:

@@ -18,7 +18,7 @@ from burnish.config.ppo import PPOConfig, ShapingConfig
 from burnish.errors import TrainingError
 from burnish.evaluation.champion import TRAINED
 from burnish.models.artefacts import is_saved, load_reward_model, save_policy
-from burnish.models.backbone import Top
+from burnish.models.backbone import TrainableLayers
 from burnish.models.heads import Pooling, ScalarHead
 from burnish.models.memory import give_back
 from burnish.models.optim import ladder
@@ -206,10 +206,10 @@ def build_ppo(
             models, summed, prompts[:SCALE_PROMPTS], config.shaping.given(own_scale), seed
         )
         score_sd = shaping.unit
-    told = None
+    instructed = None
     if config.concise is not None:
         room, held_out = models.prompt_room, (*data.splits.selection, *data.splits.test)
-        told = Instructed.of(prompts, config.concise, models.codec, room)
+        instructed = Instructed.of(prompts, config.concise, models.codec, room)
         Instructed.of(
             held_out, config.concise, models.codec, room
         )  # which are sampled under it too, at the end
@@ -234,8 +234,8 @@ def build_ppo(
         else None,
         codec=models.codec,
         score=score,
-        prompts=prompts if told is None else told.prompts,
-        plain=None if told is None else told.plain,
+        prompts=prompts if instructed is None else instructed.prompts,
+        plain=None if instructed is None else instructed.plain,
         config=config,
         controller=controller,
         max_tokens=models.config.max_response_tokens,
@@ -298,7 +298,7 @@ def new_value(
             head.weight.copy_(member.head.weight / ensemble.sd[0] * scale)
             head.bias.fill_(-float(ensemble.mean[0] / ensemble.sd[0]) * scale)
     else:
-        top = Top(models.base)
+        top = TrainableLayers(models.base)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
     if config.value_layers is not None and models.base.fast:

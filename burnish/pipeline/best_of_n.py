@@ -47,7 +47,7 @@ class Judged:
 
 @dataclass
 class OwnAnswers:
-    """Samples once for whoever asks the same again, `batch_size` answers at a time."""
+    """Sample once and reuse the samples for the same request, `batch_size` answers at a time."""
 
     models: Models
     data: Data

@@ -47,7 +47,7 @@ def collect(models: Models, data: Data, journal: Journal, config: CollectConfig,
         chunk = [prompts[i % len(prompts)] for i in range(start, start + size)]
         comparisons, identical = sample_pairs(models, policy, chunk, config, seed, ("collect", number))
         keep_comparisons(data, comparisons)
-        # What the store had before is not told: after a kill it may hold this chunk already.
+        # Pairs that the store had before are not counted: after a kill it may hold this chunk already.
         row = {"step": number + 1, "pairs": size, "identical": identical}
         journal.run.append("metrics/collect.jsonl", row)
         journal.checkpoint()

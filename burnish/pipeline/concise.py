@@ -1,4 +1,4 @@
-"""An instruction that PPO samples under and nobody who judges sees."""
+"""An instruction to be concise: PPO samples with it, rewards and judges do not see it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def instructed(prompt: Prompt, instruction: str, codec: Codec) -> Prompt:
         system, rest = f"{turns[0].content}\n\n{instruction}", turns[1:]
     else:
         system, rest = instruction, turns
-    told = Prompt.from_messages([Message("system", system), *rest])
+    given = Prompt.from_messages([Message("system", system), *rest])
     try:
-        codec.encode_prompt(told)
+        codec.encode_prompt(given)
     except DataError:
         first = next(i for i, turn in enumerate(rest) if turn.role == "user")
-        told = Prompt.from_messages(
+        given = Prompt.from_messages(
             [
                 *rest[:first],
                 Message("user", f"{system}\n\n{rest[first].content}"),
                 *rest[first + 1 :],
             ]
         )
-    return told
+    return given
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Instructed:
     @classmethod
     def of(cls, prompts: Sequence[Prompt], instruction: str, codec: Codec, room: int | None) -> Instructed:
         """Raises ConfigError when one of them has more than `room` tokens."""
-        told = [instructed(p, instruction, codec) for p in prompts]
-        longest = max(len(codec.encode_prompt(p)) for p in told)
+        instructions = [instructed(p, instruction, codec) for p in prompts]
+        longest = max(len(codec.encode_prompt(p)) for p in instructions)
         if room is not None and longest > room:
             raise ConfigError(
                 f"ppo.concise makes a prompt of {longest} tokens, but the model has room for {room} before a response; "
                 "shorten it, or lower model.max_prompt_tokens"
             )
-        return cls(codec, told, {t.id: p for t, p in zip(told, prompts, strict=True)})
+        return cls(codec, instructions, {t.id: p for t, p in zip(instructions, prompts, strict=True)})
 
     def plain(self, rollout: Rollout) -> Rollout:
         """The same responses, to the prompts without the instruction."""

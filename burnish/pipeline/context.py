@@ -23,10 +23,10 @@ from burnish.data.text import Rejected, printable
 from burnish.distributed import collectives
 from burnish.errors import ConfigError, DataError
 from burnish.models.artefacts import load_policy
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.load import Codec, find_device, find_dtype, load_model
 from burnish.models.logprobs import Policy, make_policy
-from burnish.models.memory import Memory, Told, give_back
+from burnish.models.memory import Memory, OnReduce, give_back
 from burnish.monitor.live import View
 from burnish.monitor.trackers import Trackers, Webhook
 from burnish.records import Alert, Decision, Preference, Prompt, StepStats
@@ -79,7 +79,7 @@ class Journal:
 
     def reject(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """Rows that could not be used, with their reasons, in a file of their own: nothing is dropped in silence.
-        Written whole, so that whoever looks twice counts once."""
+        The file is written in one step, so that looking twice counts once."""
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         atomic_write(self.path / "rejected" / f"{name}.jsonl", "".join(lines))
 
@@ -114,7 +114,7 @@ class Models:
     fine_tuned: Path | None
     temperature: float
     folder: Path | None = None  # for activations that memory does not hold
-    told: Told = lambda what, rows, why: None  # who hears that less is done at once
+    on_reduce: OnReduce = lambda what, rows, why: None  # called when rows are halved
     shard: bool = False  # whether frozen layers are cut over the processes of the run
 
     @property
@@ -154,11 +154,11 @@ class Models:
         return self._loaded[1]
 
     @cached_property
-    def base(self) -> Base:
+    def base(self) -> Backbone:
         """The reference policy (the model as given, or as SFT left it), cut as the configuration says."""
         return self._cut[0] if self.cut_over else self._make_base(*self._loaded)
 
-    def as_given(self) -> tuple[Base, Codec]:
+    def as_given(self) -> tuple[Backbone, Codec]:
         """The model before SFT."""
         if self.cut_over:
             return self._made_by_all(None)
@@ -166,16 +166,16 @@ class Models:
         return self._make_base(lm, codec), codec
 
     @cached_property
-    def _cut(self) -> tuple[Base, Codec]:
+    def _cut(self) -> tuple[Backbone, Codec]:
         return self._made_by_all(self.fine_tuned)
 
-    def _made_by_all(self, path: Path | None) -> tuple[Base, Codec]:
+    def _made_by_all(self, path: Path | None) -> tuple[Backbone, Codec]:
         """A base of which each process keeps its part: on a machine one process loads after the other, so that its main
         memory holds one whole model at a time."""
         if collectives.size() == 1:
             raise RuntimeError("a base that is cut over processes was asked for by one of them alone")
 
-        def made() -> tuple[Base, Codec]:
+        def made() -> tuple[Backbone, Codec]:
             lm, codec = self._load(path)
             return self._make_base(lm, codec), codec
 
@@ -191,10 +191,10 @@ class Models:
         collectives.tidy()
         _ = self.base
 
-    def _make_base(self, lm: PreTrainedModel, codec: Codec) -> Base:
+    def _make_base(self, lm: PreTrainedModel, codec: Codec) -> Backbone:
         config = self.config
-        memory = Memory(int(config.cache_gib * 2**30), self.folder, lambda *less: self.told(*less))
-        base = Base(
+        memory = Memory(int(config.cache_gib * 2**30), self.folder, lambda *less: self.on_reduce(*less))
+        base = Backbone(
             lm, config.layers, config.lora, checkpointing=config.gradient_checkpointing, memory=memory
         )
         base.check(codec.pad_id)
@@ -206,11 +206,11 @@ class Models:
 
     def new_policy(self) -> Policy:
         """A trainable policy that starts as the reference."""
-        return make_policy(Top(self.base), self.codec.pad_id, self.temperature)
+        return make_policy(TrainableLayers(self.base), self.codec.pad_id, self.temperature)
 
     def reference(self, temperature: float | None = None) -> Policy:
         """The frozen reference policy; shares its weights with the base."""
-        top = Top(self.base, trainable=False)
+        top = TrainableLayers(self.base, trainable=False)
         return make_policy(top, self.codec.pad_id, temperature or self.temperature)
 
     def saved_policy(self, folder: Path) -> Policy:

@@ -18,7 +18,7 @@ def run_distill(
     models: Models, own: OwnAnswers, journal: Journal, config: DistillConfig, seed: int
 ) -> dict[str, Any]:
     """Of `n` answers to each training prompt keep the one that the ensemble scores highest, fine-tune on these. What
-    was sampled is not kept: whoever is stopped here begins it anew."""
+    was sampled is not kept: a run that stops here samples again."""
     judged = own.judged(config.prompts, config.n)
     picked = judged.best()
     sequences, seed = Sequences.of(models.base, picked, models.codec.pad_id), derive_seed(seed, "distill")

@@ -28,7 +28,7 @@ from burnish.reward.ensemble import load_watcher
 
 ON_POLICY = "on_policy_pairs.jsonl"
 HEALTHY = "last_healthy"  # PPO's policy at its last healthy checkpoint, where the optimiser failed after it
-UNKNOWN, MOST = 0.1, 0.4  # label smoothing where it cannot be told, and at most
+UNKNOWN, MOST = 0.1, 0.4  # label smoothing if it cannot be estimated, and its upper limit
 
 
 def run_dpo(

@@ -80,7 +80,9 @@ def evaluate(
         if concise is not None:
             answers |= sample_instructed(models, journal.path, prompts, config, concise, seed)
     describe, verdicts, behaved = examine(models, data, journal, config, answers, prompts, seed)
-    told: dict[str, dict[str, Any]] = {"sft": {"mean_length": mean_length(answers["sft"], len(selection))}}
+    accounts: dict[str, dict[str, Any]] = {
+        "sft": {"mean_length": mean_length(answers["sft"], len(selection))}
+    }
     candidates = []
     for name, answer in answers.items():
         if name == "sft":
@@ -88,7 +90,7 @@ def evaluate(
         figures, candidate = account(
             name, prompts, len(selection), answer, answers["sft"], verdicts[name], config, seed
         )
-        told[name] = figures
+        accounts[name] = figures
         shown = name.endswith(CONCISE) or (name.startswith(BEST_OF) and not config.best_of_n_candidate)
         if not shown:
             candidates.append(candidate)
@@ -109,7 +111,7 @@ def evaluate(
         "provisional": config.examiner == "reward_model",
         "n_selection": len(selection),
         "n_test": len(test),
-        "policies": told,
+        "policies": accounts,
         "selected": decision.selected,
         "champion": decision.champion,
         "reason": decision.reason,
@@ -164,7 +166,7 @@ def sample_instructed(
     models: Models, path: Path, prompts: Sequence[Prompt], config: EvaluateConfig, concise: str, seed: int
 ) -> dict[str, Answers]:
     """Responses of SFT and of PPO under the instruction, as judges read them: to the prompts without it."""
-    told = Instructed.of(prompts, concise, models.codec, models.prompt_room)
+    instructed = Instructed.of(prompts, concise, models.codec, models.prompt_room)
     reference = models.reference(config.temperature)
     answers = {}
     for name in ("sft", "ppo"):
@@ -174,9 +176,9 @@ def sample_instructed(
                 continue
             policy = models.saved_policy(path / name)
             policy.temperature = reference.temperature
-        rollout = sample(models, policy, told.prompts, config, seed, name + CONCISE)
+        rollout = sample(models, policy, instructed.prompts, config, seed, name + CONCISE)
         kl = None if name == "sft" else measured_kl(policy, reference, rollout, config.kl_prompts)
-        answers[name + CONCISE] = Answers.of(told.plain(rollout), kl)
+        answers[name + CONCISE] = Answers.of(instructed.plain(rollout), kl)
     return answers
 
 
@@ -307,12 +309,12 @@ def account(
     seed: int,
 ) -> tuple[dict[str, Any], Candidate]:
     """Win rates of one policy on both splits, raw and length-controlled; prompts on which the examiner abstained count
-    in neither, and are told."""
+    in neither, and are counted."""
     seed = derive_seed(seed, "bootstrap", name) % 2**32
-    told = [(i, verdict) for i, verdict in enumerate(verdicts) if verdict is not None]
+    decided = [(i, verdict) for i, verdict in enumerate(verdicts) if verdict is not None]
     parts = {
-        "selection": [(i, v) for i, v in told if i < n_selection],
-        "test": [(i, v) for i, v in told if i >= n_selection],
+        "selection": [(i, v) for i, v in decided if i < n_selection],
+        "test": [(i, v) for i, v in decided if i >= n_selection],
     }
     for split, rows in parts.items():
         asked = n_selection if split == "selection" else len(verdicts) - n_selection
@@ -343,7 +345,7 @@ def account(
         **(answer.kl or {}),
         "selection": as_win_rate(selection),
         "test": {**as_win_rate(test), "ties": ties},
-        "abstained": len(verdicts) - len(told),
+        "abstained": len(verdicts) - len(decided),
         "length_controlled": as_win_rate(controlled),
         "longer": longer_than(deltas[n_selection:], [p.group for p in prompts[n_selection:]], config),
     }
@@ -354,10 +356,10 @@ def longer_than(
     deltas: Sequence[float], groups: Sequence[str], config: EvaluateConfig
 ) -> dict[str, Any] | None:
     """How often a policy's answer is the longer one, by its difference in tokens to SFT's; equal lengths left out."""
-    told = [(float(d > 0), g) for d, g in zip(deltas, groups, strict=True) if d]
-    if not told:
+    compared = [(float(d > 0), g) for d, g in zip(deltas, groups, strict=True) if d]
+    if not compared:
         return None
-    longer, clusters = zip(*told, strict=True)
+    longer, clusters = zip(*compared, strict=True)
     return asdict(clustered_proportion(list(longer), list(clusters), confidence=config.confidence))
 
 

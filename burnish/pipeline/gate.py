@@ -224,9 +224,9 @@ def stress_decision(stressed: Mapping[str, Any]) -> Decision:
     """The outcome of stress tests, in words."""
     outcome, reasons = stressed["outcome"], [r for kind in GRAVE for r in stressed["reasons"][kind]]
     tried = sum(row["outcome"] != "too few" for row in stressed["changes"])
-    told = "; ".join(reasons) or f"{tried} of {len(stressed['changes'])} changes tried, none of them liked"
+    summary = "; ".join(reasons) or f"{tried} of {len(stressed['changes'])} changes tried, none of them liked"
     evidence = {row["name"]: row["rise"] and row["rise"]["value"] for row in stressed["changes"]}
-    return Decision(f"stress_{outcome.replace(' ', '_')}", f"stress tests: {outcome}: {told}", evidence)
+    return Decision(f"stress_{outcome.replace(' ', '_')}", f"stress tests: {outcome}: {summary}", evidence)
 
 
 def watchers_lift(

@@ -57,12 +57,12 @@ def _ask(
     view: View,
     what: str,
 ) -> Judged:
-    def told(done: int) -> None:
+    def on_progress(done: int) -> None:
         if done % EVERY == 0:
             view.note(f"{what}: {done} of {len(comparisons)} comparisons judged")
 
     with Ledger(ledger, config.budget) as book:
-        return judge_comparisons(comparisons, judge, rubric, book, config, told)
+        return judge_comparisons(comparisons, judge, rubric, book, config, on_progress)
 
 
 def examine_by_judge(

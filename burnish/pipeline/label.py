@@ -75,9 +75,9 @@ def judge_ledger(run: Path, store: str | None) -> Path:
 def import_labels(data: Data, config: LabelConfig) -> None:
     """Every imported pair as a comparison with one label."""
     drawn_pairs, voices = [], []
-    told = None
+    guidelines = None
     if config.guidelines is not None:
-        told = data.store.add_guidelines(load_guidelines(config.guidelines))
+        guidelines = data.store.add_guidelines(load_guidelines(config.guidelines))
     times = Counter[str]()
     for pair in data.imported.pairs:
         drawn, preference = drawn_sides(pair)
@@ -88,7 +88,7 @@ def import_labels(data: Data, config: LabelConfig) -> None:
         voices.append(voice)
     data.store.add_comparisons(c for c, _ in drawn_pairs)
     labels = [
-        (c, Label(c.id, voice, p, "imported", guidelines=told))
+        (c, Label(c.id, voice, p, "imported", guidelines=guidelines))
         for (c, p), voice in zip(drawn_pairs, voices, strict=True)
     ]
     add_labels(data.store, data.store.as_stored(labels))
@@ -109,14 +109,16 @@ def drawn_sides(pair: Preference) -> tuple[Comparison, float]:
 def simulate_labels(data: Data, comparisons: list[Comparison], config: LabelConfig, seed: int) -> None:
     """A rehearsal's annotators answer, `labels_per_pair` of them each comparison."""
     assert data.gold is not None
-    told = data.store.add_guidelines(load_guidelines(config.guidelines))
+    guidelines = data.store.add_guidelines(load_guidelines(config.guidelines))
     # Runs that share a store have crowds of their own: by seed and tastes.
     name = (
         ""
         if config.store is None
         else f"@{content_id('crowd', str(seed), config.simulated.model_dump_json())[:8]}"
     )
-    crowd = SimulatedAnnotators(data.gold, config.simulated, derive_seed(seed, "annotators"), told, name)
+    crowd = SimulatedAnnotators(
+        data.gold, config.simulated, derive_seed(seed, "annotators"), guidelines, name
+    )
     labels = []
     for comparison in comparisons:
         first = int(comparison.id, 16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from burnish.config.rate import Rate
-from burnish.models.backbone import Base
+from burnish.models.backbone import Backbone
 from burnish.models.logprobs import Policy
 from burnish.models.optim import USUAL, for_longer, ladder, n_updates, trial_rows, trial_steps, try_rates
 from burnish.models.sequences import Sequences
@@ -21,7 +21,7 @@ TrialLoss = Callable[[list[int], list[int], float], float]
 def found_rate(
     journal: Journal,
     job: str,
-    base: Base,
+    base: Backbone,
     groups: Sequence[str],
     *,
     batch_size: float,

@@ -29,7 +29,7 @@ from burnish.models.sequences import Sequences
 from burnish.pipeline.context import Models, context_of
 from burnish.randomness import generator
 
-GREEDY = 1e-4  # temperature: logits a ten-thousandth apart are told apart
+GREEDY = 1e-4  # temperature: distinguishes logits that differ by a ten-thousandth
 NO_LIMIT = 2048  # tokens at once, of a model that names no limit
 LONGEST_ANSWER = 256  # tokens, where a task says nothing
 Marks = dict[tuple[str, int], float]

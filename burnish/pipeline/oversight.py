@@ -85,9 +85,11 @@ class Oversight:
             self.watcher.acted()
         if verdict.decision is not None:
             gone = {"roll_back": tick - self.healthy_tick, "give_up": tick}.get(verdict.action, 0)
-            told = f"{verdict.decision.reason} ({gone} updates given up)" if gone else verdict.decision.reason
+            reason = (
+                f"{verdict.decision.reason} ({gone} updates given up)" if gone else verdict.decision.reason
+            )
             evidence = {**verdict.decision.evidence, "updates_lost": gone}
-            verdict = replace(verdict, decision=replace(verdict.decision, reason=told, evidence=evidence))
+            verdict = replace(verdict, decision=replace(verdict.decision, reason=reason, evidence=evidence))
         healthy = verdict.healthy and not verdict.state.streak
         self._prove(healthy, tick)
         return replace(verdict, healthy=healthy)

@@ -30,19 +30,19 @@ def ask_in_terminal(
     if not name.strip() or ":" in name:
         raise ConfigError(f"--name {name!r} is no name; give one without a colon")
     annotator = f"person:{name.strip()}"
-    told = load_guidelines(guidelines)
+    text = load_guidelines(guidelines)
     console = Console()
     with LabelStore(file) as store:
         answered = {label.comparison_id for label in store.labels() if label.annotator == annotator}
         asked = selected(store, answered, only)[:limit]
         if not asked:
             raise DataError(f"{shown(file)} has nothing that {name} has not answered")
-        store.add_guidelines(told)
+        store.add_guidelines(text)
         Session(
             asked,
             annotator,
-            told.id,
-            told.text,
+            text.id,
+            text.text,
             keep=store.add_labels,
             read=console.input,
             console=console,

@@ -1,4 +1,4 @@
-"""The reward stage: train the ensemble, its watcher and (where nobody else judges) the examiner; examine them."""
+"""The reward stage: train the ensemble, its watcher and, if no other examiner is set, the examiner; examine them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from burnish.config.reward import RewardConfig
 from burnish.distributed import collectives
 from burnish.distributed.threads import side_by_side
 from burnish.models.artefacts import load_reward_model, save_reward_model
-from burnish.models.backbone import Base
+from burnish.models.backbone import Backbone
 from burnish.models.heads import Pooling, Reading, ScalarHead, averaged, raw_scores
 from burnish.models.optim import USUAL, ladder, n_updates
 from burnish.models.pairs import EncodedPairs
@@ -89,10 +89,10 @@ def reward(
         ensemble.length = correct(usual, samples.response_lengths)
 
     @cache
-    def validation(base: Base) -> EncodedPairs:
+    def validation(base: Backbone) -> EncodedPairs:
         return EncodedPairs(base, models.codec, parts["validation"])
 
-    def on_validation(read: Callable[[Sequences], torch.Tensor], base: Base) -> torch.Tensor:
+    def on_validation(read: Callable[[Sequences], torch.Tensor], base: Backbone) -> torch.Tensor:
         """What is read of the chosen, then of the rejected answers."""
         encoded = validation(base)
         return torch.cat(encoded.sides(read(encoded.sequences)))
@@ -216,28 +216,26 @@ def train_group(
     )
 
     def train(own: list[str]) -> list[tuple[list[StepStats], dict[str, torch.Tensor] | None]]:
-        """What is told of every model, and its weights where somebody else is to save them."""
+        """Return the statistics of every model, and its weights if another process saves them."""
         _ = pairs.sequences.features  # before threads share them
         trained = new_models(base, own, config, seed, pooling, names[0])
         loops = [learning(head, member=name) for name, head in trained.items()]
-        told: list[list[StepStats]] = [[] for _ in own]
+        logged: list[list[StepStats]] = [[] for _ in own]
         for number, stats in side_by_side(
             loops, in_threads=base.device.type == "cpu" and base.shards is None
         ):
             if len(own) == len(names):
                 journal.log("reward", stats, {"member": own[number]})
             else:
-                told[number].append(stats)
+                logged[number].append(stats)
         if collectives.leads():
             heads.update(trained)
         states = [None if collectives.leads() else head.state() for head in trained.values()]
-        return list(zip(told, states, strict=True))
+        return list(zip(logged, states, strict=True))
 
     heads: dict[str, ScalarHead] = {}
     done = collectives.deal(names, train, to_lead=True)  # weights are large, and process 0 alone saves them
-    for row in zip_longest(
-        *(told for told, _ in done)
-    ):  # in the order in which one process would have told it
+    for row in zip_longest(*(stats_of for stats_of, _ in done)):  # in the order of a single process
         for name, stats in zip(names, row, strict=True):
             if stats is not None:
                 journal.log("reward", stats, {"member": name})

@@ -94,7 +94,7 @@ OF_A_MACHINE = (
 def carry_out_rounds(
     journal: Journal, config: RunConfig, carry_out: Callable[[RunConfig, Path], object]
 ) -> list[str]:
-    """Every round but the last, one after the other; whoever was stopped goes on in the round he was in."""
+    """Every round but the last, one after the other; a stopped run continues in the round where it was."""
     for number in range(1, config.rounds):
         journal.view.note(f"round {number} of {config.rounds}")
         carry_out(config_of_round(config, journal.path, number), round_path(journal.path, number))

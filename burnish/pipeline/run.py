@@ -54,7 +54,7 @@ class Stage:
 
 
 EXAMINED = ("examined.json", "stressed.json", "examined.html", "examined_on.json", "examined_on.html")
-"""What is found out by whoever asks, when they ask, of a reward and of a policy; with either it goes."""
+"""Reports of `reward examine` and `reward stress`; deleted when the reward or align stage is redone."""
 
 ROUND = (
     Stage(
@@ -227,7 +227,7 @@ def run_pipeline(
 ) -> RunDirectory:
     """Carry out every stage that is not done, in order, up to and including `until`. Finished work that the
     configuration no longer fits is done again only with `redo`; so is what other code has made, which otherwise
-    stands. `view` is that of whoever has it carried out, None for one of its own."""
+    stands. `view` is the view of the caller; None opens one."""
     check_config(config)
     names = [stage.name for stage in stages_of(config)]
     if until is not None and until not in names:
@@ -341,7 +341,7 @@ def carry_out(place: RunContext, stage: Stage, inputs: Inputs) -> None:
     if not collectives.from_lead(lambda: run.begin_stage(stage.name, inputs)):
         return
     view.stage(stage.name, "")
-    place.models.told = place.journal.of(stage.name).less_at_once
+    place.models.on_reduce = place.journal.of(stage.name).less_at_once
     began = perf_counter()
     try:
         if place.models.cut_over and stage.name not in ("sft", ROUNDS):  # which make bases of their own
@@ -357,12 +357,12 @@ def carry_out(place: RunContext, stage: Stage, inputs: Inputs) -> None:
                 run.wait_stage(stage.name, str(error))
         raise
     except Exception as error:
-        told = out_of_memory(error, stage)
+        memory_error = out_of_memory(error, stage)
         if collectives.leads():
             with collectives.alone():
-                run.fail_stage(stage.name, str(told or error) or type(error).__name__)
-        if told is not None:
-            raise told from error
+                run.fail_stage(stage.name, str(memory_error or error) or type(error).__name__)
+        if memory_error is not None:
+            raise memory_error from error
         raise
     give_back()
     seconds = perf_counter() - began

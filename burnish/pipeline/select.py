@@ -1,4 +1,4 @@
-"""What a reward ensemble says of comparisons that nobody has answered yet."""
+"""Predictions of a reward ensemble for comparisons without a label."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from burnish.data.preferences import read_demonstrations
 from burnish.data.text import Rejected
 from burnish.errors import DataError
 from burnish.models.artefacts import save_plain_policy
-from burnish.models.backbone import Top
+from burnish.models.backbone import TrainableLayers
 from burnish.models.logprobs import Policy, make_policy
 from burnish.pipeline.context import Journal, Models, misfit
 from burnish.pipeline.learning_rates import fine_tuning_rate
@@ -45,7 +45,7 @@ def sft(models: Models, journal: Journal, config: SftConfig, seed: int) -> list[
         raise DataError(f"no demonstration in {config.demonstrations} fits; raise model.max_response_tokens")
 
     def new_policy() -> Policy:
-        return make_policy(Top(base), codec.pad_id)
+        return make_policy(TrainableLayers(base), codec.pad_id)
 
     sequences, seed = demonstrated(base, codec, short), derive_seed(seed, "sft")
     prompts = [p for p, _ in short]

@@ -29,7 +29,7 @@ BYTES = 4  # float32
 
 
 @dataclass(frozen=True)
-class Pace:
+class Speed:
     """Seconds a response, once its frozen activations are there: to sample one, to read it with a policy, to learn from
     it with a policy and with a reward model. `features`: to compute those activations, sampling apart."""
 
@@ -51,22 +51,22 @@ class Pace:
         value = self.reward if config.ppo.advantage in ("auto", "gae") else 0.0
         return self.sampling + members + self.reading + config.ppo.epochs * (self.policy + value)
 
-    def scaled(self, sampled: float, read: float) -> Pace:
+    def scaled(self, sampled: float, read: float) -> Speed:
         """For responses of so many times the tokens, and sequences of so many times theirs."""
-        return Pace(
+        return Speed(
             self.sampling * sampled,
             *(read * x for x in (self.features, self.reading, self.policy, self.reward)),
         )
 
 
-def measure(models: Models, prompts: Sequence[Prompt], config: RunConfig) -> Pace:
+def measure(models: Models, prompts: Sequence[Prompt], config: RunConfig) -> Speed:
     """Time a small batch of each, on these prompts."""
     policy = models.new_policy()
 
     device = models.base.device
 
     def timed(began: float) -> float:
-        if device.type == "cuda":  # which is told what to do and does it later
+        if device.type == "cuda":  # its kernels run asynchronously
             torch.cuda.synchronize(device)
         return (perf_counter() - began) / len(prompts)
 
@@ -102,7 +102,7 @@ def measure(models: Models, prompts: Sequence[Prompt], config: RunConfig) -> Pac
     began = perf_counter()
     for _, batch in judged.batches(size):
         head.score(batch).sum().backward()
-    return Pace(sampling, features, reading, learning, timed(began))
+    return Speed(sampling, features, reading, learning, timed(began))
 
 
 def row_bytes(models: Models) -> int:

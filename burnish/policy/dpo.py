@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from burnish.config.dpo import DPOConfig
 from burnish.distributed import collectives
-from burnish.models.backbone import Top
+from burnish.models.backbone import TrainableLayers
 from burnish.models.batches import CPU, Batch
 from burnish.models.logprobs import Policy, make_policy, token_logprobs
 from burnish.models.optim import (
@@ -149,7 +149,7 @@ class DPO:
         if self.reference_sums is None:
             self.reference_sums = self.cache_reference()
         base = self.policy.top.base
-        fresh = make_policy(Top(base), self.policy.pad_id, self.policy.temperature)
+        fresh = make_policy(TrainableLayers(base), self.policy.pad_id, self.policy.temperature)
         trial = DPO(
             policy=fresh,
             reference=self.reference,

@@ -23,7 +23,7 @@ EVIDENCE = (
     *("kl", "kl_smoothed", "kl_coef", "kl_target", "score", "watcher", "entropy", "length", "truncated"),
     *("repetition", "foreign", "formatted", "duplicates", "stock", "spread", "ref_nll", "grad_norm"),
 )
-HACKS = frozenset(  # the policy has found what the reward likes and nobody else does
+HACKS = frozenset(  # the policy exploits the reward
     {
         *("watcher_gap", "length_drift", "truncation", "repetition", "language_switch", "nonsense"),
         *("format_drift", "entropy_drop", "ensemble_spread", "near_duplicates", "stock_phrase"),

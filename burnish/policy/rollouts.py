@@ -85,7 +85,9 @@ def frozen_activations(critic: ScalarHead, rollout: Rollout, pad_id: int, micro_
     whole = Sequences.of(base, rollout, pad_id)
     return collectives.locally(
         lambda: base.memory.fit(
-            "activations of the value function", micro_batch, partial(whole.lifted, critic.top)
+            "activations of the value function",
+            micro_batch,
+            partial(whole.with_frozen_layers_run, critic.top),
         )
     )
 

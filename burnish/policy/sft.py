@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from burnish.distributed import collectives
-from burnish.models.backbone import Base
+from burnish.models.backbone import Backbone
 from burnish.models.batches import CPU, Batch
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
@@ -32,7 +32,7 @@ class FineTuning(Protocol):
     def max_grad_norm(self) -> float: ...
 
 
-def demonstrated(base: Base, codec: Codec, demonstrations: Sequence[tuple[Prompt, str]]) -> Sequences:
+def demonstrated(base: Backbone, codec: Codec, demonstrations: Sequence[tuple[Prompt, str]]) -> Sequences:
     """Demonstrations as sequences of a base, each with its end."""
     return Sequences(
         base,

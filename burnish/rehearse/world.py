@@ -1,4 +1,4 @@
-"""The rehearsal's world: where the tiny model is, and the true preference (`gold`) that nobody trains on.
+"""The rehearsal's world: where the tiny model is, and the true preference (`gold`), which no model trains on.
 
 gold likes stories that are cheerful, in English, fluent, not repetitive and to the point. Each part comes from a
 library or from held-out statistics, each saturates, and every planted hack lowers it (see the tests).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Okabe and Ito's colours: told apart by colour-blind readers, legible on white and on black.
+# Okabe and Ito's colours: distinguishable for colour-blind readers, legible on white and on black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARK = "#D55E00"
 WORDS = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from burnish.report.charts import Figure, calibration_chart, figure, interval_chart, line
-from burnish.report.told import Point, State, Table, Told, interval
+from burnish.report.text_report import Point, State, Table, TextReport, interval
 
 Report = Mapping[str, Any]
 CURVES = (("value", "expected", "solid"), ("ci_low", "low", "dot"), ("ci_high", "high", "dot"))
@@ -14,12 +14,12 @@ CHARTED = 20  # annotators in a chart
 USUAL, TENTATIVE = 0.2, 0.667  # of alpha: what preferences come to, and what is called tentative
 
 
-def audit(report: Report) -> Told:
-    """Of a judge, or of whoever gave rankings."""
+def audit(report: Report) -> TextReport:
+    """Return the report of an audit of a judge or of given rankings."""
     of = report["judge"] if report["kind"] == "judge" else f"{report['rankings']} rankings"
-    told = Told(f"Audit of {of}")
-    told.points.append(_audit_outcome(report))
-    told.points += _judge_points(report) if report["kind"] == "judge" else _reading_points(report)
+    page = TextReport(f"Audit of {of}")
+    page.points.append(_audit_outcome(report))
+    page.points += _judge_points(report) if report["kind"] == "judge" else _reading_points(report)
     rows = [
         (
             f["name"].replace("_", " "),
@@ -40,19 +40,19 @@ def audit(report: Report) -> Told:
             "q: p corrected for the number of probes (Benjamini and Hochberg). could see: the effect that 80 of 100 "
             "samples like this one would show. n counts prompts."
         )
-        told.tables.append(Table("Probes", columns, rows, note))
+        page.tables.append(Table("Probes", columns, rows, note))
         spans = [
             (f["name"].replace("_", " "), *(f[k] - f["null"] for k in ("value", "ci_low", "ci_high")))
             for f in report["findings"]
         ]
-        told.charts.append(
+        page.charts.append(
             (
                 "Probes",
                 "Difference from what there is without bias.",
                 interval_chart(spans, 0.0, "difference"),
             )
         )
-    return told
+    return page
 
 
 def _audit_outcome(report: Report) -> Point:
@@ -116,13 +116,13 @@ def _reading_points(report: Report) -> list[Point]:
     return points
 
 
-def agree(report: Report) -> Told:
+def agree(report: Report) -> TextReport:
     """Of a store's labels and those who gave them."""
     rows = report["annotators"]
-    told = Told(f"Agreement of {len(rows)} annotators")
-    told.points += [_alpha_point(report), *_flag_points(rows), _consensus_point(report)]
+    page = TextReport(f"Agreement of {len(rows)} annotators")
+    page.points += [_alpha_point(report), *_flag_points(rows), _consensus_point(report)]
     text = f"{report['hours']:.1f} hours, {report['cost']:.2f} dollars"
-    told.points.append(Point("ok", f"{report['labels']} labels of {report['comparisons']} comparisons", text))
+    page.points.append(Point("ok", f"{report['labels']} labels of {report['comparisons']} comparisons", text))
     columns = (
         "annotator",
         "flags",
@@ -159,7 +159,7 @@ def agree(report: Report) -> Told:
         "longer: how much more often than the others they prefer the longer answer. s: seconds a label. Flags are "
         "corrected for the number of tests."
     )
-    told.tables.append(Table("Annotators", columns, cells, note))
+    page.tables.append(Table("Annotators", columns, cells, note))
     for name, title, null, x_title in (
         ("agreement", "Agreement with the others", 0.5, "share"),
         ("position", "Chooses what was shown first", 0.5, "share"),
@@ -167,12 +167,12 @@ def agree(report: Report) -> Told:
     ):
         spans = [(r["annotator"], *_ends(r[name])) for r in rows if r[name]][:CHARTED]
         if spans:
-            told.charts.append((title, "With 95 % intervals.", interval_chart(spans, null, x_title)))
+            page.charts.append((title, "With 95 % intervals.", interval_chart(spans, null, x_title)))
     if len(report["over_time"]) > 1:
         spans = [(f"tenth {r['tenth']}", *_ends(r)) for r in report["over_time"]]
         note = "Agreement with the others by tenths of the labels, in the order they were given."
-        told.charts.append(("Over time", note, interval_chart(spans, 0.5, "share")))
-    return told
+        page.charts.append(("Over time", note, interval_chart(spans, 0.5, "share")))
+    return page
 
 
 def _ends(found: Report) -> tuple[float, float, float]:
@@ -188,7 +188,7 @@ def _alpha_point(report: Report) -> Point:
             "all answers are alike, or all tie: there is nothing to differ about",
         )
     if alpha is None:
-        text = "no two annotators have answered the same comparison: nobody can be held against anybody"
+        text = "no two annotators have answered the same comparison: agreement cannot be measured"
         return Point("open", "Agreement is not known", text)
     state: State = "ok" if alpha["value"] >= TENTATIVE else "open" if alpha["value"] >= USUAL else "miss"
     people = report["alpha_of_people"]
@@ -219,7 +219,11 @@ def _flag_points(rows: Sequence[Report]) -> list[Point]:
 
 def _consensus_point(report: Report) -> Point:
     if report["consensus"] == "mean":
-        why = "" if report["overlap"] else ": where no comparison has several answers nobody can be weighed"
+        why = (
+            ""
+            if report["overlap"]
+            else ": without comparisons that several answered, annotators cannot be weighed"
+        )
         return Point("open", "Consensus", f"the mean{why}")
     text = f"weighed, it turns {report['winners_that_differ_from_the_mean']} winners of the mean"
     if report["flip_rate"] is not None:
@@ -227,41 +231,41 @@ def _consensus_point(report: Report) -> Point:
     return Point("ok", "Consensus", text)
 
 
-def route(report: Report) -> Told:
+def route(report: Report) -> TextReport:
     """Of what a judge may keep, and what that costs."""
     plan, target = report["plan"], report["target"]
-    told = Told(f"Routing between {report['judge']} and people")
+    page = TextReport(f"Routing between {report['judge']} and people")
     if plan["surety"] is None:
         text = (
             f"no bound was shown to reach {target:.0%} agreement on {report['calibrated_on']} comparisons: a bound "
             f"needs {plan['needed']} above it without a disagreement, or more with some. All go to people"
         )
-        told.points.append(Point("miss", "The judge is trusted with nothing", text))
+        page.points.append(Point("miss", "The judge is trusted with nothing", text))
     else:
         text = (
             f"where it is {plan['confidence']:.1%} sure or more: {plan['coverage']['value']:.1%} of comparisons; there "
             f"it agreed with people on {interval(plan['agreement'])}"
         )
-        told.points.append(Point("ok", f"The judge keeps what it can at {target:.0%} agreement", text))
+        page.points.append(Point("ok", f"The judge keeps what it can at {target:.0%} agreement", text))
     saved = report["cost_all_people"] - plan["cost"]
     text = (
         f"{plan['cost']:.2f} dollars [{plan['cost_low']:.2f}, {plan['cost_high']:.2f}] and {plan['hours']:.1f} hours "
         f"for {report['waiting']} comparisons; people alone {report['cost_all_people']:.2f} dollars and "
         f"{report['hours_all_people']:.1f} hours"
     )
-    told.points.append(Point("ok" if saved > 0 else "open", "Expected cost", text))
+    page.points.append(Point("ok" if saved > 0 else "open", "Expected cost", text))
     fit = report["reliability"]
     text = (
         f"temperature {fit['temperature']:.2f}; calibration error {fit['ece']:.3f}, {fit['ece_fitted']:.3f} with it; "
         f"agrees with people on {interval(report['agreement'])}, {report['calibrated_on']} comparisons"
     )
-    told.points.append(Point("ok", "The judge beside people", text))
+    page.points.append(Point("ok", "The judge beside people", text))
     if report["unjudged"]:
         text = f"{report['unjudged']} comparisons have no label of its yet: ask it, then route again"
-        told.points.append(Point("open", "Not judged yet", text))
+        page.points.append(Point("open", "Not judged yet", text))
     if report["path"]:
         routed = ", ".join(f"{n} {why}" for why, n in report["routed"].items()) or "none"
-        told.points.append(Point("ok", f"For people: {report['path']}", routed))
+        page.points.append(Point("ok", f"For people: {report['path']}", routed))
     rows = [
         (
             f"{p['target']:.0%}",
@@ -275,13 +279,13 @@ def route(report: Report) -> Told:
         for p in report["plans"]
     ]
     columns = ("target", "sure from", "agreement seen", "judge keeps", "for people", "dollars", "hours")
-    told.tables.append(
+    page.tables.append(
         Table(
             "What agreement costs", columns, rows, "A target is missed by one calibration of twenty at most."
         )
     )
     spans = [(f"{p['target']:.0%}", *_ends(p["coverage"])) for p in report["plans"]]
-    told.charts.append(
+    page.charts.append(
         (
             "What the judge keeps",
             "By the agreement with people that is asked.",
@@ -289,25 +293,25 @@ def route(report: Report) -> Told:
         )
     )
     note = "On the diagonal the judge is as sure as people agree."
-    told.charts.append(("Reliability", note, calibration_chart(fit["bins"], fit["bins_fitted"], "as given")))
-    return told
+    page.charts.append(("Reliability", note, calibration_chart(fit["bins"], fit["bins_fitted"], "as given")))
+    return page
 
 
-def plan(report: Report) -> Told:
+def plan(report: Report) -> TextReport:
     """Of how many labels will do."""
-    told = Told(f"Labels for {report['run']}")
+    page = TextReport(f"Labels for {report['run']}")
     ahead = {row["labels"]: row for row in report["expected"]}
     here = report["seen"][-1]
     text = (
         f"{here['accuracy']:.3f} after {here['labels']} labels, of a linear reward on the run's features "
         f"({report['prompts']} prompts); after {report['labels']} expected {interval(ahead[report['labels']])}"
     )
-    told.points.append(Point("ok", "Accuracy", text))
+    page.points.append(Point("ok", "Accuracy", text))
     target = report["target"]
     if target is not None:
         value, low, high = (_labels(target[k]) for k in ("value", "low", "high"))
         state: State = "miss" if target["value"] is None else "open" if target["high"] is None else "ok"
-        told.points.append(
+        page.points.append(
             Point(state, f"Accuracy {target['accuracy']:.3f}", f"{value} labels, from {low} to {high}")
         )
     sources = report["sources"]
@@ -318,21 +322,21 @@ def plan(report: Report) -> Told:
             f"each other: {people}); one of its labels is worth {sources['worth']:.2f} of a person's, were errors "
             "independent"
         )
-        told.points.append(Point("ok", "The judge", text))
+        page.points.append(Point("ok", "The judge", text))
     if not report["mixes"]:
-        told.points.append(Point("open", "Prices are not known", "give --price-person, and --price-judge"))
+        page.points.append(Point("open", "Prices are not known", "give --price-person, and --price-judge"))
     rows = [(f"{n:,}", interval(row)) for n, row in ahead.items()]
     note = "Where the curve a - b n^-c through what was seen leads; the interval grows with the distance."
-    told.tables.append(Table("Accuracy against labels", ("labels", "expected accuracy"), rows, note))
+    page.tables.append(Table("Accuracy against labels", ("labels", "expected accuracy"), rows, note))
     if report["mixes"]:
         columns = ("judge's share", "dollars", "worth, in people's labels", "expected accuracy")
-        told.tables.append(Table(f"{report['labels']:,} labels", columns, [_mix(m) for m in report["mixes"]]))
+        page.tables.append(Table(f"{report['labels']:,} labels", columns, [_mix(m) for m in report["mixes"]]))
     rows = [(f"{e['win_rate']:.0%}", f"{e['prompts']:,}") for e in report["examinations"]]
     note = "Prompts that show so much at 95 % confidence in 80 of 100 examinations, ties apart."
-    told.tables.append(Table("Prompts for an examination", ("win rate", "prompts"), rows, note))
+    page.tables.append(Table("Prompts for an examination", ("win rate", "prompts"), rows, note))
     note = "Seen (points) and expected, with its interval."
-    told.charts.append(("Accuracy against labels", note, _curve_chart(report)))
-    return told
+    page.charts.append(("Accuracy against labels", note, _curve_chart(report)))
+    return page
 
 
 def _mix(m: Report) -> tuple[str, ...]:
@@ -340,7 +344,7 @@ def _mix(m: Report) -> tuple[str, ...]:
 
 
 def _labels(n: float | None) -> str:
-    return "more than can be told" if n is None else f"{n:,.0f}"
+    return "unknown" if n is None else f"{n:,.0f}"
 
 
 def _curve_chart(report: Report) -> Figure:

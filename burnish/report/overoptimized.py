@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.report.charts import Figure, figure, line
-from burnish.report.told import Point, Table, Told, write_page
+from burnish.report.text_report import Point, Table, TextReport, write_page
 from burnish.runs.files import read_json
 
 Report = Mapping[str, Any]
@@ -18,13 +18,13 @@ STEPS = 60  # points of a curve that is drawn
 def render_overoptimized(run_path: Path) -> Path:
     """Write the page from overoptimization.json. Returns its path."""
     page = run_path / "overoptimization.html"
-    write_page(as_told(read_json(run_path / "overoptimization.json")), page)
+    write_page(as_report(read_json(run_path / "overoptimization.json")), page)
     return page
 
 
-def as_told(report: Report) -> Told:
+def as_report(report: Report) -> TextReport:
     """The account."""
-    told = Told(f"Over-optimisation of {report['run']}", [_first(report)])
+    page = TextReport(f"Over-optimisation of {report['run']}", [_first(report)])
     rows = []
     for source, held in (("best of n", report["pool"]), ("PPO", report["ppo"])):
         for judge, fit in (held or {"fits": {}})["fits"].items():
@@ -38,14 +38,14 @@ def as_told(report: Report) -> Told:
     note = (
         "Best of n: d (alpha - beta d), PPO: d (alpha - beta log d), d the root of KL (Gao et al. 2022). Worth in "
         "standard deviations over SFT's answers. Intervals: 95 %, over prompts for best of n; for PPO over its "
-        "updates, which are no independent runs. A peak that lies 1.5 times as far as anything seen is not told."
+        "updates, which are no independent runs. A peak beyond 1.5 times the largest distance seen is not reported."
     )
     columns = ("of", "worth by", "alpha", "beta", "R2", "peak")
-    told.tables.append(Table("Fits", columns, rows, note))
-    told.charts.append(("Best of n", "From one pool of answers of SFT.", _pool_chart(report["pool"])))
+    page.tables.append(Table("Fits", columns, rows, note))
+    page.charts.append(("Best of n", "From one pool of answers of SFT.", _pool_chart(report["pool"])))
     if report["ppo"] is not None:
-        told.charts.append(("PPO", "Every update, as it was.", _ppo_chart(report["ppo"])))
-    return told
+        page.charts.append(("PPO", "Every update, as it was.", _ppo_chart(report["ppo"])))
+    return page
 
 
 def _first(report: Report) -> Point:

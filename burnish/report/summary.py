@@ -20,7 +20,7 @@ def read(path: Path) -> Any:
 
 def build_summary(run_path: Path, *, completing: str | None = None) -> dict[str, Any]:
     """Everything the command line prints and the report opens with. Keys: docs/run_directory.md. `completing` is the
-    stage that ends with this summary: done, for whoever reads it."""
+    stage that writes this summary counts as done."""
     run = RunDirectory.open(run_path)
     config = run.config.model_dump(mode="json")
     manifest = run.manifest()["stages"]

@@ -43,9 +43,9 @@ def timeline(rows: Sequence[Row], kl_target: float | None, events: Sequence[Mapp
             traces.append({**goal, "yaxis": axis})
             colour += 1
     marks = [(tick_of(rows, event), event) for event in events]
-    told = [(tick, event) for tick, event in marks if tick is not None]
+    dated = [(tick, event) for tick, event in marks if tick is not None]
     for kind, shade, symbol in (("alert", MARK, "triangle-down"), ("decision", COLOURS[5], "diamond")):
-        of_kind = [(tick, event) for tick, event in told if event["kind"] == kind]
+        of_kind = [(tick, event) for tick, event in dated if event["kind"] == kind]
         if of_kind:
             traces.append(
                 {
@@ -72,7 +72,7 @@ def timeline(rows: Sequence[Row], kl_target: float | None, events: Sequence[Mapp
             "y1": 1,
             "line": {"color": MARK if event["kind"] == "alert" else COLOURS[5], "width": 1},
         }
-        for tick, event in told
+        for tick, event in dated
     ]
     below = {"title": {"text": "update"}, "anchor": f"y{len(PANELS)}"}
     return {

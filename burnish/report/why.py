@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 from burnish.errors import RunError
-from burnish.report.told import Point, Table, Told
+from burnish.report.text_report import Point, Table, TextReport
 from burnish.runs.directory import RunDirectory
 
 WINDOW = 5  # updates that stand for a beginning and an end
@@ -21,7 +21,7 @@ GUARDS = {
     "roll_back": "rolled back",
 }
 FAILED = {
-    "reward": "What failed was the reward: the policy found what it likes and nobody else does.",
+    "reward": "The reward failed: the policy exploits an error of the reward model.",
     "optimiser": "What failed was the optimiser: its steps were too large for what they were to follow.",
 }
 Row = Mapping[str, Any]
@@ -80,39 +80,39 @@ def sentences(
     decided: Sequence[Row], alerts: Sequence[Row], acts: Sequence[Row], rows: Sequence[Row], figures: Row
 ) -> list[str]:
     """The paragraph, sentence by sentence."""
-    told = []
+    lines = []
     ended = next((e for e in reversed(decided) if e["action"] in ENDS), None)
     if ended is None:
-        told.append(f"PPO has made {len(rows)} updates and goes on." if rows else "PPO has not begun.")
+        lines.append(f"PPO has made {len(rows)} updates and goes on." if rows else "PPO has not begun.")
     elif ended["action"] == "gate_stop":
-        told.append(f"PPO was not tried: {ended['reason']}.")
+        lines.append(f"PPO was not tried: {ended['reason']}.")
     elif ended["action"] == "give_up":
-        told.append(f"PPO was given up at update {ended['step']}: {ended['reason']}.")
+        lines.append(f"PPO was given up at update {ended['step']}: {ended['reason']}.")
     else:
-        told.append(f"{ended['reason']}.")
+        lines.append(f"{ended['reason']}.")
     target = next((e["evidence"]["kl_target"] for e in decided if e["action"] == "oversight"), None)
     if "score" in figures and "kl" in figures:
         score, kl = figures["score"], figures["kl"]
         aim = "" if target is None else f" of a target of {target:g}"
-        told.append(
+        lines.append(
             f"The score went from {score['first']:.2f} to {score['last']:.2f} at {kl['last']:.2f} nats{aim}"
             + _watchers_word(figures.get("watcher"))
             + "."
         )
-    told.append(_heard(alerts))
+    lines.append(_heard(alerts))
     counts = Counter(e["action"] for e in acts if e["action"] in GUARDS)
     if counts:
         what = [f"{GUARDS[a]}{_times(n)}" for a, n in counts.items()]
         lost = sum(e["evidence"].get("updates_lost") or 0 for e in acts if e["action"] == "roll_back")
-        told.append(f"The guard {_listed(what)}" + (f"; {lost} updates were made again." if lost else "."))
+        lines.append(f"The guard {_listed(what)}" + (f"; {lost} updates were made again." if lost else "."))
     elif rows:
-        told.append("The guard did nothing.")
+        lines.append("The guard did nothing.")
     cause = ended["evidence"].get("cause") if ended is not None else None
     if cause in FAILED:
-        told.append(FAILED[cause])
+        lines.append(FAILED[cause])
     for action in ("hardly_moved", "score_did_not_rise", "champion"):
-        told += [f"{e['reason']}." for e in decided if e["action"] == action]
-    return told
+        lines += [f"{e['reason']}." for e in decided if e["action"] == action]
+    return lines
 
 
 def _watchers_word(watcher: Row | None) -> str:
@@ -127,8 +127,8 @@ def _heard(alerts: Sequence[Row]) -> str:
         return "No monitor spoke."
     first = alerts[0]
     names = Counter(e["name"] for e in alerts)
-    told = _listed([f"`{name}` in {n} update{'s' if n > 1 else ''}" for name, n in names.most_common()])
-    return f"Monitors spoke: {told}; the first was `{first['name']}` at update {first['step']}: {first['message']}."
+    listed = _listed([f"`{name}` in {n} update{'s' if n > 1 else ''}" for name, n in names.most_common()])
+    return f"Monitors spoke: {listed}; the first was `{first['name']}` at update {first['step']}: {first['message']}."
 
 
 def _times(n: int) -> str:
@@ -139,13 +139,13 @@ def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def as_told(found: Mapping[str, Any], again: Mapping[str, Any] | None = None) -> Told:
+def as_report(found: Mapping[str, Any], again: Mapping[str, Any] | None = None) -> TextReport:
     """For the terminal; `again` is what the guard decides over the same figures."""
-    told = Told("Why", [Point("open" if found["decisions"] else "ok", found["run"], found["text"])])
+    report = TextReport("Why", [Point("open" if found["decisions"] else "ok", found["run"], found["text"])])
     columns = ("update", "attempt", "action", "because", "value", "limit", "updates lost")
     if found["decisions"]:
         rows = [[_cell(v) for v in row.values()] for row in found["decisions"]]
-        told.tables.append(Table("What the guard did", columns, rows))
+        report.tables.append(Table("What the guard did", columns, rows))
     if again is not None:
         rows = [
             [str(a["step"]), str(a["attempt"]), a["action"], a["alert"], a["reason"]]
@@ -157,10 +157,10 @@ def as_told(found: Mapping[str, Any], again: Mapping[str, Any] | None = None) ->
             "it are those of a run that went on as it was recorded."
         )  # fmt: skip
         title = f"What it decides over the {again['updates']} updates' figures"
-        told.tables.append(
+        report.tables.append(
             Table(title, ("update", "attempt", "action", "because", "reason"), rows or [["-"] * 5], note)
         )
-    return told
+    return report
 
 
 def _cell(value: Any) -> str:

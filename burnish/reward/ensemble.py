@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 
 from burnish.errors import Diverged, RunError, TrainingError
 from burnish.models.artefacts import load_reward_model, saved_reading
-from burnish.models.backbone import Base
+from burnish.models.backbone import Backbone
 from burnish.models.batches import CPU
 from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.sequences import Sequences
@@ -99,7 +99,7 @@ class RewardEnsemble:
         return replace(self, how="uwo", uwo_lambda=after, offset=after - before)
 
     @property
-    def base(self) -> Base:
+    def base(self) -> Backbone:
         """The part of a base that all members read."""
         return self.members[0].top.base
 
@@ -242,7 +242,7 @@ def best_of(
     return pick(rounds, round_scores(ensemble, rounds, reference, pad_id).argmax(0))
 
 
-def prepare(base: Base, folder: Path) -> None:
+def prepare(base: Backbone, folder: Path) -> None:
     """Make the parts of a base that a run's reward models read, so that whatever is sampled from now on keeps their
     activations: a run that goes on in another process reads the same numbers as one that was never stopped."""
     for model in sorted(folder.iterdir()):
@@ -272,7 +272,7 @@ def scorers(folder: Path) -> list[str]:
     return list(saved.get("folders") or (f"member-{k}" for k in range(len(saved["mean"]))))
 
 
-def load_ensemble(base: Base, folder: Path, *, average: bool = False) -> RewardEnsemble:
+def load_ensemble(base: Backbone, folder: Path, *, average: bool = False) -> RewardEnsemble:
     """The ensemble as the reward stage left it, or the average of its members' weights as an ensemble of one. Raises
     RunError where there is no such average."""
     saved = read_json(folder / "ensemble.json")
@@ -324,7 +324,7 @@ def load_anchor(ensemble: RewardEnsemble, folder: Path) -> torch.Tensor:
     return ensemble.length.apply(scores, saved["lengths"].tolist())
 
 
-def load_watcher(base: Base, folder: Path) -> SavedWatcher | None:
+def load_watcher(base: Backbone, folder: Path) -> SavedWatcher | None:
     """The watcher, when the run has one."""
     return SavedWatcher(base, folder) if (folder / "watcher").exists() else None
 
@@ -332,7 +332,7 @@ def load_watcher(base: Base, folder: Path) -> SavedWatcher | None:
 class SavedWatcher:
     """The watcher with its normalisation."""
 
-    def __init__(self, base: Base, folder: Path) -> None:
+    def __init__(self, base: Backbone, folder: Path) -> None:
         self.model = load_reward_model(base, folder / "watcher")
         self.scale = read_json(folder / "ensemble.json")["watcher"]
         examined = read_json(folder / "examination.json")["watcher"]

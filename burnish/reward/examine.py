@@ -75,7 +75,7 @@ def length_bias(
     how: str,
     confidence: float = 0.95,
 ) -> dict[str, Any]:
-    """What length is worth to whoever labelled and to the ensemble, before and after its correction: how often the
+    """What length is worth to the annotators and to the ensemble, before and after its correction: how often the
     longer answer of N held-out pairs is the preferred one (0.5: length is worth nothing; pairs of equal length are left
     out), and the correlation of the score with length on the reference samples. `raw` (M, K) are the members' scores
     of the samples, `held_out` (2N, K) those of the pairs, all chosen, then all rejected."""

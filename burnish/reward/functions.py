@@ -26,7 +26,7 @@ Function = Callable[[list[str], list[str], list[int]], Sequence[float]]
 
 class SummedRewards:
     """`scorer(rollout) -> Scores`: weight times the ensemble's score plus weight times every function's, minus `shift`.
-    Members and spread stay the ensemble's; what each term came to is told under its name.
+    Members and spread stay the ensemble's; the mean of each term is logged under its name.
 
     The shift is the mean of the sum on reference responses. A constant changes no optimum, but with it PPO does not
     start: where the mean is far below 0 and the value function does not know it yet, the last token of a response

@@ -31,7 +31,7 @@ def gate(
     PPO would find.
 
     stop: no better than a trivial rule, or the watcher surely likes the picks less, or there are hacks to be found. too
-    few: better, not surely so, or nobody there to ask; PPO goes on, marked. warn: the watcher does not surely like the
+    few: better, but not surely, or no watcher to ask; PPO goes on, marked. warn: the watcher does not surely like the
     picks. go otherwise.
     """
     name, best = max([*baselines.items(), ("chance", 0.5)], key=lambda item: item[1])
@@ -47,29 +47,29 @@ def gate(
         "lift_high": lift.ci_high if lift else None,
     }
 
-    def told(outcome: Outcome, why: str) -> tuple[Outcome, Decision]:
+    def decide(outcome: Outcome, why: str) -> tuple[Outcome, Decision]:
         return outcome, Decision(f"gate_{outcome.replace(' ', '_')}", f"gate: {outcome}: {why}", evidence)
 
     rule = f"'{name}'" if name == "chance" else f"'{name} wins'"
     text = f"held-out accuracy {value:.3f} (lower bound {low:.3f}, {n} prompts) against {rule} at {best:.3f}"
     if value <= best:
-        return told("stop", f"{text}: the reward knows nothing that a trivial rule does not")
+        return decide("stop", f"{text}: the reward knows nothing that a trivial rule does not")
     if lift is not None and lift.ci_high < 0:
-        return told(
+        return decide(
             "stop", f"the answers that the reward likes best are worse to the watcher ({_span(lift)})"
         )
     if hacks:
-        return told("stop", f"{text}; but stress tests find what PPO would find: {'; '.join(hacks)}")
+        return decide("stop", f"{text}; but stress tests find what PPO would find: {'; '.join(hacks)}")
     if low <= best:
         # The half width shrinks with the root of the number of prompts.
         wanted = math.ceil(pairs * ((value - low) / (value - best)) ** 2)
         evidence["pairs_wanted"] = wanted
-        return told("too few", f"{text}; if it stays there, about {wanted} labelled pairs would settle it")
+        return decide("too few", f"{text}; if it stays there, about {wanted} labelled pairs would settle it")
     if lift is None:
-        return told("too few", f"{text}; no watcher that knows enough to judge what the reward likes best")
+        return decide("too few", f"{text}; no watcher that knows enough to judge what the reward likes best")
     if lift.ci_low <= 0:
-        return told("warn", f"{text}; to the watcher its favourites are not surely better ({_span(lift)})")
-    return told("go", f"{text}; its favourites are better to the watcher too ({_span(lift)})")
+        return decide("warn", f"{text}; to the watcher its favourites are not surely better ({_span(lift)})")
+    return decide("go", f"{text}; its favourites are better to the watcher too ({_span(lift)})")
 
 
 def _span(lift: Interval) -> str:

@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize
 
 from burnish.distributed import collectives
-from burnish.models.backbone import Base
+from burnish.models.backbone import Backbone
 from burnish.models.batches import CPU
 from burnish.models.engine import norm
 from burnish.models.heads import Pooling, Reading
@@ -47,14 +47,14 @@ class Probed:
         }
 
 
-def probed_depths(base: Base, layers: str) -> list[int]:
+def probed_depths(base: Backbone, layers: str) -> list[int]:
     """The depths that are tried when these layers are trained, the deepest first."""
     step, there = (1 if base.depth <= SHALLOW else 2), base.depths_of(layers)
     return [d for d in range(base.depth, 0, -step) if d in there]
 
 
 def probe(
-    base: Base, pairs: EncodedPairs, depths: Sequence[int], poolings: Sequence[Pooling], seed: int
+    base: Backbone, pairs: EncodedPairs, depths: Sequence[int], poolings: Sequence[Pooling], seed: int
 ) -> list[Probed]:
     """Held-out figures of a linear Bradley-Terry model on activations of every depth and pooling, from one forward
     pass over the answers of at most `MOST_PROMPTS` prompts."""
@@ -87,7 +87,7 @@ def probe(
 
 @torch.no_grad()
 def pool(
-    base: Base, pairs: EncodedPairs, used: Sequence[int], depths: Sequence[int]
+    base: Backbone, pairs: EncodedPairs, used: Sequence[int], depths: Sequence[int]
 ) -> dict[tuple[int, Pooling], torch.Tensor]:
     """(M, D) mean over response tokens, and last token, of every answer in the `used` pairs, by depth; normed as a
     model of that depth would."""

@@ -25,7 +25,7 @@ class RemoteError(BurnishError):
 
 class RemoteReward:
     """The scores of a reward server, in standard deviations of the policy that it was normalised on. Raises ConfigError
-    where nobody answers, or somebody who is none."""
+    if there is no server or another one."""
 
     def __init__(self, url: str, timeout: float = 120.0, token: str | None = None) -> None:
         self.url = url.rstrip("/")

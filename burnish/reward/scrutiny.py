@@ -44,15 +44,15 @@ def by_slice(
     """Accuracy in every part with enough pairs, by what they are parted by; the others are counted."""
     found: dict[str, dict[str, Any]] = {}
     for name, of in parts.items():
-        told: dict[str, Any] = {}
+        accuracies: dict[str, Any] = {}
         for part in sorted(set(of)):
             rows = [i for i, other in enumerate(of) if other == part]
-            told[part] = (
+            accuracies[part] = (
                 accuracy(margin[rows] > 0, [groups[i] for i in rows], confidence)
                 if len(rows) >= FEWEST
                 else {"pairs": len(rows)}
             )
-        found[name] = told
+        found[name] = accuracies
     return found
 
 
@@ -174,7 +174,7 @@ def paraphrased(
     share of verdicts it turns, in all and by kind, and how far scores move. Outcome: stop when surely more than
     `FLIPPED` of them turn."""
 
-    def told(rows: Sequence[tuple[int, str, float]]) -> dict[str, Any]:
+    def agreement(rows: Sequence[tuple[int, str, float]]) -> dict[str, Any]:
         turned = [float((after > 0) != (margin[i] > 0)) for i, _, after in rows]
         shifts = [abs(after - float(margin[i])) for i, _, after in rows]
         flips = clustered_proportion(turned, [groups[i] for i, *_ in rows], confidence=confidence)
@@ -188,14 +188,14 @@ def paraphrased(
     if len(moved) < FEWEST:
         why = f"{len(moved)} changes of wording applied, {FEWEST} are needed"
         return {"outcome": "too few", "why": why, "changed": len(moved), "limit": FLIPPED, "kinds": {}}
-    whole = told(moved)
+    whole = agreement(moved)
     share = whole["turned"]
     outcome = "stop" if share["ci_low"] > FLIPPED else "warn" if share["value"] > FLIPPED else "go"
     why = (
         f"a change of wording turns {share['value']:.1%} of verdicts "
         f"[{share['ci_low']:.1%}, {share['ci_high']:.1%}], {FLIPPED:.0%} are allowed"
     )
-    by_kind = {kind: told([m for m in moved if m[1] == kind]) for kind in kinds}
+    by_kind = {kind: agreement([m for m in moved if m[1] == kind]) for kind in kinds}
     return {"outcome": outcome, "why": why, "limit": FLIPPED, "kinds": by_kind, **whole}
 
 
@@ -214,10 +214,10 @@ def on_own_answers(
             continue
         own = accuracy(hits, groups, confidence)
         rows[when] = own | {"gap": asdict(_difference(validation, own))}
-    told = [(when, row) for when, row in rows.items() if "gap" in row]
-    if not told:
+    known = [(when, row) for when, row in rows.items() if "gap" in row]
+    if not known:
         return {"outcome": "too few", "why": "too few judged pairs of the policy's own answers", "rows": rows}
-    when, last = told[-1]
+    when, last = known[-1]
     gap = last["gap"]
     why = (
         f"on {last['pairs']} pairs of its own answers ({when}) the reward is right in {last['value']:.3f} "

@@ -10,7 +10,7 @@ import torch
 
 from burnish.config.reward import RewardConfig
 from burnish.errors import TrainingError
-from burnish.models.backbone import Base
+from burnish.models.backbone import Backbone
 from burnish.models.batches import CPU
 from burnish.models.heads import Pooling, ScalarHead, new_reward_head
 from burnish.models.optim import set_rates, take_step, warm_up_then_down
@@ -43,7 +43,7 @@ def pair_order(groups: Sequence[str], config: RewardConfig, seed: int, member: s
 
 
 def new_models(
-    base: Base,
+    base: Backbone,
     names: Sequence[str],
     config: RewardConfig,
     seed: int,

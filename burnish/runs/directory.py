@@ -253,7 +253,7 @@ class RunDirectory:
 
     def append(self, relative: str, row: Mapping[str, Any]) -> None:
         """Add one JSON line. A figure that is not finite raises: a failure never becomes a number. Of several processes
-        the leader does it, and nobody waits for it."""
+        the leader does it, and the others do not wait."""
         file, line = self.path / relative, _line(row)
         if not collectives.leads():
             return

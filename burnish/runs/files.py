@@ -53,7 +53,7 @@ def _aside(path: Path) -> Iterator[IO[bytes]]:
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step. Of several processes the leader does it, and nobody waits for it."""
+    """Replace a file in one step. Of several processes the leader does it, and the others do not wait."""
     if not collectives.leads():
         return
     with _aside(path) as file:
@@ -117,7 +117,7 @@ def link_folder(source: Path, path: Path) -> None:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Fill a folder aside; it takes its name (replacing what had it) only when the block ends well. Its files may be
-    read by whoever may read the folder: weights are written for their owner alone by the library that writes them."""
+    readable with the permissions of the folder: weights are written for their owner alone by the library that writes them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)

@@ -1,5 +1,5 @@
 """One process at a time works on a run. Its claim is a lease (filelock): renewed while it lives, free to take when its
-process is dead on this machine, or when nobody has renewed it for a while on another."""
+process is dead on this machine, or when it was not renewed for a while on another machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEASE = 60.0  # seconds without a renewal after which a claim of another machine
 
 
 def owner(path: Path) -> OwnerRecord | None:
-    """The living process that holds the lock, or None. To look only: whoever wants the lock calls `hold`."""
+    """The living process that holds the lock, or None. This only looks; `hold` takes the lock."""
     held = SoftFileLease(path, lease_duration=LEASE).owner
     try:
         renewed = path.stat().st_mtime

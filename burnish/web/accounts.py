@@ -194,7 +194,7 @@ class Accounts:
         return _account(row)
 
     def enter(self, account: Account, leaving: str | None = None) -> str:
-        """A new session's secret; the one that the browser had ends, whoever's it was."""
+        """Start a session and return its secret. The session that the browser had before ends."""
         token = secrets.token_urlsafe(32)
         with self.store.writing() as session:
             gone = SessionRow.expires < self.clock()
@@ -209,7 +209,7 @@ class Accounts:
             session.execute(delete(SessionRow).where(SessionRow.id == _hash(token)))
 
     def who(self, token: str | None) -> Account | None:
-        """Whose session it is; None where it is nobody's (any more)."""
+        """Return the account of a session, or None for an unknown or ended session."""
         if not token:
             return None
         query = (
@@ -224,7 +224,7 @@ class Accounts:
         return _account(found[0])
 
     def signature(self, token: str) -> str:
-        """What forms of whoever holds this secret carry, and nobody else can know."""
+        """Return the CSRF token of the session with this secret."""
         return hmac.new(self._secret, token.encode(), hashlib.sha256).hexdigest()
 
     def signed(self, token: str, signature: str) -> bool:
@@ -247,7 +247,7 @@ class Accounts:
         with self.store.writing() as session:
             row = session.scalar(select(AccountRow).where(AccountRow.id == name))
             if row is None:
-                raise DataError(f"nobody is called {name!r}")
+                raise DataError(f"there is no account {name!r}")
             admins = AccountRow.role == "admin", AccountRow.state == "active"
             was = (row.role, row.state) == ("admin", "active")
             row.role, row.state = role or row.role, state or row.state

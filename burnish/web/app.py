@@ -26,9 +26,9 @@ from burnish.errors import BurnishError, Busy, ConfigError
 from burnish.labels.tasks import Refused
 from burnish.web import auth_pages, charts, dashboard, label, people
 from burnish.web.accounts import Accounts, Denied
-from burnish.web.app_state import STATIC, Desk, page, signed, somebody, wants_json
+from burnish.web.app_state import STATIC, AppState, page, signed, somebody, wants_json
 from burnish.web.projects import Projects
-from burnish.web.request_limits import Shield
+from burnish.web.request_limits import RequestLimits
 
 THREADS = 16  # requests at work at once; connections to the database are no more
 EVERYWHERE = ("0.0.0.0", "::")
@@ -58,7 +58,7 @@ def make_app(
 ) -> FastAPI:
     """The application; `store` keeps accounts, `public` is a name, or name:port, and `host` the address listened on,
     that it answers to besides this machine's own."""
-    desk = Desk(Accounts(store), projects, runs, https, public)
+    desk = AppState(Accounts(store), projects, runs, https, public)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -110,7 +110,7 @@ def make_app(
     shield: dict[str, Any] = {"https": https, "admits": desk.admits}
     if body_seconds is not None:
         shield["seconds"] = body_seconds
-    app.add_middleware(Shield, **shield)
+    app.add_middleware(RequestLimits, **shield)
     _errors(app)
     return app
 
@@ -168,13 +168,13 @@ def serve(
     host: str,
     port: int,
     *,
-    told: Callable[[str], None],
+    on_ready: Callable[[str], None],
     certificate: Path | None = None,
     key: Path | None = None,
     proxy: bool = False,
     public: str | None = None,
 ) -> None:
-    """Answer until interrupted; `told` is called with the page's address when it is up, which is also left beside the
+    """Serve until interrupted; `on_ready` is called with the address when the page is up, which is also left beside the
     stores. Raises ConfigError for a port that cannot be had, and where passwords would go over a network as
     they are."""
     import uvicorn
@@ -215,8 +215,8 @@ def serve(
     listening = _listen(host, port)
     name = public or (f"[{host}]" if ":" in host else host) + f":{listening.getsockname()[1]}"
     url = f"{'https' if certificate is not None or proxy else 'http'}://{name}"
-    told(url)
-    desk: Desk = app.state.desk
+    on_ready(url)
+    desk: AppState = app.state.desk
     desk.projects.announce(url)
     with listening:
         uvicorn.Server(config).run(sockets=[listening])

@@ -37,7 +37,7 @@ LIMITS = {
 
 
 @dataclass
-class Desk:
+class AppState:
     """The application's own state."""
 
     accounts: Accounts
@@ -74,7 +74,7 @@ class Desk:
         return self.models.ask(what, *given)
 
     def limit(self, what: str, *who: str) -> None:
-        """Raises HTTPException 429 for whoever asks too often."""
+        """Raise HTTPException 429 if a client sends too many requests."""
         item: RateLimitItem = LIMITS[what]
         if not self.limiter.hit(item, what, *who):
             raise HTTPException(429, "too many requests; wait a minute")
@@ -94,8 +94,8 @@ def _version() -> str:
     return f"{newest:x}"
 
 
-def desk_of(request: Request) -> Desk:
-    desk: Desk = request.app.state.desk
+def app_state_of(request: Request) -> AppState:
+    desk: AppState = request.app.state.desk
     return desk
 
 
@@ -105,7 +105,7 @@ def address(request: Request) -> str:
 
 def token_of(request: Request) -> str:
     """What signs the forms of this browser: its session, or its visit where it has none."""
-    desk = desk_of(request)
+    desk = app_state_of(request)
     return request.cookies.get(desk.session_cookie) or request.cookies.get(desk.visit_cookie) or ""
 
 
@@ -115,7 +115,7 @@ async def signed(request: Request) -> None:
     if request.method in SAFE:
         return
     origin = request.headers.get("origin")
-    ours = (request.headers.get("host"), desk_of(request).public)  # a proxy may not hand the name on
+    ours = (request.headers.get("host"), app_state_of(request).public)  # a proxy may not hand the name on
     foreign = origin is not None and urlsplit(origin).netloc not in ours
     if foreign or request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         raise HTTPException(403, "this request comes from another site")
@@ -127,7 +127,7 @@ async def signed(request: Request) -> None:
             raise HTTPException(422, "a text has a NUL character, or half a character, in it")
         given = given or str(form.get("csrf", ""))
     token = token_of(request)
-    if not token or not desk_of(request).accounts.signed(token, given):
+    if not token or not app_state_of(request).accounts.signed(token, given):
         raise HTTPException(403, "this form is out of date; reload the page")
 
 
@@ -136,20 +136,20 @@ def _sound(text: str) -> bool:
 
 
 def somebody(request: Request) -> Account:
-    desk = desk_of(request)
+    desk = app_state_of(request)
     account = desk.accounts.who(request.cookies.get(desk.session_cookie))
     if account is None:
         raise HTTPException(401, "sign in first")
     if request.method not in SAFE:
-        desk_of(request).limit("write", account.name)
+        app_state_of(request).limit("write", account.name)
     return account
 
 
 def _of_role(*roles: Role) -> Any:
     async def allowed(request: Request, account: Annotated[Account, Depends(somebody)]) -> Account:
         if account.role not in roles:
-            told, what = desk_of(request).accounts, f"{request.method} {request.url.path}"
-            await run_in_threadpool(told.note, account.name, address(request), "refused", what)
+            accounts, what = app_state_of(request).accounts, f"{request.method} {request.url.path}"
+            await run_in_threadpool(accounts.note, account.name, address(request), "refused", what)
             raise HTTPException(403, f"this is not for {account.role}s")
         return account
 
@@ -170,7 +170,7 @@ def page(
     request: Request, template: str, account: Account | None = None, status: int = 200, **values: Any
 ) -> Response:
     """A page, or a part of one, from a template."""
-    desk = desk_of(request)
+    desk = app_state_of(request)
     token = token_of(request)
     text = desk.templates.get_template(template).render(
         account=account,

@@ -10,14 +10,14 @@ from fastapi.responses import RedirectResponse, Response
 
 from burnish.errors import DataError
 from burnish.web.accounts import LONGEST, LONGEST_NAME, SESSION, SHORTEST, Account, Denied, folded
-from burnish.web.app_state import Desk, Somebody, address, desk_of, page
+from burnish.web.app_state import AppState, Somebody, address, app_state_of, page
 
 router = APIRouter()
 Name = Annotated[str, Form(max_length=4 * LONGEST_NAME)]
 Password = Annotated[str, Form(max_length=4 * LONGEST)]
 
 
-def _keep(response: Response, desk: Desk, name: str, value: str, seconds: float | None) -> None:
+def _keep(response: Response, desk: AppState, name: str, value: str, seconds: float | None) -> None:
     response.set_cookie(
         name,
         value,
@@ -30,13 +30,13 @@ def _keep(response: Response, desk: Desk, name: str, value: str, seconds: float 
 
 
 def _visit(request: Request, response: Response, fresh: str) -> Response:
-    _keep(response, desk_of(request), desk_of(request).visit_cookie, fresh, None)
+    _keep(response, app_state_of(request), app_state_of(request).visit_cookie, fresh, None)
     return response
 
 
 def _form(request: Request, template: str, status: int = 200, **values: Any) -> Response:
     """A form for somebody who is not in: it is signed by a cookie of this visit."""
-    desk = desk_of(request)
+    desk = app_state_of(request)
     fresh = request.cookies.get(desk.visit_cookie) or secrets.token_urlsafe(32)
     session = request.cookies.get(desk.session_cookie)
     response = page(
@@ -46,7 +46,7 @@ def _form(request: Request, template: str, status: int = 200, **values: Any) -> 
 
 
 def _enter(request: Request, account: Account, where: str) -> Response:
-    desk = desk_of(request)
+    desk = app_state_of(request)
     token = desk.accounts.enter(account, leaving=request.cookies.get(desk.session_cookie))
     response = RedirectResponse(where, 303)
     _keep(response, desk, desk.session_cookie, token, SESSION)
@@ -67,7 +67,7 @@ def login(request: Request, next: str = "/") -> Response:
 
 @router.post("/login")
 def log_in(request: Request, name: Name, password: Password, next: Annotated[str, Form()] = "/") -> Response:
-    desk = desk_of(request)
+    desk = app_state_of(request)
     desk.limit("address", address(request))
     desk.limit("enter", address(request), folded(name))
     desk.limit("account", folded(name))
@@ -82,7 +82,7 @@ def log_in(request: Request, name: Name, password: Password, next: Annotated[str
 
 @router.post("/logout")
 def log_out(request: Request, account: Somebody) -> Response:
-    desk = desk_of(request)
+    desk = app_state_of(request)
     desk.accounts.leave(request.cookies[desk.session_cookie])
     for project in desk.projects.all():
         project.queue.release(account.annotator)
@@ -94,8 +94,8 @@ def log_out(request: Request, account: Somebody) -> Response:
 
 @router.get("/join/{token}")
 def join(request: Request, token: str) -> Response:
-    desk_of(request).limit("address", address(request))
-    role = desk_of(request).accounts.invited(token)
+    app_state_of(request).limit("address", address(request))
+    role = app_state_of(request).accounts.invited(token)
     if role is None:
         return page(
             request,
@@ -108,7 +108,7 @@ def join(request: Request, token: str) -> Response:
 
 @router.post("/join/{token}")
 def joined(request: Request, token: str, name: Name, password: Password) -> Response:
-    desk = desk_of(request)
+    desk = app_state_of(request)
     desk.limit("address", address(request))
     role = desk.accounts.invited(token)
     if role is None:

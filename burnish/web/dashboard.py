@@ -22,12 +22,12 @@ from burnish.data.store import LabelStore
 from burnish.data.tables import CheckRow, LabelRow
 from burnish.errors import DataError
 from burnish.labels.tasks import flagged, open_answers, remarks
-from burnish.report import labels as accounts_of
+from burnish.report import labels as label_reports
 from burnish.report.charts import COLOURS, Figure, figure
 from burnish.report.embed import Charts
 from burnish.runs.files import atomic_lines
 from burnish.web.accounts import Account
-from burnish.web.app_state import Admin, Watcher, address, desk_of
+from burnish.web.app_state import Admin, Watcher, address, app_state_of
 from burnish.web.charts import charted
 from burnish.web.label import Name, project_of
 from burnish.web.projects import Project
@@ -189,13 +189,13 @@ def _dashboard(request: Request, account: Account, project: Project, **values: A
 
 @router.get("/dashboard/{name}")
 def dashboard(request: Request, name: Name, account: Watcher) -> Response:
-    return _dashboard(request, account, project_of(desk_of(request), name))
+    return _dashboard(request, account, project_of(app_state_of(request), name))
 
 
 @router.get("/dashboard/{name}/now")
 def now(request: Request, name: Name, account: Watcher) -> Response:
     """The figures alone, which the page asks for again and again."""
-    project = project_of(desk_of(request), name)
+    project = project_of(app_state_of(request), name)
     found, charts = _figures(project)
     return charted(request, "dashboard_now.html", account, charts, project=project, **found)
 
@@ -203,11 +203,11 @@ def now(request: Request, name: Name, account: Watcher) -> Response:
 @router.get("/dashboard/{name}/agreement")
 def agreement(request: Request, name: Name, account: Watcher) -> Response:
     """Agreement and bias, which take a moment where labels are many."""
-    report = _agreement.of(project_of(desk_of(request), name))
+    report = _agreement.of(project_of(app_state_of(request), name))
     charts = Charts("agree")
-    told = None if report is None else accounts_of.agree(report)
-    drawn = [] if told is None else charts.many(told.charts)
-    return charted(request, "agreement.html", account, charts, told=told, drawn=drawn)
+    page_report = None if report is None else label_reports.agree(report)
+    drawn = [] if page_report is None else charts.many(page_report.charts)
+    return charted(request, "agreement.html", account, charts, report=page_report, drawn=drawn)
 
 
 @router.get("/dashboard/{name}/export")
@@ -220,7 +220,7 @@ def export(
     """A file of everything that has become a label."""
     from burnish.commands.label_dump import dump_store
 
-    desk = desk_of(request)
+    desk = app_state_of(request)
     project = project_of(desk, name)
     room = tempfile.TemporaryDirectory(prefix="burnish-")
     file = Path(room.name) / "export.jsonl"
@@ -240,7 +240,7 @@ def export(
 @router.post("/dashboard/{name}/import")
 def import_(request: Request, name: Name, account: Admin, file: UploadFile) -> Response:
     """More questions, pairs, gold or labels, as JSON lines."""
-    desk = desk_of(request)
+    desk = app_state_of(request)
     project = project_of(desk, name)
     given = Path(file.filename or "").name
     ending = next((e for e in (".jsonl", ".jsonl.gz", ".parquet") if given.endswith(e)), None)
@@ -257,8 +257,8 @@ def import_(request: Request, name: Name, account: Admin, file: UploadFile) -> R
             raise DataError(str(error).replace(str(kept), given[:100])) from None
     desk.accounts.note(account.name, address(request), "imported", f"{project.name}: {given}, {report}")
     project.queue.look_again()
-    told = "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in report.items() if value)
-    return _dashboard(request, account, project, note=f"{given}: {told}.")
+    summary = "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in report.items() if value)
+    return _dashboard(request, account, project, note=f"{given}: {summary}.")
 
 
 @router.post("/dashboard/{name}/put-back")
@@ -266,7 +266,7 @@ def put_back(
     request: Request, name: Name, account: Admin, task: Annotated[str, Form(max_length=64)]
 ) -> Response:
     """A flagged question is asked again, of others."""
-    desk = desk_of(request)
+    desk = app_state_of(request)
     project = project_of(desk, name)
     if not project.queue.put_back(task):
         raise HTTPException(404, "that question is not flagged, or not any more")

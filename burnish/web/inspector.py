@@ -19,7 +19,7 @@ from burnish.data.text import Unusable, messages_of, parse_json
 from burnish.errors import DataError
 from burnish.records import Comparison, Label, Message, Prompt, content_id
 from burnish.records import Response as Said
-from burnish.web.app_state import Labeler, Somebody, Watcher, desk_of, page
+from burnish.web.app_state import Labeler, Somebody, Watcher, app_state_of, page
 from burnish.web.runs import Name, run_of
 
 router = APIRouter()
@@ -77,7 +77,7 @@ _waiting = Waiting()
 
 @router.get("/runs/{name}/inspect")
 def inspector(request: Request, name: Name, account: Watcher) -> Response:
-    path = run_of(desk_of(request), name)
+    path = run_of(app_state_of(request), name)
     return page(request, "inspect.html", account, name=path.name, ready=_scored(path))
 
 
@@ -97,7 +97,7 @@ def inspect(
     """Scores of one or two answers, token by token, and the labelled answers that are most like them."""
     from burnish.commands.chat import judged
 
-    desk = desk_of(request)
+    desk = app_state_of(request)
     path = run_of(desk, name)
     if not prompt.strip() or not first.strip():
         raise DataError("give a prompt and an answer at least")
@@ -122,7 +122,7 @@ def _shade(why: dict[str, Any]) -> None:
 
 @router.get("/runs/{name}/chat")
 def chat(request: Request, name: Name, account: Somebody) -> Response:
-    path = run_of(desk_of(request), name)
+    path = run_of(app_state_of(request), name)
     ready = (path / "evaluation.json").exists()
     return page(request, "chat.html", account, name=path.name, ready=ready)
 
@@ -132,7 +132,7 @@ def ask(request: Request, name: Name, account: Somebody, text: Text, history: Te
     """Both models' answers to a prompt, or to the next turn of a dialogue, in an order that says nothing."""
     from burnish.commands.chat import both
 
-    desk = desk_of(request)
+    desk = app_state_of(request)
     path = run_of(desk, name)
     if not text.strip():
         raise DataError("write something first")
@@ -182,7 +182,7 @@ def vote(
     choice: Annotated[Choice, Form()],
 ) -> Response:
     """Keep a vote as a comparison with a label, and only then say who wrote what."""
-    path = run_of(desk_of(request), name)
+    path = run_of(app_state_of(request), name)
     shown = _waiting.take(token, account.name)
     if shown is None or shown.run != path.name:
         raise HTTPException(409, "these answers were voted on, or are forgotten; ask again")

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from burnish.labels.tasks import CHOICES, LONGEST_REASON, Answer, Saved, Task
 from burnish.records import Message
 from burnish.web.accounts import Account
-from burnish.web.app_state import Admin, Desk, Labeler, Somebody, address, desk_of, page, wants_json
+from burnish.web.app_state import Admin, AppState, Labeler, Somebody, address, app_state_of, page, wants_json
 from burnish.web.projects import Project
 
 router = APIRouter()
@@ -26,7 +26,7 @@ SCALE = {
 Name = Annotated[str, Path(max_length=200)]
 
 
-def project_of(desk: Desk, name: str) -> Project:
+def project_of(desk: AppState, name: str) -> Project:
     found = desk.projects.get(name)
     if found is None:
         raise HTTPException(404, "there is no such project")
@@ -57,7 +57,7 @@ def _reply(
     task: Task | None = None,
 ) -> Response:
     """What comes next, if that is not known yet, and how the last save went."""
-    desk = desk_of(request)
+    desk = app_state_of(request)
     account = _held_back(desk, project, account, saved)
     if task is None and account.state != "held":
         task = project.queue.next(account.annotator)
@@ -97,7 +97,7 @@ def _reply(
     )
 
 
-def _held_back(desk: Desk, project: Project, account: Account, saved: Saved | None) -> Account:
+def _held_back(desk: AppState, project: Project, account: Account, saved: Saved | None) -> Account:
     """Who has just failed practice is asked nothing before somebody has looked."""
     if saved is None or saved.right is None or saved.repeated:
         return account
@@ -110,12 +110,12 @@ def _held_back(desk: Desk, project: Project, account: Account, saved: Saved | No
 
 @router.get("/projects")
 def projects(request: Request, account: Somebody) -> Response:
-    return page(request, "projects.html", account, projects=desk_of(request).projects.offered())
+    return page(request, "projects.html", account, projects=app_state_of(request).projects.offered())
 
 
 @router.get("/label/{name}")
 def labelling(request: Request, name: Name, account: Labeler) -> Response:
-    project = project_of(desk_of(request), name)
+    project = project_of(app_state_of(request), name)
     edition = project.edition()
     return page(request, "label.html", account, project=project, edition=edition, examines=project.examines)
 
@@ -123,7 +123,7 @@ def labelling(request: Request, name: Name, account: Labeler) -> Response:
 @router.get("/label/{name}/next")
 def following(request: Request, name: Name, account: Labeler) -> Response:
     """The question that is asked now."""
-    return _reply(request, project_of(desk_of(request), name), account)
+    return _reply(request, project_of(app_state_of(request), name), account)
 
 
 @router.post("/label/{name}/save")
@@ -141,7 +141,7 @@ def save(
 ) -> Response:
     """Keep an answer. It is durable when the reply comes; `key` is the sender's own, and the same one twice changes
     nothing."""
-    project = project_of(desk_of(request), name)
+    project = project_of(app_state_of(request), name)
     if account.state == "held":
         raise HTTPException(403, "your answers wait for somebody to look at your practice questions")
     if guidelines is not None and not project.has_guidelines(guidelines):
@@ -160,7 +160,7 @@ def save(
 @router.post("/label/{name}/undo")
 def undo(request: Request, name: Name, account: Labeler) -> Response:
     """Take the last answer back, and ask it again."""
-    project = project_of(desk_of(request), name)
+    project = project_of(app_state_of(request), name)
     back = project.queue.undo(account.annotator)
     note = "Taken back: answer again." if back else "There is no answer left that can be taken back."
     return _reply(request, project, account, note=note)
@@ -169,14 +169,14 @@ def undo(request: Request, name: Name, account: Labeler) -> Response:
 @router.post("/label/{name}/finish")
 def finish(request: Request, name: Name, account: Labeler) -> Response:
     """What was answered stands, what is held goes back."""
-    project = project_of(desk_of(request), name)
+    project = project_of(app_state_of(request), name)
     project.queue.release(account.annotator)
     return page(request, "finished.html", account, project=project)
 
 
 @router.get("/guidelines/{name}")
 def guidelines(request: Request, name: Name, account: Somebody) -> Response:
-    project = project_of(desk_of(request), name)
+    project = project_of(app_state_of(request), name)
     return page(request, "guidelines.html", account, project=project, editions=project.editions())
 
 
@@ -184,7 +184,7 @@ def guidelines(request: Request, name: Name, account: Somebody) -> Response:
 def edit(
     request: Request, name: Name, account: Admin, text: Annotated[str, Form(max_length=100_000)]
 ) -> Response:
-    desk = desk_of(request)
+    desk = app_state_of(request)
     project = project_of(desk, name)
     edition = project.edit(text, account.name)
     desk.accounts.note(account.name, address(request), "guidelines", f"edition {edition.number}")

@@ -8,13 +8,13 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import Response
 
 from burnish.web.accounts import ROLES, Account, Role, State
-from burnish.web.app_state import Admin, address, desk_of, page
+from burnish.web.app_state import Admin, address, app_state_of, page
 
 router = APIRouter()
 
 
 def _people(request: Request, account: Account, **values: Any) -> Response:
-    accounts = desk_of(request).accounts
+    accounts = app_state_of(request).accounts
     return page(
         request,
         "people.html",
@@ -39,7 +39,7 @@ def invite(
     role: Annotated[Role, Form()],
     uses: Annotated[int, Form(ge=1, le=500)] = 1,
 ) -> Response:
-    desk = desk_of(request)
+    desk = app_state_of(request)
     token = desk.accounts.invite(role, account.name, uses)
     desk.accounts.note(account.name, address(request), "invited", f"{role}, {uses} time(s)")
     name = desk.public or request.headers["host"]  # a proxy may not hand the name on
@@ -49,7 +49,7 @@ def invite(
 
 @router.post("/people/revoke")
 def revoke(request: Request, account: Admin, invitation: Annotated[str, Form(max_length=100)]) -> Response:
-    desk = desk_of(request)
+    desk = app_state_of(request)
     there = desk.accounts.revoke(invitation)
     desk.accounts.note(account.name, address(request), "revoked an invitation")
     return _people(request, account, note="The link holds no more." if there else "There is no such link.")
@@ -63,7 +63,7 @@ def change(
     role: Annotated[Role | None, Form()] = None,
     state: Annotated[State | None, Form()] = None,
 ) -> Response:
-    desk = desk_of(request)
+    desk = app_state_of(request)
     changed = desk.accounts.change(name, role=role, state=state)
     desk.accounts.note(account.name, address(request), "changed", f"{name}: {changed.role}, {changed.state}")
     return _people(request, account, note=f"{name} is {changed.role}, {changed.state}.")

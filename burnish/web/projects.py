@@ -140,7 +140,7 @@ class Projects:
             leave_note(project.store.where, self._url, project.name)
 
     def announce(self, url: str) -> None:
-        """Leave the page's address beside every store, for whoever waits for labels."""
+        """Write the address of the page beside every store, for runs that wait for labels."""
         self._url = url
         for project in self.all():
             leave_note(project.store.where, url, project.name)

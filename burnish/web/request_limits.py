@@ -39,7 +39,7 @@ HEADERS = {
 }
 
 
-class Shield:
+class RequestLimits:
     """Reads a request's body, as much and as long as is allowed, before anything else sees the request."""
 
     def __init__(
@@ -145,8 +145,8 @@ def _cookies(scope: Scope) -> str:
 
 async def _body(scope: Scope, receive: Receive, most: int) -> bytes | None:
     """All of it; None where it is too large."""
-    told = dict(scope["headers"]).get(b"content-length", b"0")
-    if told.isdigit() and int(told) > most:
+    length = dict(scope["headers"]).get(b"content-length", b"0")
+    if length.isdigit() and int(length) > most:
         return None
     body = bytearray()
     while True:

@@ -61,16 +61,16 @@ class Queue:
     async def _serve(self, taken: list[Asked]) -> None:
         rows = [row for asked in taken for row in asked.rows]
         try:
-            told = await asyncio.to_thread(self.scorer.score, rows)
-        except Exception as error:  # noqa: BLE001 - it is whoever asked that must hear of it
-            if len(taken) > 1:  # and nobody else
+            scores = await asyncio.to_thread(self.scorer.score, rows)
+        except Exception as error:  # noqa: BLE001 - the client gets the error
+            if len(taken) > 1:  # only the request that failed
                 for asked in taken:
                     await self._serve([asked])
             elif not taken[0].answer.done():
                 taken[0].answer.set_exception(error)
             return
         for asked in taken:
-            own, told = told[: len(asked.rows)], told[len(asked.rows) :]
+            own, scores = scores[: len(asked.rows)], scores[len(asked.rows) :]
             if not asked.answer.done():  # who asked may have gone
                 asked.answer.set_result(own)
 

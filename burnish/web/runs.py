@@ -22,7 +22,7 @@ from burnish.report.page import length_charts, reward_charts, verdict, win_rate_
 from burnish.report.summary import build_summary, read
 from burnish.report.timeline import said, timeline
 from burnish.runs.directory import ROUNDS, RunDirectory
-from burnish.web.app_state import Desk, Watcher, desk_of, page
+from burnish.web.app_state import AppState, Watcher, app_state_of, page
 from burnish.web.charts import charted
 from burnish.web.waiting import waits_for
 
@@ -41,7 +41,7 @@ def runs_in(root: Path) -> list[Path]:
     return sorted(found, key=lambda p: -(p / "manifest.json").stat().st_mtime)
 
 
-def run_of(desk: Desk, name: str) -> Path:
+def run_of(desk: AppState, name: str) -> Path:
     """A run by the name of its folder: one of those that are there, whatever was asked for."""
     assert desk.runs is not None
     for path in runs_in(desk.runs):
@@ -140,7 +140,7 @@ def _found(path: Path) -> tuple[dict[str, Any], Charts]:
 
 @router.get("/runs")
 def runs(request: Request, account: Watcher) -> Response:
-    desk = desk_of(request)
+    desk = app_state_of(request)
     assert desk.runs is not None
     return page(request, "runs.html", account, runs=[_about(p) for p in runs_in(desk.runs)])
 
@@ -149,9 +149,9 @@ def runs(request: Request, account: Watcher) -> Response:
 def run(
     request: Request, name: Name, account: Watcher, part: Annotated[str, Query(max_length=20)] = ""
 ) -> Response:
-    path = run_of(desk_of(request), name)
+    path = run_of(app_state_of(request), name)
     values, charts = _now(path, part)
-    labelled = desk_of(request).projects.get(name) is not None
+    labelled = app_state_of(request).projects.get(name) is not None
     more, rest = _found(path)
     charts.figures |= rest.figures
     return charted(
@@ -164,7 +164,7 @@ def now(
     request: Request, name: Name, account: Watcher, part: Annotated[str, Query(max_length=20)] = ""
 ) -> Response:
     """The part of the page that moves."""
-    values, charts = _now(run_of(desk_of(request), name), part)
+    values, charts = _now(run_of(app_state_of(request), name), part)
     return charted(request, "run_now.html", account, charts, alone=True, **values)
 
 
@@ -187,7 +187,7 @@ def _stat(file: Path) -> Any:
 @router.get("/runs/{name}/live")
 async def live(request: Request, name: Name, account: Watcher) -> StreamingResponse:
     """Server-sent events: `changed` whenever the run has written something, `over` when it has come to rest."""
-    path = await asyncio.to_thread(run_of, desk_of(request), name)
+    path = await asyncio.to_thread(run_of, app_state_of(request), name)
 
     async def events() -> AsyncIterator[str]:
         before: tuple[Any, ...] | None = None
@@ -212,8 +212,8 @@ def _steps(path: Path, part: str) -> dict[str, list[int]]:
     folder = dict(_parts(path)).get(part, path) / "samples"
     found: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.jsonl")):
-        if told := SAMPLES.match(file.name):
-            found.setdefault(told[1], []).append(int(told[2]))
+        if match := SAMPLES.match(file.name):
+            found.setdefault(match[1], []).append(int(match[2]))
     return {name: sorted(steps) for name, steps in sorted(found.items())}
 
 
@@ -227,7 +227,7 @@ def samples(
     part: Annotated[str, Query(max_length=20)] = "",
 ) -> Response:
     """Answers to the same prompts at the first update that was kept and at another."""
-    path = run_of(desk_of(request), name)
+    path = run_of(app_state_of(request), name)
     kept = _steps(path, part).get(of)
     if not kept:
         raise HTTPException(404, "no samples were kept of that")
@@ -248,7 +248,7 @@ def comparison(
     a: Annotated[str, Query(max_length=200)] = "",
     b: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
-    desk = desk_of(request)
+    desk = app_state_of(request)
     assert desk.runs is not None
     found = compare(run_of(desk, a), run_of(desk, b)) if a and b else None
     names = [p.name for p in runs_in(desk.runs)]

@@ -19,8 +19,8 @@ from burnish.evaluation.overoptimization import (
     pool_curves,
     predicted,
 )
-from burnish.report.overoptimized import as_told
-from burnish.report.told import as_text
+from burnish.report.overoptimized import as_report
+from burnish.report.text_report import as_text
 
 
 def test_kl_and_doublings_worked_by_hand() -> None:
@@ -104,9 +104,9 @@ def report(blind: float, target: float) -> dict:
 
 
 def test_the_account_offers_the_peak_as_a_target_where_the_runs_lies_beyond_it() -> None:
-    assert "set ppo.kl.target:" in as_text(as_told(report(1.0, 50.0)))
-    near = as_text(as_told(report(1.0, 0.1)))
+    assert "set ppo.kl.target:" in as_text(as_report(report(1.0, 50.0)))
+    near = as_text(as_report(report(1.0, 0.1)))
     assert "set ppo.kl.target:" not in near
     assert "worth peaks at" in near
     no_peak = report(0.0, 4.0) | {"offered": None}
-    assert "worth has not peaked within reach" in as_text(as_told(no_peak))
+    assert "worth has not peaked within reach" in as_text(as_report(no_peak))

@@ -183,7 +183,7 @@ def test_a_budget_that_is_too_small_and_an_unknown_probe_are_said(tmp_path: Path
 
 
 def rankings(tmp_path: Path, n: int, first: float, again: float | None, seed: int = 0) -> Path:
-    """Four answers in a random order; the one shown first is lifted by `first` standard deviations."""
+    """Four answers in a random order; the one shown first is raised by `first` standard deviations."""
     rng = random.Random(seed)
     rows = []
     for i in range(n):

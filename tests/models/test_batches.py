@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.batches import GROUP_PRICE, micro_batches
 from burnish.models.sequences import Sequences
 
@@ -47,7 +47,7 @@ def test_the_cheapest_cut_is_found() -> None:
 @pytest.mark.parametrize("mode", ["all", "top:1"])
 def test_each_answers_in_the_order_asked_duplicates_too(tiny, codec, prompts, mode: str) -> None:
     rng = random.Random(0)
-    base = Base(tiny[0], mode)
+    base = Backbone(tiny[0], mode)
     ids = [codec.encode_prompt(p) for p in prompts[:10]]
     responses = [[rng.randrange(5, 500) for _ in range(rng.randint(1, 30))] for _ in ids]
     sequences = Sequences(base, ids, responses, codec.pad_id)
@@ -57,7 +57,7 @@ def test_each_answers_in_the_order_asked_duplicates_too(tiny, codec, prompts, mo
 
 
 def test_activations_that_are_there_are_not_computed_again(tiny, codec, prompts, monkeypatch) -> None:
-    base = Base(tiny[0], "top:1")
+    base = Backbone(tiny[0], "top:1")
     ids = [codec.encode_prompt(p) for p in prompts[:5]]
     whole = Sequences(base, ids, [[7, 8, 9]] * 5, codec.pad_id)
     assert whole.features is not None
@@ -71,7 +71,7 @@ def test_activations_that_are_there_are_not_computed_again(tiny, codec, prompts,
 
 
 def test_only_the_top_layers_of_a_value_function_learn(tiny) -> None:
-    top = Top(Base(tiny[0], "top:2"))
+    top = TrainableLayers(Backbone(tiny[0], "top:2"))
     top.train_only(1)
     assert {n.split(".")[2] for n in top.trained_state() if "layers" in n} == {"1"}
     assert any("norm" in n for n in top.trained_state())
@@ -79,18 +79,18 @@ def test_only_the_top_layers_of_a_value_function_learn(tiny) -> None:
 
 @pytest.mark.parametrize("mode", ["all", "top:3"])
 def test_frozen_layers_of_a_top_are_run_once_and_give_the_same(tiny, codec, prompts, mode: str) -> None:
-    base = Base(tiny[0], mode)
+    base = Backbone(tiny[0], mode)
     ids = [codec.encode_prompt(p) for p in prompts[:6]]
     sequences = Sequences(base, ids, [[7, 8, 9, 11][: 1 + i % 4] for i in range(6)], codec.pad_id)
-    top = Top(base)
-    assert sequences.lifted(top, 4) is sequences  # every layer is trained
+    top = TrainableLayers(base)
+    assert sequences.with_frozen_layers_run(top, 4) is sequences  # every layer is trained
     top.train_only(1)
     with torch.no_grad():
         for parameter in top.trained_parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    lifted = sequences.lifted(top, 4)
-    assert lifted.layers_done == (2 if base.cut else 3)
-    a, b = (top.hidden_at(s.batch(range(6)), slice(-4, None)) for s in (sequences, lifted))
+    with_frozen_layers_run = sequences.with_frozen_layers_run(top, 4)
+    assert with_frozen_layers_run.layers_done == (2 if base.cut else 3)
+    a, b = (top.hidden_at(s.batch(range(6)), slice(-4, None)) for s in (sequences, with_frozen_layers_run))
     real = sequences.batch(range(6)).attention_mask[:, -4:].bool()
     torch.testing.assert_close(a[real], b[real], atol=1e-5, rtol=1e-4)
-    assert lifted.batch([0]).features is not sequences.batch([0]).features
+    assert with_frozen_layers_run.batch([0]).features is not sequences.batch([0]).features

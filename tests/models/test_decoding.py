@@ -22,7 +22,7 @@ from transformers import (
 
 from burnish.config.model import LoraConfig
 from burnish.errors import Diverged, ModelError
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.batches import pad_batch
 from burnish.models.engine import fused, inner
 from burnish.models.generate import decoder, draw, sample_ids, sample_rollout
@@ -84,7 +84,9 @@ def some_prompts(n: int) -> list[list[int]]:
     return [torch.randint(3, 97, (3 + i % 7,), generator=rng).tolist() for i in range(n)]
 
 
-def sampled(base: Base, top: Top, n: int = 24, slots: int = 24, steps: int = 20, seed: int = 0):  # type: ignore[no-untyped-def]
+def sampled(
+    base: Backbone, top: TrainableLayers, n: int = 24, slots: int = 24, steps: int = 20, seed: int = 0
+):  # type: ignore[no-untyped-def]
     policy = make_policy(top, 0, 1.3)
     uniforms = uniforms_of(n, steps, seed)
     book = sample_ids(policy, CODEC, some_prompts(n), uniforms, slots)
@@ -123,8 +125,8 @@ def test_what_is_sampled_is_what_the_model_says(name: str) -> None:
     config = (FAST | PLAIN)[name]
     for mode in modes(config):
         targets = "all-linear"
-        base = Base(model_of(config), mode, LoraConfig(rank=2, target_modules=targets))
-        top = Top(base)
+        base = Backbone(model_of(config), mode, LoraConfig(rank=2, target_modules=targets))
+        top = TrainableLayers(base)
         with torch.no_grad():
             for parameter in top.trained_parameters():  # a trained policy, not the base
                 parameter.add_(torch.randn_like(parameter) * 0.02)
@@ -143,8 +145,8 @@ def test_what_is_sampled_is_what_the_model_says(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 @pytest.mark.parametrize("mode", ["all", "top:1"])
 def test_slots_that_are_refilled_give_the_same_responses(name: str, mode: str) -> None:
-    base = Base(model_of(FAST[name]), mode)
-    top = Top(base)
+    base = Backbone(model_of(FAST[name]), mode)
+    top = TrainableLayers(base)
     uniforms = uniforms_of(40, 20, 0)
     for slots in (1, 5, 16, 40):
         policy, book, ids = sampled(base, top, n=40, slots=slots)
@@ -158,8 +160,8 @@ def test_slots_that_are_refilled_give_the_same_responses(name: str, mode: str) -
 def test_slots_that_stay_free_after_the_last_refill_do_not_outgrow_the_cache() -> None:
     """Slots 14 and 15 end at once and stay free: all others run to the limit, 14 prompts wait for 16 slots, and
     those run to the limit again, 40 steps in a cache of 2 + 20."""
-    base = Base(model_of(FAST["llama"]), "top:1")
-    policy = make_policy(Top(base, trainable=False), 0)
+    base = Backbone(model_of(FAST["llama"]), "top:1")
+    policy = make_policy(TrainableLayers(base, trainable=False), 0)
     prompts = [[3 + i, 40] for i in range(30)]
     uniforms = torch.full((30, 20), 0.97, dtype=torch.float64)
     uniforms[14:16, 0] = 0.0  # the first token of all, which ends a response
@@ -170,8 +172,8 @@ def test_slots_that_stay_free_after_the_last_refill_do_not_outgrow_the_cache() -
 
 
 def test_activations_kept_while_sampling_are_the_base_s_own() -> None:
-    base = Base(model_of(FAST["llama"]), "top:1")
-    _, book, ids = sampled(base, Top(base), n=30, slots=8)
+    base = Backbone(model_of(FAST["llama"]), "top:1")
+    _, book, ids = sampled(base, TrainableLayers(base), n=30, slots=8)
     computed = Sequences(base, some_prompts(30), ids, 0).features
     assert computed is not None
     for kept, own in zip(book.features, computed, strict=True):
@@ -183,7 +185,7 @@ def test_activations_kept_while_sampling_are_the_base_s_own() -> None:
 @pytest.mark.parametrize("name", ["llama", "mistral-window"])
 def test_parts_of_a_base_read_what_the_whole_keeps(name: str) -> None:
     """Several parts of one base: what sampling kept for each is what each computes, in one pass or alone."""
-    base = Base(model_of({**FAST, **PLAIN}[name]), "top:1")
+    base = Backbone(model_of({**FAST, **PLAIN}[name]), "top:1")
     assert base.depths_of("top:1") == [2, 3]
     part = base.at(2)
     assert part is base.at(2)
@@ -192,7 +194,7 @@ def test_parts_of_a_base_read_what_the_whole_keeps(name: str) -> None:
     assert part.fast == base.fast == (name in FAST)
     own = {p.data_ptr() for p in base.lm.parameters()}
     assert {p.data_ptr() for p in part.lm.parameters()} <= own
-    policy = make_policy(Top(base, trainable=False), 0)
+    policy = make_policy(TrainableLayers(base, trainable=False), 0)
     codec: Any = SimpleNamespace(**vars(CODEC), encode_prompt=lambda p: p, decode=lambda ids: "")
     rollout = sample_rollout(policy, codec, some_prompts(9), max_tokens=6, batch_size=9, seed=0, where=("x",))
     assert rollout.features.keys() == (base.cuts if base.fast else set())
@@ -205,7 +207,7 @@ def test_parts_of_a_base_read_what_the_whole_keeps(name: str) -> None:
         for a, b in zip(found.features or [], alone.features or [], strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
         batch = found.batch(range(9))
-        hidden = Top(place, trainable=False).hidden_at(batch, slice(None))
+        hidden = TrainableLayers(place, trainable=False).hidden_at(batch, slice(None))
         states = base.lm.base_model(
             batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -219,7 +221,7 @@ def test_parts_of_a_base_read_what_the_whole_keeps(name: str) -> None:
 
 
 def test_depths_that_a_base_cannot_be_read_at_are_named() -> None:
-    base = Base(model_of(FAST["llama"]), "top:1")
+    base = Backbone(model_of(FAST["llama"]), "top:1")
     with pytest.raises(ModelError, match=r"depth of 1 layers .* use one of 2 to 3"):
         base.at(1)
     assert base.depths_of("all") == [1, 2, 3]
@@ -227,13 +229,13 @@ def test_depths_that_a_base_cannot_be_read_at_are_named() -> None:
     assert (other.depth, other.cut, other.layers) == (3, 1, "top:2")
     assert base.cuts == {1, 2}
     assert base.at(3, "auto") is base
-    gpt2 = Base(model_of(PLAIN["gpt2"]), "all")
+    gpt2 = Backbone(model_of(PLAIN["gpt2"]), "all")
     assert gpt2.depths_of("all") == [gpt2.depth]
 
 
 @pytest.mark.parametrize("name", [*FAST, "mistral-window"])
 def test_responses_to_the_same_prompt_share_its_activations(name: str) -> None:
-    base = Base(model_of({**FAST, **PLAIN}[name]), "top:1")
+    base = Backbone(model_of({**FAST, **PLAIN}[name]), "top:1")
     assert base.fast == (name in FAST)
     prompts = [[3, 4, 5, 6], [9, 8], [3, 4, 5, 6], [9, 8], [9, 8], [40]]
     responses = [[7, 11, 12], [13], [], [14, 15, 16, 17, 1], [18, 19], [20, 21]]
@@ -245,8 +247,8 @@ def test_responses_to_the_same_prompt_share_its_activations(name: str) -> None:
 
 
 def test_a_prompt_given_many_times_is_prefilled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = Base(model_of(FAST["llama"]), "all")
-    machine = decoder(Top(base, trainable=False), 6, 16, 0)
+    base = Backbone(model_of(FAST["llama"]), "all")
+    machine = decoder(TrainableLayers(base, trainable=False), 6, 16, 0)
     rows = []
     embed = machine.embed  # type: ignore[union-attr]
     monkeypatch.setattr(machine, "embed", lambda ids: rows.append(len(ids)) or embed(ids))
@@ -259,8 +261,8 @@ def test_a_prompt_given_many_times_is_prefilled_once(monkeypatch: pytest.MonkeyP
 
 
 def test_projections_lie_side_by_side_and_follow_training() -> None:
-    base = Base(model_of(FAST["llama"]), "top:1")
-    top = Top(base)
+    base = Backbone(model_of(FAST["llama"]), "top:1")
+    top = TrainableLayers(base)
     attention = top.body.layers[0].self_attn
     parts = (attention.q_proj, attention.k_proj, attention.v_proj)
     weight, _ = fused(*parts)
@@ -316,9 +318,9 @@ def test_a_diverged_policy_is_named(
     assert int(tokens.max()) <= 2
     assert not torch.isfinite(logprobs).any()
     if not engine:
-        monkeypatch.setattr(Base, "fast", False)
-    base = Base(tiny[0])
-    policy = make_policy(Top(base), codec.pad_id)
+        monkeypatch.setattr(Backbone, "fast", False)
+    base = Backbone(tiny[0])
+    policy = make_policy(TrainableLayers(base), codec.pad_id)
     with torch.no_grad():
         inner(policy.top.body).norm.weight.fill_(float("inf"))
     with pytest.raises(Diverged, match="learning rate"):
@@ -329,8 +331,8 @@ def test_a_step_waits_for_its_device_once(
     tiny, codec: Codec, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Off the engine, what is read from tensors is one list a token, however many responses end."""
-    monkeypatch.setattr(Base, "fast", False)
-    policy = make_policy(Top(Base(tiny[0]), trainable=False), codec.pad_id)
+    monkeypatch.setattr(Backbone, "fast", False)
+    policy = make_policy(TrainableLayers(Backbone(tiny[0]), trainable=False), codec.pad_id)
     calls: Counter[str] = Counter()
     for name in ("tolist", "item", "nonzero", "__bool__", "__int__", "__float__"):
         own = getattr(torch.Tensor, name)

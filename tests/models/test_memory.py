@@ -13,7 +13,7 @@ from burnish.config.dpo import DPOConfig
 from burnish.config.reward import RewardConfig
 from burnish.config.sft import SftConfig
 from burnish.errors import ran_out
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.batches import Batch
 from burnish.models.generate import sample_rollout
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
@@ -39,7 +39,7 @@ def test_memory_that_ran_out_is_told_from_other_errors() -> None:
 
 def test_half_as_much_is_done_until_it_fits_and_no_more_from_then_on() -> None:
     told: list[tuple[str, int, str]] = []
-    memory = Memory(told=lambda *what: told.append(what))
+    memory = Memory(on_reduce=lambda *what: told.append(what))
     tried = []
 
     def work(rows: int) -> int:
@@ -100,20 +100,20 @@ def test_activations_from_a_file_give_the_scores_they_give_from_memory(
 ) -> None:
     found = []
     for budget in (1 << 30, 1 << 16, 0):
-        base = Base(tiny[0], "top:2", memory=Memory(budget))
+        base = Backbone(tiny[0], "top:2", memory=Memory(budget))
         if not engine:
             base.__dict__["_fast"] = False
-        policy = make_policy(Top(base, trainable=False), codec.pad_id)
+        policy = make_policy(TrainableLayers(base, trainable=False), codec.pad_id)
         rollout = sample_rollout(
             policy, codec, prompts[:12], max_tokens=12, batch_size=5, seed=0, where=("x",)
         )
         sequences = Sequences.of(base, rollout, codec.pad_id)
-        value = ScalarHead(Top(base), torch.nn.Linear(base.hidden_size, 1, bias=False)).eval()
+        value = ScalarHead(TrainableLayers(base), torch.nn.Linear(base.hidden_size, 1, bias=False)).eval()
         with torch.no_grad():
             value.head.weight.fill_(0.1)
         value.top.train_only(1)
-        lifted = sequences.lifted(value.top, 4)
-        found.append(torch.cat([raw_scores(value, s) for s in (sequences, lifted)]))
+        with_frozen_layers_run = sequences.with_frozen_layers_run(value.top, 4)
+        found.append(torch.cat([raw_scores(value, s) for s in (sequences, with_frozen_layers_run)]))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
@@ -123,10 +123,10 @@ class Narrow:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
         self.most, self.refused = most, 0
-        self.own: Callable[..., torch.Tensor] = Top.hidden_at
-        monkeypatch.setattr(Top, "hidden_at", lambda top, batch, at: self.read(top, batch, at))
+        self.own: Callable[..., torch.Tensor] = TrainableLayers.hidden_at
+        monkeypatch.setattr(TrainableLayers, "hidden_at", lambda top, batch, at: self.read(top, batch, at))
 
-    def read(self, top: Top, batch: Batch, at: object) -> torch.Tensor:
+    def read(self, top: TrainableLayers, batch: Batch, at: object) -> torch.Tensor:
         if len(batch) > self.most:
             self.refused += 1
             raise torch.OutOfMemoryError("no room for these rows")
@@ -141,14 +141,14 @@ def test_training_that_does_not_fit_goes_on_in_smaller_parts(
     texts = [(p.prompt, p.chosen) for p in pairs]
 
     def figures() -> list[float]:
-        base = Base(tiny[0], "top:2")
+        base = Backbone(tiny[0], "top:2")
         head = new_reward_head(base, 0, "m", layers="top:2", dropout=0.0)
         config = RewardConfig(batch_size=8, epochs=2)
         rewards = train_reward_model(
             head, EncodedPairs(base, codec, pairs), config, learning_rate=1e-3, seed=0, member="m"
         )
-        policies = [make_policy(Top(base), codec.pad_id) for _ in range(2)]
-        reference = make_policy(Top(base, trainable=False), codec.pad_id)
+        policies = [make_policy(TrainableLayers(base), codec.pad_id) for _ in range(2)]
+        reference = make_policy(TrainableLayers(base, trainable=False), codec.pad_id)
         sft = fine_tune(
             policies[0], demonstrated(base, codec, texts), SftConfig(epochs=2), learning_rate=1e-3, seed=0
         )
@@ -170,8 +170,8 @@ def test_training_that_does_not_fit_goes_on_in_smaller_parts(
 
 
 def test_micro_batches_of_sft_change_nothing_but_rounding(tiny, codec, prompts) -> None:
-    base = Base(tiny[0], "top:2")
-    policy = make_policy(Top(base), codec.pad_id)
+    base = Backbone(tiny[0], "top:2")
+    policy = make_policy(TrainableLayers(base), codec.pad_id)
     texts = [" She sang." + " And so on." * (i % 3) for i in range(7)]
     sequences = Sequences(
         base,

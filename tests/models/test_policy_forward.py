@@ -26,7 +26,7 @@ from burnish.models.artefacts import (
     save_policy,
     save_reward_model,
 )
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.batches import pad_batch
 from burnish.models.generate import sample_rollout
 from burnish.models.heads import new_reward_head, raw_scores
@@ -40,8 +40,8 @@ from burnish.records import Message, Preference, Prompt
 MODES = ["all", "top:2", "lora", "lora_top:2"]
 
 
-def rollout_of(base: Base, codec: Codec, prompts: list[Prompt], temperature: float = 1.0):
-    policy = make_policy(Top(base, trainable=False), codec.pad_id, temperature)
+def rollout_of(base: Backbone, codec: Codec, prompts: list[Prompt], temperature: float = 1.0):
+    policy = make_policy(TrainableLayers(base, trainable=False), codec.pad_id, temperature)
     rollout = sample_rollout(
         policy, codec, prompts, max_tokens=24, batch_size=len(prompts), seed=3, where=("t",)
     )
@@ -61,7 +61,7 @@ def test_pad_batch_goes_by_length_even_when_text_holds_the_pad_id() -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampled_logprobs_are_the_recomputed_ones(tiny, codec, prompts, mode, temperature) -> None:
-    base = Base(tiny[0], mode)
+    base = Backbone(tiny[0], mode)
     policy, rollout, sequences = rollout_of(base, codec, prompts[:12], temperature)
     with torch.no_grad():
         again = token_logprobs(policy, sequences.batch(range(12)))
@@ -74,7 +74,7 @@ def test_sampled_logprobs_are_the_recomputed_ones(tiny, codec, prompts, mode, te
 
 @pytest.mark.parametrize("mode", MODES)
 def test_logprobs_do_not_depend_on_batch_composition(tiny, codec, prompts, mode) -> None:
-    base = Base(tiny[0], mode)
+    base = Backbone(tiny[0], mode)
     policy, rollout, sequences = rollout_of(base, codec, prompts[:8])
     with torch.no_grad():
         whole = token_logprobs(policy, sequences.batch(range(8)))
@@ -89,9 +89,9 @@ def test_kl_before_training_is_zero_whatever_the_tokenizers_padding_side(
     tiny, codec, prompts, mode, side, monkeypatch
 ) -> None:
     monkeypatch.setattr(codec.tokenizer, "padding_side", side)
-    base = Base(tiny[0], mode)
-    policy = make_policy(Top(base), codec.pad_id)
-    reference = make_policy(Top(base, trainable=False), codec.pad_id)
+    base = Backbone(tiny[0], mode)
+    policy = make_policy(TrainableLayers(base), codec.pad_id)
+    reference = make_policy(TrainableLayers(base, trainable=False), codec.pad_id)
     figures = self_check(policy, reference, codec, prompts[:16], max_tokens=16, seed=0)
     assert figures["kl"] < 1e-4
 
@@ -102,14 +102,14 @@ def test_whole_model_agrees_with_transformers_own_forward(tiny, base, codec, pro
     logits[:, codec.pad_id] = -1e9
     expected = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0]
     n = len(codec.encode_prompt(prompts[0]))
-    policy = make_policy(Top(base, trainable=False), codec.pad_id)
+    policy = make_policy(TrainableLayers(base, trainable=False), codec.pad_id)
     ours = token_logprobs(policy, pad_batch([ids[:n]], [ids[n:]], codec.pad_id))[0]
     assert torch.allclose(ours, expected[n - 1 :], atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["all", "top:1", "top:2"])
 def test_a_model_taken_apart_is_the_whole_model(tiny, codec, mode) -> None:
-    Base(tiny[0], mode).check(codec.pad_id)
+    Backbone(tiny[0], mode).check(codec.pad_id)
 
 
 def test_a_model_that_post_processes_its_logits_is_refused() -> None:
@@ -118,19 +118,19 @@ def test_a_model_that_post_processes_its_logits_is_refused() -> None:
         **sizes, vocab_size=50, num_hidden_layers=2, head_dim=8, final_logit_softcapping=0.1
     )
     with pytest.raises(ModelError, match="post-processes"):
-        Base(AutoModelForCausalLM.from_config(config)).check(0)
+        Backbone(AutoModelForCausalLM.from_config(config)).check(0)
 
 
 def test_cut_deeper_than_the_model_names_the_alternative(tiny) -> None:
     with pytest.raises(ModelError, match="use 'all'"):
-        Base(tiny[0], "top:40")
+        Backbone(tiny[0], "top:40")
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_training_moves_the_policy_and_neither_base_nor_reference(tiny, codec, prompts, mode) -> None:
-    base = Base(tiny[0], mode, LoraConfig(rank=4))
+    base = Backbone(tiny[0], mode, LoraConfig(rank=4))
     before = {n: p.clone() for n, p in base.lm.named_parameters()}
-    policy = make_policy(Top(base), codec.pad_id)
+    policy = make_policy(TrainableLayers(base), codec.pad_id)
     reference, _, sequences = rollout_of(base, codec, prompts[:8])
     optimizer = torch.optim.SGD(policy.top.trained_parameters(), lr=0.1)
     for _ in range(3):
@@ -145,8 +145,8 @@ def test_training_moves_the_policy_and_neither_base_nor_reference(tiny, codec, p
 def test_an_exported_policy_is_a_plain_model_with_the_same_logprobs(
     tiny, codec, prompts, mode, tmp_path: Path
 ) -> None:
-    base = Base(tiny[0], mode)
-    policy = make_policy(Top(base), codec.pad_id)
+    base = Backbone(tiny[0], mode)
+    policy = make_policy(TrainableLayers(base), codec.pad_id)
     with torch.no_grad():
         for p in policy.top.trained_parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.02)
@@ -156,8 +156,10 @@ def test_an_exported_policy_is_a_plain_model_with_the_same_logprobs(
     assert lm.config.pad_token_id == codec.pad_id
     assert codec.pad_id in lm.generation_config.suppress_tokens
     again, codec_again = load_model(ModelConfig(), path=tmp_path)
-    theirs = make_policy(Top(Base(again), trainable=False), codec_again.pad_id)
-    batch = Sequences(Base(again), sequences.prompt_ids, sequences.response_ids, codec.pad_id).batch(range(4))
+    theirs = make_policy(TrainableLayers(Backbone(again), trainable=False), codec_again.pad_id)
+    batch = Sequences(Backbone(again), sequences.prompt_ids, sequences.response_ids, codec.pad_id).batch(
+        range(4)
+    )
     with torch.no_grad():
         ours = token_logprobs(policy, sequences.batch(range(4)))
         assert torch.allclose(ours, token_logprobs(theirs, batch), atol=1e-4)
@@ -167,7 +169,7 @@ def test_an_exported_policy_is_a_plain_model_with_the_same_logprobs(
 def test_an_exported_reward_model_gives_its_raw_scores_in_mixed_batches(
     tiny, codec, prompts, mode, tmp_path: Path
 ) -> None:
-    base = Base(tiny[0], mode)
+    base = Backbone(tiny[0], mode)
     model = new_reward_head(base, 0, "member-0", layers=mode, dropout=0.1).eval()
     with torch.no_grad():
         for p in model.top.trained_parameters():
@@ -196,8 +198,8 @@ def test_adapters_are_saved_alone_and_share_the_base_when_they_come_back(
     torch.manual_seed(0)
     sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": len(codec.tokenizer), "n_positions": 128}
     lm = tiny[0] if make == "llama" else AutoModelForCausalLM.from_config(GPT2Config(**sizes))
-    base = Base(lm, mode, LoraConfig(rank=4))
-    policy = make_policy(Top(base), codec.pad_id)
+    base = Backbone(lm, mode, LoraConfig(rank=4))
+    policy = make_policy(TrainableLayers(base), codec.pad_id)
     member = new_reward_head(base, 0, "m", layers=mode, dropout=0.0).eval()
     with torch.no_grad():
         for p in (*policy.top.trained_parameters(), *member.top.trained_parameters()):
@@ -238,17 +240,17 @@ def test_adapters_are_saved_alone_and_share_the_base_when_they_come_back(
 
 
 def test_adapters_of_another_rank_or_kind_are_refused(tiny, codec, tmp_path: Path) -> None:
-    save_policy(Top(Base(tiny[0], "lora_top:1")), tmp_path, codec.tokenizer)
+    save_policy(TrainableLayers(Backbone(tiny[0], "lora_top:1")), tmp_path, codec.tokenizer)
     for layers in ("lora_top:2", "top:1"):
         with pytest.raises(ModelError, match=r"was model\.layers changed"):
-            load_policy(Base(tiny[0], layers), tmp_path)
+            load_policy(Backbone(tiny[0], layers), tmp_path)
 
 
 def test_adapters_are_drawn_from_their_seed_alone(tiny) -> None:
-    base = Base(tiny[0], "lora")
+    base = Backbone(tiny[0], "lora")
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first, second, third = (dict(Top(base, seed=s).named_parameters()) for s in (1, 1, 2))
+    first, second, third = (dict(TrainableLayers(base, seed=s).named_parameters()) for s in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     drawn = [n for n in first if "lora_A" in n]
     assert all(torch.equal(first[n], second[n]) for n in drawn)
@@ -258,7 +260,7 @@ def test_adapters_are_drawn_from_their_seed_alone(tiny) -> None:
 @pytest.mark.parametrize("mode", ["all", "top:2"])
 def test_a_saved_reward_model_trains_what_a_new_one_would(tiny, codec, mode, tmp_path: Path) -> None:
     """As the start of a value function: its own copies, nothing that it shares with the base."""
-    base = Base(tiny[0], mode)
+    base = Backbone(tiny[0], mode)
     new = new_reward_head(base, 0, "member-0", layers=mode, dropout=0.0)
     save_reward_model(new, tmp_path, codec.tokenizer)
     again = load_reward_model(base, tmp_path, trainable=True)
@@ -304,7 +306,7 @@ def test_the_bodys_own_dropout_stays_off_and_draws_nothing() -> None:
     lm = AutoModelForCausalLM.from_config(
         GPT2Config(**sizes, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
     )
-    model = new_reward_head(Base(lm, "all"), 0, "member-0", layers="all", dropout=0.0)
+    model = new_reward_head(Backbone(lm, "all"), 0, "member-0", layers="all", dropout=0.0)
     model.train()
     batch = pad_batch([[3, 4, 5]], [[6, 7, 8]], 0)
     before = torch.get_rng_state()
@@ -319,9 +321,9 @@ def test_all_layers_means_an_untied_output_layer_too(prompts, codec, tmp_path: P
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     rows = len(codec.tokenizer)
     lm = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, vocab_size=rows, tie_word_embeddings=False))
-    base = Base(lm, "all")
+    base = Backbone(lm, "all")
     start = lm.lm_head.weight.clone()
-    policy = make_policy(Top(base), codec.pad_id)
+    policy = make_policy(TrainableLayers(base), codec.pad_id)
     reference, _, sequences = rollout_of(base, codec, prompts[:4])
     batch = sequences.batch(range(4))
     assert response_kl(policy, reference, batch).abs().max() < 1e-5
@@ -332,7 +334,7 @@ def test_all_layers_means_an_untied_output_layer_too(prompts, codec, tmp_path: P
     assert torch.equal(lm.lm_head.weight, start), "the base stays"
     state = policy.top.trained_state()
     assert "output.weight" in state
-    again = make_policy(Top(base), codec.pad_id)
+    again = make_policy(TrainableLayers(base), codec.pad_id)
     again.top.load_trained_state(state)
     save_policy(policy.top, tmp_path, codec.tokenizer)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -370,10 +372,10 @@ def test_dialogues_go_through_the_template_unless_it_is_switched_off() -> None:
 )
 def test_auto_trains_the_top_fifth_of_the_layers_and_two_at_least(depth: int, layers: str, cut: int) -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 50}
-    base = Base(AutoModelForCausalLM.from_config(LlamaConfig(**sizes, num_hidden_layers=depth)), "auto")
+    base = Backbone(AutoModelForCausalLM.from_config(LlamaConfig(**sizes, num_hidden_layers=depth)), "auto")
     assert (base.layers, base.cut) == (layers, cut)
     gpt2 = GPT2Config(n_embd=16, n_layer=depth, n_head=2, vocab_size=50)
-    assert Base(AutoModelForCausalLM.from_config(gpt2), "auto").layers == "all"
+    assert Backbone(AutoModelForCausalLM.from_config(gpt2), "auto").layers == "all"
 
 
 GEMMA = (
@@ -407,7 +409,7 @@ def test_a_reply_ends_as_the_chat_template_ends_it(template: str, end: str) -> N
     untemplated = make_codec(tokenizer, lm, False)
     assert untemplated.encode_response(" Me.", to=dialogue)[-1] == plain_end
     pairs = [Preference(dialogue, " Me.", " You."), Preference(text, " Me.", " You.")]
-    encoded = EncodedPairs(Base(lm), codec, pairs)
+    encoded = EncodedPairs(Backbone(lm), codec, pairs)
     ends = [ids[-1] for ids in encoded.sequences.response_ids]
     assert [ends[i] for i in (*encoded.chosen, *encoded.rejected)] == [turn_end, plain_end] * 2
 

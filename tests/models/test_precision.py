@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from burnish.config.model import ModelConfig
 from burnish.config.ppo import PPOConfig
 from burnish.models.artefacts import load_policy, save_plain_policy, save_policy
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.batches import Batch, pad_batch
 from burnish.models.generate import sample_rollout
 from burnish.models.heads import ScalarHead, new_reward_head
@@ -33,8 +33,8 @@ def embedded() -> PreTrainedModel:
     return load_model(ModelConfig())[0]
 
 
-def halved(lm: PreTrainedModel, layers: str, *, engine: bool = True) -> Base:
-    base = Base(lm, layers)
+def halved(lm: PreTrainedModel, layers: str, *, engine: bool = True) -> Backbone:
+    base = Backbone(lm, layers)
     if not engine:
         base.__dict__["_fast"] = False
     base.hold(torch.bfloat16)
@@ -71,7 +71,7 @@ def test_without_a_cut_every_linear_layer_is_halved_and_what_is_trained_is_not(l
     linear = [m for m in base.lm.base_model.modules() if isinstance(m, torch.nn.Linear | Conv1D)]
     assert {p.dtype for m in linear for p in m.parameters()} == {torch.bfloat16}
     assert base.lm.get_input_embeddings().weight.dtype == torch.float32
-    assert {p.dtype for p in Top(base).trained_parameters()} == {torch.float32}
+    assert {p.dtype for p in TrainableLayers(base).trained_parameters()} == {torch.float32}
     assert not base.fast
 
 
@@ -79,8 +79,11 @@ def test_without_a_cut_every_linear_layer_is_halved_and_what_is_trained_is_not(l
 @pytest.mark.parametrize("layers", MODES)
 def test_log_probabilities_stay_near_those_of_float32(codec, prompts, layers: str, engine: bool) -> None:
     batch = some_batch(codec, prompts)
-    bases = (Base(embedded(), layers), halved(embedded(), layers, engine=engine))
-    a, b = (token_logprobs(make_policy(Top(base, trainable=False), codec.pad_id), batch) for base in bases)
+    bases = (Backbone(embedded(), layers), halved(embedded(), layers, engine=engine))
+    a, b = (
+        token_logprobs(make_policy(TrainableLayers(base, trainable=False), codec.pad_id), batch)
+        for base in bases
+    )
     assert 0 < float((a - b).abs().max()) < 0.1
 
 
@@ -88,7 +91,7 @@ def test_log_probabilities_stay_near_those_of_float32(codec, prompts, layers: st
 @pytest.mark.parametrize("layers", MODES)
 def test_training_starts_at_the_reference(codec, prompts, layers: str, engine: bool) -> None:
     base = halved(embedded(), layers, engine=engine)
-    policy, reference = (make_policy(Top(base, trainable=t), codec.pad_id) for t in (True, False))
+    policy, reference = (make_policy(TrainableLayers(base, trainable=t), codec.pad_id) for t in (True, False))
     found = self_check(policy, reference, codec, prompts[:8], max_tokens=24, seed=0)
     assert found["kl"] == 0
     assert found["sampled_gap"] < (1e-4 if base.fast else 0.1)
@@ -106,7 +109,7 @@ def test_ratios_start_at_one_where_decoding_rounds_otherwise_than_training(
 
     monkeypatch.setattr(ppo_module, "sample_rollout", off)
     base = halved(embedded(), "all")
-    policy, reference = (make_policy(Top(base, trainable=t), codec.pad_id) for t in (True, False))
+    policy, reference = (make_policy(TrainableLayers(base, trainable=t), codec.pad_id) for t in (True, False))
 
     def score(rollout: Rollout) -> Scores:
         scores = torch.arange(len(rollout), dtype=torch.float32)
@@ -115,7 +118,7 @@ def test_ratios_start_at_one_where_decoding_rounds_otherwise_than_training(
     ppo = PPO(
         policy=policy,
         reference=reference,
-        value=ScalarHead(Top(base), torch.nn.Linear(base.hidden_size, 1)).eval(),
+        value=ScalarHead(TrainableLayers(base), torch.nn.Linear(base.hidden_size, 1)).eval(),
         codec=codec,
         score=score,
         prompts=prompts[:8],
@@ -134,7 +137,7 @@ def test_ratios_start_at_one_where_decoding_rounds_otherwise_than_training(
 
 def test_what_is_sampled_is_what_training_reads(codec, prompts) -> None:
     half = halved(embedded(), "top:2")
-    policy = make_policy(Top(half, trainable=False), codec.pad_id)
+    policy = make_policy(TrainableLayers(half, trainable=False), codec.pad_id)
     rollout = sample_rollout(policy, codec, prompts[:8], max_tokens=24, batch_size=8, seed=0, where=("x",))
     again = token_logprobs(policy, Sequences.of(half, rollout, codec.pad_id).batch(range(8)))
     assert float((again - rollout.sample_logprobs).abs().max()) < 1e-4
@@ -142,7 +145,7 @@ def test_what_is_sampled_is_what_training_reads(codec, prompts) -> None:
 
 def test_what_adapters_add_survives_being_merged_into_rounded_weights(tmp_path: Path, codec) -> None:
     half = halved(embedded(), "lora")
-    top = Top(half)
+    top = TrainableLayers(half)
     with torch.no_grad():
         for name, parameter in top.named_parameters():
             if "lora_B" in name:
@@ -158,7 +161,7 @@ def test_what_adapters_add_survives_being_merged_into_rounded_weights(tmp_path: 
 @pytest.mark.parametrize("layers", ["all", "top:2"])
 def test_a_saved_policy_is_plain_float32_and_comes_back(tmp_path: Path, codec, prompts, layers: str) -> None:
     half = halved(embedded(), layers)
-    top = Top(half)
+    top = TrainableLayers(half)
     with torch.no_grad():
         for parameter in top.trained_parameters():
             parameter.add_(torch.randn_like(parameter) * 0.01)
@@ -193,7 +196,7 @@ def test_activations_computed_twice_give_the_same_gradients_of_fewer_kept(
         layers = "all"
     found = []
     for checkpointing in (False, True):
-        base = Base(gpt2() if engine is None else embedded(), layers, checkpointing=checkpointing)
+        base = Backbone(gpt2() if engine is None else embedded(), layers, checkpointing=checkpointing)
         if not engine:
             base.__dict__["_fast"] = False
         torch.manual_seed(0)  # adapters
@@ -218,8 +221,8 @@ def test_activations_computed_twice_give_the_same_gradients_of_fewer_kept(
 def test_checkpointing_leaves_decoding_its_cache(codec, prompts) -> None:
     rollouts = []
     for checkpointing in (False, True):
-        base = Base(gpt2(), "all", checkpointing=checkpointing)
-        policy = make_policy(Top(base), codec.pad_id)
+        base = Backbone(gpt2(), "all", checkpointing=checkpointing)
+        policy = make_policy(TrainableLayers(base), codec.pad_id)
         rollouts.append(
             sample_rollout(policy, codec, prompts[:4], max_tokens=8, batch_size=4, seed=0, where=("x",))
         )

@@ -7,17 +7,17 @@ import math
 import pytest
 
 from burnish.errors import TrainingError
-from burnish.models.backbone import Base
+from burnish.models.backbone import Backbone
 from burnish.models.optim import RUNG, for_longer, ladder, trial_rows, trial_steps, try_rates
 from burnish.randomness import generator
 
 
-def test_the_ladder_shrinks_with_the_width_and_is_higher_for_adapters(base: Base) -> None:
+def test_the_ladder_shrinks_with_the_width_and_is_higher_for_adapters(base: Backbone) -> None:
     rates = ladder(base)
     assert rates == sorted(rates, reverse=True)
     assert rates[0] * base.hidden_size == pytest.approx(1.2)
     assert rates[0] / rates[1] == RUNG
-    adapters = Base(base.lm, "lora")
+    adapters = Backbone(base.lm, "lora")
     assert ladder(adapters)[0] == 4 * rates[0]
 
 

@@ -19,7 +19,7 @@ from burnish.config.model import ModelConfig
 from burnish.distributed import collectives
 from burnish.errors import ConfigError, ModelError, OutOfMemory, PeerFailed
 from burnish.models.artefacts import save_plain_policy
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.batches import CPU
 from burnish.models.generate import sample_rollout
 from burnish.models.heads import new_reward_head
@@ -32,10 +32,10 @@ from tests.processes import shared
 MODES = ("top:2", "lora", "lora_top:2")
 
 
-def story_base(layers: str, *, cut: bool, checkpointing: bool = False) -> tuple[Base, Any]:
+def story_base(layers: str, *, cut: bool, checkpointing: bool = False) -> tuple[Backbone, Any]:
     """The embedded model in double precision, by its own forward pass; `cut` over the processes that share it."""
     lm, codec = load_model(ModelConfig())
-    base = Base(lm.double(), layers, checkpointing=checkpointing)
+    base = Backbone(lm.double(), layers, checkpointing=checkpointing)
     base.__dict__["_fast"] = False
     if cut:
         base.shard(CPU)
@@ -44,12 +44,12 @@ def story_base(layers: str, *, cut: bool, checkpointing: bool = False) -> tuple[
     return base, codec
 
 
-def learned(base: Base, codec: Any, rows: list[int], layers: str) -> dict[str, Any]:
+def learned(base: Backbone, codec: Any, rows: list[int], layers: str) -> dict[str, Any]:
     """Log-probabilities, their gradients, a reward model's at another depth, and answers."""
     prompts = grammar.prompts(6, 0)
     ids = [codec.encode_prompt(p) for p in prompts]
     answers = [codec.encode_response("He found a small dog.") for _ in prompts]
-    policy = make_policy(Top(base), codec.pad_id)
+    policy = make_policy(TrainableLayers(base), codec.pad_id)
     sequences = Sequences(base, [ids[r] for r in rows], [answers[r] for r in rows], codec.pad_id)
     found = {}
     for own, batch in sequences.batches(2):
@@ -64,7 +64,7 @@ def learned(base: Base, codec: Any, rows: list[int], layers: str) -> dict[str, A
     score = torch.cat([head.score(batch) for _, batch in judged.batches(3)])
     score.sum().backward()
     gradients += [p.grad.clone() for p in head.trained() if p.grad is not None]
-    reference = make_policy(Top(base, trainable=False), codec.pad_id)
+    reference = make_policy(TrainableLayers(base, trainable=False), codec.pad_id)
     with collectives.alone():
         rollout = sample_rollout(
             reference, codec, prompts[:2], max_tokens=8, batch_size=2, seed=0, where=("test",)
@@ -104,7 +104,7 @@ def test_what_is_computed_does_not_depend_on_who_holds_the_weights(layers: str, 
             assert float((ours[name] - theirs[name]).abs().max()) < 1e-9, name
 
 
-def weight_bytes(base: Base) -> int:
+def weight_bytes(base: Backbone) -> int:
     """That the weights of a base take now."""
     storages = {p.untyped_storage()._cdata: p.untyped_storage().nbytes() for p in base.lm.parameters()}
     return sum(storages.values())
@@ -177,7 +177,7 @@ def test_a_policy_is_saved_whole_by_the_leader(tmp_path: Path) -> None:
     def work(_: int) -> None:
         single()
         base, codec = story_base("lora", cut=True)
-        save_plain_policy(Top(base), tmp_path / "cut", codec.tokenizer)
+        save_plain_policy(TrainableLayers(base), tmp_path / "cut", codec.tokenizer)
 
     assert shared(2, work) == [None, None]
     before, _ = load_model(ModelConfig())
@@ -248,7 +248,7 @@ def test_a_process_whose_memory_runs_out_in_a_turn_takes_part_in_nothing_more() 
             collectives._world.lent[0].give = full  # type: ignore[union-attr]
         batch = Sequences(base, [[5, 6]], [[7]], codec.pad_id).batch([0])
         with pytest.raises((OutOfMemory, PeerFailed)) as told:
-            collectives.each(lambda: Top(base, trainable=False).hidden(batch))
+            collectives.each(lambda: TrainableLayers(base, trainable=False).hidden(batch))
         with pytest.raises((OutOfMemory, PeerFailed)):
             collectives.settled()
         return type(told.value).__name__
@@ -269,7 +269,7 @@ def test_who_asks_one_that_hangs_ends_in_words(when: str) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
 
         def use(own: list[int]) -> list[int]:
-            Top(base, trainable=False).hidden(batch)
+            TrainableLayers(base, trainable=False).hidden(batch)
             return own
 
         try:

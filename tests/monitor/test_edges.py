@@ -224,7 +224,7 @@ RISEN = {
     "repetition": (at.REPETITION, "repeated word pairs"),
     "language_switch": (at.FOREIGN, "answers in another language than their prompt"),
     "format_drift": (at.FORMATTED, "answers with lists, headings, code or bold words"),
-    "near_duplicates": (at.DUPLICATES, "answers that say what another prompt was told"),
+    "near_duplicates": (at.DUPLICATES, "answers that repeat the answer to another prompt"),
     "stock_phrase": (at.STOCK, "prompts answered with the same phrase"),
 }
 

@@ -10,7 +10,7 @@ import pytest
 
 from burnish.config.model import ModelConfig
 from burnish.errors import ConfigError
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.generate import sample_rollout
 from burnish.models.load import Codec, load_model
 from burnish.models.logprobs import make_policy
@@ -64,10 +64,10 @@ def test_it_stands_before_a_plain_text() -> None:
 
 def test_judges_read_the_same_answers_to_the_prompts_without_it() -> None:
     lm, codec = load_model(ModelConfig())
-    base = Base(lm, "top:2")
+    base = Backbone(lm, "top:2")
     asked = prompts(6, 3)
     told = Instructed.of(asked, "Zoe was sad.", codec, 200)
-    policy = make_policy(Top(base, trainable=False), codec.pad_id)
+    policy = make_policy(TrainableLayers(base, trainable=False), codec.pad_id)
     rollout = sample_rollout(policy, codec, told.prompts, max_tokens=12, batch_size=6, seed=0, where=("t",))
     plain = told.plain(rollout)
     assert [p.text for p in plain.prompts] == [p.text for p in asked]

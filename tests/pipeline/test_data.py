@@ -17,7 +17,7 @@ from burnish.config.model import ModelConfig
 from burnish.config.reward import RewardConfig
 from burnish.data.prompts import PromptSplits
 from burnish.data.store import LabelStore
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.generate import sample_rollout
 from burnish.models.heads import new_reward_head, raw_scores
 from burnish.models.load import Codec
@@ -107,17 +107,17 @@ def test_the_doctor_sees_near_copies_on_two_sides(held: str, ok: bool) -> None:
     assert found["leakage between splits"].ok is ok
 
 
-def models_of(base: Base, codec: Codec) -> Any:
+def models_of(base: Backbone, codec: Codec) -> Any:
     return SimpleNamespace(
         base=base,
         codec=codec,
         config=ModelConfig(max_response_tokens=6),
-        reference=lambda: make_policy(Top(base, trainable=False), codec.pad_id),
+        reference=lambda: make_policy(TrainableLayers(base, trainable=False), codec.pad_id),
     )
 
 
 def test_the_examiner_reads_a_cut_off_answer_as_everybody_does(
-    base: Base, codec: Codec, prompts: list[Prompt]
+    base: Backbone, codec: Codec, prompts: list[Prompt]
 ) -> None:
     models = models_of(base, codec)
     policy: Policy = models.reference()
@@ -137,8 +137,8 @@ class Planted(RewardEnsemble):
     part: Any = None
 
     @property
-    def base(self) -> Base:
-        found: Base = self.part
+    def base(self) -> Backbone:
+        found: Backbone = self.part
         return found
 
     def raw(self, sequences: Sequences) -> torch.Tensor:
@@ -149,7 +149,7 @@ class Planted(RewardEnsemble):
 
 @pytest.mark.parametrize("how", ["min", "uwo"])
 def test_the_scale_of_the_score_does_not_count_what_members_offset_a_prompt_by(
-    how: Any, base: Base, codec: Codec, prompts: list[Prompt]
+    how: Any, base: Backbone, codec: Codec, prompts: list[Prompt]
 ) -> None:
     """Comparing members across prompts would take offsets, which mean nothing, for disagreement."""
     models = models_of(base, codec)

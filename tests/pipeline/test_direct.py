@@ -13,7 +13,7 @@ import torch
 from burnish.config.dpo import DPOConfig
 from burnish.data.store import LabelStore
 from burnish.labels.consensus import Votes, Weighed
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.load import Codec
 from burnish.models.logprobs import make_policy
 from burnish.models.pairs import EncodedPairs
@@ -112,14 +112,14 @@ def test_smoothing_of_pairs_that_are_trained_on_by_hand(
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
-def test_dpo_learns_pairs_as_far_as_their_labels_agree(loss: str, base: Base, codec: Codec) -> None:
+def test_dpo_learns_pairs_as_far_as_their_labels_agree(loss: str, base: Backbone, codec: Codec) -> None:
     """Half of the labels for each side: the policy does not move; all for one side: it does."""
 
     def gradient(confidence: float, soft: bool = True) -> float:
         pairs = [Preference(Prompt("Once upon a time"), "the cat ran.", "a dog sat.", confidence)]
         dpo = DPO(
-            policy=make_policy(Top(base), codec.pad_id),
-            reference=make_policy(Top(base, trainable=False), codec.pad_id),
+            policy=make_policy(TrainableLayers(base), codec.pad_id),
+            reference=make_policy(TrainableLayers(base, trainable=False), codec.pad_id),
             pairs=EncodedPairs(base, codec, pairs),
             config=DPOConfig(loss=loss, soft_labels=soft),  # type: ignore[arg-type]
             learning_rate=0.0,

@@ -27,8 +27,8 @@ from burnish.pipeline.guarded import Guarded, run_guarded, watched
 from burnish.pipeline.oversight import Oversight
 from burnish.policy.kl_control import AdaptiveKLController
 from burnish.records import Alert, Decision, Rollout, Scores, StepStats
-from burnish.report.told import as_text
-from burnish.report.why import as_told, why
+from burnish.report.text_report import as_text
+from burnish.report.why import as_report, why
 from burnish.runs.directory import RunDirectory
 from tests.killing import killed
 from tests.toys import VOCABULARY, make_ppo, toy
@@ -465,7 +465,7 @@ def test_why_says_what_was_done_what_it_cost_and_what_failed(whole: Guarded, tmp
     run_guarded(flat, 100)
     text = why(tmp_path)["text"]
     assert "PPO was given up at update 5" in text
-    assert "What failed was the reward" in text
-    lines = as_text(as_told(why(tmp_path), replay(tmp_path)))
+    assert "The reward failed" in text
+    lines = as_text(as_report(why(tmp_path), replay(tmp_path)))
     assert "give_up" in lines
     assert "As recorded." in lines

@@ -18,7 +18,7 @@ from burnish.config.loading import load_config
 from burnish.config.model import ModelConfig
 from burnish.data.preferences import read_preferences, write_preferences
 from burnish.models.artefacts import save_policy
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.batches import pad_batch
 from burnish.models.generate import sample_rollout
 from burnish.models.load import Codec, load_model
@@ -311,7 +311,7 @@ def test_a_champion_of_adapters_is_shipped_whole_and_exported_as_an_adapter(
     lm, _ = load_model(ModelConfig())
     lm.save_pretrained(path / "sft")
     codec.tokenizer.save_pretrained(path / "sft")
-    top = Top(Base(lm, "lora"))
+    top = TrainableLayers(Backbone(lm, "lora"))
     with torch.no_grad():
         for parameter in top.trained_parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -336,7 +336,7 @@ def test_a_champion_of_adapters_is_shipped_whole_and_exported_as_an_adapter(
 
 
 def policy_of(lm: PreTrainedModel, codec: Codec) -> Policy:
-    return make_policy(Top(Base(lm), trainable=False), codec.pad_id)
+    return make_policy(TrainableLayers(Backbone(lm), trainable=False), codec.pad_id)
 
 
 def mean_loss(lm: PreTrainedModel, codec: Codec, rows: list[dict[str, str]]) -> float:

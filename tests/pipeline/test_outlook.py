@@ -15,12 +15,12 @@ from burnish.commands.plan.estimate import look_ahead, sketched
 from burnish.commands.plan.memory_estimate import Lengths, kept_by
 from burnish.commands.plan.time_estimate import FALLBACK, Counts, Sharing, time_by_stage
 from burnish.config.loading import load_config
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.batches import pad_batch
 from burnish.models.load import load_model
 from burnish.models.logprobs import make_policy
 from burnish.models.shards import linear_weights
-from burnish.pipeline.speed_estimate import Pace
+from burnish.pipeline.speed_estimate import Speed
 from tests.command import burnish
 
 MODES = ["top:1", "top:2", "all", "lora", "lora_top:2"]
@@ -52,8 +52,8 @@ def test_weights_are_counted_as_they_are(layers: str) -> None:
     config = load_config(None, [f"model.layers={layers}"])
     shapes = sketched(load_model(config.model, weights=False)[0], config, CPU, None)
     lm, codec = load_model(config.model)
-    base = Base(lm, layers)
-    policy = make_policy(Top(base), codec.pad_id)
+    base = Backbone(lm, layers)
+    policy = make_policy(TrainableLayers(base), codec.pad_id)
     assert shapes.policy == sum(p.numel() for p in policy.top.trained_parameters())
     assert shapes.weights == sum(p.numel() * p.element_size() for p in lm.parameters())
     assert shapes.fast == base.fast
@@ -64,8 +64,8 @@ def test_what_layers_keep_is_what_they_keep_on_a_cpu(layers: str) -> None:
     """Measured on tensors that are kept for the backward pass of a batch without padding."""
     config = load_config(None, [f"model.layers={layers}"])
     lm, codec = load_model(config.model)
-    base = Base(lm, layers)
-    top = Top(base)
+    base = Backbone(lm, layers)
+    top = TrainableLayers(base)
     own = {p.untyped_storage()._cdata for p in (*top.parameters(), *lm.parameters())}
     kept: dict[int, tuple[int, Any]] = {}
 
@@ -81,7 +81,7 @@ def test_what_layers_keep_is_what_they_keep_on_a_cpu(layers: str) -> None:
         top.hidden(batch)
     measured = sum(n for n, _ in kept.values()) / (4 * 40)
     shapes = sketched(load_model(config.model, weights=False)[0], config, CPU, None)
-    assert kept_by(Top(shapes.base), checkpointing=False) == pytest.approx(measured, rel=0.2)
+    assert kept_by(TrainableLayers(shapes.base), checkpointing=False) == pytest.approx(measured, rel=0.2)
 
 
 def test_what_does_not_fit_is_told_what_would_make_it(tiny_device: Accelerator) -> None:
@@ -114,7 +114,7 @@ def test_several_devices_share_rows_and_whole_jobs() -> None:
 def test_layers_that_are_cut_over_devices_take_a_part_of_the_room_and_time_to_put_together(
     tiny_device: Accelerator,
 ) -> None:
-    def ahead(*sets: str, world: int = 4) -> estimate.Outlook:
+    def ahead(*sets: str, world: int = 4) -> estimate.Estimate:
         small = ["data.n_prompts=200", "model.layers=lora", "reward.layers=lora", *sets]
         return look_ahead(load_config(None, small), device="h100", world=world)
 
@@ -122,7 +122,7 @@ def test_layers_that_are_cut_over_devices_take_a_part_of_the_room_and_time_to_pu
     config = load_config(None, ["model.layers=lora", "scale.shard=true"])
     shapes = sketched(load_model(config.model, weights=False)[0], config, CPU, "h100")
     lm, _ = load_model(config.model)
-    base = Base(lm, "lora")
+    base = Backbone(lm, "lora")
     base.hold(torch.bfloat16)
     blocks = [sum(p.numel() * p.element_size() for p in linear_weights(b)) for b in lm.base_model.layers]
     assert shapes.blocks == blocks
@@ -133,7 +133,7 @@ def test_layers_that_are_cut_over_devices_take_a_part_of_the_room_and_time_to_pu
 
 
 def test_time_is_what_the_parts_take() -> None:
-    pace = Pace(sampling=1.0, features=0.0, reading=0.0, policy=0.0, reward=0.0)
+    pace = Speed(sampling=1.0, features=0.0, reading=0.0, policy=0.0, reward=0.0)
     config = load_config(
         None,
         [
@@ -173,11 +173,11 @@ def test_slices_of_a_model_are_timed_and_carried_on(monkeypatch: pytest.MonkeyPa
     """What a layer adds to small models is what it adds to them: exact where cost is a straight line."""
     asked = []
 
-    def measure(models: Any, prompts: Any, config: Any) -> Pace:
+    def measure(models: Any, prompts: Any, config: Any) -> Speed:
         base = models.base
         asked.append((base.cut, base.depth - base.cut))
         frozen, trained = base.cut, base.depth - base.cut
-        return Pace(5 + frozen + 2 * trained, 1 + 3 * frozen, 1 + trained, 2 + 4 * trained, 2 + 3 * trained)
+        return Speed(5 + frozen + 2 * trained, 1 + 3 * frozen, 1 + trained, 2 + 4 * trained, 2 + 3 * trained)
 
     monkeypatch.setattr(estimate, "measure", measure)
     seen = []

@@ -17,7 +17,7 @@ from burnish.pipeline.context import RunContext
 from burnish.runs.directory import RunDirectory
 from tests.command import burnish
 
-SECOND = speed_estimate.Pace(sampling=0.1, features=0.1, reading=0.1, policy=0.2, reward=0.03)
+SECOND = speed_estimate.Speed(sampling=0.1, features=0.1, reading=0.1, policy=0.2, reward=0.03)
 
 
 def test_a_batch_is_one_that_answers_and_minibatches_divide() -> None:

@@ -221,7 +221,7 @@ def test_labels_that_are_taken_over_keep_their_side(tmp_path: Path) -> None:
     [
         (
             ["rounds=2", "label.source=imported", "label.preferences=p.jsonl"],
-            "nobody to label what rounds sample",
+            "samples of further rounds cannot be labelled",
         ),
         (["rounds=4", "collect.n_pairs=3"], "rounds=4 share collect.n_pairs=3"),
     ],

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from burnish.config.dpo import DPOConfig
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.load import Codec
 from burnish.models.logprobs import make_policy
 from burnish.models.pairs import EncodedPairs
@@ -17,13 +17,13 @@ from burnish.records import Preference, Prompt
 
 
 def make_dpo(
-    base: Base, codec: Codec, prompts: list[Prompt], smoothing: float = 0.0, **config: object
+    base: Backbone, codec: Codec, prompts: list[Prompt], smoothing: float = 0.0, **config: object
 ) -> DPO:
     pairs = [Preference(p, " Zoe was happy and sang.", " Zoe was sad and wept.") for p in prompts[:24]]
     settings = DPOConfig(**{"batch_size": 8, "micro_batch": 8, **config})  # type: ignore[arg-type]
     return DPO(
-        policy=make_policy(Top(base), codec.pad_id),
-        reference=make_policy(Top(base, trainable=False), codec.pad_id),
+        policy=make_policy(TrainableLayers(base), codec.pad_id),
+        reference=make_policy(TrainableLayers(base, trainable=False), codec.pad_id),
         pairs=EncodedPairs(base, codec, pairs),
         config=settings,
         learning_rate=1e-3,
@@ -32,7 +32,7 @@ def make_dpo(
     )
 
 
-def test_it_starts_at_zero_margin_and_learns(base: Base, codec: Codec, prompts: list[Prompt]) -> None:
+def test_it_starts_at_zero_margin_and_learns(base: Backbone, codec: Codec, prompts: list[Prompt]) -> None:
     dpo = make_dpo(base, codec, prompts, epochs=3)
     stats = list(dpo.updates())
     assert len(stats) == dpo.steps == 9
@@ -42,14 +42,14 @@ def test_it_starts_at_zero_margin_and_learns(base: Base, codec: Codec, prompts: 
     assert stats[-1]["margin"] > 0.1
 
 
-def test_label_smoothing_acts(base: Base, codec: Codec, prompts: list[Prompt]) -> None:
+def test_label_smoothing_acts(base: Backbone, codec: Codec, prompts: list[Prompt]) -> None:
     plain = list(make_dpo(base, codec, prompts, epochs=3, smoothing=0.0).updates())
     smooth = list(make_dpo(base, codec, prompts, epochs=3, smoothing=0.3).updates())
     assert smooth[-1]["loss"] > plain[-1]["loss"] + 0.02
 
 
 def test_it_continues_bit_identically(
-    base: Base, codec: Codec, prompts: list[Prompt], tmp_path: Path
+    base: Backbone, codec: Codec, prompts: list[Prompt], tmp_path: Path
 ) -> None:
     whole = make_dpo(base, codec, prompts, epochs=2)
     rows = [s.as_row() for s in whole.updates()]
@@ -64,7 +64,7 @@ def test_it_continues_bit_identically(
 
 
 def test_ipo_stops_where_the_margin_is_what_it_should_be(
-    base: Base, codec: Codec, prompts: list[Prompt]
+    base: Backbone, codec: Codec, prompts: list[Prompt]
 ) -> None:
     last = {
         loss: list(make_dpo(base, codec, prompts, epochs=12, loss=loss, beta=0.5).updates())[-1]
@@ -76,7 +76,7 @@ def test_ipo_stops_where_the_margin_is_what_it_should_be(
 
 
 def test_the_likelihood_of_what_was_chosen_can_be_kept_up(
-    base: Base, codec: Codec, prompts: list[Prompt]
+    base: Backbone, codec: Codec, prompts: list[Prompt]
 ) -> None:
     ratios = {
         nll: list(make_dpo(base, codec, prompts, epochs=4, nll=nll).updates())[-1]["chosen_logratio"]
@@ -86,7 +86,7 @@ def test_the_likelihood_of_what_was_chosen_can_be_kept_up(
 
 
 def test_per_token_a_longer_answer_makes_no_larger_margin(
-    base: Base, codec: Codec, prompts: list[Prompt]
+    base: Backbone, codec: Codec, prompts: list[Prompt]
 ) -> None:
     dpo = make_dpo(base, codec, prompts, per_token=True, beta=5.0)
     whole = make_dpo(base, codec, prompts, beta=5.0)

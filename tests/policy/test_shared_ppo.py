@@ -17,7 +17,7 @@ from burnish.config.ppo import PPOConfig
 from burnish.distributed import collectives
 from burnish.errors import Diverged, PeerFailed
 from burnish.models import generate
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.batches import CPU
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.load import load_model
@@ -36,7 +36,7 @@ def story_ppo(config: dict[str, Any], layers: str = "top:2", *, cut: bool | None
     """PPO of the embedded model in double precision, paid by the sum of two reward models that nobody trained; by the
     model's own forward pass where its frozen layers are `cut` over the processes, or are said not to be."""
     lm, codec = load_model(ModelConfig())
-    base = Base(lm.double(), layers)
+    base = Backbone(lm.double(), layers)
     if cut is not None:
         base.__dict__["_fast"] = False
     if cut:
@@ -55,9 +55,9 @@ def story_ppo(config: dict[str, Any], layers: str = "top:2", *, cut: bool | None
     nn.init.zeros_(head.bias)
     full = PPOConfig(**{"updates": 2, "epochs": 2, "learning_rate": 1e-3, "adaptive_rate": False, **config})
     return PPO(
-        policy=make_policy(Top(base), codec.pad_id),
-        reference=make_policy(Top(base, trainable=False), codec.pad_id),
-        value=ScalarHead(Top(base), head).eval(),
+        policy=make_policy(TrainableLayers(base), codec.pad_id),
+        reference=make_policy(TrainableLayers(base, trainable=False), codec.pad_id),
+        value=ScalarHead(TrainableLayers(base), head).eval(),
         codec=codec,
         score=score,
         prompts=grammar.prompts(24, 0),

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from burnish.config.reward import RewardConfig
 from burnish.errors import TrainingError
 from burnish.models.artefacts import load_reward_model, save_reward_model
-from burnish.models.backbone import Base
+from burnish.models.backbone import Backbone
 from burnish.models.heads import averaged, new_reward_head, raw_scores
 from burnish.models.load import Codec
 from burnish.models.pairs import EncodedPairs
@@ -58,7 +58,7 @@ def answers(prompts: list[Prompt], n: int, longer: bool = False) -> list[Prefere
     ]
 
 
-def trained(base: Base, pairs: EncodedPairs, name: str = "member-0", **settings: object):  # type: ignore[no-untyped-def]
+def trained(base: Backbone, pairs: EncodedPairs, name: str = "member-0", **settings: object):  # type: ignore[no-untyped-def]
     config = RewardConfig(dropout=0.0, label_smoothing=0.0, batch_size=8, **settings)  # type: ignore[arg-type]
     head_of = "member-0" if config.shared_head else None
     model = new_reward_head(
@@ -69,7 +69,7 @@ def trained(base: Base, pairs: EncodedPairs, name: str = "member-0", **settings:
 
 
 def test_members_that_share_a_head_are_averaged_and_saved(
-    base: Base, codec: Codec, prompts: list[Prompt], tmp_path: Path
+    base: Backbone, codec: Codec, prompts: list[Prompt], tmp_path: Path
 ) -> None:
     pairs = EncodedPairs(base, codec, answers(prompts, 32))
     models = [trained(base, pairs, f"member-{k}", shared_head=True)[0] for k in range(2)]
@@ -84,7 +84,7 @@ def test_members_that_share_a_head_are_averaged_and_saved(
     assert torch.allclose(raw_scores(again, pairs.sequences), raw_scores(one, pairs.sequences), atol=1e-5)
 
 
-def test_heads_differ_unless_they_are_shared(base: Base) -> None:
+def test_heads_differ_unless_they_are_shared(base: Backbone) -> None:
     def weight(name: str, head_of: str | None) -> torch.Tensor:
         return new_reward_head(base, 0, name, layers=base.layers, dropout=0.0, head_of=head_of).head.weight
 
@@ -93,7 +93,7 @@ def test_heads_differ_unless_they_are_shared(base: Base) -> None:
 
 
 def test_odin_learns_the_length_in_a_head_that_is_left_out(
-    base: Base, codec: Codec, prompts: list[Prompt]
+    base: Backbone, codec: Codec, prompts: list[Prompt]
 ) -> None:
     """The longer answer always wins: plainly trained, the score is the length; with ODIN much less so."""
     mixed = [
@@ -120,7 +120,7 @@ def test_odin_learns_the_length_in_a_head_that_is_left_out(
     assert link("odin") < link("none") - 0.2
 
 
-def test_bsr_draws_batches_to_zero(base: Base, codec: Codec, prompts: list[Prompt]) -> None:
+def test_bsr_draws_batches_to_zero(base: Backbone, codec: Codec, prompts: list[Prompt]) -> None:
     pairs = EncodedPairs(base, codec, answers(prompts, 16))
     model = new_reward_head(base, 0, "member-0", layers=base.layers, dropout=0.0)
     copies = dict.fromkeys(range(16), 1)
@@ -134,7 +134,7 @@ def test_bsr_draws_batches_to_zero(base: Base, codec: Codec, prompts: list[Promp
     assert losses[1] - losses[0] == pytest.approx(10 * float(mean) ** 2, rel=1e-3)
 
 
-def test_early_stopping_keeps_the_best_weights(base: Base, codec: Codec, prompts: list[Prompt]) -> None:
+def test_early_stopping_keeps_the_best_weights(base: Backbone, codec: Codec, prompts: list[Prompt]) -> None:
     """Labels of a coin: what is learned is noise, and the first look is better than the last."""
     pairs = EncodedPairs(
         base,
@@ -155,7 +155,9 @@ def test_early_stopping_keeps_the_best_weights(base: Base, codec: Codec, prompts
     assert config.early_stopping == 0
 
 
-def test_who_learns_and_who_looks_share_no_prompt(base: Base, codec: Codec, prompts: list[Prompt]) -> None:
+def test_who_learns_and_who_looks_share_no_prompt(
+    base: Backbone, codec: Codec, prompts: list[Prompt]
+) -> None:
     pairs = EncodedPairs(base, codec, answers(prompts, 20) + answers(prompts, 20, longer=True))
     learned, unseen = kept_apart(pairs, 0.3, 0, "member-0")
     assert not set(learned.groups) & set(unseen.groups)
@@ -176,7 +178,7 @@ class Noise(RewardEnsemble):
     """Members that are independent noise about answers, which a rollout holds as its log-probabilities (N, K)."""
 
     @property
-    def base(self) -> Base:
+    def base(self) -> Backbone:
         return None  # type: ignore[return-value]
 
     def normalised(self, sequences: Sequences) -> torch.Tensor:

@@ -14,7 +14,7 @@ from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
 
 from burnish.config.reward import RewardConfig
 from burnish.models.artefacts import load_reward_model, save_reward_model
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.batches import pad_batch
 from burnish.models.generate import sample_rollout
 from burnish.models.heads import Pooling, Reading, ScalarHead, new_reward_head, raw_scores
@@ -45,7 +45,7 @@ def model_of(layers: int = DEPTH) -> LlamaForCausalLM:
 
 
 def planted(
-    base: Base, codec: Codec, prompts: list[Prompt], depth: int, pooling: Pooling, n: int = 3
+    base: Backbone, codec: Codec, prompts: list[Prompt], depth: int, pooling: Pooling, n: int = 3
 ) -> list[Preference]:
     """Pairs that a linear function of the activations at `depth` tells apart without error."""
     words = [" happy", " sad", " ran", " sang", " cup", " home", " dog", " rain", " red", " old"]
@@ -83,7 +83,7 @@ def planted(
 def test_labels_planted_at_a_layer_are_found_there(
     codec: Codec, prompts: list[Prompt], depth: int, engine: bool
 ) -> None:
-    base = Base(model_of(), "top:1")
+    base = Backbone(model_of(), "top:1")
     if not engine:
         base.__dict__["_fast"] = False
     pairs = planted(base, codec, prompts, depth, "mean")
@@ -103,7 +103,7 @@ def test_labels_planted_at_a_layer_are_found_there(
 
 
 def test_shuffled_labels_are_no_better_than_chance_anywhere(codec: Codec, prompts: list[Prompt]) -> None:
-    base = Base(model_of(), "top:1")
+    base = Backbone(model_of(), "top:1")
     rng = np.random.default_rng(1)
     pairs = [
         p if rng.random() < 0.5 else Preference(p.prompt, p.rejected, p.chosen)
@@ -151,7 +151,7 @@ def test_the_shallowest_of_those_that_cannot_be_told_from_the_best() -> None:
 def test_a_model_that_reads_below_the_top_comes_back_the_same(
     codec: Codec, prompts: list[Prompt], layers: str, pooling: Pooling, tmp_path: Path
 ) -> None:
-    base = Base(model_of(), layers)
+    base = Backbone(model_of(), layers)
     part = base.at(5)
     pairs = EncodedPairs(
         part, codec, [Preference(p, " She sang.", " He wept and wept.") for p in prompts[:8]]
@@ -177,7 +177,7 @@ def test_a_model_that_reads_below_the_top_comes_back_the_same(
 
 
 def test_the_mean_is_over_the_response_alone_its_end_included(codec: Codec) -> None:
-    base = Base(model_of(3), "all")
+    base = Backbone(model_of(3), "all")
     model = new_reward_head(base, 0, "m", layers="all", dropout=0.0, pooling="mean").eval()
     batch = pad_batch([[5, 6, 7], [8]], [[9, 10, 1], [11, 12, 13, 14, 1]], 0)
     with torch.no_grad():
@@ -195,7 +195,7 @@ def test_the_mean_is_over_the_response_alone_its_end_included(codec: Codec) -> N
 def test_the_lines_of_the_card_load_it_where_burnish_is_not(
     codec: Codec, prompts: list[Prompt], tmp_path: Path
 ) -> None:
-    base = Base(model_of(), "top:2")
+    base = Backbone(model_of(), "top:2")
     model = new_reward_head(base.at(6), 0, "m", layers="top:2", dropout=0.0, pooling="mean").eval()
     with torch.no_grad():
         for parameter in model.top.trained_parameters():
@@ -216,9 +216,9 @@ def test_a_value_function_that_begins_as_a_mean_reward_ends_near_its_score(
     codec: Codec, prompts: list[Prompt]
 ) -> None:
     """The last value has seen all but the end: over long answers it is the score, nearly."""
-    base = Base(model_of(), "top:2")
+    base = Backbone(model_of(), "top:2")
     head = nn.Linear(base.hidden_size, 1, bias=False)
-    model: Any = ScalarHead(Top(base.at(6)), head, pooling="mean").eval()
+    model: Any = ScalarHead(TrainableLayers(base.at(6)), head, pooling="mean").eval()
     texts = [" She sang and danced and they all went home." * 3 for _ in range(4)]
     rows = Sequences(
         base.at(6),
@@ -236,7 +236,7 @@ def test_what_is_sampled_after_preparing_keeps_what_every_reward_model_reads(
     codec: Codec, prompts: list[Prompt], tmp_path: Path
 ) -> None:
     """As a run that goes on in another process begins: nothing is loaded yet."""
-    made = Base(model_of(), "top:2")
+    made = Backbone(model_of(), "top:2")
     for name, depth in (("member-0", 5), ("examiner", 7)):
         save_reward_model(
             new_reward_head(made.at(depth), 0, name, layers="top:2", dropout=0.0),
@@ -244,11 +244,11 @@ def test_what_is_sampled_after_preparing_keeps_what_every_reward_model_reads(
             codec.tokenizer,
         )
     (tmp_path / "ensemble.json").write_text("{}")
-    base = Base(model_of(), "top:2")
+    base = Backbone(model_of(), "top:2")
     assert base.cuts == {6}
     prepare(base, tmp_path)
     assert base.cuts == made.cuts == {3, 5, 6}
-    policy = make_policy(Top(base, trainable=False), codec.pad_id)
+    policy = make_policy(TrainableLayers(base, trainable=False), codec.pad_id)
     rollout = sample_rollout(policy, codec, prompts[:3], max_tokens=4, batch_size=3, seed=0, where=("x",))
     assert rollout.features.keys() == {3, 5, 6}
 
@@ -258,10 +258,10 @@ def test_a_reward_that_reads_above_the_policys_cut_reads_the_base_not_the_policy
     codec: Codec, prompts: list[Prompt], layers: str
 ) -> None:
     """Layers that the policy trains are its own: what leaves them is computed by the base's."""
-    base = Base(model_of(), layers)
+    base = Backbone(model_of(), layers)
     part = base.at(DEPTH, "top:1")
     assert part.cut > base.cut
-    policy = make_policy(Top(base), codec.pad_id)
+    policy = make_policy(TrainableLayers(base), codec.pad_id)
     with torch.no_grad():
         for parameter in policy.top.trained_parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -14,7 +14,7 @@ import torch
 from burnish.config.reward import RewardConfig
 from burnish.distributed.threads import side_by_side
 from burnish.errors import RunError, TrainingError
-from burnish.models.backbone import Base
+from burnish.models.backbone import Backbone
 from burnish.models.heads import ScalarHead, new_reward_head, raw_scores
 from burnish.models.load import Codec
 from burnish.models.optim import trial_rows, try_rates
@@ -114,7 +114,7 @@ def test_what_is_drawn_twice_stands_together_in_every_epoch() -> None:
         assert len([i for i, _ in groupby(epoch)]) == len(set(epoch))
 
 
-def test_a_cut_off_answer_is_read_without_an_end(base: Base, codec: Codec, prompts: list[Prompt]) -> None:
+def test_a_cut_off_answer_is_read_without_an_end(base: Backbone, codec: Codec, prompts: list[Prompt]) -> None:
     """In reward training and in DPO, which would teach the end in mid-sentence."""
     cut = Preference(prompts[0], " She was", " He wept.", chosen_ended=False)
     whole = Preference(prompts[1], " She sang.", " He", rejected_ended=False)
@@ -124,7 +124,7 @@ def test_a_cut_off_answer_is_read_without_an_end(base: Base, codec: Codec, promp
 
 
 def test_an_answer_is_encoded_once_however_many_pairs_it_is_in(
-    base: Base, codec: Codec, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+    base: Backbone, codec: Codec, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three answers ranked make three pairs: three sequences, read once an update, and the gradient of six."""
     texts = [" She sang.", " She sat.", " He wept and wept."]
@@ -150,7 +150,7 @@ def test_an_answer_is_encoded_once_however_many_pairs_it_is_in(
         assert torch.allclose(a, b / 9, atol=1e-4 * float(a.abs().max()), rtol=1e-3)
 
 
-def test_a_pair_drawn_twice_counts_twice(base: Base, codec: Codec, prompts: list[Prompt]) -> None:
+def test_a_pair_drawn_twice_counts_twice(base: Backbone, codec: Codec, prompts: list[Prompt]) -> None:
     """Pairs 0, 0, 1 by a list that holds pair 0 twice, and by copies: the same figures and gradients."""
     pairs = pairs_of(prompts, 2)
     model = new_reward_head(base, 0, "member-0", layers="all", dropout=0.0)
@@ -171,7 +171,7 @@ def test_a_pair_drawn_twice_counts_twice(base: Base, codec: Codec, prompts: list
 
 
 def test_micro_batches_of_pairs_change_nothing_but_rounding(
-    base: Base, codec: Codec, prompts: list[Prompt]
+    base: Backbone, codec: Codec, prompts: list[Prompt]
 ) -> None:
     pairs = EncodedPairs(base, codec, pairs_of(prompts, 7))
     model = new_reward_head(base, 0, "member-0", layers="all", dropout=0.0)
@@ -188,7 +188,7 @@ def test_micro_batches_of_pairs_change_nothing_but_rounding(
 
 
 def test_members_side_by_side_are_what_they_are_alone(
-    base: Base, codec: Codec, prompts: list[Prompt]
+    base: Backbone, codec: Codec, prompts: list[Prompt]
 ) -> None:
     data, config = EncodedPairs(base, codec, pairs_of(prompts, 24)), RewardConfig(batch_size=8)
 
@@ -206,7 +206,7 @@ def test_members_side_by_side_are_what_they_are_alone(
             assert torch.equal(tensor, other.state()[name]), name
 
 
-def test_a_reward_model_learns_what_is_preferred(base: Base, codec: Codec, prompts: list[Prompt]) -> None:
+def test_a_reward_model_learns_what_is_preferred(base: Backbone, codec: Codec, prompts: list[Prompt]) -> None:
     data = EncodedPairs(base, codec, pairs_of(prompts, 48))
     model = new_reward_head(base, 0, "member-0", layers="all", dropout=0.1)
     config = RewardConfig(batch_size=8, epochs=2)
@@ -287,7 +287,7 @@ def test_errors_of_the_mean_over_models() -> None:
 
 
 def test_a_rate_is_found_by_what_it_comes_to_on_pairs_it_has_not_seen(
-    base: Base, codec: Codec, prompts: list[Prompt]
+    base: Backbone, codec: Codec, prompts: list[Prompt]
 ) -> None:
     """Far too small learns nothing in a trial, far too large breaks the model."""
     glad, sad = [" She was happy and sang.", " They were glad."], [" He wept.", " It was sad and cold."]
@@ -306,7 +306,7 @@ def test_a_rate_is_found_by_what_it_comes_to_on_pairs_it_has_not_seen(
     assert losses[30.0] > losses[2e-3] + 0.1
 
 
-def test_part_of_the_pairs_keeps_their_sequences(base: Base, codec: Codec, prompts: list[Prompt]) -> None:
+def test_part_of_the_pairs_keeps_their_sequences(base: Backbone, codec: Codec, prompts: list[Prompt]) -> None:
     pairs = EncodedPairs(base, codec, pairs_of(prompts, 4))
     part = pairs.only([3, 1])
     assert part.sequences is pairs.sequences

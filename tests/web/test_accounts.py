@@ -132,7 +132,7 @@ def test_somebody_stays_to_administer(accounts: Accounts) -> None:
     for change in ({"role": "viewer"}, {"state": "disabled"}, {"state": "held"}):
         with pytest.raises(DataError, match="active admin"):
             accounts.change("Ada", **change)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="nobody is called"):
+    with pytest.raises(DataError, match="there is no account"):
         accounts.change("Bob", role="viewer")
     assert accounts.everybody()[0].role == "admin"
 

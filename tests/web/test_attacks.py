@@ -22,7 +22,7 @@ from burnish.records import Comparison, Message, Prompt, Response
 from burnish.web.app import make_app
 from burnish.web.app_state import LIMITS, session_cookie
 from burnish.web.projects import Project, Projects
-from burnish.web.request_limits import BODY, Shield
+from burnish.web.request_limits import BODY, RequestLimits
 from burnish.web.text import rendered
 from tests.web.desk import PASSWORD, Person, accounts, comparisons, made, opened, serving
 
@@ -380,7 +380,7 @@ def test_bodies_that_are_too_large_or_too_slow_are_refused(tmp_path: Path) -> No
         raise AssertionError("must not be asked")
 
     scope = {"type": "http", "method": "POST", "path": "/x", "query_string": b"", "headers": []}
-    asyncio.run(Shield(app, admits=lambda cookies: False, seconds=0.05)(scope, never, send))
+    asyncio.run(RequestLimits(app, admits=lambda cookies: False, seconds=0.05)(scope, never, send))
     assert sent[0]["status"] == 408
 
 

@@ -97,7 +97,7 @@ def test_a_save_that_meets_an_error_is_sent_again_until_it_is_kept(tmp_path: Pat
         following(page, task)
         assert len(met) == 4
         assert len(set(met)) == 1  # the same key, the same answer
-        assert page.inner_text("[data-told]") == "Saved."
+        assert page.inner_text("[data-feedback]") == "Saved."
         assert page.inner_text("#notice") == ""
         page.get_by_role("button", name="Finish").click()
         page.get_by_text("Your answers stand").wait_for()

@@ -125,7 +125,7 @@ def test_practice_tells_the_answer_gold_does_not_and_who_fails_is_held(tmp_path:
         assert reply["right"] is False
     assert reply["held"]
     assert bad.next() is None
-    assert "Somebody looks at your practice" in bad.get("/label/p/next").text
+    assert "An admin checks your practice" in bad.get("/label/p/next").text
     assert [p.state for p in accounts(app).everybody()] == ["active", "held"]
     assert accounts(app).log()[0]["action"] == "held"
 

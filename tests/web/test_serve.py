@@ -39,7 +39,7 @@ def test_it_is_not_served_where_it_is_not_safe(
 ) -> None:
     app = opened(tmp_path / "s.sqlite", comparisons(1))
     with pytest.raises(ConfigError, match=told):
-        serve(app, host, 0, told=lambda url: None, **more)
+        serve(app, host, 0, on_ready=lambda url: None, **more)
 
 
 def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ConfigError, match="give another --port"):
-            serve(app, "127.0.0.1", taken.getsockname()[1], told=lambda url: None)
+            serve(app, "127.0.0.1", taken.getsockname()[1], on_ready=lambda url: None)
 
 
 def test_over_tls_under_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,12 @@ def test_over_tls_under_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     told: list[str] = []
-    options = {"told": told.append, "certificate": certificate, "key": key, "public": "label.example:8443"}
+    options = {
+        "on_ready": told.append,
+        "certificate": certificate,
+        "key": key,
+        "public": "label.example:8443",
+    }
     thread = threading.Thread(target=lambda: serve(app, "127.0.0.1", port, **options))
     thread.start()
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from burnish.commands.plan.memory_estimate import Lengths, Shapes
 from burnish.models.sequences import PROMPTS_AT_ONCE
-from burnish.pipeline.speed_estimate import Pace
+from burnish.pipeline.speed_estimate import Speed
 
 PRODUCTS = 0.35  # of the stated products a second: forward and backward passes of transformers, no more tuned than ours
 READING = 0.6  # of the stated bandwidth, where decoding reads all weights for every token
@@ -37,7 +37,9 @@ DEVICES = {
 """NVIDIA's data sheets, dense products."""
 
 
-def pace_on(device: Accelerator, shapes: Shapes, lengths: Lengths, slots: int, gathered: float = 0.0) -> Pace:
+def pace_on(
+    device: Accelerator, shapes: Shapes, lengths: Lengths, slots: int, gathered: float = 0.0
+) -> Speed:
     """Seconds a response of every kind of work, computed; `slots` are sampled side by side, and every pass through the
     frozen layers waits `gathered` seconds for them to be put together."""
     base = shapes.base
@@ -65,7 +67,7 @@ def pace_on(device: Accelerator, shapes: Shapes, lengths: Lengths, slots: int, g
     else:  # there and back
         above, back = above + gathered / rows, back + gathered / rows
     reading = above + head
-    return Pace(sampling, below, reading, reading + back, above + back - head)
+    return Speed(sampling, below, reading, reading + back, above + back - head)
 
 
 def seconds_a_sum(device: Accelerator, shapes: Shapes, world: int) -> float:

@@ -22,10 +22,10 @@ from burnish.commands.plan.time_estimate import FALLBACK, Counts, Sharing, time_
 from burnish.config import RunConfig
 from burnish.config.checks import check_config
 from burnish.config.model import ModelConfig
-from burnish.models.backbone import Base
+from burnish.models.backbone import Backbone
 from burnish.models.load import find_device, find_dtype, resolve_path
 from burnish.pipeline.context import Data, RunContext
-from burnish.pipeline.speed_estimate import PROBE, Pace, measure
+from burnish.pipeline.speed_estimate import PROBE, Speed, measure
 from burnish.records import Prompt
 from burnish.runs.directory import RunDirectory, usable_cores
 
@@ -33,7 +33,7 @@ RESPONSE_SHARE = (
     0.5  # of the longest that is allowed: what responses are expected to have, where no answer is given
 )
 LIBRARIES = 170 << 20  # bytes that stages load of libraries, on their way (statistics, tables, plots)
-SPARE = 0.9  # of the memory that is free: the rest is for what nobody counts
+SPARE = 0.9  # of the free memory; the rest is for what is not counted
 CONTEXT = 700 << 20  # bytes that CUDA takes on a device, and its libraries' work space
 SMALL = (1, 3)  # layers of the slices that are timed
 
@@ -47,7 +47,7 @@ class Advice:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Estimate:
     """What `burnish plan` tells. `seconds` is empty where time was not asked for."""
 
     device: str
@@ -100,7 +100,7 @@ def look_ahead(
     world: int = 1,
     response_tokens: float | None = None,
     timed: bool = True,
-) -> Outlook:
+) -> Estimate:
     """The outlook of a configuration on the device it names, or on `world` of a kind in `DEVICES`. Reads tokenizer and
     data; the time on the device it names is measured on slices of the model with random weights."""
     check_config(config)
@@ -156,7 +156,7 @@ def look_ahead(
             if config.scale.shard and device is None:
                 assumed.append("layers that are cut over processes are put together in no time")
         seconds = time_by_stage(pace, counts, config, Sharing(world, link))
-    outlook = Outlook(device or str(place_of), world, free, found, seconds, [], assumed)
+    outlook = Estimate(device or str(place_of), world, free, found, seconds, [], assumed)
     if outlook.fits:
         return outlook
     return replace(outlook, advice=advise(config, memory, SPARE * free, several=world > 1))
@@ -172,7 +172,7 @@ def weights_file(model: ModelConfig) -> int:
 def sketched(lm: PreTrainedModel, config: RunConfig, device: torch.device, named: str | None) -> Shapes:
     """Shapes of a configuration, of a model on no device that stays as it is."""
     model = config.model
-    base = Base(copy.deepcopy(lm), model.layers, model.lora, checkpointing=model.gradient_checkpointing)
+    base = Backbone(copy.deepcopy(lm), model.layers, model.lora, checkpointing=model.gradient_checkpointing)
     auto = torch.bfloat16 if named is not None else find_dtype(model.dtype, device)
     base.hold(auto if model.dtype == "auto" else find_dtype(model.dtype, device))
     return Shapes(base, config, device)
@@ -221,7 +221,7 @@ MEASURING = 20.0  # seconds that a machine is measured for, about
 FIRST = 4  # responses that are measured first
 
 
-def measured_pace(models: SketchedModels, data: Data, config: RunConfig, lengths: Lengths) -> Pace:
+def measured_pace(models: SketchedModels, data: Data, config: RunConfig, lengths: Lengths) -> Speed:
     """Seconds a response, for responses as long as they are said to be; of reward models that train other layers than
     the policy, by slices of their own."""
     prompts = data.splits.train[: max(PROBE, min(config.ppo.batch_size, 2 * PROBE))]
@@ -234,7 +234,7 @@ def measured_pace(models: SketchedModels, data: Data, config: RunConfig, lengths
     return whole.scaled(sampled, read)
 
 
-def _timed(models: SketchedModels, prompts: Sequence[Prompt], config: RunConfig) -> Pace:
+def _timed(models: SketchedModels, prompts: Sequence[Prompt], config: RunConfig) -> Speed:
     """Seconds a response, from slices with few layers, reward models trained as the policy is: what a layer adds is
     what it adds to them."""
     config = config.model_copy(update={"reward": config.reward.model_copy(update={"layers": None})})
@@ -250,12 +250,12 @@ def _timed(models: SketchedModels, prompts: Sequence[Prompt], config: RunConfig)
         found.append(measure(small, prompts[: max(FIRST, int(MEASURING / len(shapes) / each))], config))
     first = found[0]
 
-    def grown(part: Callable[[Pace], float]) -> float:
+    def grown(part: Callable[[Speed], float]) -> float:
         per_frozen = max(0.0, (part(found[1]) - part(first)) / (more - few)) if frozen else 0.0
         per_trained = max(0.0, (part(found[-1]) - part(first)) / (more - few))
         return part(first) + per_frozen * max(0, frozen - few) + per_trained * (trained - few)
 
-    return Pace(
+    return Speed(
         grown(lambda p: p.sampling),
         grown(lambda p: p.features),
         grown(lambda p: p.reading),

@@ -19,7 +19,7 @@ from torch import nn
 from burnish.config import RunConfig
 from burnish.errors import EstimateError
 from burnish.models import engine
-from burnish.models.backbone import Base, Top
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.heads import new_reward_head
 from burnish.models.logprobs import CHUNK_ELEMENTS, CHUNK_ELSEWHERE
 from burnish.models.memory import AT_ONCE
@@ -79,9 +79,9 @@ class StageMemory:
 
 @dataclass
 class Shapes:
-    """What can be told of a configuration's models from a base without weights."""
+    """Sizes of the models of a configuration, from a backbone without weights."""
 
-    base: Base  # on the meta device
+    base: Backbone  # on the meta device
     config: RunConfig
     device: torch.device  # that it is to run on
 
@@ -127,12 +127,12 @@ class Shapes:
     @cached_property
     def policy(self) -> int:
         """Weights that a policy trains, its own output layer included."""
-        trained = sum(p.numel() for p in Top(self.base).trained_parameters())
+        trained = sum(p.numel() for p in TrainableLayers(self.base).trained_parameters())
         own_output = self.base.layers == "all" and not self.base.tied
         return trained + (self.base.lm.get_output_embeddings().weight.numel() if own_output else 0)
 
     @cached_property
-    def member_base(self) -> Base:
+    def member_base(self) -> Backbone:
         return self.base.at(self.base.depth, self.config.reward.layers)
 
     @cached_property
@@ -146,7 +146,7 @@ class Shapes:
         """Weights that the value function trains; 0 without one."""
         if self.config.ppo.advantage not in ("auto", "gae"):
             return 0
-        top, layers = Top(self.base), self.config.ppo.value_layers
+        top, layers = TrainableLayers(self.base), self.config.ppo.value_layers
         if layers is not None and self.fast:
             top.train_only(layers)
         return sum(p.numel() for p in top.trained_parameters())
@@ -154,12 +154,12 @@ class Shapes:
     @cached_property
     def layer_bytes(self) -> float:
         """Bytes a token that the layers of a policy keep for the backward pass."""
-        return kept_by(Top(self.base), checkpointing=self.base.checkpointing)
+        return kept_by(TrainableLayers(self.base), checkpointing=self.base.checkpointing)
 
     @cached_property
     def member_layer_bytes(self) -> float:
         """The same of a reward model."""
-        return kept_by(Top(self.member_base), checkpointing=self.base.checkpointing)
+        return kept_by(TrainableLayers(self.member_base), checkpointing=self.base.checkpointing)
 
     @cached_property
     def cache_bytes(self) -> int:
@@ -223,7 +223,7 @@ class Shapes:
         return int(rows * lengths.usual * (layer_bytes + entered) + self.chunk)
 
 
-def kept_by(top: Top, *, checkpointing: bool) -> float:
+def kept_by(top: TrainableLayers, *, checkpointing: bool) -> float:
     """Bytes a token that the layers of a top on the meta device keep for the backward pass. Attention matrices are left
     out: kernels that do without them are used wherever the model allows it."""
     base, body = top.base, engine.inner(top.body)
@@ -264,7 +264,7 @@ def _experts_in_batches(body: nn.Module) -> Iterator[None]:
             setattr(config, NAME_OF_EXPERTS, before[i])
 
 
-def _kept(top: Top, run: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], object]) -> float:
+def _kept(top: TrainableLayers, run: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], object]) -> float:
     """Bytes a token that `run` (inputs, mask, positions) keeps for the backward pass, without weights and attention
     matrices."""
     base, size = top.base, top.base.hidden_size

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from burnish.models.backbone import Base
+from burnish.models.backbone import Backbone
 from burnish.models.load import Codec, find_dtype, load_model
 from burnish.pipeline.context import Models
 
@@ -27,8 +27,8 @@ class SketchedModels(Models):
     def _loaded(self) -> tuple[PreTrainedModel, Codec]:
         return load_model(self.config, weights=False)
 
-    def _make_base(self, lm: PreTrainedModel, codec: Codec) -> Base:
-        base = Base(
+    def _make_base(self, lm: PreTrainedModel, codec: Codec) -> Backbone:
+        base = Backbone(
             lm, self.config.layers, self.config.lora, checkpointing=self.config.gradient_checkpointing
         )
         base.hold(find_dtype(self.config.dtype, self.device))

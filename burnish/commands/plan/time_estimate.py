@@ -1,5 +1,5 @@
 """How long a run takes, stage by stage: how many responses each samples, reads and learns from, times the seconds of
-one. Judges and people take the time they take; their stages are told without it."""
+one. Judges and people take the time they take; their stages have no estimate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from burnish.config import RunConfig
 from burnish.config.model import TINY_MODEL
 from burnish.models.optim import HELD_OUT, RUNGS, n_updates, trial_steps
 from burnish.pipeline.gate import GATE_ANSWERS, GATE_PROMPTS
-from burnish.pipeline.speed_estimate import Pace
+from burnish.pipeline.speed_estimate import Speed
 from burnish.reward.probe import MOST_PROMPTS
 
 CHANGES = 15  # of an answer, that the gate's stress tests try
@@ -46,7 +46,7 @@ class Sharing:
 
 
 def time_by_stage(
-    pace: Pace, counts: Counts, config: RunConfig, sharing: Sharing | None = None
+    pace: Speed, counts: Counts, config: RunConfig, sharing: Sharing | None = None
 ) -> dict[str, float]:
     """Seconds of each stage; of DPO for itself."""
     shared = sharing or Sharing()
@@ -87,7 +87,7 @@ def _trials(rate: object, steps: int) -> int:
     return RUNGS * trial_steps(steps) if rate == "auto" else 0
 
 
-def _reward(pace: Pace, counts: Counts, config: RunConfig, shared: Sharing) -> float:
+def _reward(pace: Speed, counts: Counts, config: RunConfig, shared: Sharing) -> float:
     reward = config.reward
     share = 1.0 - reward.validation_share - reward.watcher_share
     examiner = reward.examiner_share if config.evaluate.examiner == "reward_model" else 0.0
@@ -112,7 +112,7 @@ def _reward(pace: Pace, counts: Counts, config: RunConfig, shared: Sharing) -> f
     )
 
 
-def _ppo(pace: Pace, config: RunConfig, shared: Sharing) -> float:
+def _ppo(pace: Speed, config: RunConfig, shared: Sharing) -> float:
     ppo = config.ppo
     gate = GATE_PROMPTS * GATE_ANSWERS * (pace.sampling + (config.reward.members + 1) * pace.scoring)
     gate += GATE_PROMPTS * CHANGES * config.reward.members * (pace.features + pace.scoring)
@@ -122,7 +122,7 @@ def _ppo(pace: Pace, config: RunConfig, shared: Sharing) -> float:
     return shared.rows(gate * bool(config.ppo.ensemble_weight) + first + updates) + shared.link * steps
 
 
-def _dpo(pace: Pace, counts: Counts, config: RunConfig, shared: Sharing) -> float:
+def _dpo(pace: Speed, counts: Counts, config: RunConfig, shared: Sharing) -> float:
     dpo = config.dpo
     own = dpo.pairs in ("auto", "on_policy", "both")
     asked = min(dpo.prompts, counts.train) if own else 0

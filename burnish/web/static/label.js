@@ -66,8 +66,8 @@
     task.classList.remove("sending");
     shownAt = document.hidden ? 0 : performance.now();
     watched = 0; picked = []; tied = false;
-    const told = task.querySelector("[data-told]");
-    if (told) told.setAttribute("role", "status");
+    const feedback = task.querySelector("[data-feedback]");
+    if (feedback) feedback.setAttribute("role", "status");
     const heading = task.querySelector("h2");
     if (heading) { heading.focus({ preventScroll: true }); window.scrollTo(0, 0); }
   });
@@ -140,7 +140,7 @@
   // The first question, asked for as every other: again and again until it is there.
   document.addEventListener("DOMContentLoaded", () => request("/next", {}, "GET"));
 
-  // Whoever has not seen this edition of the guidelines sees it first.
+  // An annotator who has not seen this edition of the guidelines reads it first.
   const seen = `guidelines ${base}`;
   if (localStorage.getItem(seen) !== guidelines.dataset.edition) guidelines.open = true;
   localStorage.setItem(seen, guidelines.dataset.edition);

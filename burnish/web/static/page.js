@@ -1,4 +1,4 @@
-// What every page that changes something does: requests carry the page's signature, errors are told in words.
+// For every page with forms: requests carry the CSRF token, and errors are shown as text.
 (() => {
   const csrf = document.querySelector("meta[name=csrf]").content;
   document.addEventListener("htmx:configRequest", (event) => { event.detail.headers["X-CSRF-Token"] = csrf; });

@@ -1,4 +1,4 @@
-"""One account, told twice: as lines of text, and as a page with charts."""
+"""Reports as lines of text and as a page with charts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Table:
 
 
 @dataclass
-class Told:
+class TextReport:
     """An account: its title, the points, tables and charts."""
 
     title: str
@@ -43,14 +43,14 @@ class Told:
     charts: list[Chart] = field(default_factory=list)
 
 
-def as_text(told: Told) -> str:
+def as_text(report: TextReport) -> str:
     """Points and tables as lines; control characters, which names of annotators may hold, are left out."""
-    return "".join(c for c in _lines(told) if c == "\n" or c.isprintable())
+    return "".join(c for c in _lines(report) if c == "\n" or c.isprintable())
 
 
-def _lines(told: Told) -> str:
-    lines = [f"{MARKS[p.state]} {p.head}: {p.text}" for p in told.points]
-    for table in told.tables:
+def _lines(report: TextReport) -> str:
+    lines = [f"{MARKS[p.state]} {p.head}: {p.text}" for p in report.points]
+    for table in report.tables:
         cells = [list(table.columns), *(list(row) for row in table.rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
         lines += ["", table.title]
@@ -59,12 +59,14 @@ def _lines(told: Told) -> str:
     return "\n".join(lines)
 
 
-def write_page(told: Told, path: Path | None) -> None:
+def write_page(report: TextReport, path: Path | None) -> None:
     """The page; nothing without a path."""
     if path is None:
         return
     charts = Charts()
-    atomic_write(path, render("told.html", charts, told=told, marks=MARKS, drawn=charts.many(told.charts)))
+    atomic_write(
+        path, render("text_report.html", charts, report=report, marks=MARKS, drawn=charts.many(report.charts))
+    )
 
 
 def interval(found: Mapping[str, Any] | None, form: str = ".3f") -> str:
