@@ -19,7 +19,11 @@ import yaml
 from filelock import SoftFileLease
 from pydantic import ValidationError
 
+from burnish.config import RunConfig
+from burnish.config.label import without_password
+from burnish.config.loading import dump_yaml, flat, forget_unknown
 from burnish.distributed import collectives
+from burnish.errors import RunError
 from burnish.runs.files import (
     atomic_folder,
     atomic_write,
@@ -28,10 +32,6 @@ from burnish.runs.files import (
     remove_leftovers,
     write_json,
 )
-from burnish.config import RunConfig
-from burnish.config.label import without_password
-from burnish.config.loading import dump_yaml, flat, forget_unknown
-from burnish.errors import RunError
 from burnish.runs.inputs import Inputs
 from burnish.runs.lock import hold, owner, still_held
 

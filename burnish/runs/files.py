@@ -116,8 +116,8 @@ def link_folder(source: Path, path: Path) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder aside; it takes its name (replacing what had it) only when the block ends well. Its files may be
-    readable with the permissions of the folder: weights are written for their owner alone by the library that writes them."""
+    """Fill a folder under another name and rename it when the block ends without an error, replacing a folder of this
+    name. Its files get the permissions of the folder, for the library that writes weights makes them private."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)

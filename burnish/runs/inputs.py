@@ -73,26 +73,40 @@ def code_version(modules: Sequence[str]) -> str:
 
 
 ROOT = Path(__file__).parents[1]
-NOT_HASHED = ("burnish.config", "burnish.errors", "burnish.runs", "burnish.monitor.live", "burnish.monitor.trackers")
+NOT_HASHED = (
+    "burnish.config",
+    "burnish.errors",
+    "burnish.runs",
+    "burnish.monitor.live",
+    "burnish.monitor.trackers",
+)
 """Modules that change no figure. Settings are inputs by their values."""
 
 
-@cache
-def imported_modules(module: str) -> frozenset[str]:
+def imported_modules(module: str) -> set[str]:
     """Return `module` and the modules of this project that it imports, directly or through others, inside functions
     too, without those of `NOT_HASHED`."""
     found: set[str] = set()
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in found or any(name == n or name.startswith(f"{n}.") for n in NOT_HASHED):
-            continue
-        found.add(name)
-        for node in ast.walk(ast.parse(_source(name).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("burnish."):
-                inner = [f"{node.module}.{alias.name}" for alias in node.names]
-                waiting += [n for n in inner if _source(n).exists()] or [str(node.module)]
-    return frozenset(found)
+        if name not in found and not any(name == n or name.startswith(f"{n}.") for n in NOT_HASHED):
+            found.add(name)
+            waiting += _imports(name)
+    return found
+
+
+@cache
+def _imports(module: str) -> frozenset[str]:
+    """The modules of this project that a module itself imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(_source(module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "burnish":
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {n for n in inner if _source(n).exists()} or {str(node.module)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "burnish"}
+    return frozenset(found - {"burnish"})
 
 
 def _source(module: str) -> Path:

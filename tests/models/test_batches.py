@@ -88,9 +88,9 @@ def test_frozen_layers_of_a_top_are_run_once_and_give_the_same(tiny, codec, prom
     with torch.no_grad():
         for parameter in top.trained_parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    with_frozen_layers_run = sequences.with_frozen_layers_run(top, 4)
-    assert with_frozen_layers_run.layers_done == (2 if base.cut else 3)
-    a, b = (top.hidden_at(s.batch(range(6)), slice(-4, None)) for s in (sequences, with_frozen_layers_run))
+    computed = sequences.with_frozen_layers_run(top, 4)
+    assert computed.layers_done == (2 if base.cut else 3)
+    a, b = (top.hidden_at(s.batch(range(6)), slice(-4, None)) for s in (sequences, computed))
     real = sequences.batch(range(6)).attention_mask[:, -4:].bool()
     torch.testing.assert_close(a[real], b[real], atol=1e-5, rtol=1e-4)
-    assert with_frozen_layers_run.batch([0]).features is not sequences.batch([0]).features
+    assert computed.batch([0]).features is not sequences.batch([0]).features

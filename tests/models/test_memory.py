@@ -112,8 +112,8 @@ def test_activations_from_a_file_give_the_scores_they_give_from_memory(
         with torch.no_grad():
             value.head.weight.fill_(0.1)
         value.top.train_only(1)
-        with_frozen_layers_run = sequences.with_frozen_layers_run(value.top, 4)
-        found.append(torch.cat([raw_scores(value, s) for s in (sequences, with_frozen_layers_run)]))
+        computed = sequences.with_frozen_layers_run(value.top, 4)
+        found.append(torch.cat([raw_scores(value, s) for s in (sequences, computed)]))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 

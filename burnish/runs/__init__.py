@@ -1,0 +1,1 @@
+"""Run directories: files, locks and the inputs of stages."""
