@@ -156,6 +156,22 @@ def test_no_import_cycles_between_modules_or_packages() -> None:
     assert cycles(folders) == []
 
 
+def test_all_that_a_stage_reaches_by_imports_is_in_its_code() -> None:
+    """With the imports as they are found here, apart from `runs.inputs`."""
+    from burnish.pipeline.run import STAGES, code_of
+    from burnish.runs.inputs import NOT_HASHED
+
+    for stage in STAGES:
+        code, waiting, seen = set(code_of(stage)), [f"burnish.pipeline.{stage.name}"], set()
+        while waiting:
+            name = waiting.pop()
+            if name not in seen and not any(name == n or name.startswith(f"{n}.") for n in NOT_HASHED):
+                seen.add(name)
+                waiting += imported(name)
+        assert len(seen) > 20, stage.name
+        assert seen - code == set(), stage.name
+
+
 def test_the_pipeline_is_what_a_run_executes() -> None:
     assert len(list((ROOT / "pipeline").glob("*.py"))) <= 26
 

@@ -51,16 +51,23 @@ def test_the_readmes_python_runs(
         assert capsys.readouterr().out.strip(), "an example that prints nothing shows nothing"
 
 
-def test_readme_names_only_commands_and_files_that_exist() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *GUIDES], ids=lambda page: page.name)
+def test_readme_and_guides_name_only_commands_and_files_that_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     commands = set(get_command(app).commands)  # type: ignore[attr-defined]
-    used = set(re.findall(r"^(?:\.venv/bin/)?burnish ([a-z]+)", text, flags=re.M))
-    assert used
-    assert used <= commands
+    used = re.findall(r"^(?:\.venv/bin/)?burnish ([a-z]+)(?: ([a-z]+))?", text, flags=re.M)
+    assert {command for command, _ in used} <= commands
+    for command, inner in used:
+        group = getattr(get_command(app).commands[command], "commands", None)  # type: ignore[attr-defined]
+        assert group is None or inner in group, f"burnish {command} {inner}"
+    assert used or "make label" in text
     for target in re.findall(r"^make ([a-z]+)", text, flags=re.M):
         assert f"\n{target}:" in (ROOT / "Makefile").read_text()
     for path in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / path).exists(), path
+        assert (page.parent / path).exists(), path
     for path in re.findall(r"(?:examples|benchmarks)/[\w.]+", text):
         assert (ROOT / path).exists(), path
 

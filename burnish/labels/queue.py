@@ -10,6 +10,7 @@ import json
 import random
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -86,6 +87,7 @@ class Queue:
         self._unit_of: dict[str, int] = {}
         self._only = None if only is None else {i: at for at, i in enumerate(only)}
         self._gold: list[list[str]] = []  # gold questions that are asked together
+        self._sizes: Counter[int] = Counter()  # answers that ordinary questions show
         self._last = 0  # number of the newest comparison that is known here
         self._live: dict[int, None] = {}  # units that may have room, in their order
         self._busy: dict[int, float] = {}  # until when somebody has them
@@ -114,9 +116,9 @@ class Queue:
 
     # What there is
 
-    def _read_new(self) -> tuple[int, int, list[list[str]], list[list[Sides]]]:
-        """What has come since: the newest number known before and now, gold questions, and comparisons grouped into
-        questions. It takes seconds for many, so no lock is held."""
+    def _read_new(self) -> tuple[int, int, list[list[str]], list[list[Sides]], Counter[int]]:
+        """Read what is new: the newest number known before and now, all gold questions, comparisons grouped into
+        questions, and how many answers all ordinary questions show. It takes seconds for many, so no lock is held."""
         before = self._last
         columns = (ComparisonRow.number, ComparisonRow.id, ComparisonRow.prompt_id)
         query = select(*columns, ComparisonRow.first_id, ComparisonRow.second_id)
@@ -128,14 +130,18 @@ class Queue:
         if self._only is not None:
             place = self._only
             known = sorted((s for s in known if s.id in place), key=lambda s: place[s.id])
-        gold_units = [[s.id for s in asked] for asked in grouped(gold, self.rules.most)]
-        return before, rows[-1][0] if rows else before, gold_units, grouped(known, self.rules.most)
+        found = grouped(known, self.rules.most)
+        sizes = self._sizes + Counter(len({a for s in asked for a in (s.first, s.second)}) for asked in found)
+        gold_units = [[s.id for s in asked] for asked in grouped(gold, usual(sizes, self.rules.most))]
+        return before, rows[-1][0] if rows else before, gold_units, found, sizes
 
-    def _notice(self, before: int, last: int, gold: list[list[str]], found: list[list[Sides]]) -> None:
+    def _notice(
+        self, before: int, last: int, gold: list[list[str]], found: list[list[Sides]], sizes: Counter[int]
+    ) -> None:
         """Take in what `_read_new` has found, unless another look has done so."""
         if before != self._last:
             return
-        self._last, self._gold = last, gold
+        self._last, self._gold, self._sizes = last, gold, sizes
         for asked in found:
             unit = len(self._units)
             self._units.append([s.id for s in asked])
@@ -322,15 +328,15 @@ class Queue:
         return self._as_task(session, row, asked)
 
     def _padding(self, session: Session, gold: Sequence[Comparison]) -> list[Response]:
-        """Other answers to the prompt of a gold question, so that it shows as many as a ranking does."""
-        prompt = gold[0].prompt
+        """Other answers to the prompt of a gold question, so that it shows as many as most questions do."""
+        prompt, wanted = gold[0].prompt, usual(self._sizes, self.rules.most)
         known = {r.text for c in gold for r in (c.first, c.second)}
-        if self.rules.most <= 2 or len(known) >= self.rules.most:
+        if len(known) >= wanted:
             return []
         rows = session.scalars(select(ResponseRow).where(ResponseRow.prompt_id == prompt.id))
         found = {row.id: row for row in rows if row.text not in known}
         drawn = sorted(found, key=lambda i: content_id("padding", *sorted(c.id for c in gold), i))
-        chosen = [found[i] for i in drawn[: self.rules.most - len(known)]]
+        chosen = [found[i] for i in drawn[: wanted - len(known)]]
         return [Response(row.text, row.source, row.ended) for row in chosen]
 
     def _task(self, session: Session, row: TaskRow) -> Task:
@@ -338,10 +344,9 @@ class Queue:
         comparisons = self.store.find(ids, gold=row.kind == GOLD, session=session)
         texts = {response_id(c.prompt, r): r for c in comparisons for r in (c.first, c.second)}
         ids = json.loads(row.shown)
-        for added in session.scalars(
-            select(ResponseRow).where(ResponseRow.id.in_([i for i in ids if i not in texts]))
-        ):
-            texts[added.id] = Response(added.text, added.source, added.ended)
+        if padded := [i for i in ids if i not in texts]:
+            for added in session.scalars(select(ResponseRow).where(ResponseRow.id.in_(padded))):
+                texts[added.id] = Response(added.text, added.source, added.ended)
         shown = [texts[i] for i in ids]
         return self._as_task(session, row, Question(comparisons[0].prompt, shown, comparisons))
 
@@ -547,6 +552,11 @@ class Queue:
             answers = session.scalar(select(func.count()).select_from(TaskRow).where(*mine))
         practice = min(self.rules.practice, len(self._gold))
         return Standing(answers or 0, practice, len(rows), right)
+
+
+def usual(sizes: Counter[int], most: int) -> int:
+    """Return the most common of `sizes`, or `most` without any."""
+    return max(sizes, key=lambda n: (sizes[n], n)) if sizes else most
 
 
 def in_time(saved: Saved) -> Saved:

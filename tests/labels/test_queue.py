@@ -378,6 +378,21 @@ def test_gold_in_a_ranking_project_shows_as_many_answers_as_other_questions(stor
     assert not list(store.labels())
 
 
+def test_gold_shows_two_answers_where_other_questions_are_pairs(store: LabelStore) -> None:
+    # Pairs of answers to one prompt, of which no three are all compared; gold of three answers to the same prompt.
+    prompt = Prompt("p")
+    store.add_comparisons(Comparison(prompt, Response(f"{k} a"), Response(f"{k} b")) for k in range(5))
+    best, middle, worst = (Response(t) for t in ("best", "middle", "worst"))
+    golden = [Comparison(prompt, a, b) for a, b in ((best, middle), (best, worst), (middle, worst))]
+    store.add_gold((c, 1.0) for c in golden)
+    queue = Queue(store, Rules(practice=3, gold_share=0.0, most=4), clock=Clock())
+    for k in range(8):
+        task = given(queue, "a")
+        assert (task.kind, len(task.question.shown), task.practice) == ("compare", 2, k < 3)
+        queue.save("a", task.id, task.id, Answer("a2"))
+    assert queue.next("a") is None
+
+
 def test_a_spent_budget_gives_nothing_more(store: LabelStore) -> None:
     filled(store, 9)
     queue = Queue(store, Rules(pay=0.25, budget=1.0), clock=Clock())
