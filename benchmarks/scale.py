@@ -45,7 +45,7 @@ SETTINGS = (
         "ppo.updates=100",
     ),
     *("ppo.minibatches=4", "ppo.micro_batch=8", "reward.micro_batch=16", "evaluate.batch_size=512"),
-    *("ppo.advantage=rloo", "ppo.answers=4", "dpo.when=never"),
+    *("ppo.advantage=rloo", "ppo.samples_per_prompt=4", "dpo.when=never"),
 )
 TRAINED = {
     "the top ({})": ["model.layers=auto"],

@@ -37,6 +37,10 @@ class Busy(BurnishError):
     """Too many wait for the same thing; asking again later helps."""
 
 
+class RenamedKeyWarning(FutureWarning):
+    """A configuration uses the old name of a key, which the next version does not read."""
+
+
 class ConfigError(BurnishError):
     """The configuration cannot be carried out."""
 

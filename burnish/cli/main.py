@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import warnings
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,7 @@ from burnish.cli.serve import serve_runs
 from burnish.config.stages import StageName
 from burnish.distributed import collectives
 from burnish.environment import prepare_environment
-from burnish.errors import EXIT_CODES, BurnishError, ConfigError, Waiting
+from burnish.errors import EXIT_CODES, BurnishError, ConfigError, RenamedKeyWarning, Waiting
 
 EXIT_CHAMPION_IS_SFT = 10
 """The run finished, but nothing beat SFT: a code of its own."""
@@ -384,6 +385,7 @@ def _summary_text(summary: dict[str, Any], path: Path) -> str:
 def main() -> None:
     """Entry point: errors that are the user's to mend become one message; tracebacks only with --verbose."""
     signal.signal(signal.SIGINT, _interrupt)
+    warnings.showwarning = _show_warning
     try:
         # Typer returns the code of `Exit` here, and 130 for Ctrl-C, instead of raising.
         code = app(standalone_mode=False) or 0
@@ -398,6 +400,17 @@ def main() -> None:
         # signal, though it was caught; the next source text that runs wipes it.
         exec("")
     sys.exit(code)
+
+
+_SHOW_WARNING = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+    """Print a renamed key as one line; show other warnings as Python does."""
+    if issubclass(category, RenamedKeyWarning):
+        print(f"burnish: warning: {message}", file=sys.stderr)
+    else:
+        _SHOW_WARNING(message, category, *rest, **named)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

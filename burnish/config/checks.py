@@ -24,15 +24,15 @@ def check_config(config: RunConfig) -> None:
                 f"evaluate.judge and label.judge are the same ({judge.model}, the same rubric): it would find its own "
                 "taste good; give another model or another rubric"
             )
-    for lacking in (given.lacks() for given in config.evaluate.guard_sets):
+    for lacking in (given.lacks() for given in config.evaluate.regression_sets):
         if lacking:
             raise ConfigError(lacking)
     if config.label.source == "imported" and config.label.preferences is None:
         raise ConfigError("label.source is 'imported' but label.preferences names no file")
-    if config.label.source == "imported" and (config.rounds > 1 or config.collect.follows is not None):
+    if config.label.source == "imported" and (config.rounds > 1 or config.collect.previous_run is not None):
         raise ConfigError(
             "label.source is 'imported', so the samples of further rounds cannot be labelled: set rounds: 1 (and no "
-            "collect.follows), or another label.source"
+            "collect.previous_run), or another label.source"
         )
     if config.rounds > 1 and config.collect.n_pairs < config.rounds:
         raise ConfigError(

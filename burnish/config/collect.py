@@ -1,4 +1,4 @@
-"""Pairs to be labelled."""
+"""Section `collect`: the pairs to be labelled."""
 
 from pydantic import Field
 
@@ -6,10 +6,25 @@ from burnish.config.strict import Section
 
 
 class CollectConfig(Section):
-    """Pairs sampled from the policy."""
+    """Pairs of responses sampled from the policy, to be labelled."""
 
-    n_pairs: int = Field(1536, ge=0)  # of all rounds together; 0: use imported pairs only
-    # An earlier run of the same model: go on from its labels, sample from what it aligned, choose by its reward models.
-    follows: str | None = None
-    temperature: float = Field(1.0, gt=0)
-    batch_size: int = Field(128, ge=1)
+    n_pairs: int = Field(
+        1536,
+        ge=0,
+        description="Pairs to sample and label, over all rounds. 0 trains on imported pairs only. Raise it where "
+        "the reward models' agreement on validation pairs still grows with the number of labels.",
+    )
+    previous_run: str | None = Field(
+        None,
+        description="Directory of an earlier run of the same model. The run reuses its labels, samples from its "
+        "aligned policy and selects pairs with its reward models. Set it to continue with new labels after a "
+        "finished run.",
+    )
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        description="Sampling temperature. Raise it where the two responses of a pair are often the same.",
+    )
+    batch_size: int = Field(
+        128, ge=1, description="Responses sampled at once. Lower it where sampling runs out of memory."
+    )

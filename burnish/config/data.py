@@ -1,4 +1,4 @@
-"""Prompts, and how they are split."""
+"""Section `data`: the prompts and their splits."""
 
 from pydantic import Field
 
@@ -6,10 +6,30 @@ from burnish.config.strict import Section
 
 
 class DataConfig(Section):
-    """Where prompts come from, and how they are split (by hash, so that a prompt never changes sides)."""
+    """Prompts, and how they are split. A hash of the prompt decides its split, so that it never changes."""
 
-    prompts: str = "stories"  # `stories` (the embedded world), a .jsonl/.txt file, or `preferences`
-    n_prompts: int | None = Field(None, ge=1)  # cap on the prompts read
-    selection_share: float = Field(0.15, gt=0, lt=0.5)
-    test_share: float = Field(0.3, gt=0, lt=0.6)
-    rejected_rows_limit: float = Field(0.5, ge=0, le=1)  # share of unusable rows above which import stops
+    prompts: str = Field(
+        "stories",
+        description="Source of the prompts: `stories` (the rehearsal's), a .jsonl or .txt file, or `preferences` "
+        "(the prompts of label.preferences). Set it for every run with a model of your own.",
+    )
+    n_prompts: int | None = Field(
+        None, ge=1, description="Prompts read at most; null reads all. Lower it for a short trial."
+    )
+    selection_share: float = Field(
+        0.15, gt=0, lt=0.5, description="Share of the prompts held out to select among candidates."
+    )
+    test_share: float = Field(
+        0.3,
+        gt=0,
+        lt=0.6,
+        description="Share of the prompts held out for the final win rate. Lower it where prompts are many: the "
+        "number of test prompts sets the width of the interval, evaluate.n_test caps it.",
+    )
+    rejected_rows_limit: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of unusable rows above which an import stops with an error. Lower it for data that "
+        "should be clean.",
+    )

@@ -1,6 +1,6 @@
-"""DPO: the fallback when PPO is given up, and the other arm of the comparison on request."""
+"""Section `dpo`: the fallback when PPO is given up, or the other arm of a comparison."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,44 +11,76 @@ from burnish.config.strict import Section
 class DPOConfig(Section):
     """Direct preference optimisation from SFT on the same preferences."""
 
-    when: Literal["fallback", "always", "never"] = "fallback"
-    # What is learned from: the labels, the ensemble's best and worst of a policy's own answers, or both. The policy is
-    # SFT; where PPO was given up after its last healthy checkpoint, that, and a pair counts only if the watcher agrees.
-    # auto: both where the optimiser failed, the labels where the reward did (what it prefers is what failed) and where
-    # nothing failed.
-    pairs: Literal["auto", "labels", "on_policy", "both"] = "auto"
-    n: int = Field(4, ge=2)  # of those answers a prompt
-    prompts: int = Field(640, ge=8)  # training prompts that are answered, at most
-    # sigmoid: Rafailov et al. 2023; ipo: Azar et al. 2023, whose margin has an optimum that pairs cannot push past.
-    loss: Literal["sigmoid", "ipo"] = "sigmoid"
-    per_token: bool = (
-        False  # log-ratios divided by their answer's length (Tulu 3), so that length buys no margin
+    max_grad_norm: ClassVar[float] = 1.0
+    warmup_share: ClassVar[float] = 0.1  # of the steps, with a linearly rising learning rate
+
+    when: Literal["fallback", "always", "never"] = Field(
+        "fallback",
+        description="When DPO runs: after PPO was given up, always (as a second candidate), or never.",
     )
-    # auto: 0.1; 5 per token, where ratios are as much smaller.
-    beta: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    soft_labels: bool = True  # whether contradicting labels are learned as the shares they are, as rewards do
-    # auto: the share of trained pairs whose winner is expected to be wrong, where comparisons have several labels;
-    # otherwise 0.1.
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | Literal["auto"] = "auto"
-    nll: float = Field(0.0, ge=0)  # times the chosen answer's nats a token, added (Pang et al. 2024)
-    epochs: int = Field(1, ge=1)
-    batch_size: int = Field(32, ge=1)
-    micro_batch: int = Field(32, ge=1)
-    learning_rate: Rate = "auto"  # auto: by short trials
-    warmup_share: float = Field(0.1, ge=0, le=1)
-    max_grad_norm: float = Field(1.0, gt=0)
-    checkpoint_every: int = Field(20, ge=1)
+    pairs: Literal["auto", "labels", "on_policy", "both"] = Field(
+        "auto",
+        description="Training pairs: the labels, the ensemble's best and worst response of the policy's own "
+        "samples, or both. Samples come from SFT, or from PPO's last healthy checkpoint where PPO was given up; a "
+        "pair counts only if the watcher agrees. `auto` takes both where the optimiser failed, and the labels "
+        "where the reward failed or nothing failed.",
+    )
+    samples_per_prompt: int = Field(
+        4, ge=2, description="Responses sampled for each prompt where pairs are on_policy or both."
+    )
+    max_prompts: int = Field(640, ge=8, description="Training prompts sampled at most for on-policy pairs.")
+    loss: Literal["sigmoid", "ipo"] = Field(
+        "sigmoid",
+        description="sigmoid (Rafailov et al. 2023), or ipo (Azar et al. 2023), whose margin has a finite optimum. "
+        "Use ipo where DPO overfits few pairs.",
+    )
+    per_token: bool = Field(
+        False,
+        description="Divide each log-ratio by the length of its response (Tulu 3), so that length alone gains no "
+        "margin. Set it where DPO makes responses longer.",
+    )
+    beta: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="Strength of the KL penalty. `auto` is 0.1, or 5 with per_token, whose log-ratios are smaller. "
+        "Raise it to stay closer to SFT.",
+    )
+    soft_labels: bool = Field(
+        True,
+        description="Train on the share of labels that prefer each response, where labels of a pair disagree.",
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | Literal["auto"] = Field(
+        "auto",
+        description="Probability that a label is wrong. `auto` estimates it where pairs have several labels; "
+        "otherwise it is 0.1.",
+    )
+    nll: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the chosen response's negative log-likelihood, in nats per token (Pang et al. "
+        "2024). Raise it where the likelihood of chosen responses falls.",
+    )
+    epochs: int = Field(1, ge=1, description="Passes over the pairs.")
+    batch_size: int = Field(32, ge=1, description="Pairs per optimiser step.")
+    micro_batch: int = Field(
+        32,
+        ge=1,
+        description="Rows per forward pass. Lower it where training runs out of memory; results stay the same.",
+    )
+    learning_rate: Rate = Field(
+        "auto", description="Learning rate of AdamW. `auto` finds it with short trials."
+    )
+    checkpoint_every: int = Field(20, ge=1, description="Optimiser steps between two checkpoints.")
 
     @property
     def strength(self) -> float:
-        """Beta as it is used."""
+        """Beta with `auto` resolved."""
         return self.beta if self.beta != "auto" else 5.0 if self.per_token else 0.1
 
     @model_validator(mode="after")
     def _smoothed(self) -> "DPOConfig":
         if self.loss == "ipo" and self.label_smoothing not in ("auto", 0):
             raise ValueError(
-                f"dpo.label_smoothing={self.label_smoothing} is of the sigmoid loss; ipo bounds the margin itself: "
-                "leave it out"
+                f"dpo.label_smoothing={self.label_smoothing} belongs to the sigmoid loss; ipo bounds the margin "
+                "itself: remove the key"
             )
         return self

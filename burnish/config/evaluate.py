@@ -1,10 +1,10 @@
-"""The examination that decides the champion."""
+"""Section `evaluate`: the win rates that decide the champion."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,57 +12,102 @@ from burnish.config.judge import JudgeConfig
 from burnish.config.strict import Section
 
 
-class GuardSet(Section):
-    """What a champion may not lose: JSON lines with a prompt (as in data.prompts) and its `reference`, or a task of
-    lm-eval (`pip install 'burnish[lm-eval]'`)."""
+class RegressionSet(Section):
+    """A check that the champion has not lost an ability.
 
-    file: str | None = None
-    task: str | None = None  # a task or group by its name
-    include: str | None = None  # a folder with tasks of your own, as lm-eval's --include_path
-    metric: str | None = None  # of the task, with its filter where it has several: exact_match,strict-match
-    # contains: whether an answer has the reference in it, exact: whether it is the reference (case and white space
-    # apart); likelihood: nats a token that the model gives the reference.
-    measure: Literal["contains", "exact", "likelihood"] = "contains"
-    tolerated: float = Field(0.0, ge=0)  # share of the prompts, or nats a token, that may be lost
-    limit: int | None = Field(None, ge=8)  # prompts, at most; of every task of a group
+    It is a file of JSON lines with a prompt and its `reference`, or a task of lm-eval (`pip install
+    'burnish[lm-eval]'`).
+    """
+
+    file: str | None = Field(
+        None,
+        description="JSON lines with `prompt` (as in data.prompts) and `reference`. Give a file or a task.",
+    )
+    task: str | None = Field(None, description="Name of a task or a group of tasks of lm-eval.")
+    include: str | None = Field(
+        None, description="Folder with lm-eval tasks of your own, as in its --include_path."
+    )
+    metric: str | None = Field(
+        None,
+        description="Metric of the task, with its filter where it has several: exact_match,strict-match.",
+    )
+    measure: Literal["contains", "exact", "likelihood"] = Field(
+        "contains",
+        description="How a response to a file's prompt is scored. contains: it contains the reference; exact: it "
+        "equals the reference apart from case and white space; likelihood: nats per token of the reference.",
+    )
+    tolerance: float = Field(
+        0.0, ge=0, description="Loss that is accepted: a share of the prompts, or nats per token."
+    )
+    limit: int | None = Field(None, ge=8, description="Prompts used at most, for each task of a group.")
 
     @property
     def name(self) -> str:
+        """Name of the task, or of the file without its ending."""
         return self.task if self.task is not None else Path(str(self.file)).stem
 
     def lacks(self) -> str | None:
-        """What it needs and is not here, in words: to be asked before a run, not after it."""
+        """Return an error message if the file or the lm-eval package is missing, else None."""
         if self.file is not None and not Path(self.file).exists():
-            return f"evaluate.guard_sets names {self.file}, which does not exist; give a file of prompts and references"
+            return (
+                f"evaluate.regression_sets names {self.file}, which does not exist; give a file of prompts and "
+                "references"
+            )
         if self.task is not None and find_spec("lm_eval") is None:
             return (
-                f"evaluate.guard_sets names {self.task!r}, a task of lm-eval, which is not installed; run "
+                f"evaluate.regression_sets names {self.task!r}, a task of lm-eval, which is not installed; run "
                 "`pip install 'burnish[lm-eval]'`, or give a file"
             )
         return None
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> GuardSet:
+    def _one_of_two(self) -> RegressionSet:
         if (self.file is None) == (self.task is None):
-            raise ValueError("a guard set is a file or a task of lm-eval: give one of the two")
+            raise ValueError("a regression set is a file or a task of lm-eval: give one of the two")
         if self.task is None and (self.include or self.metric):
             raise ValueError("include and metric belong to a task of lm-eval; a file has `measure`")
         return self
 
 
 class EvaluateConfig(Section):
-    """Win rates against SFT on held-out prompts; both sample sizes are fixed before anything is seen."""
+    """Win rates against SFT on held-out prompts. The sample sizes are fixed before the run."""
 
-    examiner: Literal["panel", "reward_model", "judge", "people"] = "panel"
-    judge: JudgeConfig = JudgeConfig()  # another one than labelled
-    people_each: int = Field(1, ge=1)  # people who see each pair of answers, where people examine
-    guard_sets: tuple[GuardSet, ...] = ()  # on which a champion may not surely lose against SFT
-    n_selection: int = Field(128, ge=8)
-    n_test: int = Field(256, ge=8)
-    kl_prompts: int = Field(256, ge=2)  # two at least: a standard error needs them
-    best_of_n: int = Field(4, ge=1)  # 1: leave the free baseline out
-    best_of_n_candidate: bool = False
-    temperature: float | None = Field(None, gt=0)  # None: as in PPO
-    batch_size: int = Field(128, ge=1)
-    confidence: float = Field(0.95, gt=0.5, lt=1)
-    bootstrap: int = Field(2000, ge=200)
+    bootstrap: ClassVar[int] = 2000  # resamples of prompts for an interval
+
+    examiner: Literal["panel", "reward_model", "judge", "people"] = Field(
+        "panel",
+        description="What compares a candidate's responses with SFT's: the rehearsal's simulated panel, a reward "
+        "model trained on pairs of its own, an AI judge, or people.",
+    )
+    judge: JudgeConfig = JudgeConfig()  # must differ from label.judge
+    labels_per_pair: int = Field(
+        1, ge=1, description="People who compare each pair of responses, where people are the examiner."
+    )
+    regression_sets: tuple[RegressionSet, ...] = Field(
+        (),
+        description="Checks of abilities that the champion must keep. A candidate that loses on one, beyond its "
+        "tolerance and with the whole interval, does not become champion.",
+    )
+    n_selection: int = Field(128, ge=8, description="Selection prompts used to choose among candidates.")
+    n_test: int = Field(
+        256,
+        ge=8,
+        description="Test prompts of the final win rate. Its interval narrows with their square root.",
+    )
+    kl_prompts: int = Field(256, ge=2, description="Prompts used to estimate a candidate's KL to SFT.")
+    best_of_n: int = Field(
+        4,
+        ge=1,
+        description="n of the best-of-n baseline (SFT's best of n samples by the ensemble); 1 leaves it out.",
+    )
+    best_of_n_candidate: bool = Field(
+        False,
+        description="Whether best-of-n may become champion. It costs n samples for every answer in production.",
+    )
+    temperature: float | None = Field(
+        None, gt=0, description="Sampling temperature of the evaluation; null: ppo.temperature."
+    )
+    batch_size: int = Field(
+        128, ge=1, description="Responses sampled at once. Lower it where sampling runs out of memory."
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence level of all intervals.")

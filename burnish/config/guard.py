@@ -1,4 +1,6 @@
-"""The guard over PPO."""
+"""Section `guard`: supervision of PPO."""
+
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -8,17 +10,34 @@ from burnish.config.strict import Section
 class GuardConfig(Section):
     """When PPO is corrected, rolled back, and given up."""
 
-    enabled: bool = True
-    patience: int = Field(3, ge=1)  # unhealthy updates before the guard acts
-    calm_updates: int = Field(2, ge=1)  # healthy updates in a row that end a streak of unhealthy ones
-    forgive_updates: int = Field(20, ge=1)  # after which raises and cuts count anew
-    settle_updates: int = Field(3, ge=0)  # after an action, before the next one
-    raise_kl_factor: float = Field(2.0, gt=1)
-    max_raises: int = Field(2, ge=0)  # in one attempt
-    # Whether members that disagree make a score count for less (uwo, then with twice the lambda) where raises do not
-    # end a hack; nothing is tighter than min.
-    tighten: bool = True
-    max_rate_cuts: int = Field(1, ge=0)  # in one attempt, where steps are too large
-    max_rollbacks: int = Field(2, ge=0)
-    learning_rate_factor: float = Field(0.5, gt=0, lt=1)  # on each cut and each roll-back
-    proof_updates: int = Field(5, ge=0)  # healthy updates after which a checkpoint is one to go back to
+    calm_updates: ClassVar[int] = 2  # healthy updates in a row that end a streak of unhealthy ones
+    forgive_updates: ClassVar[int] = 20  # healthy updates after which raises and cuts count anew
+    raise_kl_factor: ClassVar[float] = 2.0  # factor of the KL coefficient at each raise
+    learning_rate_factor: ClassVar[float] = 0.5  # factor of the learning rates at each cut and each roll-back
+    proof_updates: ClassVar[int] = 5  # healthy updates after which a checkpoint is one to roll back to
+
+    enabled: bool = Field(
+        True, description="Whether the guard acts. With false, alerts are recorded and PPO goes on."
+    )
+    patience: int = Field(
+        3,
+        ge=1,
+        description="Unhealthy updates before the guard acts. Raise it where alerts come and go by themselves.",
+    )
+    settle_updates: int = Field(
+        3, ge=0, description="Updates after an action before the guard may act again."
+    )
+    max_raises: int = Field(
+        2, ge=0, description="Times the KL coefficient is raised in one attempt before a roll-back."
+    )
+    tighten: bool = Field(
+        True,
+        description="Where raises do not end a reward hack, subtract the members' disagreement from the score "
+        "(uwo; a second time with twice the weight). It has no effect where reward.aggregate is min or weights.",
+    )
+    max_rate_cuts: int = Field(
+        1, ge=0, description="Times the learning rates are cut in one attempt where steps are too large."
+    )
+    max_rollbacks: int = Field(
+        2, ge=0, description="Roll-backs to a healthy checkpoint before PPO is given up."
+    )

@@ -1,4 +1,4 @@
-"""An AI judge: which model answers, at which endpoint, for how much money at most."""
+"""Sections `label.judge` and `evaluate.judge`: an AI judge."""
 
 from typing import Literal
 
@@ -8,27 +8,42 @@ from burnish.config.strict import Section
 
 
 class JudgeConfig(Section):
-    """A model that compares two answers, asked in both orders."""
+    """A language model that compares two responses, asked in both orders."""
 
-    model: str | None = None  # its name at the endpoint, or the folder or hub name of a local one
-    endpoint: str | None = None  # base URL of an OpenAI-compatible API; None: the model runs in this process
-    api_key_env: str = (
-        "OPENAI_API_KEY"  # environment variable that holds the key; may be unset for a local server
+    model: str | None = Field(
+        None, description="Name of the model at the endpoint, or the folder or hub name of a local model."
     )
-    gguf_file: str | None = None  # of a local model
-    rubric: str | None = (
-        None  # template with {guidelines}, {prompt}, {first}, {second}; None: the package's own
+    endpoint: str | None = Field(
+        None, description="Base URL of an OpenAI-compatible API; null runs the model in this process."
     )
-    # Log-odds of the verdict's tokens, where the endpoint gives log-probabilities; votes: one answer, no odds.
-    verdict: Literal["log_odds", "votes"] = "log_odds"
-    max_tokens: int = Field(8, ge=1)  # of an answer
-    concurrency: int = Field(8, ge=1)
-    timeout: float = Field(60.0, gt=0)  # seconds
-    retries: int = Field(5, ge=0)  # of one question, with growing waits
-    # Dollars for a million tokens, and dollars that may be spent in all; None: no limit.
-    price_in: float = Field(0.0, ge=0)
-    price_out: float = Field(0.0, ge=0)
-    budget: float | None = Field(None, gt=0)
+    api_key_env: str = Field(
+        "OPENAI_API_KEY",
+        description="Environment variable that holds the API key. It may be unset for a local server.",
+    )
+    gguf_file: str | None = Field(None, description="GGUF file inside the folder of a local model.")
+    rubric: str | None = Field(
+        None,
+        description="File with the prompt template, which has {guidelines}, {prompt}, {first} and {second}; null: "
+        "the package's own. Set it to tell the judge what counts in your task.",
+    )
+    verdict: Literal["log_odds", "votes"] = Field(
+        "log_odds",
+        description="log_odds reads the log-probabilities of the verdict's tokens; votes reads the answer alone. "
+        "Use votes where the endpoint returns no log-probabilities.",
+    )
+    max_tokens: int = Field(8, ge=1, description="Tokens of the judge's answer at most.")
+    concurrency: int = Field(8, ge=1, description="Requests in flight at once.")
+    timeout: float = Field(60.0, gt=0, description="Seconds before a request counts as failed.")
+    retries: int = Field(
+        5, ge=0, description="Further tries of a failed request, with exponentially growing waits."
+    )
+    price_in: float = Field(0.0, ge=0, description="Dollars per million input tokens.")
+    price_out: float = Field(0.0, ge=0, description="Dollars per million output tokens.")
+    budget: float | None = Field(
+        None,
+        gt=0,
+        description="Dollars the judge may cost in all; null: no limit. It needs price_in and price_out.",
+    )
 
     @model_validator(mode="after")
     def _priced(self) -> "JudgeConfig":

@@ -1,4 +1,4 @@
-"""Who labels, and what is imported."""
+"""Section `label`: the source of preference labels."""
 
 import os
 from typing import Literal
@@ -10,24 +10,25 @@ from burnish.config.strict import Section
 
 
 class Phrase(Section):
-    """Words that simulated annotators like for their own sake: `worth` is added for every time they stand in an
-    answer."""
+    """A phrase that simulated annotators like for its own sake."""
 
-    text: str = Field(min_length=1)
-    worth: float
+    text: str = Field(min_length=1, description="The phrase.")
+    worth: float = Field(description="Added to the gold score for every time the phrase is in a response.")
 
 
 class SimulatedConfig(Section):
-    """Simulated annotators: they choose by the true preference, with these faults."""
+    """Simulated annotators of the rehearsal: they compare gold scores, with these faults."""
 
-    annotators: int = Field(8, ge=1)
-    noise: float = Field(0.4, ge=0)  # scale of the logistic noise on the difference in gold
-    length_bias: float = 0.0  # added to the difference in gold, per word the first response is longer
-    foreign_bias: float = 0.0  # added for a response that is surely not in English
-    cheer_bias: float = 0.0  # added for every glad word in it
-    phrases: tuple[Phrase, ...] = ()
-    position_bias: float = 0.0  # added to the difference in gold for whatever stands first
-    spam_share: float = Field(0.0, ge=0, le=1)  # share of annotators who answer at random
+    annotators: int = Field(8, ge=1, description="Number of annotators.")
+    noise: float = Field(
+        0.4, ge=0, description="Scale of the logistic noise on the difference in gold score."
+    )
+    length_bias: float = Field(0.0, description="Added per word by which the first response is longer.")
+    foreign_bias: float = Field(0.0, description="Added for a response that is surely not in English.")
+    cheer_bias: float = Field(0.0, description="Added for every cheerful word of a response.")
+    phrases: tuple[Phrase, ...] = Field((), description="Phrases that annotators like for their own sake.")
+    position_bias: float = Field(0.0, description="Added for the response that is shown first.")
+    spam_share: float = Field(0.0, ge=0, le=1, description="Share of annotators who answer at random.")
 
 
 PASSWORD = "PGPASSWORD"  # the environment variable that PostgreSQL's clients read
@@ -54,25 +55,40 @@ def without_password(url: str) -> tuple[str, str | None]:
 
 
 class LabelConfig(Section):
-    """Who answers the comparisons."""
+    """Source of the labels, and how labels of one comparison are combined."""
 
-    source: Literal["simulated", "imported", "judge", "people"] = "simulated"
+    source: Literal["simulated", "imported", "judge", "people"] = Field(
+        "simulated",
+        description="simulated (rehearsal only), imported (the pairs of `preferences`), judge (an AI judge), or "
+        "people (the labelling page or a vendor).",
+    )
     judge: JudgeConfig = JudgeConfig()
-    preferences: str | None = None  # file, or `datasets` name, of Hugging Face preference pairs to import
-    split: str = "train"  # the split, when `preferences` is a `datasets` name
-    max_pairs: int | None = Field(None, ge=1)
-    store: str | None = (
-        None  # label store that several runs share, a .sqlite file or a URL; None: the run's own
+    preferences: str | None = Field(
+        None,
+        description="Preference pairs to import: a file, or a name for `datasets`, in a Hugging Face format.",
     )
-    guidelines: str | None = (
-        None  # a file of what labelers go by; None: the package's own (imported labels: unknown)
+    split: str = Field("train", description="Split to import where `preferences` is a `datasets` name.")
+    max_pairs: int | None = Field(None, ge=1, description="Imported pairs at most; null imports all.")
+    store: str | None = Field(
+        None,
+        description="Label store that several runs share: a .sqlite file or a PostgreSQL URL; null: the run's own.",
     )
-    labels_per_pair: int = Field(1, ge=1)
-    # What several labels of a comparison come to: their mean, or everybody weighed by how well they agree.
-    consensus: Literal["mean", "dawid_skene"] = "mean"
-    missing_share: float = Field(
-        0.0, ge=0, lt=1
-    )  # of comparisons that people or a judge may leave without labels
+    guidelines: str | None = Field(
+        None,
+        description="File with the annotator guidelines, shown to people and judges; null: the package's own "
+        "(unknown for imported labels).",
+    )
+    labels_per_pair: int = Field(
+        1, ge=1, description="Labels per comparison. More show disagreement and cost as much more."
+    )
+    consensus: Literal["mean", "dawid_skene"] = Field(
+        "mean",
+        description="How labels of one comparison are combined: their mean, or weighted by each annotator's "
+        "estimated accuracy (Dawid and Skene 1979). Use dawid_skene where annotators differ in quality.",
+    )
+    max_unlabelled_share: float = Field(
+        0.0, ge=0, lt=1, description="Share of comparisons that people or a judge may leave without a label."
+    )
     simulated: SimulatedConfig = SimulatedConfig()
 
     @field_validator("store")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,9 +15,26 @@ from pydantic import BaseModel, ValidationError
 
 from burnish.config.run import RunConfig
 from burnish.config.strict import Section
-from burnish.errors import ConfigError
+from burnish.errors import ConfigError, RenamedKeyWarning
 
 S = TypeVar("S", bound=Section)
+
+RENAMED = {
+    "collect.follows": "previous_run",
+    "select.how": "acquisition",
+    "label.missing_share": "max_unlabelled_share",
+    "ppo.answers": "samples_per_prompt",
+    "ppo.rewards.called": "name",
+    "dpo.n": "samples_per_prompt",
+    "dpo.prompts": "max_prompts",
+    "distill.n": "samples_per_prompt",
+    "distill.prompts": "max_prompts",
+    "evaluate.guard_sets": "regression_sets",
+    "evaluate.guard_sets.tolerated": "tolerance",
+    "evaluate.regression_sets.tolerated": "tolerance",
+    "evaluate.people_each": "labels_per_pair",
+}
+"""Dotted keys of version 0.1.0 and their names in the same section now. The aliases go with the next version."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,7 +70,7 @@ _Loader.add_constructor("!number", _float)
 _Loader.yaml_implicit_resolvers = {
     first: list(rules) for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_EXPONENT = __import__("re").compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_EXPONENT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 for _first in "-+0123456789":
     _Loader.yaml_implicit_resolvers.setdefault(_first, []).insert(0, ("!number", _EXPONENT))
 
@@ -60,6 +80,14 @@ def load_config(path: Path | None, sets: Sequence[str] = ()) -> RunConfig:
     data: dict[str, Any] = {} if path is None else _read(path)
     for item in sets:
         _apply(data, item)
+    renamed = rename_keys(data)
+    if renamed:
+        warnings.warn(
+            f"{', '.join(f'{old} is now {new}' for old, new in renamed.items())}; the next version will not read "
+            "the old names",
+            RenamedKeyWarning,
+            stacklevel=2,
+        )
     _check_keys(data, RunConfig, "")
     return validated(RunConfig, data)
 
@@ -134,9 +162,57 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _check_keys(data: Mapping[str, Any], model: type[BaseModel], prefix: str) -> None:
-    for key, value in data.items():
+def rename_keys(data: dict[str, Any]) -> dict[str, str]:
+    """Give renamed keys their new names in place. Return old and new dotted keys of those that were found.
+
+    Raises ConfigError where a section has both names.
+    """
+    found: dict[str, str] = {}
+    for old, new in RENAMED.items():
+        *parents, leaf = old.split(".")
+        for section in list(_sections(data, parents)):
+            if leaf not in section:
+                continue
+            dotted = ".".join([*parents, new])
+            if new in section:
+                raise ConfigError(f"{old} and {dotted} are two names of one key; remove {old}")
+            section[new] = section.pop(leaf)
+            lines = getattr(section, "lines", {})
+            if leaf in lines:
+                lines[new] = lines.pop(leaf)
+            found[old] = dotted
+    return found
+
+
+def renamed_key(dotted: str) -> str:
+    """Return the name that this version has for a dotted key."""
+    new = RENAMED.get(dotted)
+    return dotted if new is None else f"{dotted.rpartition('.')[0]}.{new}"
+
+
+def _sections(node: Any, parents: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the mappings at a dotted place; a list on the way stands for all its elements."""
+    if isinstance(node, list):
+        for item in node:
+            yield from _sections(item, parents)
+    elif isinstance(node, dict) and parents:
+        yield from _sections(node.get(parents[0]), parents[1:])
+    elif isinstance(node, dict):
+        yield node
+
+
+def _check_keys(data: dict[str, Any], model: type[BaseModel], prefix: str) -> None:
+    """Raise ConfigError for unknown keys. Remove keys that older versions had and that have their constant value."""
+    for key, value in list(data.items()):
         dotted = f"{prefix}{key}"
+        if key in model.__class_vars__ and isinstance(getattr(model, key), bool | int | float):
+            constant = getattr(model, key)
+            if value != constant:
+                raise ConfigError(
+                    f"{dotted}={value!r}: this is a constant ({constant!r}) that cannot be set; remove the key"
+                )
+            del data[key]
+            continue
         if key not in model.model_fields:
             line = getattr(data, "lines", {}).get(key)
             where = f" (line {line})" if line else ""
@@ -144,17 +220,26 @@ def _check_keys(data: Mapping[str, Any], model: type[BaseModel], prefix: str) ->
             hint = f"; did you mean {near}?" if near else "; `burnish schema` lists the keys"
             raise ConfigError(f"unknown key {dotted}{where}{hint}")
         inner = _section(model.model_fields[key].annotation)
-        if inner and isinstance(value, Mapping):
+        if inner and isinstance(value, dict):
             _check_keys(value, inner, f"{dotted}.")
 
 
-def forget_unknown(data: Mapping[str, Any], model: type[BaseModel] = RunConfig) -> dict[str, Any]:
-    """The keys this version knows, of a configuration that another version may have written."""
+def forget_unknown(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys this version knows, of a configuration that another version may have written.
+
+    Renamed keys get their new names.
+    """
+    own = copy.deepcopy(dict(data))
+    rename_keys(own)
+    return _known(own, RunConfig)
+
+
+def _known(data: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
     known: dict[str, Any] = {}
     for key, value in data.items():
         if key in model.model_fields:
             inner = _section(model.model_fields[key].annotation)
-            known[key] = forget_unknown(value, inner) if inner and isinstance(value, Mapping) else value
+            known[key] = _known(value, inner) if inner and isinstance(value, Mapping) else value
     return known
 
 

@@ -1,7 +1,7 @@
-"""Which model is aligned, and which of its weights are trained."""
+"""Section `model`: the model to align, and the weights that are trained."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -32,33 +32,68 @@ Device = Annotated[str, AfterValidator(_known_device)]
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (used when `model.layers` is `lora` or `lora_top:N`)."""
+    """Low-rank adapters, used where `model.layers` is `lora` or `lora_top:N`."""
 
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
-    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    rank: int = Field(
+        16, ge=1, description="Rank of the adapters. Raise it where training cannot fit the preferences."
+    )
+    alpha: int = Field(
+        32, ge=1, description="Scale of the adapters: their product counts alpha / rank times."
+    )
+    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
+        "all-linear", description="Names of the linear modules that get adapters, as in PEFT."
+    )
 
 
 class ModelConfig(Section):
-    """The policy to align: `embedded`, a folder, or a hub name; `gguf_file` names a GGUF file inside it."""
+    """The policy to align."""
 
-    path: str = TINY_MODEL
-    gguf_file: str | None = None
-    revision: str | None = None  # of a hub name: a branch, a tag or a commit
-    device: Device = "auto"  # auto: cuda, then mps, then cpu; or cuda:N
-    # In which the linear layers that are not trained are held; auto: bfloat16 on a GPU that has it, else float32.
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    gradient_checkpointing: bool = False  # activations computed twice in place of being kept
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = (
-        None  # None: the model's own choice
+    trust_remote_code: ClassVar[bool] = False  # code of a model repository is never run
+
+    path: str = Field(
+        TINY_MODEL,
+        description="`embedded` (the rehearsal's tiny model), a folder, or a name on the Hugging Face hub.",
     )
-    # What is trained: top:N, all, lora, lora_top:N; auto: the top fifth where that can be cut, else all.
-    layers: Layers = "auto"
+    gguf_file: str | None = Field(None, description="GGUF file inside the folder or repository.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub name.")
+    device: Device = Field(
+        "auto", description="`auto` takes cuda, else mps, else cpu; or cpu, mps, cuda, cuda:N."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Precision of the frozen linear layers; trained weights are float32. `auto` is bfloat16 on a "
+        "GPU that supports it, else float32. bfloat16 halves the memory of the frozen layers.",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Recompute activations in the backward pass. It saves memory and costs a forward pass.",
+    )
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None, description="Attention kernel, as in transformers; null: the model's default."
+    )
+    layers: Layers = Field(
+        "auto",
+        description="What is trained: top:N (the top N layers), all, lora, or lora_top:N (adapters on the top N). "
+        "`auto` is the top fifth of the layers where the architecture can be cut, else all. Frozen layers are held "
+        "once for policy, reference, value function and reward models.",
+    )
     lora: LoraConfig = LoraConfig()
     cache_gib: float = Field(
-        4.0, ge=0
-    )  # of activations below a cut that are kept in memory, the rest in a file
-    max_prompt_tokens: int = Field(64, ge=1)
-    max_response_tokens: int = Field(56, ge=1)
-    trust_remote_code: Literal[False] = False
-    use_chat_template: bool | None = None  # None: as the tokenizer has one and the prompt has messages
+        4.0,
+        ge=0,
+        description="GiB of memory for activations of the frozen layers, which are computed once per sequence; the "
+        "rest is written to a file.",
+    )
+    max_prompt_tokens: int = Field(
+        64, ge=1, description="Longest prompt in tokens. Longer prompts are left out and counted."
+    )
+    max_response_tokens: int = Field(
+        56,
+        ge=1,
+        description="Longest response in tokens, sampled or trained on. Set it to what your data needs.",
+    )
+    use_chat_template: bool | None = Field(
+        None,
+        description="Whether prompts are formatted with the tokenizer's chat template; null: where the tokenizer "
+        "has one and the prompt consists of messages.",
+    )

@@ -1,6 +1,6 @@
-"""PPO and its adaptive KL controller."""
+"""Section `ppo`: PPO, its adaptive KL controller, and the reward it optimises."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -9,34 +9,56 @@ from burnish.config.strict import Section
 
 
 class KLConfig(Section):
-    """Adaptive KL. Targets are nats per response, summed over its tokens, averaged over the batch."""
+    """Adaptive KL control (Ziegler et al. 2019). KL is in nats per response, summed over its tokens."""
 
-    target: float = Field(4.0, gt=0)
-    adaptive: bool = True
-    init_coef: float | None = Field(None, gt=0)  # None: sd within a prompt / sqrt(2 target)
-    horizon: int | None = Field(None, gt=0)  # episodes; None: a twentieth of the run's
-    smoothing: float = Field(0.5, ge=0, lt=1)  # exponential moving average of the measured KL
-    lead: float = Field(5.0, ge=0)  # updates ahead that the controller looks, by the last one's change
-    min_coef: float = Field(1e-4, gt=0)  # both clamps are multiplied by the score's sd
-    max_coef: float = Field(10.0, gt=0)
+    smoothing: ClassVar[float] = 0.5  # of the exponential moving average of the measured KL
+    lead: ClassVar[float] = 5.0  # updates that the controller extrapolates, by the last change
+    min_coef: ClassVar[float] = 1e-4  # limits of the coefficient, times the standard deviation of the score
+    max_coef: ClassVar[float] = 10.0
+
+    target: float = Field(
+        4.0,
+        gt=0,
+        description="KL to the SFT model that the controller aims at. Raise it for more reward, lower it where "
+        "reward hacking begins.",
+    )
+    adaptive: bool = Field(True, description="Adapt the coefficient; false keeps init_coef.")
+    init_coef: float | None = Field(
+        None,
+        gt=0,
+        description="First coefficient; null: standard deviation of the score within a prompt / sqrt(2 * target), "
+        "which holds the target for a Gaussian score.",
+    )
+    horizon: int | None = Field(
+        None, gt=0, description="Episodes over which the controller adapts; null: a twentieth of the run's."
+    )
 
 
 class FunctionReward(Section):
-    """A reward besides the ensemble: a Python function, `package.module:function`, given the prompts, responses and
-    token counts of a batch, giving a number for each response; or the reward models of another run, at the address
-    where `burnish reward serve` offers them."""
+    """A reward besides the ensemble: a Python function, or the reward models of another run.
 
-    function: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
-    url: str | None = Field(None, pattern=r"^https?://\S+$")
-    weight: float = 1.0
-    called: str | None = Field(None, pattern=r"^\w+$")  # in the metrics; None: as the function, or `remote`
-    timeout: float = Field(120.0, gt=0)  # seconds a batch, for an address
-    token_env: str | None = None  # environment variable with the token that the address asks for
+    A function takes the prompts, responses and token counts of a batch, and returns a number for each response.
+    """
+
+    function: str | None = Field(
+        None, pattern=r"^[\w.]+:\w+$", description="`package.module:function`. Give a function or a url."
+    )
+    url: str | None = Field(
+        None, pattern=r"^https?://\S+$", description="Address of a server started by `burnish reward serve`."
+    )
+    weight: float = Field(1.0, description="Weight of the term in the sum that is optimised.")
+    name: str | None = Field(
+        None, pattern=r"^\w+$", description="Name in the metrics; null: the function's name, or `remote`."
+    )
+    timeout: float = Field(120.0, gt=0, description="Seconds per batch before a request to `url` fails.")
+    token_env: str | None = Field(
+        None, description="Environment variable that holds the bearer token of the server at `url`."
+    )
 
     @property
-    def name(self) -> str:
-        """What its term is called in the metrics."""
-        return self.called or ("remote" if self.function is None else self.function.partition(":")[2])
+    def term(self) -> str:
+        """Name of the term in the metrics."""
+        return self.name or ("remote" if self.function is None else self.function.partition(":")[2])
 
     @field_validator("url")
     @classmethod
@@ -56,17 +78,28 @@ class FunctionReward(Section):
 
 
 class ShapingConfig(Section):
-    """What becomes of a score before PPO is paid by it. Units are standard deviations of the score on responses of the
-    reference policy, so that nothing here depends on the scale a reward comes in."""
+    """Shaping of the score before PPO optimises it.
 
-    # Divide by that standard deviation (reference), or by that of all scores seen so far, which narrows with the policy
-    # (running). auto: reference where ppo.rewards or ppo.ensemble_weight make a scale of their own, so that only what
-    # terms weigh against one another counts; the ensemble's own is near 1 already.
-    normalise: Literal["auto", "none", "reference", "running"] = "auto"
-    clip: float | None = Field(None, gt=0)  # no score counts for more, on either side of the reference's mean
-    # sigmoid(score - that of a reference response to the same prompt) - 1/2 (PAR, Fu et al. 2025): no answer can be
-    # worth more than half above the reference, however far its score runs.
-    bounded: bool = False
+    Units are standard deviations of the score on responses of the reference model, so that settings do not depend on
+    the scale of a reward.
+    """
+
+    normalise: Literal["auto", "none", "reference", "running"] = Field(
+        "auto",
+        description="Divide the score by its standard deviation on reference responses (reference), or on all "
+        "responses so far (running). `auto` is reference where ppo.rewards or ppo.ensemble_weight change the "
+        "scale, else none.",
+    )
+    clip: float | None = Field(
+        None,
+        gt=0,
+        description="Largest distance of a score from the reference's mean, on both sides; null: none.",
+    )
+    bounded: bool = Field(
+        False,
+        description="Use sigmoid(score - score of a reference response to the same prompt) - 1/2 (PAR, Fu et al. "
+        "2025), which is at most 1/2. Set it where scores run away.",
+    )
 
     def given(self, own_scale: bool) -> "ShapingConfig":
         """With `auto` decided: whether the score has a scale of its own."""
@@ -90,69 +123,122 @@ class ShapingConfig(Section):
 
 
 class PPOConfig(Section):
-    """Proximal policy optimisation."""
+    """Proximal policy optimisation (Schulman et al. 2017)."""
 
-    # Whether PPO is tried when the reward is no better than a trivial rule: not, or all the same (`run --force`).
-    gate: Literal["obeyed", "ignored"] = "obeyed"
-    updates: int = Field(36, ge=0)
-    batch_size: int = Field(64, ge=2)
-    # As many responses an update as take about so long (and fit model.cache_gib) in place of batch_size, found when the
-    # run is created and frozen in run.yaml; None: batch_size.
-    update_seconds: float | None = Field(None, gt=0)
-    epochs: int = Field(3, ge=1)
-    minibatches: int = Field(1, ge=1)
-    micro_batch: int = Field(32, ge=1)  # rows per forward pass; frozen in run.yaml
-    # gae: by a value function; rloo, grpo: against the other answers to the same prompt, without one; auto: gae, and
-    # rloo once the value function has explained nothing for three updates.
-    advantage: Literal["auto", "gae", "rloo", "grpo"] = "auto"
-    answers: int = Field(1, ge=1)  # to each prompt of a batch
-    # auto: that with which the first update moves the policy as far as it should; 0 freezes it.
-    learning_rate: PolicyRate = "auto"
-    # Whether the policy's rate follows the KL of one update to the next, to reach the target in a third of them.
-    adaptive_rate: bool = True
+    adam_eps: ClassVar[float] = 1e-5
+
+    gate: Literal["obeyed", "ignored"] = Field(
+        "obeyed",
+        description="Whether PPO is skipped where the reward is no better than a trivial rule (`obeyed`), or runs "
+        "anyway (`ignored`, as with `run --force`).",
+    )
+    updates: int = Field(36, ge=0, description="PPO updates. 0 skips PPO.")
+    batch_size: int = Field(
+        64, ge=2, description="Responses per update. More reduce the noise of the gradient."
+    )
+    update_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="Choose batch_size so that an update takes about this many seconds and fits model.cache_gib. "
+        "The run measures it once and freezes it in run.yaml; null uses batch_size.",
+    )
+    epochs: int = Field(3, ge=1, description="Passes over the responses of an update.")
+    minibatches: int = Field(1, ge=1, description="Optimiser steps per pass; must divide batch_size.")
+    micro_batch: int = Field(
+        32,
+        ge=1,
+        description="Rows per forward pass, frozen in run.yaml. Lower it where training runs out of memory; "
+        "results stay the same but for rounding.",
+    )
+    advantage: Literal["auto", "gae", "rloo", "grpo"] = Field(
+        "auto",
+        description="gae: a value function (Schulman et al. 2016); rloo, grpo: the other responses to the same "
+        "prompt as the baseline, without a value function. `auto` starts with gae, and changes to rloo once the "
+        "value function has explained nothing for three updates.",
+    )
+    samples_per_prompt: int = Field(
+        1,
+        ge=1,
+        description="Responses to each prompt of a batch; must divide batch_size. rloo and grpo need 2 or more.",
+    )
+    learning_rate: PolicyRate = Field(
+        "auto",
+        description="Learning rate of AdamW for the policy. `auto` finds the rate whose first update has the "
+        "wanted KL; 0 freezes the policy.",
+    )
+    adaptive_rate: bool = Field(
+        True,
+        description="Adapt the learning rate to the KL of each update, so that the target is reached in a third of "
+        "the updates.",
+    )
     stop_kl: float | None = Field(
-        None, gt=0
-    )  # nats a response from the sampled policy, at which inner epochs end
-    value_learning_rate: Rate = "auto"  # auto: a third of the reward models'
-    # Trained layers of the value function; None, and in models not built like Llama: as many as the policy's.
-    value_layers: int | None = Field(1, ge=1)
-    # auto: reward_model; zero for LoRA, and where the ensemble is left out of the reward.
-    value_init: Literal["auto", "reward_model", "zero"] = "auto"
-    warmup_updates: int = Field(2, ge=0)
-    value_warmup: int = Field(0, ge=0)  # updates, of `updates`, in which only the value function learns
-    # An instruction that is sampled under ("Answer concisely."), by policy, reference and value function alike; reward,
-    # watcher and examiner read the prompt without it, and so is the champion decided.
-    concise: str | None = Field(None, min_length=1)
-    gamma: float = Field(1.0, gt=0, le=1)
-    lam: float = Field(0.95, ge=0, le=1)
-    cliprange: float = Field(0.2, gt=0)
-    cliprange_value: float = Field(0.2, gt=0)
-    vf_coef: float = Field(0.1, ge=0)
-    temperature: float = Field(1.0, gt=0)
-    whiten_advantages: bool = True
-    missing_eos_penalty: float = Field(1.0, ge=0)  # standard deviations of the reference's scores
-    max_grad_norm: float = Field(1.0, gt=0)
-    adam_eps: float = Field(1e-5, gt=0)
-    # What is optimised: ensemble_weight times the ensemble's score, plus weight times every function's value.
-    ensemble_weight: float = Field(1.0, ge=0)
-    rewards: tuple[FunctionReward, ...] = ()
+        None,
+        gt=0,
+        description="End the passes of an update at this KL to the sampling policy, in nats per response.",
+    )
+    value_learning_rate: Rate = Field(
+        "auto", description="Learning rate of the value function. `auto` is a third of the reward models'."
+    )
+    value_layers: int | None = Field(
+        1,
+        ge=1,
+        description="Trained layers of the value function; null, and in architectures that cannot be cut: as many "
+        "as the policy's.",
+    )
+    value_init: Literal["auto", "reward_model", "zero"] = Field(
+        "auto",
+        description="First weights of the value function. `auto` is reward_model; it is zero for LoRA and where "
+        "the ensemble is not in the reward.",
+    )
+    warmup_updates: int = Field(2, ge=0, description="Updates with a linearly rising learning rate.")
+    value_warmup: int = Field(
+        0, ge=0, description="Updates, of `updates`, in which only the value function is trained."
+    )
+    concise: str | None = Field(
+        None,
+        min_length=1,
+        description='Instruction added to every prompt while sampling ("Answer concisely."), for policy, reference '
+        "and value function. Reward models, watcher and examiner read the prompt without it.",
+    )
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount per token.")
+    lam: float = Field(0.95, ge=0, le=1, description="Lambda of GAE.")
+    cliprange: float = Field(0.2, gt=0, description="Clip range of the probability ratio.")
+    cliprange_value: float = Field(0.2, gt=0, description="Clip range of the value's change.")
+    vf_coef: float = Field(0.1, ge=0, description="Weight of the value loss.")
+    temperature: float = Field(
+        1.0, gt=0, description="Sampling temperature; log-probabilities are taken at the same temperature."
+    )
+    whiten_advantages: bool = Field(
+        True, description="Scale the advantages of a batch to mean 0 and variance 1."
+    )
+    missing_eos_penalty: float = Field(
+        1.0,
+        ge=0,
+        description="Subtracted from the score of a response that has no end-of-sequence token, in standard "
+        "deviations of the reference's scores.",
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="Norm at which gradients are clipped.")
+    ensemble_weight: float = Field(
+        1.0, ge=0, description="Weight of the ensemble's score in the reward; 0 optimises `rewards` alone."
+    )
+    rewards: tuple[FunctionReward, ...] = Field((), description="Rewards added to the ensemble's score.")
     shaping: ShapingConfig = ShapingConfig()
-    checkpoint_every: int = Field(5, ge=1)
-    watch_every: int = Field(5, ge=1)
+    checkpoint_every: int = Field(5, ge=1, description="Updates between two checkpoints.")
+    watch_every: int = Field(5, ge=1, description="Updates between two scores of the watcher.")
     kl: KLConfig = KLConfig()
 
     @property
     def looks(self) -> int:
-        """How often the watcher looks: at the first update and at every `watch_every`-th."""
+        """Number of updates at which the watcher scores: the first, and every `watch_every`-th."""
         return len({1, *range(self.watch_every, self.updates + 1, self.watch_every)})
 
     @model_validator(mode="after")
     def _divides(self) -> "PPOConfig":
-        names = [reward.name for reward in self.rewards]
+        names = [reward.term for reward in self.rewards]
         twice = next((n for n in names if names.count(n) > 1), "ensemble" if "ensemble" in names else None)
         if twice:
             raise ValueError(
-                f"ppo.rewards: two terms would be called {twice!r} in the metrics; rename a function, or set `called`"
+                f"ppo.rewards: two terms would be called {twice!r} in the metrics; rename a function, or set `name`"
             )
         if not (self.ensemble_weight or self.rewards):
             raise ValueError(
@@ -170,14 +256,15 @@ class PPOConfig(Section):
                 f"ppo.value_warmup={self.value_warmup} needs a value function (ppo.advantage: auto or gae) and must be "
                 f"under ppo.updates={self.updates}; set it to 0"
             )
-        if self.advantage in ("rloo", "grpo") and self.answers < 2:
+        if self.advantage in ("rloo", "grpo") and self.samples_per_prompt < 2:
             raise ValueError(
-                f"ppo.advantage={self.advantage} compares answers to the same prompt, but ppo.answers={self.answers}; "
-                "set it to 4"
+                f"ppo.advantage={self.advantage} compares responses to the same prompt, but "
+                f"ppo.samples_per_prompt={self.samples_per_prompt}; set it to 4"
             )
-        if self.batch_size % self.answers:
+        if self.batch_size % self.samples_per_prompt:
             raise ValueError(
-                f"ppo.answers={self.answers} must divide ppo.batch_size={self.batch_size}, which counts answers"
+                f"ppo.samples_per_prompt={self.samples_per_prompt} must divide ppo.batch_size={self.batch_size}, which "
+                "counts responses"
             )
         if self.batch_size % self.minibatches:
             fits = [m for m in range(1, self.batch_size + 1) if self.batch_size % m == 0]

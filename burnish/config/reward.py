@@ -1,6 +1,6 @@
-"""The reward ensemble, its watcher and, if `evaluate.examiner` is reward_model, a held-out examiner."""
+"""Section `reward`: the reward ensemble, its watcher, and a held-out examiner."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,49 +12,109 @@ from burnish.config.strict import Section
 class RewardConfig(Section):
     """Bradley-Terry reward models."""
 
-    # Where scores are read: after how many layers, and from which tokens; auto: where linear probes read best.
-    depth: int | Literal["auto"] = "auto"
-    pooling: Literal["auto", "mean", "last"] = "auto"
-    layers: Layers | None = None  # trained below that depth; None: as many as model.layers says
-    members: int = Field(3, ge=1)
-    # How members become one score. min, uwo (mean - uwo_lambda * variance) and mean_std (mean - std_lambda * standard
-    # deviation) compare members by the difference to a reference answer; weights averages the members' weights (WARM).
-    aggregate: Literal["mean", "min", "uwo", "mean_std", "weights"] = "mean"
-    uwo_lambda: float = Field(0.1, ge=0)
-    std_lambda: float = Field(0.5, ge=0)
-    shared_head: bool = (
-        False  # members begin with the same head, and the average of their weights is kept beside them
+    max_grad_norm: ClassVar[float] = 1.0
+    warmup_share: ClassVar[float] = 0.1  # of the steps, with a linearly rising learning rate
+
+    depth: int | Literal["auto"] = Field(
+        "auto",
+        description="Layers below the reward head. `auto` takes the depth at which linear probes of the frozen "
+        "model agree best with the labels.",
     )
-    epochs: int = Field(1, ge=1)
-    batch_size: int = Field(16, ge=1)
-    micro_batch: int = Field(32, ge=2)  # sequences per forward pass, two a pair
-    learning_rate: Rate = "auto"  # auto: by short trials
-    weight_decay: float = Field(0.01, ge=0)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    label_smoothing: float = Field(0.05, ge=0, lt=0.5)
-    center_coef: float = Field(0.01, ge=0)
-    bsr_coef: float = Field(0.0, ge=0)  # of the squared mean of a batch's scores: batches sum to zero
-    margin: float = Field(0.0, ge=0)  # by which a sure label's winner must win, less where labels contradict
-    soft_labels: bool = True  # whether contradicting labels are learned as the shares they are
-    # Share of a member's prompts it does not learn from; the best of eight looks at them (with odin at the score alone)
-    # is kept. 0: the last step.
-    early_stopping: float = Field(0.0, ge=0, lt=0.5)
-    bootstrap: bool = True  # each member trains on its own resample of the pairs
-    max_grad_norm: float = Field(1.0, gt=0)
-    warmup_share: float = Field(0.1, ge=0, le=1)
-    validation_share: float = Field(0.15, gt=0, lt=0.5)
-    watcher_share: float = Field(0.2, ge=0, lt=0.5)
-    examiner_share: float = Field(0.2, gt=0, lt=0.5)  # used only when evaluate.examiner is reward_model
-    # What length may not buy: none, sqrt (R / sqrt(length), made safe), regress (what length alone predicts is taken
-    # away), penalty (length_penalty standard deviations of the score for one of the length), odin (a second head learns
-    # the length while training, and is left out afterwards).
-    length: Literal["none", "sqrt", "regress", "penalty", "odin"] = "none"
-    length_penalty: float = Field(0.3, ge=0)
-    reference_samples: int = Field(256, ge=32)
+    pooling: Literal["auto", "mean", "last"] = Field(
+        "auto",
+        description="Tokens the score is read from: the mean of the response, or its last token. `auto` decides "
+        "with the same probes.",
+    )
+    layers: Layers | None = Field(
+        None,
+        description="What is trained below that depth, as in model.layers; null: as many layers as model.layers.",
+    )
+    members: int = Field(3, ge=1, description="Reward models of the ensemble, with different seeds.")
+    aggregate: Literal["mean", "min", "uwo", "mean_std", "weights"] = Field(
+        "mean",
+        description="How the members' scores are combined. min, uwo (mean - uwo_lambda * variance) and mean_std "
+        "(mean - std_lambda * standard deviation) compare members by their difference to a reference response; "
+        "weights averages the members' weights (WARM). Use min or uwo where PPO exploits single members.",
+    )
+    uwo_lambda: float = Field(0.1, ge=0, description="Weight of the members' variance in uwo.")
+    std_lambda: float = Field(0.5, ge=0, description="Weight of the members' standard deviation in mean_std.")
+    shared_head: bool = Field(
+        False,
+        description="Start all members with the same head and keep the average of their weights. aggregate: "
+        "weights needs it.",
+    )
+    epochs: int = Field(
+        1, ge=1, description="Passes over the pairs. More than one or two overfit small data."
+    )
+    batch_size: int = Field(16, ge=1, description="Pairs per optimiser step.")
+    micro_batch: int = Field(
+        32,
+        ge=2,
+        description="Sequences per forward pass, two for each pair. Lower it where training runs out of memory.",
+    )
+    learning_rate: Rate = Field(
+        "auto", description="Learning rate of AdamW. `auto` finds it with short trials."
+    )
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout before the reward head.")
+    label_smoothing: float = Field(0.05, ge=0, lt=0.5, description="Probability that a label is wrong.")
+    center_coef: float = Field(
+        0.01, ge=0, description="Weight of the squared sum of a pair's scores, which centres scores at 0."
+    )
+    bsr_coef: float = Field(
+        0.0, ge=0, description="Weight of the squared mean of a batch's scores (batch-wise sum-to-zero)."
+    )
+    margin: float = Field(
+        0.0,
+        ge=0,
+        description="Margin by which a certain label's winner must win; smaller where labels disagree.",
+    )
+    soft_labels: bool = Field(
+        True,
+        description="Train on the share of labels that prefer each response, where labels of a pair disagree.",
+    )
+    early_stopping: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="Share of a member's prompts held out from its training. The best of eight checkpoints on them "
+        "is kept (with odin by the score alone). 0 keeps the last step.",
+    )
+    bootstrap: bool = Field(
+        True, description="Train each member on its own resample of the pairs, so that members differ more."
+    )
+    validation_share: float = Field(
+        0.15, gt=0, lt=0.5, description="Share of the pairs held out for validation."
+    )
+    watcher_share: float = Field(
+        0.2,
+        ge=0,
+        lt=0.5,
+        description="Share of the pairs that train the watcher, a reward model that PPO does not optimise and that "
+        "shows reward hacking. 0 trains no watcher.",
+    )
+    examiner_share: float = Field(
+        0.2,
+        gt=0,
+        lt=0.5,
+        description="Share of the pairs that train the examiner, where evaluate.examiner is reward_model.",
+    )
+    length: Literal["none", "sqrt", "regress", "penalty", "odin"] = Field(
+        "none",
+        description="Correction of length bias. sqrt: R / sqrt(length), about a low quantile and a least length; "
+        "regress: subtract what length alone predicts; penalty: subtract length_penalty standard deviations of the "
+        "score for one of the length; odin: a second head learns the length and is dropped afterwards.",
+    )
+    length_penalty: float = Field(0.3, ge=0, description="Strength of `length: penalty`.")
+    reference_samples: int = Field(
+        256,
+        ge=32,
+        description="Responses of SFT that fix the scale of the scores, and the reference of min and uwo.",
+    )
 
     @property
     def correction(self) -> Literal["sqrt", "regress", "penalty"] | None:
-        """How scores are corrected for length after training; None where they are not."""
+        """Correction applied to scores after training, or None."""
         return None if self.length == "none" or self.length == "odin" else self.length
 
     @model_validator(mode="after")

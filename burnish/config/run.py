@@ -1,4 +1,4 @@
-"""The whole configuration: one section a stage."""
+"""The whole configuration: one section for each stage."""
 
 from pydantic import Field
 
@@ -22,10 +22,25 @@ from burnish.config.strict import Section
 class RunConfig(Section):
     """One run, from prompts to report."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(0, ge=0)
-    threads: int | None = Field(None, ge=1)  # None: the machine's cores, then frozen in run.yaml
-    rounds: int = Field(1, ge=1)  # how often to sample, have labelled, train rewards and align
+    name: str = Field(
+        "run",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the run; its directory is runs/NAME unless --dir says otherwise.",
+    )
+    seed: int = Field(
+        0, ge=0, description="Seed of everything random. Runs with other seeds show the variance."
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads; null takes the machine's cores and freezes the number in run.yaml, for results "
+        "depend on it by rounding.",
+    )
+    rounds: int = Field(
+        1,
+        ge=1,
+        description="Times to sample, label, train rewards and align; from the second on, `select` applies.",
+    )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     sft: SftConfig = SftConfig()

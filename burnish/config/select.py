@@ -1,4 +1,4 @@
-"""Which sampled comparisons are worth a label, once there are reward models to ask."""
+"""Section `select`: active learning."""
 
 from typing import Literal
 
@@ -8,10 +8,12 @@ from burnish.config.strict import Section
 
 
 class SelectConfig(Section):
-    """From the second round on: candidates sampled from the newest policy, of which some are labelled."""
+    """Active learning from the second round on: several candidate pairs are sampled and some are labelled."""
 
-    how: Literal["variance", "bald", "entropy", "d_optimal", "random"] = "variance"
-    candidates: int = Field(4, ge=1)  # sampled for every comparison that is labelled
+    acquisition: Literal["variance", "bald", "entropy", "d_optimal", "random"] = Field(
+        "variance", description="How pairs are selected by the reward ensemble; random selects none by it."
+    )
+    candidates: int = Field(4, ge=1, description="Pairs sampled for each pair that is labelled.")
     random_share: float = Field(
-        0.3, ge=0, le=1
-    )  # of what members learn from that is drawn at random all the same
+        0.3, ge=0, le=1, description="Share of the training pairs that is drawn at random all the same."
+    )

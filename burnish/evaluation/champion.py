@@ -73,25 +73,27 @@ def choose_champion(candidates: Sequence[Candidate], *, baseline: str = "sft") -
 
 @dataclass(frozen=True)
 class Held:
-    """A champion on a guard set: its mean figure, SFT's, and the difference with its interval by prompt. `tolerated` is
-    what may be lost."""
+    """A champion on a regression set: its mean figure, SFT's, and the difference with its interval by prompt.
+
+    `tolerance` is the loss that is accepted.
+    """
 
     name: str
     champion: float
     baseline: float
     difference: Interval
-    tolerated: float
+    tolerance: float
 
     @property
     def loses(self) -> bool:
         """Whether it surely loses more than is tolerated."""
-        return self.difference.ci_high < -self.tolerated
+        return self.difference.ci_high < -self.tolerance
 
 
 def held_to(decision: ChampionDecision, sets: Sequence[Held], *, baseline: str = "sft") -> ChampionDecision:
-    """The decision, taken back where the champion surely loses on a guard set."""
+    """The decision, taken back where the champion surely loses on a regression set."""
     lost = [held for held in sets if held.loses]
-    evidence = decision.evidence | {"guard_sets": {h.name: h.difference.value for h in sets}}
+    evidence = decision.evidence | {"regression_sets": {h.name: h.difference.value for h in sets}}
     if not lost:
         return replace(decision, evidence=evidence)
     why = "; ".join(

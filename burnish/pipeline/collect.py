@@ -139,16 +139,16 @@ def pick(
     measures = [c for c in candidates if data.role(c.prompt) != "members"]
     n_measures = round(n * len(measures) / max(1, len(candidates)))
     scores = None
-    if select.how != "random" and taught:
+    if select.acquisition != "random" and taught:
         wanted = n - n_measures
         scores = worth(
-            ensemble, models, taught, select.how, wanted - round(select.random_share * wanted), known
+            ensemble, models, taught, select.acquisition, wanted - round(select.random_share * wanted), known
         )
     chosen = choose(
         [c.id for c in taught],
         scores,
         n - n_measures,
-        how=select.how,
+        how=select.acquisition,
         random_share=select.random_share,
         seed=seed,
     )

@@ -19,7 +19,7 @@ def run_distill(
 ) -> dict[str, Any]:
     """Of `n` answers to each training prompt keep the one that the ensemble scores highest, fine-tune on these. What
     was sampled is not kept: a run that stops here samples again."""
-    judged = own.judged(config.prompts, config.n)
+    judged = own.judged(config.max_prompts, config.samples_per_prompt)
     picked = judged.best()
     sequences, seed = Sequences.of(models.base, picked, models.codec.pad_id), derive_seed(seed, "distill")
     # Picks of one's own answers are as likely as they can be before anything is learned: trials by their likelihood

@@ -139,11 +139,12 @@ def on_policy_pairs(
     if not collectives.from_lead(file.exists):
         watch = load_watcher(models.base, journal.path / "reward") if saved is not None else None
         look = None if watch is None else partial(watch.scores, pad_id=models.codec.pad_id)
-        pairs = own.judged(config.prompts, config.n, saved).pairs(look)
+        pairs = own.judged(config.max_prompts, config.samples_per_prompt, saved).pairs(look)
         if not pairs and how == "on_policy":
             raise TrainingError(
-                f"the policy's {config.n} answers to each of {config.prompts} prompts are all the same: there is "
-                "nothing to prefer; raise ppo.temperature or dpo.n, or set dpo.pairs: labels"
+                f"the policy's {config.samples_per_prompt} answers to each of {config.max_prompts} prompts are all "
+                "the same: there is nothing to prefer; raise ppo.temperature or dpo.samples_per_prompt, or set "
+                "dpo.pairs: labels"
             )
         collectives.by_lead(partial(write_preferences, pairs, file))()
     found = read_preferences(file).pairs if file.stat().st_size else []

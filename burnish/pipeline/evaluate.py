@@ -27,7 +27,7 @@ from burnish.pipeline.concise import Instructed
 from burnish.pipeline.context import Data, Journal, Models
 from burnish.pipeline.judge import examine_by_judge
 from burnish.pipeline.people import examine_by_people
-from burnish.pipeline.regression_sets import measure_guard_sets
+from burnish.pipeline.regression_sets import measure_regression_sets
 from burnish.pipeline.rounds import account_of_rounds, policies
 from burnish.randomness import derive_seed
 from burnish.records import Decision, Interval, Prompt, Rollout
@@ -98,7 +98,7 @@ def evaluate(
     held = []
     if decision.champion in answers and not decision.champion.startswith(("sft", BEST_OF)):
         folder = policies(journal.run)[decision.champion]
-        held = measure_guard_sets(models, folder, config, derive_seed(seed, "guard sets"))
+        held = measure_regression_sets(models, folder, config, derive_seed(seed, "guard sets"))
         decision = held_to(decision, held)
     journal.decide(0, Decision("champion", decision.reason, decision.evidence))
     # Only now, with the decision written down, is the true preference read.
@@ -115,7 +115,7 @@ def evaluate(
         "selected": decision.selected,
         "champion": decision.champion,
         "reason": decision.reason,
-        "guard_sets": [asdict(h) | {"loses": h.loses} for h in held],
+        "regression_sets": [asdict(h) | {"loses": h.loses} for h in held],
         "gold": gold,
         "rounds": rounds,
         "examples": examples(test, answers, len(selection)),
@@ -238,7 +238,7 @@ def examine(
     if config.examiner == "people":
         return collectives.from_lead(
             lambda: examine_by_people(
-                journal.path, prompts, texts, baseline, config.people_each, data.label.guidelines
+                journal.path, prompts, texts, baseline, config.labels_per_pair, data.label.guidelines
             )
         )
     if config.examiner == "judge":

@@ -263,7 +263,7 @@ def barely_moved(rows: Sequence[Mapping[str, Any]], attempt: int, config: PPOCon
     if rise <= 0:
         text = (
             f"PPO moved {kl:.2f} nats and its score did not rise ({rise:+.2f}): what it learned from is noise. Take "
-            "more answers an update (ppo.batch_size, ppo.answers), or a smaller ppo.kl.target"
+            "more answers an update (ppo.batch_size, ppo.samples_per_prompt), or a smaller ppo.kl.target"
         )
         return Decision("score_did_not_rise", text, evidence)
     return None

@@ -29,7 +29,7 @@ def label(data: Data, journal: Journal, config: LabelConfig, seed: int) -> list[
         judge_labels(data, own_questions(data, journal), journal, config)
     elif config.source == "people":
         asked, path = own_questions(data, journal), project_of(journal.path)
-        wait_for_people(data.store, asked, path, config.labels_per_pair, config.missing_share)
+        wait_for_people(data.store, asked, path, config.labels_per_pair, config.max_unlabelled_share)
     else:
         simulate_labels(data, own_questions(data, journal), config, seed)
     journal.run.append("metrics/label.jsonl", {"step": 1, **data.store.consensus_report()})
@@ -57,12 +57,12 @@ def judge_labels(data: Data, comparisons: list[Comparison], journal: Journal, co
     journal.run.append("metrics/judge.jsonl", {"step": 1, **report})
     missing = report["unasked_for_want_of_budget"] + report["to_be_asked_again"]
     nothing = not (report["labels"] or report["known_before"])
-    if nothing or missing > config.missing_share * len(comparisons):
+    if nothing or missing > config.max_unlabelled_share * len(comparisons):
         raise DataError(
             f"{report['labels']} of {len(comparisons)} comparisons have a label of the judge's "
             f"(abstentions: {report['abstentions']}; unasked for want of budget: "
             f"{report['unasked_for_want_of_budget']}). What was answered is kept: raise label.judge.budget, or wait "
-            "for the endpoint, and give the same command again, or let label.missing_share go without the rest"
+            "for the endpoint, and give the same command again, or let label.max_unlabelled_share go without the rest"
         )
     journal.view.note(f"label: {report['labels']} labels of {report['judge']}, {report['cost']:.2f} dollars")
 

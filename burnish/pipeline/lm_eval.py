@@ -1,4 +1,4 @@
-"""Tasks of EleutherAI's lm-eval as guard sets: the harness asks and marks, a policy of this run answers.
+"""Tasks of EleutherAI's lm-eval as regression sets: the harness asks and marks, a policy of this run answers.
 
 The policy answers as everywhere else, from the base that all policies share, at temperature 1 where likelihoods are
 compared and greedily where text is asked for (unless the task says otherwise)."""
@@ -19,7 +19,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from burnish.config.evaluate import EvaluateConfig, GuardSet
+from burnish.config.evaluate import EvaluateConfig, RegressionSet
 from burnish.errors import ConfigError, DataError
 from burnish.models.batches import CPU
 from burnish.models.generate import sample_ids
@@ -36,7 +36,7 @@ Marks = dict[tuple[str, int], float]
 
 
 def marks_of(
-    models: Models, policies: Sequence[Policy], given: GuardSet, config: EvaluateConfig
+    models: Models, policies: Sequence[Policy], given: RegressionSet, config: EvaluateConfig
 ) -> list[Marks]:
     """What every policy reached on every question of a task, by (task, question); more is better."""
     assert given.task is not None
@@ -53,12 +53,12 @@ def knowing(task: str, include: str | None) -> TaskManager:
         if task in {*manager.all_tasks, *manager.all_groups, *manager.all_tags}:
             return manager
     raise ConfigError(
-        f"evaluate.guard_sets: lm-eval knows no task {task!r}; `lm-eval ls tasks` lists them, and `include` is a "
+        f"evaluate.regression_sets: lm-eval knows no task {task!r}; `lm-eval ls tasks` lists them, and `include` is a "
         "folder with tasks of your own"
     )
 
 
-def asked(answers: Answers, manager: TaskManager, given: GuardSet) -> Marks:
+def asked(answers: Answers, manager: TaskManager, given: RegressionSet) -> Marks:
     """One policy's marks."""
     templated = bool(answers.tokenizer.chat_template) and answers.models.codec.use_chat_template is not False
     loudness = logging.getLogger("lm_eval").level
@@ -104,7 +104,7 @@ def marked(
             return [(row, sign * float(row[m])) for row in own]
     have = sorted({m for row in rows for m in row["metrics"]})
     raise ConfigError(
-        f"evaluate.guard_sets: task {name!r} has no figure for each question"
+        f"evaluate.regression_sets: task {name!r} has no figure for each question"
         f"{f' called {metric!r}' if metric else ''}; it has {', '.join(have) or 'none'}. Set `metric` to one that "
         "marks questions one by one"
     )

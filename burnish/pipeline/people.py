@@ -51,17 +51,21 @@ def ask_in_terminal(
 
 
 def wait_for_people(
-    store: LabelStore, asked: Sequence[Comparison], path: Path, labels_per_pair: int, missing_share: float
+    store: LabelStore,
+    asked: Sequence[Comparison],
+    path: Path,
+    labels_per_pair: int,
+    max_unlabelled_share: float,
 ) -> None:
     """Raises Waiting while more than a share of what was asked has fewer labels than were asked for."""
-    ids, allowed = [c.id for c in asked], missing_share * len(asked)
+    ids, allowed = [c.id for c in asked], max_unlabelled_share * len(asked)
     missing = len(_missing(store, ids, labels_per_pair))
     if missing > allowed:
         raise Waiting(
             f"waiting for people: {missing} of {len(asked)} comparisons have fewer than {labels_per_pair} label(s). "
             f"{_where(store.where, path)}; `burnish label terminal {path} --name YOU` asks you here, `burnish label "
-            "export` sends them to others; then give the same command again, or give it --wait (label.missing_share "
-            "lets it go on without the last of them)",
+            "export` sends them to others; then give the same command again, or give it --wait "
+            "(label.max_unlabelled_share lets it go on without the last of them)",
             partial(_is_over, store.where, ids, labels_per_pair, allowed),
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from burnish.config.evaluate import EvaluateConfig, GuardSet
+from burnish.config.evaluate import EvaluateConfig, RegressionSet
 from burnish.data.prompts import read_references
 from burnish.distributed import collectives
 from burnish.errors import ConfigError, DataError
@@ -24,31 +24,31 @@ FEWEST = 8
 Figures = tuple[list[float], list[float], list[Hashable]]  # the champion's, SFT's, what belongs together
 
 
-def measure_guard_sets(models: Models, folder: Path, config: EvaluateConfig, seed: int) -> list[Held]:
-    """Every guard set, answered by SFT and by the policy saved in `folder`."""
-    if not config.guard_sets:
+def measure_regression_sets(models: Models, folder: Path, config: EvaluateConfig, seed: int) -> list[Held]:
+    """Every regression set, answered by SFT and by the policy saved in `folder`."""
+    if not config.regression_sets:
         return []
     sft = models.reference(config.temperature)
     champion = models.saved_policy(folder)
     champion.temperature = sft.temperature
-    return [measured(models, sft, champion, given, config, seed) for given in config.guard_sets]
+    return [measured(models, sft, champion, given, config, seed) for given in config.regression_sets]
 
 
 def measured(
-    models: Models, sft: Policy, champion: Policy, given: GuardSet, config: EvaluateConfig, seed: int
+    models: Models, sft: Policy, champion: Policy, given: RegressionSet, config: EvaluateConfig, seed: int
 ) -> Held:
-    """One guard set. Raises DataError where too few of its prompts fit."""
+    """One regression set. Raises DataError where too few of its prompts fit."""
     if lacking := given.lacks():
         raise ConfigError(lacking)
     asked = on_task if given.task is not None else on_prompts
     ours, theirs, groups = asked(models, sft, champion, given, config, seed)
     apart = [a - b for a, b in zip(ours, theirs, strict=True)]
     difference = clustered_bootstrap(apart, groups, seed=seed % 2**32, confidence=config.confidence)
-    return Held(given.name, sum(ours) / len(ours), sum(theirs) / len(theirs), difference, given.tolerated)
+    return Held(given.name, sum(ours) / len(ours), sum(theirs) / len(theirs), difference, given.tolerance)
 
 
 def on_task(
-    models: Models, sft: Policy, champion: Policy, given: GuardSet, config: EvaluateConfig, seed: int
+    models: Models, sft: Policy, champion: Policy, given: RegressionSet, config: EvaluateConfig, seed: int
 ) -> Figures:
     """A task of lm-eval, question by question."""
     from burnish.pipeline.lm_eval import marks_of  # an extra
@@ -63,7 +63,7 @@ def on_task(
 
 
 def on_prompts(
-    models: Models, sft: Policy, champion: Policy, given: GuardSet, config: EvaluateConfig, seed: int
+    models: Models, sft: Policy, champion: Policy, given: RegressionSet, config: EvaluateConfig, seed: int
 ) -> Figures:
     """The user's own prompts with references."""
     assert given.file is not None
@@ -90,7 +90,7 @@ def found(
     policy: Policy,
     prompts: Sequence[Prompt],
     references: Sequence[str],
-    given: GuardSet,
+    given: RegressionSet,
     config: EvaluateConfig,
     seed: int,
 ) -> list[float]:
@@ -122,6 +122,9 @@ def likelihoods(
     said = [models.codec.encode_response(r, to=p) for p, r in zip(prompts, references, strict=True)]
     sequences = Sequences(base, asked, said, models.codec.pad_id)
     sums = sequences.read(
-        lambda b: token_logprobs(policy, b).sum(1), at_once(base.device), range(len(sequences)), "guard sets"
+        lambda b: token_logprobs(policy, b).sum(1),
+        at_once(base.device),
+        range(len(sequences)),
+        "regression sets",
     )
     return [float(s) / len(ids) for s, ids in zip(sums, said, strict=True)]

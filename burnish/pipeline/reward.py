@@ -256,7 +256,7 @@ def train_group(
 
 def reference_prompts(data: Data, config: RewardConfig, ppo: PPOConfig) -> list[Prompt]:
     """The prompts PPO will see, one reference response each: enough to normalise on, no more than it can use."""
-    wanted = max(config.reference_samples, ppo.updates * ppo.batch_size // ppo.answers)
+    wanted = max(config.reference_samples, ppo.updates * ppo.batch_size // ppo.samples_per_prompt)
     return list(data.splits.train[:wanted])
 
 

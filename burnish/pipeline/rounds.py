@@ -110,9 +110,9 @@ def round_path(run: Path, number: int) -> Path:
 
 def config_of_round(config: RunConfig, run: Path, number: int) -> RunConfig:
     """What a round before the last is carried out with."""
-    earlier = str(round_path(run, number - 1).resolve()) if number > 1 else config.collect.follows
+    earlier = str(round_path(run, number - 1).resolve()) if number > 1 else config.collect.previous_run
     collect = config.collect.model_copy(
-        update={"n_pairs": pairs_of_round(config, number), "follows": earlier}
+        update={"n_pairs": pairs_of_round(config, number), "previous_run": earlier}
     )
     return config.model_copy(
         update={
@@ -136,12 +136,12 @@ def followed(run: RunDirectory) -> Path | None:
     Raises ConfigError for one that has aligned nothing, or another model."""
     if run.config.rounds > 1:
         return round_path(run.path, run.config.rounds - 1)
-    if run.config.collect.follows is None:
+    if run.config.collect.previous_run is None:
         return None
-    earlier = RunDirectory.open(Path(run.config.collect.follows))
+    earlier = RunDirectory.open(Path(run.config.collect.previous_run))
     if earlier.stage_state("align") != "done":
         raise ConfigError(
-            f"collect.follows names {earlier.path}, which has not come to the end of its align stage yet"
+            f"collect.previous_run names {earlier.path}, which has not come to the end of its align stage yet"
         )
     for section in ("model", "sft"):
         ours, theirs = (
@@ -150,7 +150,7 @@ def followed(run: RunDirectory) -> Path | None:
         differing = [k for k in ours if ours[k] != theirs.get(k) and k.split(".")[0] not in OF_A_MACHINE]
         if differing:
             raise ConfigError(
-                f"collect.follows names {earlier.path}, which has another {section}.{differing[0]} "
+                f"collect.previous_run names {earlier.path}, which has another {section}.{differing[0]} "
                 f"({theirs.get(differing[0])!r}, here {ours[differing[0]]!r}): rounds have one "
                 "reference"
             )

@@ -95,7 +95,7 @@ ROUND = (
         # PPO's prompts and temperature make the reference samples, the examiner's kind splits the pairs, its
         # confidence arms the watcher.
         uses=(
-            *("reward", "ppo.updates", "ppo.batch_size", "ppo.answers", "ppo.temperature"),
+            *("reward", "ppo.updates", "ppo.batch_size", "ppo.samples_per_prompt", "ppo.temperature"),
             *("evaluate.examiner", "evaluate.confidence", "evaluate.batch_size"),
         ),
         writes=Writes(records=("reward",), timed=EXAMINED),
@@ -147,7 +147,7 @@ STAGES = (
             w.config.seed,
         ),
         uses=("evaluate",),
-        files=("examiner's rubric", "guard sets"),
+        files=("examiner's rubric", "regression sets"),
         writes=Writes(files=("evaluation.json", ANSWERS, ASKED)),
     ),
     Stage(
@@ -179,8 +179,8 @@ COST_KEYS = (
 IGNORED_KEYS = (
     "monitor.trackers",
     "monitor.webhook",
-    "collect.follows",  # whose content is an input
-    "label.missing_share",  # what stopped for want of labels reads it again
+    "collect.previous_run",  # whose content is an input
+    "label.max_unlabelled_share",  # what stopped for want of labels reads it again
     *(f"{s}.judge.{k}" for s in ("label", "evaluate") for k in COST_KEYS),
 )  # keys that change no figure
 
@@ -204,11 +204,11 @@ def stage_inputs(config: RunConfig) -> dict[str, Inputs]:
         "examiner's rubric": config.evaluate.judge.rubric,
     }
     hashes = {k: content_hash(Path(v)) for k, v in named.items() if v is not None and Path(v).exists()}
-    if config.collect.follows is not None:
-        hashes["followed run"] = content_hash(Path(config.collect.follows) / "align.json")
-    sets = [Path(own) for given in config.evaluate.guard_sets if (own := given.file or given.include)]
+    if config.collect.previous_run is not None:
+        hashes["followed run"] = content_hash(Path(config.collect.previous_run) / "align.json")
+    sets = [Path(own) for given in config.evaluate.regression_sets if (own := given.file or given.include)]
     if sets:
-        hashes["guard sets"] = " ".join(content_hash(file) for file in sets if file.exists())
+        hashes["regression sets"] = " ".join(content_hash(file) for file in sets if file.exists())
     sources = [source_of(r.function) for r in config.ppo.rewards if r.function is not None]
     if sources:
         hashes["reward functions"] = " ".join(content_hash(file) for file in sources if file is not None)

@@ -119,7 +119,7 @@ def settle_batch(run: RunDirectory, models: Models, data: Data) -> RunConfig:
     seconds = config.ppo.update_seconds
     if seconds is None:
         return config
-    file, asked = run.path / "batch.json", math.lcm(config.ppo.answers, config.ppo.minibatches)
+    file, asked = run.path / "batch.json", math.lcm(config.ppo.samples_per_prompt, config.ppo.minibatches)
     kept = read_json(file) if file.exists() else {}
     if kept.get("update_seconds") == seconds and kept["batch_size"] % asked == 0:
         return with_batch(config, kept["batch_size"])
@@ -139,7 +139,7 @@ def settle_batch(run: RunDirectory, models: Models, data: Data) -> RunConfig:
 
 def batch_of(responses: float, ppo: PPOConfig) -> int:
     """A batch of about so many responses that answers and minibatches divide."""
-    step = math.lcm(ppo.answers, ppo.minibatches, TOGETHER)
+    step = math.lcm(ppo.samples_per_prompt, ppo.minibatches, TOGETHER)
     most, least = LARGEST // step, math.ceil(SMALLEST / step)
     return step * min(max(int(responses) // step, least), max(most, least))
 

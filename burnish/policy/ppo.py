@@ -92,7 +92,7 @@ class PPO:
 
     def __post_init__(self) -> None:
         self.advantage = "gae" if self.config.advantage == "auto" else self.config.advantage
-        self.samples_per_prompt = self.config.answers
+        self.samples_per_prompt = self.config.samples_per_prompt
         self.policy_parameters = self.policy.top.trained_parameters()
         self.value_parameters = self.value.trained() if self.value is not None else []
         self.first_rate = self.learning_rate

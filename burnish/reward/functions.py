@@ -55,7 +55,7 @@ class SummedRewards:
             # By one process for all: what a function does besides (asking somebody, for money) happens once.
             given = collectives.from_lead(partial(called, term.function or str(term.url), function, rollout))
             values = torch.tensor(given, dtype=total.dtype, device=total.device)
-            terms[term.name] = values
+            terms[term.term] = values
             total = total + term.weight * values
         # Functions have not seen the reference response.
         anchor = None if found.anchor is None or self.functions else self.weight * found.anchor - self.shift

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from burnish.config import RunConfig
-from burnish.config.loading import flat
+from burnish.config.loading import flat, renamed_key
+
+RENAMED_FILES = {"guard sets": "regression sets"}
+"""Names of files in manifests of version 0.1.0, and their names now."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,10 @@ class Inputs:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Inputs:
-        return cls(dict(row["config"]), dict(row["files"]), row["code"])
+        """Inputs that a manifest holds; keys that were renamed since get their new names."""
+        config = {renamed_key(key): value for key, value in row["config"].items()}
+        files = {RENAMED_FILES.get(name, name): value for name, value in row["files"].items()}
+        return cls(config, files, row["code"])
 
     def changes_since(self, old: Inputs) -> list[str]:
         """Changed keys as `key old -> new`, and changed files. A key that one of two versions of Burnish does not

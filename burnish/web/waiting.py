@@ -50,7 +50,7 @@ def project_for(runs: Path, name: str) -> Project | None:
         return None
     config = RunDirectory.open(path).config
     if name.endswith(ENDING):
-        place, each = path / EXAMINATION, config.evaluate.people_each
+        place, each = path / EXAMINATION, config.evaluate.labels_per_pair
         if not (path / ASKED).exists():
             return None
         rules = Rules(each=each, practice=0, gold_share=0.0)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from burnish.config import RunConfig
-from burnish.config.loading import dump_yaml, json_schema, known_keys, load_config
+from burnish.config.loading import (
+    RENAMED,
+    dump_yaml,
+    forget_unknown,
+    json_schema,
+    known_keys,
+    load_config,
+)
+from burnish.config.strict import Section
 from burnish.config.template import template
-from burnish.errors import ConfigError
+from burnish.errors import ConfigError, RenamedKeyWarning
+from burnish.runs.inputs import Inputs
 
 
 def file(tmp_path: Path, text: str) -> Path:
@@ -76,6 +87,71 @@ def test_the_template_runs_as_it_stands_and_names_every_key(tmp_path: Path, kind
     assert RunConfig.model_validate(listed) == RunConfig()
     for key in known_keys():
         assert key.split(".")[-1] in text
+
+
+def sections(model: type[Section] = Section) -> list[type[Section]]:
+    found = [c for c in model.__subclasses__() if c.__module__.startswith("burnish.")]
+    return found + [inner for c in found for inner in sections(c)]
+
+
+@pytest.mark.parametrize("section", sections(), ids=lambda c: c.__name__)
+def test_every_key_says_its_meaning(section: type[Section]) -> None:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            assert inspect.getdoc(field.annotation), name
+            continue
+        said = field.description or ""
+        assert len(said) > 10, f"{section.__name__}.{name} has no description"
+        assert said.endswith((".", ")")), f"{section.__name__}.{name}: {said!r} is no sentence"
+        assert max(len(s.split()) for s in re.split(r"[.;:] ", said)) <= 30, (
+            f"{section.__name__}.{name}: long"
+        )
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_renamed_key_is_read_under_both_names(tmp_path: Path, old: str, new: str) -> None:
+    value = {"name": "grams", "max_unlabelled_share": 0.5, "acquisition": "bald", "tolerance": 0.1}.get(
+        new, 8
+    )
+    value = {"previous_run": "runs/old", "regression_sets": [{"task": "arc"}]}.get(new, value)
+    if old.startswith("ppo.rewards."):
+        given = {"ppo": {"rewards": [{"function": "a:b", old.rpartition(".")[2]: value}]}}
+        modern = {"ppo": {"rewards": [{"function": "a:b", new: value}]}}
+    elif "_sets." in old:
+        section, key, leaf = old.split(".")
+        given = {section: {key: [{"task": "arc", leaf: value}]}}
+        modern = {section: {"regression_sets": [{"task": "arc", new: value}]}}
+    else:
+        section, leaf = old.split(".")
+        given, modern = {section: {leaf: value}}, {section: {new: value}}
+    with pytest.warns(RenamedKeyWarning, match=new):
+        loaded = load_config(file(tmp_path, yaml.safe_dump(given)))
+    assert loaded == load_config(file(tmp_path, yaml.safe_dump(modern)))
+    assert forget_unknown(given) == forget_unknown(modern) == modern, "a run directory of an older version"
+
+
+def test_a_renamed_key_is_refused_beside_its_new_name_and_warned_about_on_the_command_line() -> None:
+    with pytest.raises(ConfigError, match=r"ppo\.answers and ppo\.samples_per_prompt are two names"):
+        load_config(None, ["ppo.answers=2", "ppo.samples_per_prompt=2"])
+    with pytest.warns(RenamedKeyWarning, match=r"ppo\.answers is now ppo\.samples_per_prompt"):
+        assert load_config(None, ["ppo.answers=2"]).ppo.samples_per_prompt == 2
+
+
+def test_a_renamed_key_changes_no_stage() -> None:
+    row = {"config": {"ppo.answers": 4, "evaluate.guard_sets": []}, "files": {"guard sets": "a"}, "code": "c"}
+    old = Inputs.from_json(row)
+    assert Inputs({"ppo.samples_per_prompt": 4}, {"regression sets": "a"}, "c").changes_since(old) == []
+    changed = Inputs({"ppo.samples_per_prompt": 8}, {"regression sets": "a"}, "c").changes_since(old)
+    assert changed == ["ppo.samples_per_prompt 4 -> 8"]
+
+
+def test_a_key_that_became_a_constant(tmp_path: Path) -> None:
+    assert load_config(file(tmp_path, "ppo:\n  adam_eps: 1e-5\n  kl: {lead: 5}\n")) == RunConfig()
+    with pytest.raises(ConfigError, match=r"ppo\.kl\.lead=3: this is a constant \(5\.0\)"):
+        load_config(None, ["ppo.kl.lead=3"])
+    with pytest.raises(ConfigError, match=r"model\.trust_remote_code=True: this is a constant"):
+        load_config(None, ["model.trust_remote_code=true"])
+    assert forget_unknown({"ppo": {"adam_eps": 1e-8}}) == {"ppo": {}}, "older runs still open"
 
 
 def test_dump_loads_back(tmp_path: Path) -> None:

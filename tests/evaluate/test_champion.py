@@ -78,11 +78,11 @@ def test_names_must_differ() -> None:
         choose_champion([candidate("sft", 0.6, 0.6)])
 
 
-def held(name: str, value: float, half: float, tolerated: float = 0.0) -> Held:
-    return Held(name, 0.5 + value, 0.5, Interval(value, value - half, value + half, 50), tolerated)
+def held(name: str, value: float, half: float, tolerance: float = 0.0) -> Held:
+    return Held(name, 0.5 + value, 0.5, Interval(value, value - half, value + half, 50), tolerance)
 
 
-def test_a_champion_that_surely_loses_on_a_guard_set_does_not_ship() -> None:
+def test_a_champion_that_surely_loses_on_a_regression_set_does_not_ship() -> None:
     won = choose_champion([candidate("ppo", 0.7, 0.6, 0.8)])
     assert won.champion == "ppo"
     out = held_to(won, [held("facts", -0.2, 0.1), held("style", 0.1, 0.05)])
@@ -91,11 +91,11 @@ def test_a_champion_that_surely_loses_on_a_guard_set_does_not_ship() -> None:
         "but surely loses on facts: 0.300 against 0.500 (-0.200 [-0.300, -0.100], n = 50): sft stays"
         in out.reason
     )
-    assert out.evidence["guard_sets"] == {"facts": -0.2, "style": 0.1}
+    assert out.evidence["regression_sets"] == {"facts": -0.2, "style": 0.1}
 
 
-def test_what_is_not_sure_or_is_tolerated_does_not_stop_it() -> None:
+def test_what_is_not_sure_or_is_tolerance_does_not_stop_it() -> None:
     won = choose_champion([candidate("ppo", 0.7, 0.6, 0.8)])
-    kept = held_to(won, [held("facts", -0.2, 0.3), held("style", -0.2, 0.1, tolerated=0.1)])
+    kept = held_to(won, [held("facts", -0.2, 0.3), held("style", -0.2, 0.1, tolerance=0.1)])
     assert (kept.champion, kept.reason) == ("ppo", won.reason)
     assert held_to(won, []).champion == "ppo"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 
 from burnish.config.monitor import MonitorConfig
@@ -10,16 +12,16 @@ from burnish.monitor.detectors import DETECTORS, Drift, Found, HackMonitor, drif
 from burnish.monitor.health import HealthMonitor
 from burnish.records import Alert, StepStats
 
-CONFIG = MonitorConfig(
-    kl_spike=2.0,
-    entropy_floor=0.25,
-    loss_spike=8.0,
-    clip_fraction=0.5,
-    approx_kl=0.25,
-    skipped_limit=2,
-    flat_limit=2,
-    reward_jump=16.0,
-)
+
+class Limits(MonitorConfig):
+    """Monitor limits with other constants, which a binary fraction or two updates can reach exactly."""
+
+    skipped_limit: ClassVar[int] = 2
+    flat_limit: ClassVar[int] = 2
+    reward_jump: ClassVar[float] = 16.0
+
+
+CONFIG = Limits(kl_spike=2.0, entropy_floor=0.25, loss_spike=8.0, clip_fraction=0.5, approx_kl=0.25)
 
 
 def step(n: int = 7, attempt: int = 3, **values: float) -> StepStats:

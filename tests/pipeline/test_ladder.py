@@ -218,7 +218,7 @@ def test_a_raise_against_a_hack_lowers_the_controllers_target(
 
 def test_the_watchers_error_is_clustered_by_prompt(tmp_path: Path) -> None:
     """Eight prompts, four answers each, one score for all answers to a prompt."""
-    guarded = start(tmp_path, updates=1, answers=4)
+    guarded = start(tmp_path, updates=1, samples_per_prompt=4)
     stats = next(iter(guarded.ppo.updates()))
     judged = guarded.ppo.experience.reward_rollout  # type: ignore[union-attr]
     worth = {p.text: float(i) for i, p in enumerate(dict.fromkeys(judged.prompts))}

@@ -12,7 +12,7 @@ import torch
 
 from burnish.config import RunConfig
 from burnish.config.checks import check_config
-from burnish.config.evaluate import EvaluateConfig, GuardSet
+from burnish.config.evaluate import EvaluateConfig, RegressionSet
 from burnish.config.model import ModelConfig
 from burnish.errors import ConfigError, DataError
 from burnish.pipeline.context import Models
@@ -61,7 +61,7 @@ def models() -> Models:
     return Models(ModelConfig(), None, 1.0)
 
 
-def held(models: Models, given: GuardSet) -> Any:
+def held(models: Models, given: RegressionSet) -> Any:
     sft, same = models.reference(0.7), models.new_policy()
     found = measured(models, sft, same, given, EvaluateConfig(), 1)
     assert sft.temperature == 0.7, "whoever is asked next is as it was"
@@ -71,11 +71,11 @@ def held(models: Models, given: GuardSet) -> Any:
 @pytest.mark.slow("lm-eval")
 def test_the_same_policy_loses_nothing_on_any_kind_of_task(models: Models, tasks: Path) -> None:
     for task, metric in (("choices", None), ("stories", "exact_match"), ("choices", "acc,none")):
-        found = held(models, GuardSet(task=task, include=str(tasks), metric=metric))
+        found = held(models, RegressionSet(task=task, include=str(tasks), metric=metric))
         assert found.name == task
         assert found.difference.n == 2 * len(OPENINGS)
         assert (found.difference.value, found.loses) == (0.0, False)
-    assert held(models, GuardSet(task="choices", include=str(tasks), limit=8)).difference.n == 8
+    assert held(models, RegressionSet(task="choices", include=str(tasks), limit=8)).difference.n == 8
 
 
 def test_it_says_what_the_harness_says_of_the_plain_model(models: Models, tasks: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_champion_that_has_unlearned_a_task_is_seen_to_lose(models: Models, ta
     head = torch.nn.Linear(*reversed(sft.head.weight.shape), bias=False)
     head.weight.data = -sft.head.weight.detach()
     champion = replace(sft, head=head)
-    given = GuardSet(task="choices", include=str(tasks))
+    given = RegressionSet(task="choices", include=str(tasks))
     found = measured(models, models.reference(), champion, given, EvaluateConfig(), 1)
     assert found.baseline == 1.0
     assert found.champion == 0.0
@@ -128,11 +128,11 @@ def test_a_champion_that_has_unlearned_a_task_is_seen_to_lose(models: Models, ta
 @pytest.mark.slow("lm-eval")
 def test_mistakes_are_told_in_words(models: Models, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="knows no task 'no_such'"):
-        held(models, GuardSet(task="no_such"))
+        held(models, RegressionSet(task="no_such"))
     with pytest.raises(ConfigError, match="no figure for each question called 'f2'; it has acc"):
-        held(models, GuardSet(task="choices", include=str(tasks), metric="f2"))
+        held(models, RegressionSet(task="choices", include=str(tasks), metric="f2"))
     with pytest.raises(ConfigError, match="no figure for each question; it has word_perplexity"):
-        held(models, GuardSet(task="texts", include=str(tasks)))
+        held(models, RegressionSet(task="texts", include=str(tasks)))
     short = tasks / "rows.jsonl"
     kept = short.read_text()
     few = tasks / "few.yaml"
@@ -141,24 +141,24 @@ def test_mistakes_are_told_in_words(models: Models, tasks: Path, monkeypatch: py
         (tasks / "choices.yaml").read_text().replace("task: choices", "task: few").replace("rows", "few")
     )
     with pytest.raises(DataError, match="has 3 questions, 8 are needed"):
-        held(models, GuardSet(task="few", include=str(tasks)))
+        held(models, RegressionSet(task="few", include=str(tasks)))
     gone = tasks / "gone.yaml"
     gone.write_text(
         (tasks / "choices.yaml").read_text().replace("choices", "gone").replace("rows", "nowhere")
     )
     with pytest.raises(DataError, match="'gone' could not be asked: Unable to find"):
-        held(models, GuardSet(task="gone", include=str(tasks)))
+        held(models, RegressionSet(task="gone", include=str(tasks)))
     for wrong in ({}, {"file": "a", "task": "b"}):
         with pytest.raises(ValueError, match="give one of the two"):
-            GuardSet(**wrong)
+            RegressionSet(**wrong)
     with pytest.raises(ValueError, match="a file has `measure`"):
-        GuardSet(file="a", metric="acc")
+        RegressionSet(file="a", metric="acc")
     monkeypatch.setattr("burnish.config.evaluate.find_spec", lambda name: None)
     for given, words in (
-        (GuardSet(task="choices"), r"pip install 'burnish\[lm-eval\]'"),
-        (GuardSet(file="nowhere.jsonl"), r"nowhere\.jsonl, which does not exist"),
+        (RegressionSet(task="choices"), r"pip install 'burnish\[lm-eval\]'"),
+        (RegressionSet(file="nowhere.jsonl"), r"nowhere\.jsonl, which does not exist"),
     ):
         with pytest.raises(ConfigError, match=words):
             held(models, given)
         with pytest.raises(ConfigError, match=words):  # said before a run, not after it
-            check_config(RunConfig(evaluate=EvaluateConfig(guard_sets=(given,))))
+            check_config(RunConfig(evaluate=EvaluateConfig(regression_sets=(given,))))

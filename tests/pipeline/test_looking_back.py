@@ -1,4 +1,4 @@
-"""A finished run looked at again from the command line: why, replay, over-optimisation, guard sets, audit."""
+"""A finished run looked at again from the command line: why, replay, over-optimisation, regression sets, audit."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from burnish.commands.overoptimization import kept_updates, kl_after
-from burnish.config.evaluate import GuardSet
+from burnish.config.evaluate import RegressionSet
 from burnish.data.prompts import read_references
 from burnish.errors import DataError
 from burnish.pipeline.context import RunContext
-from burnish.pipeline.regression_sets import measure_guard_sets
+from burnish.pipeline.regression_sets import measure_regression_sets
 from burnish.runs.directory import RunDirectory
 from tests.command import burnish
 
@@ -51,34 +51,34 @@ def test_over_optimisation_of_a_run(run_copy: Path) -> None:
     assert again == told, "the same answers, the same resamples"
 
 
-def test_guard_sets_are_answered_by_both(short_run: Path, tmp_path: Path) -> None:
+def test_regression_sets_are_answered_by_both(short_run: Path, tmp_path: Path) -> None:
     place = RunContext.alone(RunDirectory.open(short_run))
     prompts = place.data.splits.test[:12]
     rows = tmp_path / "facts.jsonl"
     rows.write_text("".join(json.dumps({"prompt": p.text, "reference": " A "}) + "\n" for p in prompts))
     sets = (
-        GuardSet(file=str(rows)),
-        GuardSet(file=str(rows), measure="likelihood", limit=10),
-        GuardSet(file=str(rows), measure="exact"),
+        RegressionSet(file=str(rows)),
+        RegressionSet(file=str(rows), measure="likelihood", limit=10),
+        RegressionSet(file=str(rows), measure="exact"),
     )
-    config = place.config.evaluate.model_copy(update={"guard_sets": sets})
-    contains, likely, exact = measure_guard_sets(place.models, short_run / "ppo", config, 1)
+    config = place.config.evaluate.model_copy(update={"regression_sets": sets})
+    contains, likely, exact = measure_regression_sets(place.models, short_run / "ppo", config, 1)
     assert (contains.champion, contains.baseline) == (1.0, 1.0), "every story has an a in it"
     assert (exact.champion, exact.baseline) == (0.0, 0.0)
     assert not contains.loses
     assert likely.champion < 0
     assert likely.champion != likely.baseline
     assert (contains.difference.n, likely.difference.n) == (12, 10)
-    (same,) = measure_guard_sets(
-        place.models, short_run / "ppo", config.model_copy(update={"guard_sets": sets[1:2]}), 1
+    (same,) = measure_regression_sets(
+        place.models, short_run / "ppo", config.model_copy(update={"regression_sets": sets[1:2]}), 1
     )
     assert same == likely
-    warm = config.model_copy(update={"guard_sets": sets[1:2], "temperature": 0.5})
-    (as_warm,) = measure_guard_sets(place.models, short_run / "ppo", warm, 1)
+    warm = config.model_copy(update={"regression_sets": sets[1:2], "temperature": 0.5})
+    (as_warm,) = measure_regression_sets(place.models, short_run / "ppo", warm, 1)
     assert (as_warm.champion, as_warm.baseline) == (likely.champion, likely.baseline), "at temperature 1"
     rows.write_text(json.dumps({"prompt": "Once", "reference": "b"}) + "\n")
     with pytest.raises(DataError, match="8 are needed"):
-        measure_guard_sets(place.models, short_run / "ppo", config, 1)
+        measure_regression_sets(place.models, short_run / "ppo", config, 1)
     place.data.close()
 
 

@@ -26,12 +26,12 @@ from burnish.runs.inputs import Inputs
         ("evaluate.confidence=0.9", "reward"),
         ("evaluate.examiner=reward_model", "reward"),
         ("monitor.kl_spike=3", "align"),
-        ("evaluate.bootstrap=300", "evaluate"),
+        ("evaluate.kl_prompts=300", "evaluate"),
         ("data.n_prompts=100", "collect"),
         ("seed=1", "sft"),
         ("monitor.trackers=[]", None),
         ("rounds=2", "sft"),
-        ("select.how=bald", "collect"),
+        ("select.acquisition=bald", "collect"),
     ],
 )
 def test_a_setting_changes_the_inputs_of_the_first_stage_that_uses_it(

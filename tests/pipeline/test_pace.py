@@ -22,7 +22,7 @@ SECOND = speed_estimate.Speed(sampling=0.1, features=0.1, reading=0.1, policy=0.
 
 def test_a_batch_is_one_that_answers_and_minibatches_divide() -> None:
     assert speed_estimate.batch_of(100.9, PPOConfig()) == 100
-    assert speed_estimate.batch_of(100, PPOConfig(answers=3, minibatches=2, batch_size=12)) == 96
+    assert speed_estimate.batch_of(100, PPOConfig(samples_per_prompt=3, minibatches=2, batch_size=12)) == 96
     assert speed_estimate.batch_of(0.1, PPOConfig()) == speed_estimate.SMALLEST
     assert speed_estimate.batch_of(1e9, PPOConfig()) == speed_estimate.LARGEST
 
@@ -30,7 +30,7 @@ def test_a_batch_is_one_that_answers_and_minibatches_divide() -> None:
 def test_an_update_costs_what_its_parts_cost() -> None:
     """Sampled, read by three members and the reference, three epochs of policy and value."""
     assert SECOND.ppo_response(RunConfig()) == pytest.approx(0.1 + 3 * 0.01 + 0.1 + 3 * 0.23)
-    alone = load_config(None, ["ppo.advantage=rloo", "ppo.answers=4"])
+    alone = load_config(None, ["ppo.advantage=rloo", "ppo.samples_per_prompt=4"])
     assert SECOND.ppo_response(alone) == pytest.approx(0.1 + 3 * 0.01 + 0.1 + 3 * 0.2)
 
 

@@ -97,7 +97,7 @@ def test_three_rounds_with_weighed_labels_and_chosen_pairs_end_the_same_with_a_k
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     sets = (
-        *("rounds=3", "collect.n_pairs=216", "select.how=d_optimal", "label.consensus=dawid_skene"),
+        *("rounds=3", "collect.n_pairs=216", "select.acquisition=d_optimal", "label.consensus=dawid_skene"),
         *("label.labels_per_pair=3", "label.simulated.annotators=5", "ppo.updates=2"),
     )
     burnish(*arguments(whole, *sets))
@@ -136,14 +136,14 @@ def test_rounds_wait_for_people_and_go_on(tmp_path: Path) -> None:
     lost = burnish(*command, "--set", "ppo.batch_size=16", check=False)
     assert (lost.returncode, "rounds, collect would be done again" in lost.stderr) == (5, True), lost.stderr
     assert burnish(*command, check=False).returncode == 12
-    assert burnish(*command, "--set", "label.missing_share=0.4").returncode == 0
+    assert burnish(*command, "--set", "label.max_unlabelled_share=0.4").returncode == 0
     assert not list(path.glob("labels.replaced*"))
 
 
 @pytest.mark.e2e
 def test_a_run_follows_another_with_its_labels_and_its_reference(short_run: Path, tmp_path: Path) -> None:
     def follow(name: str, earlier: Path, *sets: str, check: bool = True):  # type: ignore[no-untyped-def]
-        every = (f"collect.follows={earlier}", "collect.n_pairs=32", "data.n_prompts=400", *sets)
+        every = (f"collect.previous_run={earlier}", "collect.n_pairs=32", "data.n_prompts=400", *sets)
         return burnish(
             *("run", "--dir", str(tmp_path / name), *(a for s in (*SMALL, *every) for a in ("--set", s))),
             *("--until", "label"),

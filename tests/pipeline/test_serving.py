@@ -214,7 +214,7 @@ def test_a_term_is_one_of_two() -> None:
         FunctionReward()
     with pytest.raises(ValueError, match="one of the two"):
         FunctionReward(function="m:f", url="http://x")
-    assert FunctionReward(url="http://x").name == "remote"
+    assert FunctionReward(url="http://x").term == "remote"
     with pytest.raises(ConfigError):
         load_term(FunctionReward(url=f"http://127.0.0.1:{free_port()}"))
 

@@ -182,8 +182,8 @@ def test_two_rounds_of_two_processes_with_all_that_a_run_can_train(tmp_path: Pat
     more = (
         *("scale.workers=2", "scale.shard=true", "scale.max_restarts=0"),
         *("rounds=2", f"sft.demonstrations={shown}"),
-        *("ppo.updates=2", "dpo.when=always", "dpo.pairs=on_policy", "dpo.prompts=32"),
-        *("distill.when=always", "distill.prompts=32", "evaluate.best_of_n=2"),
+        *("ppo.updates=2", "dpo.when=always", "dpo.pairs=on_policy", "dpo.max_prompts=32"),
+        *("distill.when=always", "distill.max_prompts=32", "evaluate.best_of_n=2"),
     )
     said, _ = ended(begin(tmp_path / "r", *more))
     assert "Champion:" in said

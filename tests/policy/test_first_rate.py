@@ -68,7 +68,7 @@ def test_a_batch_collected_earlier_counts_its_collection_in_the_timing_of_its_up
 
 def test_a_batch_without_direction_gives_no_rate() -> None:
     base, codec = toy()
-    ppo = make_ppo(base, codec, rate=0.0, advantage="rloo", answers=4, coef=1e-3)
+    ppo = make_ppo(base, codec, rate=0.0, advantage="rloo", samples_per_prompt=4, coef=1e-3)
 
     def same(rollout: Rollout) -> Scores:
         one = torch.ones(len(rollout))

@@ -44,7 +44,7 @@ def test_ppo_finds_the_known_optimum(advantage: str) -> None:
         rate=0.005,
         adaptive_rate=False,
         advantage=advantage,
-        answers=answers,
+        samples_per_prompt=answers,
     )
     for _ in ppo.updates():
         pass
@@ -185,7 +185,7 @@ def test_the_self_check_refuses_a_sampler_at_another_temperature(monkeypatch: py
 
 def test_answers_to_a_prompt_stand_together_and_need_no_value_function(tmp_path: Path) -> None:
     base, codec = toy()
-    ppo = make_ppo(base, codec, advantage="grpo", answers=4, batch_size=12, updates=3)
+    ppo = make_ppo(base, codec, advantage="grpo", samples_per_prompt=4, batch_size=12, updates=3)
     rows = ppo.batch_of_prompts(1)
     assert len(rows) == 12
     assert all(len({p.text for p in rows[i : i + 4]}) == 1 for i in (0, 4, 8))
@@ -194,7 +194,7 @@ def test_answers_to_a_prompt_stand_together_and_need_no_value_function(tmp_path:
     assert all(s["skipped"] == 0 for s in stats)
     ppo.save(tmp_path)
     assert not (tmp_path / "value.safetensors").exists()
-    again = make_ppo(base, codec, advantage="grpo", answers=4, batch_size=12, updates=3)
+    again = make_ppo(base, codec, advantage="grpo", samples_per_prompt=4, batch_size=12, updates=3)
     again.load(tmp_path)
     for a, b in zip(ppo.policy_parameters, again.policy_parameters, strict=True):
         assert torch.equal(a, b)
@@ -203,8 +203,8 @@ def test_answers_to_a_prompt_stand_together_and_need_no_value_function(tmp_path:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"advantage": "rloo"}, "ppo.answers=1; set it to 4"),
-        ({"answers": 5}, "ppo.answers=5 must divide ppo.batch_size=64"),
+        ({"advantage": "rloo"}, "ppo.samples_per_prompt=1; set it to 4"),
+        ({"samples_per_prompt": 5}, "ppo.samples_per_prompt=5 must divide ppo.batch_size=64"),
     ],
 )
 def test_answers_that_cannot_be_compared_are_refused(change: dict[str, object], told: str) -> None:

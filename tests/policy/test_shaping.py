@@ -74,7 +74,7 @@ def test_scores_without_spread_are_refused() -> None:
     [
         ({"shaping": {"bounded": True, "clip": 1.0}}, "leave out normalise and clip"),
         ({"shaping": {"bounded": True}, "rewards": [{"function": "a:b"}]}, "bound those in their own"),
-        ({"value_warmup": 3, "advantage": "rloo", "answers": 4}, "set it to 0"),
+        ({"value_warmup": 3, "advantage": "rloo", "samples_per_prompt": 4}, "set it to 0"),
         ({"value_warmup": 36}, "under ppo.updates=36"),
     ],
 )

@@ -111,7 +111,7 @@ CASES = {
     "minibatches of one row": (2, {"batch_size": 4, "minibatches": 4, "micro_batch": 1}),
     "answers compared": (
         2,
-        {"batch_size": 8, "advantage": "rloo", "answers": 4, "minibatches": 1, "micro_batch": 4},
+        {"batch_size": 8, "advantage": "rloo", "samples_per_prompt": 4, "minibatches": 1, "micro_batch": 4},
     ),
 }
 

@@ -302,7 +302,7 @@ def _ladder(config: RunConfig, *, several: bool) -> list[dict[str, object]]:
     rows: dict[str, object] = {
         f"{s}.micro_batch": max(2, small) for s in ("ppo", "dpo", "reward", "sft", "distill")
     }
-    fewer: list[dict[str, object]] = [{"ppo.advantage": "rloo", "ppo.answers": 4}]
+    fewer: list[dict[str, object]] = [{"ppo.advantage": "rloo", "ppo.samples_per_prompt": 4}]
     whole: list[dict[str, object]] = [{"model.layers": "top:2"}]
     cut: list[dict[str, object]] = [{"scale.shard": True}]
     smallest: list[dict[str, object]] = [{"ppo.batch_size": 16}]

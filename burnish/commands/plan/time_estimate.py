@@ -66,8 +66,10 @@ def time_by_stage(
     if config.ppo.updates:
         found["align"] = _ppo(pace, config, shared)
     if config.distill.when == "always":
-        asked = min(config.distill.prompts, counts.train)
-        sampled = asked * config.distill.n * (pace.sampling + config.reward.members * pace.scoring)
+        asked = min(config.distill.max_prompts, counts.train)
+        sampled = (
+            asked * config.distill.samples_per_prompt * (pace.sampling + config.reward.members * pace.scoring)
+        )
         steps = n_updates(asked, config.distill.batch_size, config.distill.epochs)
         learned = asked * config.distill.epochs * pace.policy
         found["align (distill)"] = shared.rows(sampled + learned) + shared.link * steps
@@ -125,8 +127,8 @@ def _ppo(pace: Speed, config: RunConfig, shared: Sharing) -> float:
 def _dpo(pace: Speed, counts: Counts, config: RunConfig, shared: Sharing) -> float:
     dpo = config.dpo
     own = dpo.pairs in ("auto", "on_policy", "both")
-    asked = min(dpo.prompts, counts.train) if own else 0
-    sampled = asked * dpo.n * (pace.sampling + config.reward.members * pace.scoring)
+    asked = min(dpo.max_prompts, counts.train) if own else 0
+    sampled = asked * dpo.samples_per_prompt * (pace.sampling + config.reward.members * pace.scoring)
     pairs = asked + (counts.pairs if dpo.pairs in ("labels", "both") else 0)
     steps = n_updates(max(1, pairs), dpo.batch_size, dpo.epochs)
     learned = 2 * pairs * (pace.reading + dpo.epochs * pace.policy)
