@@ -1,6 +1,7 @@
-"""Burnish: from preference pairs to a proven champion.
+"""RLHF on one machine: reward ensembles, guarded PPO, DPO and evaluation.
 
-Every stage is a typed function or a small class on plain objects. The public names, imported when first used:
+Every stage is a typed function or a small class on plain objects. The public names below are
+imported on first use.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ __all__ = [*_WHERE, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for, so that `import burnish` stays light."""
+    """Import a public name on first use, so that `import burnish` stays light."""
     if name not in _WHERE:
         raise AttributeError(f"module 'burnish' has no attribute {name!r}; see burnish.__all__")
     value = getattr(importlib.import_module(_WHERE[name]), name)

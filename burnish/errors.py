@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: each names the value, the rule and the next step."""
+"""Errors that the user can fix: each message names the value, the rule and the next step."""
 
 from __future__ import annotations
 
@@ -26,15 +26,18 @@ EXIT_CODES = {
 
 
 class BurnishError(Exception):
-    """Base of every error shown without a traceback. `exit_code` is what the command line ends with; `of_process` the
-    process of the run in which it arose, where that is another one."""
+    """Base class of errors that are shown without a traceback.
+
+    `exit_code` is the exit code of the command line. `of_process` is the process of the run that
+    raised the error, if it is another one.
+    """
 
     exit_code = 1
     of_process: int | None = None
 
 
 class Busy(BurnishError):
-    """Too many wait for the same thing; asking again later helps."""
+    """Too many requests wait for the same resource; a later retry can succeed."""
 
 
 class RenamedKeyWarning(FutureWarning):
@@ -42,14 +45,16 @@ class RenamedKeyWarning(FutureWarning):
 
 
 class ConfigError(BurnishError):
-    """The configuration cannot be carried out."""
+    """The configuration cannot be used for a run."""
 
     exit_code = 3
 
 
 class Waiting(BurnishError):
-    """The run cannot go on before people have done their part; what there is so far is kept. `over` tells whether they
-    have, without the run."""
+    """The run waits for work by people; its results so far are kept.
+
+    `over()` returns whether the people have finished; it needs no running process.
+    """
 
     exit_code = 12
 
@@ -59,7 +64,7 @@ class Waiting(BurnishError):
 
 
 class PeerFailed(BurnishError):
-    """Another process of a run of several failed, hangs or is gone, so that this one cannot go on."""
+    """Another process of a distributed run failed, hangs or is gone, so this one must stop."""
 
     exit_code = 13
 
@@ -71,7 +76,7 @@ class DataError(BurnishError):
 
 
 class RunError(BurnishError):
-    """The run directory cannot be used now: another process owns it, or it holds something else."""
+    """The run directory cannot be used: another process owns it, or it has other contents."""
 
     exit_code = 5
 
@@ -83,43 +88,43 @@ class ModelError(BurnishError):
 
 
 class EstimateError(ModelError):
-    """A figure of a plan cannot be had for a model; other figures can."""
+    """A figure of a plan cannot be estimated for a model; other figures can."""
 
 
 class TrainingError(BurnishError):
-    """Training cannot go on; what was reached so far is kept."""
+    """Training cannot continue; the results so far are kept."""
 
     exit_code = 7
 
 
 class OutOfMemory(TrainingError):
-    """The machine has too little memory for the batch, the lengths or what is trained."""
+    """The machine has too little memory for the batch, the lengths or the trained parameters."""
 
 
 class Diverged(TrainingError):
-    """A model has come to figures that are not finite. The guard may roll back; elsewhere it ends the run."""
+    """A model gave non-finite figures: the guard may roll back; elsewhere the error ends the run."""
 
 
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # what torch's allocators say
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # of torch allocators
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
+    """Check whether an error means that memory ran out."""
     if (
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    ):  # torch's, of its devices
+    ):  # torch's error for its devices
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in NO_MEMORY)
 
 
 def in_words(error: BaseException) -> tuple[list[str], str]:
-    """An error, as another process may read it: its kinds, the narrowest first, and what it says."""
+    """Return class names (narrowest first) and message of an error, to send to another process."""
     kinds = [OutOfMemory] if ran_out(error) else list[type]()
     return [kind.__name__ for kind in (*kinds, *type(error).__mro__)], str(error)
 
 
 def from_words(kinds: list[str], text: str) -> BurnishError:
-    """The error of another process: of its narrowest kind that is said here."""
+    """Rebuild another process's error as its narrowest class here, or else as PeerFailed."""
     found = next((globals()[kind] for kind in kinds if kind in globals()), None)
     if found is Waiting:
         return Waiting(text, lambda: False)

@@ -1,4 +1,4 @@
-"""Losses, advantages and KL estimators as pure functions of tensors, each with its equation and source."""
+"""Losses, advantages and KL estimators: pure functions of tensors, with equation and source."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ import torch.nn.functional as F
 
 
 def kl_k1(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """log pi - log ref, elementwise: unbiased, noisy, may be negative.
+    """Return log pi - log ref, elementwise: unbiased, noisy, may be negative.
 
-    In the reward (detached) its policy gradient is the exact gradient of KL(policy || reference); as a
-    loss its expected gradient is 0 (Tang and Munos 2025), so do not differentiate it.
+    In the reward (detached) its policy gradient is the exact gradient of KL(policy || reference).
+    As a loss its expected gradient is 0 (Tang and Munos 2025), so do not differentiate it.
     """
     assert logprobs.shape == ref_logprobs.shape
     return logprobs - ref_logprobs
 
 
 def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """exp(-d) - 1 + d with d = log pi - log ref, elementwise: unbiased, never negative; for monitoring."""
+    """Return exp(-d) - 1 + d, d = log pi - log ref, elementwise: unbiased, >= 0, for monitoring."""
     delta = kl_k1(logprobs, ref_logprobs)
     return torch.expm1(-delta) + delta
 
 
 def sequence_sum(x: torch.Tensor, response_mask: torch.Tensor) -> torch.Tensor:
-    """(B, T) per token -> (B,) per response; what is off the mask is ignored, nan included."""
+    """Sum values per token (B, T) to (B,) per response; entries off the mask, even nan, are ignored."""
     assert x.ndim == 2
     assert x.shape == response_mask.shape
     return x.masked_fill(~response_mask, 0.0).sum(1)
 
 
 def exact_kl(logits: torch.Tensor, ref_logits: torch.Tensor) -> torch.Tensor:
-    """KL(softmax(logits) || softmax(ref_logits)) over the last axis: logits (..., V) -> nats (...).
+    """Return KL(softmax(logits) || softmax(ref_logits)) over the last axis: (..., V) -> nats (...).
 
-    A token the policy cannot say (logit -inf) counts 0, whatever the reference says of it; one that only the
-    reference cannot say makes the KL infinite.
+    A token that the policy cannot sample (logit -inf) counts 0, whatever its reference logit. A
+    token that only the reference cannot sample makes the KL infinite.
     """
     assert logits.shape == ref_logits.shape
     log_p, log_q = logits.log_softmax(-1), ref_logits.log_softmax(-1)
@@ -57,11 +57,11 @@ def shape_rewards(
     *,
     kl_coef: float,
 ) -> torch.Tensor:
-    """(B, T) rewards: -kl_coef * k1 on every response token, plus the score (B,) on the last one.
+    """Return rewards (B, T): -kl_coef * k1 on every response token, plus the score on the last.
 
-    Ziegler et al. 2019, Eq. 2, for responses of varying length: the score stands at each row's last response
-    token, not in the last column. What is off the mask is ignored and 0 in the result. Raises ValueError for
-    an empty response.
+    The scores have shape (B,). Ziegler et al. 2019, Eq. 2, for responses of varying length: the
+    score is added at each row's last response token, not in the last column. Entries off the mask
+    are ignored, and are 0 in the result. Raises ValueError for an empty response.
     """
     assert logprobs.shape == ref_logprobs.shape == response_mask.shape
     assert scores.shape == response_mask.shape[:1]
@@ -80,10 +80,10 @@ def shape_rewards(
 def gae(
     rewards: torch.Tensor, values: torch.Tensor, response_mask: torch.Tensor, *, gamma: float, lam: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Advantages and returns (B, T) of right-padded responses (Schulman et al. 2016, Eq. 16).
+    """Return advantages and returns (B, T) of right-padded responses (Schulman et al. 2016, Eq. 16).
 
-    delta_t = r_t + gamma V_{t+1} - V_t with V = 0 after the last response token; A_t = delta_t + gamma lam
-    A_{t+1}; returns = A + V. What is off the mask is ignored and 0 in the result.
+    delta_t = r_t + gamma V_{t+1} - V_t with V = 0 after the last response token; A_t = delta_t +
+    gamma lam A_{t+1}; returns = A + V. Entries off the mask are ignored, and are 0 in the result.
     """
     assert rewards.shape == values.shape == response_mask.shape
     _assert_right_padded(response_mask)
@@ -102,12 +102,15 @@ def gae(
 def group_advantages(
     rewards: torch.Tensor, response_mask: torch.Tensor, *, answers: int, scaled: bool
 ) -> torch.Tensor:
-    """Advantages (B, T) without a value function, the same on every token of a response: its summed reward less that of
-    the other answers to the same prompt, `answers` of which stand in a row.
+    """Return advantages (B, T) from groups of `answers` rows to one prompt, without values.
 
-    RLOO: less the mean of the others (Ahmadian et al. 2024, Eq. 8). GRPO, `scaled`: less the mean of all of them, by
-    their standard deviation (Shao et al. 2024, 4.1.2); 0 where they are all alike. Raises ValueError for fewer than
-    two answers, or rows that are no multiple of them.
+    The rows of a group are adjacent. An advantage is the same on every token of a response: its
+    summed reward less that of the other answers to its prompt.
+
+    RLOO: less the mean of the others (Ahmadian et al. 2024, Eq. 8). GRPO, `scaled`: less the mean
+    of the whole group, divided by its standard deviation (Shao et al. 2024, 4.1.2); 0 if all are
+    equal. Raises ValueError for fewer than two answers, or if their number does not divide the
+    rows.
     """
     rows = len(rewards)
     if answers < 2 or rows % answers:
@@ -125,10 +128,10 @@ def group_advantages(
 
 
 def whiten(x: torch.Tensor, mask: torch.Tensor, *, shift_mean: bool = True) -> torch.Tensor:
-    """Scale the masked entries to variance 1; their mean becomes 0, or stays when not `shift_mean`.
+    """Scale the masked entries to variance 1 and mean 0; without `shift_mean` the mean stays.
 
-    Biased variance, 1e-8 inside the square root, as in Ziegler et al. 2019 (code). What is off the mask is
-    ignored and 0 in the result. Raises ValueError when nothing is on the mask.
+    Biased variance, 1e-8 inside the square root, as in Ziegler et al. 2019 (code). Entries off the
+    mask are ignored, and are 0 in the result. Raises ValueError for an empty mask.
     """
     assert x.shape == mask.shape
     kept = x[mask]
@@ -142,16 +145,18 @@ def whiten(x: torch.Tensor, mask: torch.Tensor, *, shift_mean: bool = True) -> t
 
 
 def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of the entries on the mask, a scalar; what is off it is ignored, nan included.
+    """Return the mean of the entries on the mask, a scalar; others, even nan, are ignored.
 
-    Raises ValueError when nothing is on the mask: a mean of nothing is not a number.
+    Raises ValueError for an empty mask.
     """
     return _token_sum(x, mask, None)
 
 
 def _token_sum(x: torch.Tensor, mask: torch.Tensor, normalizer: torch.Tensor | float | None) -> torch.Tensor:
-    """Sum over masked tokens divided by `normalizer` (their number when None), so that the micro-batches of a
-    minibatch, all given its token count, add up to its mean."""
+    """Return the sum over masked tokens divided by `normalizer` (their number when None).
+
+    Micro-batches that all get the token count of their minibatch add up to its mean.
+    """
     assert x.shape == mask.shape
     assert mask.dtype == torch.bool
     if normalizer is None:
@@ -170,11 +175,12 @@ def bradley_terry_loss(
     center_coef: float = 0.0,
     confidence: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(B,) negative log-likelihood that the chosen response wins (Bradley and Terry 1952).
+    """Return the (B,) negative log-likelihood that the chosen response wins.
 
-    With p = sigmoid(r_w - r_l - margin) and target q: -q log p - (1 - q) log(1 - p), plus center_coef *
-    (r_w + r_l)^2 (Eisenstein et al. 2023, Eq. 2). q is `confidence` (B,) in [0, 1] (1 when None), drawn
-    towards one half: q (1 - label_smoothing) + (1 - q) label_smoothing.
+    Bradley and Terry 1952. With p = sigmoid(r_w - r_l - margin) and target q:
+    -q log p - (1 - q) log(1 - p), plus center_coef * (r_w + r_l)^2 (Eisenstein et al. 2023, Eq. 2).
+    The target q is `confidence` (B,) in [0, 1] (1 when None), drawn towards one half:
+    q (1 - label_smoothing) + (1 - q) label_smoothing.
     """
     assert chosen_scores.ndim == 1
     assert chosen_scores.shape == rejected_scores.shape
@@ -192,9 +198,12 @@ def odin_loss(
     quality_head: torch.Tensor,
     length_head: torch.Tensor,
 ) -> torch.Tensor:
-    """What keeps length out of one head and puts it into the other, given their scores (B,) of responses of so many
-    `tokens` (B,), and their weights (D,): |corr(quality, tokens)| - corr(length, tokens) + |cos(heads)| (Chen et al.
-    2024, ODIN, Eqs. 4 and 5). A correlation with what does not vary is 0."""
+    """Return the ODIN loss, which moves length out of the quality head into the length head.
+
+    |corr(quality, tokens)| - corr(length, tokens) + |cos(heads)| (Chen et al. 2024, ODIN, Eqs. 4
+    and 5), from the scores (B,) of both heads for responses of `tokens` (B,) tokens, and the
+    weights (D,) of the heads. A correlation with a constant is 0.
+    """
 
     def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         x, y = a - a.mean(), b - b.mean()
@@ -216,11 +225,12 @@ def clipped_policy_loss(
     cliprange: float,
     normalizer: torch.Tensor | float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """PPO's clipped surrogate (Schulman et al. 2017, Eq. 7), token mean, and the share of clipped tokens.
+    """Return PPO's clipped surrogate loss, a token mean, and the share of clipped tokens.
 
-    max(-A rho, -A clip(rho, 1 - cliprange, 1 + cliprange)) with rho = exp(logprobs - old_logprobs), all
-    (B, T). A token is clipped where clipping raised its loss; the share is of this call's own tokens,
-    whatever `normalizer` divides the loss by. The gradient reaches `logprobs` on the mask only.
+    Schulman et al. 2017, Eq. 7: max(-A rho, -A clip(rho, 1 - cliprange, 1 + cliprange)) with rho =
+    exp(logprobs - old_logprobs), all (B, T). A token is clipped where clipping raised its loss. The
+    share is of this call's own tokens, whatever `normalizer` divides the loss by. The gradient
+    reaches `logprobs` on the mask only.
     """
     assert cliprange > 0
     assert logprobs.shape == old_logprobs.shape == advantages.shape == response_mask.shape
@@ -242,13 +252,13 @@ def clipped_value_loss(
     cliprange_value: float,
     normalizer: torch.Tensor | float | None = None,
 ) -> torch.Tensor:
-    """PPO's clipped value loss (Ziegler et al. 2019, code), token mean over (B, T).
+    """Return PPO's clipped value loss (Ziegler et al. 2019, code), a token mean over (B, T).
 
     0.5 max((V - G)^2, (clip(V, V_old - cliprange_value, V_old + cliprange_value) - G)^2)
     """
     assert values.shape == old_values.shape == returns.shape == response_mask.shape
     assert cliprange_value > 0
-    # Masked before the square: its gradient at a nan would be nan even where the result is masked out.
+    # Mask before the square: its gradient at a nan is nan, even if the result is masked later.
     values, old_values, returns = (x.masked_fill(~response_mask, 0.0) for x in (values, old_values, returns))
     near = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
     worst = torch.maximum((values - returns).square(), (near - returns).square())
@@ -265,13 +275,14 @@ def dpo_loss(
     label_smoothing: float = 0.0,
     confidence: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """DPO (Rafailov et al. 2023, Eq. 7), conservative when smoothed (cDPO, Mitchell 2023): loss and margin.
+    """Return the DPO loss (Rafailov et al. 2023, Eq. 7) and the detached margin beta h of each pair.
 
-    On log-probabilities summed over each response, all (B,), in nats:
+    Label smoothing gives the conservative cDPO (Mitchell 2023). All log-probabilities are sums over
+    a response, (B,), in nats:
     h = (log pi - log ref)(chosen) - (log pi - log ref)(rejected);
-    loss = -t logsigmoid(beta h) - (1 - t) logsigmoid(-beta h); the margin is beta h, detached. The target t is
-    q (1 - e) + (1 - q) e with q = `confidence` (B,), the probability that the chosen response is the better one (1
-    when None), and e = `label_smoothing`.
+    loss = -t logsigmoid(beta h) - (1 - t) logsigmoid(-beta h).
+    The target t is q (1 - e) + (1 - q) e with e = `label_smoothing` and q = `confidence` (B,). q is
+    the probability that the chosen response is the better one (1 when None).
     """
     assert beta > 0
     assert chosen_logprobs.ndim == 1
@@ -294,10 +305,13 @@ def ipo_loss(
     beta: float,
     confidence: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """IPO (Azar et al. 2023, Eq. 17): (h - 1 / (2 beta))^2, and the margin beta h, detached; h and units as in
-    `dpo_loss`. A pair that is won by 1 / (2 beta) nats pulls no further, however sure its label is. With a
-    `confidence` q (B,) the loss is the mean over both labels, q (h - c)^2 + (1 - q) (h + c)^2 with c = 1 / (2 beta),
-    least at (2 q - 1) c."""
+    """Return the IPO loss (Azar et al. 2023, Eq. 17), (h - 1 / (2 beta))^2, and the margin.
+
+    h and units are as in `dpo_loss`; the margin is beta h, detached. A pair that is won by
+    1 / (2 beta) nats has no further gradient, however sure its label is. With a `confidence` q (B,) the
+    loss is the mean over both labels, q (h - c)^2 + (1 - q) (h + c)^2 with c = 1 / (2 beta). Its
+    minimum is at (2 q - 1) c.
+    """
     assert beta > 0
     assert chosen_logprobs.ndim == 1
     assert chosen_logprobs.shape == rejected_logprobs.shape
@@ -309,7 +323,7 @@ def ipo_loss(
 
 
 def _soft_target(like: torch.Tensor, label_smoothing: float, confidence: torch.Tensor | None) -> torch.Tensor:
-    """(B,) the probability that the chosen response wins: `confidence` drawn towards one half."""
+    """Return the (B,) probability that the chosen response wins, after label smoothing."""
     assert confidence is None or confidence.shape == like.shape
     target = torch.ones_like(like) if confidence is None else confidence
     return target * (1 - label_smoothing) + (1 - target) * label_smoothing
@@ -318,28 +332,30 @@ def _soft_target(like: torch.Tensor, label_smoothing: float, confidence: torch.T
 def response_cross_entropy(
     logprobs: torch.Tensor, response_mask: torch.Tensor, *, normalizer: torch.Tensor | float | None = None
 ) -> torch.Tensor:
-    """Mean negative log-probability of the response tokens: (B, T) -> nats a token."""
+    """Return the mean negative log-probability of response tokens: (B, T) -> nats a token."""
     return -_token_sum(logprobs, response_mask, normalizer)
 
 
 def approx_kl(logprobs: torch.Tensor, old_logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Half the mean squared log-ratio (Ziegler et al. 2019, code): KL(old || new), small steps, per token."""
+    """Return an estimate of KL(old || new) per token for small steps.
+
+    It is half the mean squared log-ratio (Ziegler et al. 2019, code).
+    """
     assert logprobs.shape == old_logprobs.shape == mask.shape
     log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
     return 0.5 * masked_mean(log_ratio.square(), mask)
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float | None:
-    """1 - Var(G - V) / Var(G) over masked tokens: 1 is perfect, 0 no better than a constant.
+    """Return 1 - Var(G - V) / Var(G) over masked tokens: 1 is perfect, 0 equals a constant.
 
-    None when the returns do not vary, for then there is nothing to explain. Raises ValueError when nothing is
-    on the mask.
+    Return None if the returns do not vary. Raises ValueError for an empty mask.
     """
     assert values.shape == returns.shape == mask.shape
     kept, target = values[mask], returns[mask]
     if target.numel() == 0:
         raise ValueError("the mask keeps 0 tokens; explained variance needs at least one")
-    # Not by the variance: that of equal floats need not round to 0.
+    # The variance is no test: that of equal floats need not round to 0.
     if bool(target.max() == target.min()):
         return None
     return float(1 - (target - kept).var(unbiased=False) / target.var(unbiased=False))

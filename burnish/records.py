@@ -1,7 +1,7 @@
-"""The records that rooms hand to each other, and the shape alphabet.
+"""Records that the packages exchange, and the letters for tensor shapes.
 
-Shapes: B batch, P prompt tokens, T response tokens, V vocabulary, K ensemble members.
-Nothing here imports torch at run time, so that labels, reports and the command line start light.
+Shapes: B batch, P prompt tokens, T response tokens, V vocabulary, K ensemble members. The file
+imports no torch at run time, so labels, reports and the command line start fast.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Source = Literal["simulated", "imported", "human", "judge"]
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
-@lru_cache(maxsize=8192)  # ids are asked for again and again while a text is on its way into a store
+@lru_cache(maxsize=8192)  # storing a text needs its id many times
 def content_id(*parts: str) -> str:
-    """A 16-hex-digit id that depends on the parts alone, so that the same content is stored once."""
+    """Return a 16-hex-digit id that depends only on the parts, so equal content is stored once."""
     return hashlib.sha256(_encode(parts).encode()).hexdigest()[:16]
 
 
@@ -40,7 +40,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model is asked: plain `text`, or `messages` that go through the model's chat template.
+    """Prompt for a model: plain `text`, or `messages` for the model's chat template.
 
     For a conversational prompt `text` is a readable rendering, used for display and splits only.
     """
@@ -51,6 +51,7 @@ class Prompt:
 
     @property
     def id(self) -> str:
+        """Id of the content."""
         if not self._id:
             turns = (f"{m.role}\x1f{m.content}" for m in self.messages)
             object.__setattr__(self, "_id", content_id("prompt", self.text, *turns))
@@ -58,21 +59,28 @@ class Prompt:
 
     @property
     def group(self) -> str:
-        """What must stay on one side of every split and counts once in every interval: the first thing a user says,
-        without case, white space and punctuation. Dialogues that begin alike belong together."""
+        """Key of prompts that belong together: the first user message, normalised.
+
+        It drops case, white space and punctuation. A group stays on one side of every split and
+        counts once in every interval.
+        """
         first = next((m.content for m in self.messages if m.role == "user"), self.text)
         return re.sub(r"[\W_]+", " ", first.casefold()).strip() or first
 
     @classmethod
     def from_messages(cls, messages: Sequence[Message]) -> Prompt:
+        """Return a conversational prompt with a readable rendering as its text."""
         text = "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in messages)
         return cls(text=text, messages=tuple(messages))
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One answer to a prompt. `ended` is False when the answer was cut off before its end-of-sequence
-    token, None when unknown (imported text is taken as complete)."""
+    """Answer to a prompt.
+
+    `ended` is False if the answer was cut off before its end-of-sequence token, None if unknown
+    (imported text is taken as complete).
+    """
 
     text: str
     source: str = "imported"
@@ -81,9 +89,10 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A question put to annotators: which of two responses to `prompt` is better?
+    """Question to annotators: which of two responses to `prompt` is better.
 
-    The id does not depend on which response stands first, so the same question is never stored twice.
+    The id does not depend on the order of the responses, so the same question is never stored
+    twice.
     """
 
     prompt: Prompt
@@ -94,6 +103,7 @@ class Comparison:
 
     @property
     def id(self) -> str:
+        """Id of the content, independent of the order of the responses."""
         if not self._id:
             sides = sorted((self.first.text, self.second.text))
             object.__setattr__(self, "_id", content_id("comparison", self.prompt.id, *sides))
@@ -102,10 +112,14 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One annotator's answer. `preference` is the probability that the comparison's *first* response is
-    the better one: 1 first, 0 second, 0.5 tie. `strength` is free for graded answers; `cost` in dollars; `guidelines`
-    names the wording it was given under, `swapped` whether the second response was shown first, `at` when it was given
-    (ISO 8601; the store's own time without); None where that is not known."""
+    """Answer of one annotator to a comparison.
+
+    `preference` is the probability that the comparison's *first* response is the better one: 1
+    first, 0 second, 0.5 tie. `strength` is free for graded answers; `cost` is in dollars.
+    `guidelines` names the wording that the annotator followed, `swapped` says whether the second
+    response was shown first. `at` is the time of the answer (ISO 8601; without it, the store's own
+    time). None means unknown.
+    """
 
     comparison_id: str
     annotator: str
@@ -121,8 +135,10 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """A labelled comparison ready for training: `chosen` is preferred with probability `confidence` (> 0.5). An
-    answer that was cut off, not `ended`, is read without an end-of-sequence token wherever it is read."""
+    """Labelled comparison for training; `chosen` wins with probability `confidence` (> 0.5).
+
+    A cut-off answer (not `ended`) is always read without an end-of-sequence token.
+    """
 
     prompt: Prompt
     chosen: str
@@ -135,13 +151,13 @@ class Preference:
 
 @dataclass(slots=True)
 class Rollout:
-    """A batch of sampled responses.
+    """Batch of sampled responses.
 
-    `prompt_ids` and `response_ids` are ragged lists of token ids (the response includes its end-of-sequence
-    token when `ended`); `sample_logprobs` and `sample_entropy` (B, T) float32 are those of the distribution each
-    token was drawn from, in nats, 0 where `response_mask` (B, T) bool is False; `features` are activations of the
-    base that was sampled, one (tokens, D) a row, by how many of its layers lie below; None for rows of which this
-    process keeps none.
+    `prompt_ids` and `response_ids` are ragged lists of token ids (the response includes its
+    end-of-sequence token when `ended`). `sample_logprobs` and `sample_entropy` (B, T) float32
+    belong to the distribution that each token was drawn from, in nats. They are 0 where
+    `response_mask` (B, T) bool is False. `features` maps a number of base layers to the activations
+    after these layers, one (tokens, D) a row. A row is None if this process does not keep it.
     """
 
     prompts: list[Prompt]
@@ -159,18 +175,19 @@ class Rollout:
 
     @property
     def lengths(self) -> list[int]:
-        """Response lengths in tokens, the end-of-sequence token included."""
+        """Response lengths in tokens, including the end-of-sequence token."""
         return [len(ids) for ids in self.response_ids]
 
 
 @dataclass(slots=True)
 class Scores:
-    """What an ensemble says of B responses.
+    """Scores of B responses by an ensemble.
 
-    `scores` (B,) is the aggregate in units of the reference policy's standard deviation, `members` (B, K) the
-    normalised scores, `spread` (B,) the members' standard deviation of `r_k(x, y) - r_k(x, y_ref)` (nan-free;
-    zeros for one member). Where several rewards are added up, `terms` (B,) are these, before their weights. `anchor`
-    (B,) is the score of a reference response to the same prompt, where it is known.
+    `scores` (B,) is the aggregate in units of the reference policy's standard deviation, `members`
+    (B, K) the normalised scores. `spread` (B,) is the members' standard deviation of `r_k(x, y) -
+    r_k(x, y_ref)` (nan-free; zeros for one member). `terms` (B,) are the rewards before their
+    weights, if several are added up. `anchor` (B,) is the score of a reference response to the same
+    prompt, if known.
     """
 
     scores: torch.Tensor
@@ -182,7 +199,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """The numbers of one update: `step` counts accepted updates, `attempt` the restarts after a roll-back."""
+    """Figures of one update: `step` counts accepted updates, `attempt` restarts after roll-backs."""
 
     step: int
     attempt: int
@@ -192,12 +209,13 @@ class StepStats:
         return self.values[name]
 
     def as_row(self) -> dict[str, Any]:
+        """Return the figures as a flat dict."""
         return {"step": self.step, "attempt": self.attempt, **self.values}
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Something a monitor saw. `value` crossed `threshold`; `evidence` holds the figures it was seen in."""
+    """Observation of a monitor: `value` crossed `threshold`; `evidence` has the figures behind it."""
 
     name: str
     severity: Severity
@@ -208,24 +226,26 @@ class Alert:
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
     def as_row(self) -> dict[str, Any]:
+        """Return the fields as a dict."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Something the pipeline did, with the figures it was decided on."""
+    """Action of the pipeline, with its reason and the figures behind it."""
 
     action: str
     reason: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
     def as_row(self) -> dict[str, Any]:
+        """Return the fields as a dict."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A point estimate with a confidence interval; `n` is the number of independent units."""
+    """Point estimate with a confidence interval; `n` is the number of independent units."""
 
     value: float
     ci_low: float

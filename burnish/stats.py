@@ -1,4 +1,4 @@
-"""Intervals, calibration and correlations. Everything that estimates says from how many units."""
+"""Confidence intervals, calibration and correlations; each interval gives its number of units."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy.typing as npt
 from burnish.records import Interval
 
 Array = npt.NDArray[np.float64]
-DECIDED = 30  # prompts won or lost: with fewer a bootstrap takes too few values to keep its level
+DECIDED = 30  # prompts won or lost; with fewer, a bootstrap has too few values to keep its level
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson score interval of a proportion (Wilson 1927). Raises ValueError for n = 0."""
+    """Return Wilson's score interval of a proportion (Wilson 1927); raise ValueError for n = 0."""
     if n < 1:
         raise ValueError(f"n={n} trials; an interval needs at least one")
     if not 0 <= successes <= n:
@@ -28,20 +28,21 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
 def clustered_proportion(
     outcomes: Sequence[float], clusters: Sequence[Hashable], *, confidence: float = 0.95
 ) -> Interval:
-    """Mean of outcomes in [0, 1] with Wilson's interval on their effective number; n is the number of clusters.
+    """Return the mean of outcomes in [0, 1] with Wilson's interval on their effective number.
 
-    Outcomes of a cluster tell the same thing again, more or less: the effective number is the one at which
-    independent outcomes would have the variance that the cluster sums show, made smaller by (z / t)^2 for the
-    clusters that variance rests on (Korn and Graubard 1998); never more than there are outcomes, and the number of
-    clusters where all outcomes agree. With one outcome a cluster it is Wilson's own interval. Raises ValueError for no
-    outcomes and for one outside [0, 1].
+    n is the number of clusters. Outcomes of a cluster repeat part of the same information. The
+    effective number is the one at which independent outcomes would have the variance that the
+    cluster sums show. It is made smaller by (z / t)^2, for the number of clusters behind that
+    variance (Korn and Graubard 1998). It is never more than the number of outcomes, and equals the
+    number of clusters if all outcomes agree. With one outcome a cluster, the interval is Wilson's
+    own. Raises ValueError for no outcomes and for one outside [0, 1].
     """
     x = _unit("outcomes", outcomes)
     n = _cluster_index(clusters, len(x))[1]
     p = float(x.mean())
     effective = float(n)
     if 1 < n < len(x) and np.ptp(x) > 0:
-        from scipy.stats import t  # loads in half a second: not for those who only read a report
+        from scipy.stats import t  # loads in half a second, which reading a report does not need
 
         shrunk = (_z(confidence) / float(t.ppf(0.5 + confidence / 2, n - 1))) ** 2
         effective = effective_number(outcomes, clusters) * shrunk
@@ -49,8 +50,11 @@ def clustered_proportion(
 
 
 def effective_number(outcomes: Sequence[float], clusters: Sequence[Hashable]) -> float:
-    """How many independent outcomes in [0, 1] would have the variance that the cluster sums show: never more than there
-    are, and the number of clusters where all outcomes agree, or there is one cluster."""
+    """Return how many independent outcomes in [0, 1] would have the variance of the cluster sums.
+
+    It is never more than the number of outcomes. It is the number of clusters if all outcomes
+    agree, or if there is one cluster.
+    """
     x = _unit("outcomes", outcomes)
     index, n = _cluster_index(clusters, len(x))
     if n == 1 or n == len(x) or np.ptp(x) == 0:
@@ -64,18 +68,23 @@ def effective_number(outcomes: Sequence[float], clusters: Sequence[Hashable]) ->
 def clustered_mean(
     values: Sequence[float], clusters: Sequence[Hashable], *, confidence: float = 0.95
 ) -> Interval:
-    """Mean with Student's interval by the spread of the cluster sums (the linearised ratio); n is the number of
-    clusters. Raises ValueError for fewer than two."""
+    """Return the mean with Student's interval from the spread of the cluster sums.
+
+    The variance is that of the linearised ratio; n is the number of clusters. Raises ValueError for
+    fewer than two.
+    """
     error, mean, n = clustered_error(values, clusters), float(np.mean(values)), len(set(clusters))
-    from scipy.stats import t  # loads in half a second: not for those who only read a report
+    from scipy.stats import t  # loads in half a second, which reading a report does not need
 
     half = float(t.ppf(0.5 + confidence / 2, n - 1)) * error
     return Interval(mean, mean - half, mean + half, n)
 
 
 def clustered_error(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
-    """Standard error of the mean by the spread of the cluster sums (the linearised ratio). Raises ValueError for fewer
-    than two clusters."""
+    """Return the standard error of the mean from the spread of the cluster sums.
+
+    The variance is that of the linearised ratio. Raises ValueError for fewer than two clusters.
+    """
     x = _finite("values", values)
     index, n = _cluster_index(clusters, len(x))
     if n < 2:
@@ -92,10 +101,11 @@ def clustered_bootstrap(
     draws: int = 2000,
     confidence: float = 0.95,
 ) -> Interval:
-    """Percentile interval of the mean, resampling whole clusters; n is the number of clusters.
+    """Return a percentile interval of the mean, resampling whole clusters.
 
-    Raises ValueError for fewer than two clusters, whose spread is unknown. Values that agree in every
-    cluster give an interval of width 0: for outcomes in [0, 1] use `paired_win_rate`, which does not.
+    n is the number of clusters. Raises ValueError for fewer than two, because their spread is
+    unknown. Values that agree in every cluster give an interval of width 0. For outcomes in [0, 1]
+    use `paired_win_rate`, which does not.
     """
     x = _finite("values", values)
     index, n = _cluster_index(clusters, len(x))
@@ -120,13 +130,15 @@ def paired_win_rate(
     draws: int = 2000,
     confidence: float = 0.95,
 ) -> Interval:
-    """Win rate of one policy over another on the same prompts: outcomes in [0, 1], ties 0.5; n is of prompts.
+    """Return the win rate of one policy over another on the same prompts.
 
-    A bootstrap over prompts. Where all prompts agree the bootstrap would shrink to a point and call three wins of
-    three a certainty; there, Wilson's interval on the number of prompts is used. With fewer than `DECIDED` prompts that
-    are won or lost the interval is widened to the exact one of Clopper and Pearson (1934) for the share of these that
-    are won: its lower bound is above one half only where an exact sign test says so. Raises ValueError for no outcomes
-    and for one outside [0, 1].
+    Outcomes are in [0, 1], ties 0.5; n is the number of prompts. The interval is a bootstrap over
+    prompts. If all prompts agree, a bootstrap would shrink to a point and report three wins of
+    three as certain. Then Wilson's interval on the number of prompts is used. With fewer than
+    `DECIDED` prompts that are won or lost, the interval is widened. It then covers the exact one of
+    Clopper and Pearson (1934) for the share of these that are won. Its lower bound is above one
+    half only if an exact sign test agrees. Raises ValueError for no outcomes and for one outside
+    [0, 1].
     """
     x = _unit("outcomes", outcomes)
     index, n = _cluster_index(prompts, len(x))
@@ -143,8 +155,8 @@ def paired_win_rate(
 
 
 def _clopper_pearson(successes: int, n: int, confidence: float) -> tuple[float, float]:
-    """Exact interval of a binomial share."""
-    from scipy.special import betaincinv  # not for those who only read a report
+    """Return the exact interval of a binomial share."""
+    from scipy.special import betaincinv  # imported here so that reading a report does not load scipy
 
     low, high = _tails(confidence)
     k = successes
@@ -155,7 +167,7 @@ def _clopper_pearson(successes: int, n: int, confidence: float) -> tuple[float, 
 
 
 def sample_size(win_rate: float, *, confidence: float = 0.95, power: float = 0.8) -> int:
-    """Prompts needed to tell `win_rate` from one half: two-sided normal test, ties not counted on."""
+    """Return the prompts needed to tell `win_rate` from 1/2: two-sided normal test, without ties."""
     if not 0.0 < win_rate < 1.0 or win_rate == 0.5:
         raise ValueError(f"win_rate={win_rate!r} must lie in (0, 1) and differ from 0.5")
     z, z_power = _z(confidence), NormalDist().inv_cdf(power)
@@ -166,10 +178,10 @@ def sample_size(win_rate: float, *, confidence: float = 0.95, power: float = 0.8
 def calibration(
     confidences: Sequence[float], correct: Sequence[bool], bins: int = 10
 ) -> tuple[float, list[dict[str, float]]]:
-    """Expected calibration error over equal-width bins of [0, 1], and the bins that hold something.
+    """Return the expected calibration error and the table of non-empty bins.
 
-    Each bin has its mean `confidence`, its `accuracy` and its `n`. Raises ValueError for no confidences,
-    for one outside [0, 1], and for lengths that differ.
+    The bins have equal width on [0, 1]. Each has its mean `confidence`, its `accuracy` and its `n`.
+    Raises ValueError for no confidences, for one outside [0, 1], and for lengths that differ.
     """
     conf = _unit("confidences", confidences)
     right = _unit("correct", correct)
@@ -187,9 +199,11 @@ def calibration(
 
 
 def best_of_n(scores: Sequence[float], values: Sequence[float], n: int) -> float:
-    """Expected value of the answer that has the highest of n scores, from N >= n answers: exact over all ways to draw n
-    of them (the unbiased estimator of Gao et al. 2022, and of Stiennon et al. 2020), ties shared. Raises ValueError for
-    n outside [1, N]."""
+    """Return the expected value of the answer with the highest of n scores, from N >= n answers.
+
+    The result is exact over all ways to draw n of them (the unbiased estimator of Gao et al. 2022,
+    and of Stiennon et al. 2020); ties are shared. Raises ValueError for n outside [1, N].
+    """
     x, y = _finite("scores", scores), _finite("values", values)
     _same_length("scores", x, "values", y)
     total = len(x)
@@ -215,8 +229,11 @@ def best_of_n(scores: Sequence[float], values: Sequence[float], n: int) -> float
 
 
 def roc_auc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
-    """Probability that a positive has a higher score than a negative, ties half (Mann and Whitney); None where one of
-    the two is missing."""
+    """Return the probability that a positive has a higher score than a negative, ties half.
+
+    This is the statistic of Mann and Whitney. Return None if there are no positives or no
+    negatives.
+    """
     x = _finite("scores", scores)
     right = np.asarray(positive, dtype=bool)
     _same_length("scores", x, "positive", right.astype(float))
@@ -236,8 +253,12 @@ def clustered_interval(
     draws: int = 500,
     confidence: float = 0.95,
 ) -> Interval | None:
-    """Percentile interval of any figure of the rows it is given, resampling whole clusters; None where the figure is
-    None on all rows, or on more than a tenth of the draws. n counts clusters."""
+    """Return a percentile interval of any figure of the given rows, resampling whole clusters.
+
+    `figure` takes row indices; n is the number of clusters. Return None for fewer than two
+    clusters. Also return None if the figure is None on all rows together, or on more than a tenth
+    of the draws.
+    """
     index, n = _cluster_index(clusters, len(clusters))
     value = figure(np.arange(len(clusters)))
     if value is None or n < 2:
@@ -253,9 +274,12 @@ def clustered_interval(
 
 
 def fitted_temperature(gaps: Array, limit: float = 20.0) -> float:
-    """The temperature T > 0 that makes mean_k sigmoid(gap_k / T) the likeliest of N pairs that all were won, `gaps` (N,
-    K) each of K models' raw score of the winner minus that of the loser (Guo et al. 2017). Between 1 /
-    `limit` and `limit`."""
+    """Return the temperature T > 0 with the highest likelihood for N pairs that were all won.
+
+    A pair's likelihood is mean_k sigmoid(gap_k / T). `gaps` (N, K) are the raw scores of the winner
+    minus those of the loser, for each of K models (Guo et al. 2017). T is between 1 / `limit` and
+    `limit`.
+    """
     from scipy.optimize import minimize_scalar
 
     def loss(log_t: float) -> float:
@@ -267,22 +291,22 @@ def fitted_temperature(gaps: Array, limit: float = 20.0) -> float:
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)), whatever the size of x."""
+    """Return 1 / (1 + exp(-x)) without overflow for large x."""
     return 0.5 * (1.0 + np.tanh(x / 2))
 
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Pearson correlation in [-1, 1]; None when either side does not vary."""
+    """Return the Pearson correlation in [-1, 1]; None if either side does not vary."""
     a, b = _finite("x", x), _finite("y", y)
     _same_length("x", a, "y", b)
-    # Not by the standard deviation: that of equal floats need not round to 0.
+    # The standard deviation is no test: that of equal floats need not round to 0.
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     return float(np.corrcoef(a, b)[0, 1])
 
 
 def mean_and_se(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error (unbiased variance). Raises ValueError for fewer than two values."""
+    """Return mean and standard error (unbiased variance); raise ValueError for under two values."""
     x = _finite("values", values)
     if len(x) < 2:
         raise ValueError(f"{len(x)} value; a standard error needs at least two")
@@ -290,10 +314,10 @@ def mean_and_se(values: Sequence[float]) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean of independent values with Student's interval. Raises ValueError for fewer than two."""
+    """Return mean and Student's interval of independent values; raise ValueError for under two."""
     mean, se = mean_and_se(values)
     n = len(values)
-    from scipy.stats import t  # loads in half a second: not for those who only read a report
+    from scipy.stats import t  # loads in half a second, which reading a report does not need
 
     half = float(t.ppf(0.5 + confidence / 2, n - 1)) * se
     return Interval(mean, mean - half, mean + half, n)
@@ -308,18 +332,19 @@ def length_controlled_win_rate(
     confidence: float = 0.95,
     draws: int = 1000,
 ) -> Interval:
-    """The win rate there would be at equal length (after Dubois et al. 2024); n counts clusters.
+    """Return the win rate that is expected at equal length (after Dubois et al. 2024).
 
-    Logistic regression of the outcome (in [0, 1], ties 0.5) on tanh(length difference / its sd), ours
-    minus theirs, read at difference 0, with an interval from resampled clusters. Where outcomes do not
-    vary or there is one cluster, length explains nothing: Wilson's interval of the plain rate.
+    n is the number of clusters. A logistic regression of the outcome (in [0, 1], ties 0.5) on
+    tanh(length difference / its sd), ours minus theirs, is read at difference 0. The interval
+    resamples clusters. If outcomes do not vary or there is one cluster, length explains nothing:
+    the result is Wilson's interval of the plain rate.
     """
     y, delta = _unit("outcomes", outcomes), _finite("length_deltas", length_deltas)
     _same_length("outcomes", y, "length_deltas", delta)
     index, n = _cluster_index(clusters, len(y))
     if np.ptp(y) == 0 or n == 1:
         return _wilson(float(y.mean()), n, confidence)
-    # Not centred: 0 must go on meaning equal length.
+    # Not centred, because 0 must mean equal length.
     x = np.tanh(delta / delta.std()) if np.ptp(delta) > 0 else np.zeros_like(delta)
     rng = np.random.default_rng(seed)
     rates = np.empty(draws)
@@ -331,9 +356,12 @@ def length_controlled_win_rate(
 
 
 def _logistic_at_zero(x: Array, y: Array, weight: Array, ridge: float = 0.1) -> float:
-    """Fitted probability at x = 0 of a weighted logistic regression, by Newton steps of our own: statsmodels'
-    GLM warns or diverges on separable data. Half a win and half a loss at x = 0 keep the intercept finite, a
-    ridge (a prior of variance 10) the slope; the weight of both vanishes as data grow."""
+    """Return the fitted probability at x = 0 of a weighted logistic regression.
+
+    The Newton steps are our own, because statsmodels' GLM warns or diverges on separable data. Half
+    a win and half a loss at x = 0 keep the intercept finite, a ridge (a prior of variance 10) the
+    slope. The weight of both vanishes as data grow.
+    """
     design = np.column_stack([np.ones(len(x) + 2), np.append(x, [0.0, 0.0])])
     target, w = np.append(y, [1.0, 0.0]), np.append(weight, [0.5, 0.5])
     penalty = np.diag([0.0, ridge])
@@ -369,7 +397,7 @@ def _tails(confidence: float) -> tuple[float, float]:
 
 
 def _cluster_index(clusters: Sequence[Hashable], n_values: int) -> tuple[npt.NDArray[np.intp], int]:
-    """The cluster number of each value, in order of appearance, and how many clusters there are."""
+    """Return the cluster number of each value, by order of appearance, and the number of clusters."""
     if len(clusters) != n_values:
         raise ValueError(f"{n_values} values but {len(clusters)} clusters; give one cluster a value")
     names = {c: i for i, c in enumerate(dict.fromkeys(clusters))}
@@ -377,7 +405,7 @@ def _cluster_index(clusters: Sequence[Hashable], n_values: int) -> tuple[npt.NDA
 
 
 def _finite(name: str, values: Sequence[float]) -> Array:
-    """The values as floats; none at all, or one that is not finite, raises: a failure is never a number."""
+    """Return the values as floats; raise ValueError if there are none or one is not finite."""
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0:
         raise ValueError(f"{name} is empty; an estimate needs at least one value")

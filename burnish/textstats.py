@@ -1,4 +1,4 @@
-"""Figures of a text that stress tests, monitors and evaluation all read. Torch-free; every share is in [0, 1]."""
+"""Torch-free text statistics for stress tests, monitors and evaluation; shares are in [0, 1]."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ LANGUAGES = ("en", "fr", "de", "es", "it", "nl", "pt")
 
 
 def words(text: str) -> list[str]:
-    """Words, hyphens and apostrophes inside them kept, case kept."""
+    """Return the words of a text with their case and their inner hyphens and apostrophes."""
     return WORD.findall(text)
 
 
 def n_words(text: str) -> int:
+    """Return the number of words in a text."""
     return len(words(text))
 
 
 def ngrams(items: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """Return all runs of n consecutive items."""
     return [tuple(items[i : i + n]) for i in range(len(items) - n + 1)]
 
 
 def repeated_ngram_share(text: str, n: int = 2) -> float:
-    """Share of word n-grams (case folded) that have occurred before in the text; 0 when there are none."""
+    """Return the share of word n-grams (case folded) that repeat an earlier one; 0 without any."""
     grams = ngrams([w.casefold() for w in words(text)], n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
@@ -41,9 +43,9 @@ def _identifier() -> Any:
     return identifier
 
 
-@lru_cache(maxsize=1 << 14)  # a prompt is asked about as often as it has answers
+@lru_cache(maxsize=1 << 14)  # each answer to a prompt asks for the language of the prompt
 def language(text: str) -> tuple[str, float]:
-    """Most likely language among `LANGUAGES` and its probability; ("und", 0.0) for texts under four words."""
+    """Return the likeliest of `LANGUAGES` and its probability; ("und", 0.0) under four words."""
     if n_words(text) < MIN_WORDS_FOR_LANGUAGE:
         return "und", 0.0
     name, probability = _identifier().classify(text)
@@ -51,13 +53,13 @@ def language(text: str) -> tuple[str, float]:
 
 
 def non_latin_share(text: str) -> float:
-    """Share of letters outside the Latin script; 0 for a text without letters."""
+    """Return the share of letters outside the Latin script; 0 for a text without letters."""
     letters = [c for c in text if c.isalpha()]
     return sum(ord(c) > 0x24F for c in letters) / len(letters) if letters else 0.0
 
 
 def compression_ratio(text: str) -> float:
-    """Compressed bytes per byte (zlib): low for repetitive text, about 1 or more for short or random text."""
+    """Return zlib bytes per byte: low for repetitive, about 1 or more for short or random text."""
     raw = text.encode()
     return len(zlib.compress(raw, 9)) / len(raw) if raw else 1.0
 
@@ -66,12 +68,12 @@ MARKUP = re.compile(r"^\s*(?:[-*•]\s|\d+[.)]\s|#{1,6}\s|```|\|.*\|)|\*\*[^*\n]
 
 
 def is_formatted(text: str) -> bool:
-    """Whether it has a list item, heading, table row, code or bold words in Markdown."""
+    """Check whether a text has a Markdown list item, heading, table row, code or bold words."""
     return MARKUP.search(text) is not None
 
 
 def list_or_heading_share(text: str) -> float:
-    """Share of non-empty lines that are list items or headings in Markdown."""
+    """Return the share of non-empty lines that are list items or headings in Markdown."""
     lines = [line for line in text.splitlines() if line.strip()]
     marked = sum(bool(re.match(r"\s*(?:[-*•]|\d+[.)]|#{1,6})\s", line)) for line in lines)
     return marked / len(lines) if lines else 0.0

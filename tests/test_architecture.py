@@ -238,7 +238,7 @@ def test_light_modules_import_no_torch(module: str, loaded: dict[str, Any]) -> N
 
 def test_the_page_helps_and_starts_without_torch(loaded: dict[str, Any]) -> None:
     assert loaded["code"] == 0
-    assert "label in a browser" in loaded["help"].casefold()
+    assert "label comparisons in a browser" in loaded["help"].casefold()
     assert loaded["of help"] == []
 
 

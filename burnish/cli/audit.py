@@ -1,4 +1,4 @@
-"""`burnish why`, `burnish evaluate` and `burnish audit`: what became of a run, and of anybody's log."""
+"""`burnish why`, `burnish evaluate` and `burnish audit`: reports on runs and any trainer's log."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ def why(
     ] = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Why PPO ended as it did: a paragraph and what the guard did, from the run's events and metrics alone."""
+    """Explain why PPO ended as it did: a paragraph and the guard's actions.
+
+    Only the run's events and metrics are read.
+    """
     from burnish.report.text_report import as_text
     from burnish.report.why import as_report
     from burnish.report.why import why as account
@@ -60,9 +63,12 @@ def audit(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read any trainer's log (TRL, verl, OpenRLHF, this one's metrics) for reward hacking, with the detectors and
-    limits of a run. Ends with 0 healthy, 20 hacking suspected, 21 too few to
-    tell, 22 broken (a critical alert: a reward or a loss that is not a number, a KL under 0, ...)."""
+    """Check any trainer's log for reward hacking, with the detectors and limits of a run.
+
+    Reads logs of TRL, verl and OpenRLHF, and Burnish's own metrics. Exit codes: 0 healthy, 20 hacking
+    suspected, 21 too few figures to tell, 22 broken (a critical alert: a reward or a loss that is not a
+    number, a KL under 0, ...).
+    """
     from burnish.monitor.logs import audit_log, lines_of
 
     found = audit_log(log, responses=responses, kl_target=kl_target)
@@ -78,8 +84,11 @@ def overoptimization(
     answers: Annotated[int, typer.Option(min=16, help="Answers of SFT to each.")] = 256,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how far a run's reward can be optimised before its answers are worth less: best of n from one pool, and
-    the updates of PPO, by a judge that was not optimised against. Writes overoptimization.html with fitted curves."""
+    """Measure how far a run's reward can be optimised before its answers get worse.
+
+    Best of n from one pool, and the updates of PPO, are judged by a judge that was not optimised
+    against. Writes overoptimization.html with fitted curves.
+    """
     from burnish.environment import prepare_environment
 
     prepare_environment()

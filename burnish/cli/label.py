@@ -1,4 +1,4 @@
-"""`burnish label ...`: labels from judges, people and vendors, for a run or for a store of its own."""
+"""`burnish label ...`: labels from judges, people and vendors, for a run or a label store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ app.command("serve")(label_serve)
 
 
 class VendorName(StrEnum):
-    """Who is sent a batch."""
+    """Vendors that take a batch."""
 
     MTURK = "mturk"
     SCALE = "scale"
@@ -33,7 +33,7 @@ class VendorName(StrEnum):
 
 
 class ConsensusName(StrEnum):
-    """How labels of one comparison are put together."""
+    """Ways to combine the labels of one comparison."""
 
     MEAN = "mean"
     DAWID_SKENE = "dawid_skene"
@@ -70,8 +70,11 @@ def judge(
     limit: Annotated[int | None, typer.Option(min=1, help="Comparisons at most.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask an AI judge about every comparison that has no label yet, in both orders. Answers are kept beside the store
-    (NAME.judge.jsonl): started again it goes on, and asks nothing twice."""
+    """Ask an AI judge about every unlabelled comparison, in both orders.
+
+    Answers are kept beside the store (NAME.judge.jsonl). Started again, the command continues and asks
+    nothing twice.
+    """
     from burnish.data.store import LabelStore, beside
     from burnish.labels.select import unlabelled
     from burnish.monitor.live import View
@@ -124,9 +127,12 @@ def audit(
     page: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a judge goes by besides the worth of answers. On a store: position, padding, contradictions, wording, and
-    length and its own hand against people's labels. On rankings: place, second readings. Answers are kept in
-    NAME.audit.jsonl; no label is added."""
+    """Measure what a judge goes by besides the quality of answers.
+
+    On a store: position, padding, contradictions and wording; against people's labels also length and
+    self-preference. On a file of rankings: position and second readings. Answers are kept in
+    NAME.audit.jsonl; no label is added.
+    """
     from burnish.commands.label_audit import PROBES, audit_judge, audit_readings
     from burnish.data.store import beside
     from burnish.report import labels as label_reports
@@ -160,8 +166,11 @@ def agree(
     page: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Whether annotators agree, and who cannot be relied on: Krippendorff's alpha, gold questions, agreement with the
-    others, a lean to a place or to length, drift, spammers. Judges count as annotators."""
+    """Measure how well annotators agree, and name unreliable ones.
+
+    Reports Krippendorff's alpha, gold questions, agreement with the others, position and length bias,
+    drift, and spammers. Judges count as annotators.
+    """
     from burnish.commands.label_agree import agreement
     from burnish.report import labels as label_reports
 
@@ -194,9 +203,11 @@ def route_(
     page: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Which comparisons the judge may answer alone, and which people are to see: its confidence is fitted on
-    comparisons that both have labelled (drawn at random); the agreement asked holds but for a risk of 5 %. Costs
-    nothing."""
+    """Divide comparisons between the judge and people by the judge's confidence.
+
+    The confidence is fitted on comparisons that both have labelled (drawn at random). The requested
+    agreement holds except for a risk of 5 %. Costs nothing.
+    """
     from burnish.commands.label_route import route
     from burnish.report import labels as label_reports
 
@@ -234,8 +245,11 @@ def plan_(
     page: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """How many labels will do, and what they cost: a learning curve of a linear reward on the run's features, carried
-    on with its interval; mixes of judge and people; prompts that show a win rate."""
+    """Estimate how many labels are enough, and what they cost.
+
+    A learning curve of a linear reward on the run's features is extrapolated, with its interval. The
+    report also has costs of mixes of judge and people, and the prompts needed to show a win rate.
+    """
     from burnish.environment import prepare_environment
 
     prepare_environment()
@@ -257,7 +271,7 @@ def plan_(
 
 
 class DumpName(StrEnum):
-    """What a store is written as."""
+    """Forms in which a store is written."""
 
     LABELS = "labels"
     PAIRS = "pairs"
@@ -273,8 +287,12 @@ def load(
     guidelines: Annotated[str | None, typer.Option(help="What the labels were given by.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Add labels to a store: prompt, responses (two or more), ranking or preference, annotator; perhaps shown, seconds,
-    cost, at, source, models, ended. Rows with `gold: true` are questions whose answer is known; they come first."""
+    """Add labels from a file to a store.
+
+    A row has prompt, responses (two or more), ranking or preference, and annotator. It may have shown,
+    seconds, cost, at, source, models and ended. Rows with `gold: true` are gold questions; put them
+    before the answers to them.
+    """
     from burnish.data.exchange import load_labels
     from burnish.data.guidelines import load_guidelines
     from burnish.data.lines import must_exist
@@ -295,7 +313,7 @@ def dump(
     consensus: Annotated[ConsensusName, typer.Option(help="Of pairs and rankings.")] = ConsensusName.MEAN,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a store's labels, or what they come to: pairs of a chosen and a rejected answer, or rankings."""
+    """Write a store's labels, or their consensus as pairs or rankings."""
     from burnish.commands.label_dump import dump_store
     from burnish.data.store import LabelStore
 
@@ -320,8 +338,11 @@ def export(
     seed: Annotated[int, typer.Option(min=0, help="Of the shuffle.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Write comparisons that have no label yet as a batch for a vendor: sides shuffled, gold questions mixed in. The
-    file key.jsonl is ours: without it nothing can be imported, and no worker may see it."""
+    """Write unlabelled comparisons as a batch for a vendor.
+
+    Sides are shuffled and gold questions mixed in. Keep key.jsonl: nothing can be imported without it,
+    and no worker may see it.
+    """
     from burnish.commands.label_vendors import export_batch
 
     report = export_batch(
@@ -351,15 +372,18 @@ def import_(
     pay: Annotated[float, typer.Option(min=0.0, help="Dollars a row, where results do not say.")] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Take a vendor's results back as labels. What cannot be used is kept beside the results, with its reason; the same
-    file again changes nothing."""
+    """Import a vendor's results as labels.
+
+    Unusable rows are kept beside the results, with the reason. Importing the same file again changes
+    nothing.
+    """
     from burnish.commands.label_vendors import import_batch
 
     print_report(import_batch(store_place(store), folder, results, vendor.value, least_gold, pay), as_json)
 
 
 class HowName(StrEnum):
-    """What makes a comparison worth a label."""
+    """Ways to choose comparisons for labelling."""
 
     VARIANCE = "variance"
     BALD = "bald"
@@ -385,8 +409,10 @@ def select(
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Choose comparisons without a label that are worth one: where the reward models disagree, beside a random part.
-    Give the file to `label export`, `label terminal` or `label judge` as --only."""
+    """Choose unlabelled comparisons on which the reward models disagree, and a random share.
+
+    Give the file to `label export`, `label terminal` or `label judge` as --only.
+    """
     from burnish.commands.reward_score import select_comparisons
 
     report = select_comparisons(
@@ -414,15 +440,18 @@ def terminal(
         typer.Option(min=2, max=6, help="Answers at a time, where all of them are to be compared: an order."),
     ] = 2,
 ) -> None:
-    """Compare answers yourself: blind, sides shuffled. Every answer is kept at once but the last, which can be taken
-    back; started again it goes on with what you have not answered."""
+    """Compare answers yourself, blind and with the sides shuffled.
+
+    Every answer is saved at once except the last, which you can take back. Started again, the command
+    continues with the questions you have not answered.
+    """
     from burnish.pipeline.people import ask_in_terminal
 
     ask_in_terminal(store_place(store), name, only, guidelines, limit, most)
 
 
 def _judge_settings(given: dict[str, Any]) -> JudgeConfig:
-    """The judge that a command's options name."""
+    """Return the judge configuration that a command's options give."""
     from burnish.config.judge import JudgeConfig
     from burnish.config.loading import validated
 
@@ -431,7 +460,7 @@ def _judge_settings(given: dict[str, Any]) -> JudgeConfig:
 
 
 def _account(page_report: TextReport, report: dict[str, Any], page: Path | None, as_json: bool) -> None:
-    """An account on the page, if one is asked for, and as text or JSON."""
+    """Print a report as text or JSON, and write it to `page` if one is given."""
     from burnish.report.text_report import as_text, write_page
 
     write_page(page_report, page)

@@ -1,6 +1,8 @@
-"""Start the processes of a run: torchrun on this machine, or Ray Train on a cluster. Both set the environment variables
-by which the processes find each other (`collectives.together`), and both restart all processes from the last checkpoint
-when one of them dies."""
+"""Start of a run's processes: torchrun on this machine, or Ray Train on a cluster.
+
+Both set the environment variables by which the processes find each other (`collectives.together`).
+Both restart all processes from the last checkpoint when one of them dies.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,18 @@ if TYPE_CHECKING:
     from burnish.config import RunConfig
     from burnish.config.scale import ScaleConfig
 
-OUTCOME = "BURNISH_OUTCOME"  # path of the file with the error that ended these processes, for their parent
-PATIENCE = 5.0  # seconds between looks whether people have answered
+OUTCOME = "BURNISH_OUTCOME"  # path of the file in which processes leave their error for the parent
+PATIENCE = 5.0  # seconds between two checks for people's answers
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be carried out: `until` a stage, with `redo` of what has changed; `wait` for people. What goes wrong
-    and would again is left in `outcome`, where somebody reads it there: no process is begun anew for it."""
+    """A run to carry out, with the options of its command.
+
+    `until`: the last stage; `redo`: redo stages whose settings or code changed; `wait`: wait for
+    people. If `outcome` is set, an error that a restart would repeat is written to that file. No
+    process is restarted for such an error.
+    """
 
     config: RunConfig
     path: Path
@@ -44,30 +50,30 @@ class Task:
 
 
 def wanted(scale: ScaleConfig) -> bool:
-    """Whether processes are to be started: this one is not one of them, and several are asked for."""
+    """Check whether to start processes: several are configured, and this is not one of them."""
     return not collectives.launched() and (scale.workers > 1 or scale.ray is not None)
 
 
 def carry_out(task: Task) -> bool:
-    """Carry out a run, or take part in it as one of its processes. False where what ended it is left in the outcome."""
+    """Carry out a run or take part in it; return False if its error is in the outcome file."""
     prepare_environment()
     outcome = task.outcome or (Path(os.environ[OUTCOME]) if OUTCOME in os.environ else None)
     if outcome is None:
         _carry_out(task)
         return True
     if collectives.first():
-        outcome.unlink(missing_ok=True)  # of the processes before these
+        outcome.unlink(missing_ok=True)  # left by the processes before a restart
     try:
         _carry_out(task)
     except PeerFailed:
         if collectives.first() or not outcome.exists():
             raise
-        return False  # the first process has ended, and said how
+        return False  # the first process has ended and written the outcome
     except BurnishError as error:
         if collectives.first():
             atomic_write(outcome, json.dumps(in_words(error)))
         elif not _soon(outcome.exists):
-            raise  # of this process alone: the first does not know
+            raise  # only this process failed; the first does not know of it
         return False
     if collectives.first():
         atomic_write(outcome, json.dumps(None))
@@ -75,7 +81,7 @@ def carry_out(task: Task) -> bool:
 
 
 def _soon(true: Callable[[], bool]) -> bool:
-    """Whether something comes true while a process would wait for the others' farewell."""
+    """Check whether `true()` becomes true within `heartbeats.FAREWELL` seconds."""
     until = time.monotonic() + heartbeats.FAREWELL
     while not true():
         if time.monotonic() > until:
@@ -99,7 +105,7 @@ def _carry_out(task: Task) -> None:
                 if collectives.leads():
                     print(error, file=sys.stderr, flush=True)
                 collectives.from_lead(lambda over=error.over: _until(over))  # type: ignore[misc]
-                redo = False  # it was done before people were waited for
+                redo = False  # redone already, before the wait for people
 
 
 def _until(over: Callable[[], bool]) -> None:
@@ -108,11 +114,13 @@ def _until(over: Callable[[], bool]) -> None:
 
 
 def start(task: Task, arguments: Sequence[str]) -> None:
-    """Start the processes of a run that was asked for with these command-line arguments, and wait for them. Raises what
-    has ended the run in them, or PeerFailed when they gave up."""
+    """Start the processes of a run with these command-line arguments, and wait for them.
+
+    Raise the error that ended the run in them, or PeerFailed if they gave up without one.
+    """
     from burnish.config.checks import check_config
 
-    check_config(task.config)  # here, where it is said once
+    check_config(task.config)  # here, so that an error is printed once
     if task.config.scale.ray is not None:
         _on_ray(task)
     else:
@@ -122,8 +130,10 @@ def start(task: Task, arguments: Sequence[str]) -> None:
 
 @contextmanager
 def _told(outcome: Path) -> Iterator[Path]:
-    """For a block that has processes carry out a run: raises what they say has ended it, before what whoever started
-    them says."""
+    """Raise the error that the processes started in the block left in `outcome`.
+
+    It takes precedence over the error of their launcher. Raise PeerFailed if the file is missing.
+    """
     try:
         yield outcome
     finally:
@@ -155,12 +165,12 @@ def _by_torchrun(scale: ScaleConfig, arguments: Sequence[str], outcome: Path) ->
 
 
 def _worker(given: dict[str, Any]) -> None:
-    """One of Ray's workers."""
+    """Run the task as one of Ray's workers."""
     carry_out(Task(**given))
 
 
 def _on_ray(task: Task) -> None:
-    """As workers of Ray Train, on a cluster or on this machine."""
+    """Start the processes as workers of Ray Train, on a cluster or on this machine."""
     try:
         import ray
         from ray.train import FailureConfig, ScalingConfig
@@ -180,7 +190,7 @@ def _on_ray(task: Task) -> None:
     gpus = there.get("GPU", 0) >= scale.workers
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     path, name = task.path.resolve(), f"burnish-{task.config.name}"
-    outcome = path.parent / name / f"outcome-{uuid4().hex}.json"  # in the folder that Ray makes for itself
+    outcome = path.parent / name / f"outcome-{uuid4().hex}.json"  # in Ray's folder of the run
     absolute = replace(task, path=path, outcome=outcome)
     trainer = TorchTrainer(
         _worker,

@@ -1,4 +1,4 @@
-"""The command line: parses, delegates, and turns errors into one message and an exit code."""
+"""Command line: parse arguments, call a command, turn an error into a message and an exit code."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ RedoOption = Annotated[
 def root(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks.")] = False,
 ) -> None:
-    """Options of every command."""
+    """Set the options that all commands share."""
     STATE["verbose"] = verbose
 
 
@@ -112,8 +112,10 @@ def run(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Carry out a run, or continue one that was stopped. A finished run is left as it is. Started by torchrun, it is
-    shared by the processes that were started."""
+    """Carry out a run, or continue one that was stopped.
+
+    A finished run is left as it is. Started by torchrun, the run is shared by the started processes.
+    """
     more = [
         *(["ppo.gate=ignored"] if force else []),
         *([] if workers is None else [f"scale.workers={workers}"]),
@@ -157,7 +159,7 @@ def _tell(path: Path, until: str | None, as_json: bool, *, reported: bool) -> No
         print(json.dumps(summary, indent=1) if as_json else _summary_text(summary, path))
     if (
         summary["champion"] == "sft" and not collectives.launched()
-    ):  # torchrun takes any code but 0 for a failure
+    ):  # torchrun treats any exit code except 0 as a failure
         from burnish.evaluation.champion import ROUND, TRAINED
 
         trained = any(name in TRAINED or name.startswith(ROUND) for name in summary["evaluation"])
@@ -167,7 +169,7 @@ def _tell(path: Path, until: str | None, as_json: bool, *, reported: bool) -> No
 
 @app.command()
 def report(directory: RunArg, as_json: JsonOption = False) -> None:
-    """Write report.html and summary.json of a run anew, as far as it has come."""
+    """Rewrite report.html and summary.json of a run, as far as it has come."""
     from burnish.report.page import render_report
     from burnish.report.summary import build_summary
 
@@ -181,7 +183,7 @@ def report(directory: RunArg, as_json: JsonOption = False) -> None:
 
 @app.command()
 def status(directory: RunArg, as_json: JsonOption = False) -> None:
-    """Which stages of a run are done, running, interrupted or failed."""
+    """Show which stages of a run are done, running, interrupted or failed."""
     _print({"run": str(directory), "stages": _states(directory)}, as_json)
 
 
@@ -211,8 +213,10 @@ def init(
         str | None, typer.Option(help="File or `datasets` name of preference pairs, for --kind real.")
     ] = None,
 ) -> None:
-    """Write a commented configuration that runs as it stands; with a model and preferences, limits are taken from
-    them."""
+    """Write a commented configuration that runs as it stands.
+
+    With --model and --preferences, limits are taken from the model and the pairs.
+    """
     from burnish.config.template import template
 
     if path.exists():
@@ -237,7 +241,7 @@ def doctor(
     sets: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Look at data, model and machine before a run: lengths, leakage, length bias, memory, time."""
+    """Check data, model and machine before a run: lengths, leakage, length bias, memory, time."""
     from dataclasses import asdict
 
     from burnish.config.loading import load_config
@@ -255,7 +259,7 @@ def doctor(
 
 
 class Kind(StrEnum):
-    """What `export` can write."""
+    """Kinds of output of `export`."""
 
     PAIRS = "pairs"
     POLICY = "policy"
@@ -279,7 +283,7 @@ def export(
     conversational: Annotated[bool, typer.Option(help="Pairs as lists of messages.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write what a run made to a place of its own, as plain Hugging Face data and models."""
+    """Export pairs, the champion or the reward models of a run as plain Hugging Face data and models."""
     from burnish.commands.export import export_adapter, export_pairs, export_policy, export_reward
 
     if kind is None:
@@ -301,7 +305,7 @@ def compare(
     second: Annotated[Path, typer.Argument(help="Another.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Two runs side by side: settings that differ, and the figures they came to."""
+    """Compare two runs: settings that differ, and their figures."""
     from dataclasses import asdict
 
     from burnish.report.compare import compare as side_by_side
@@ -323,7 +327,10 @@ def chat(
     temperature: Annotated[float | None, typer.Option(min=0.01, help="Default: as in the run.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask SFT and the champion the same things: a prompt a line, or messages as a JSON list; an empty line ends."""
+    """Ask SFT and the champion the same prompts.
+
+    A line holds a prompt, or messages as a JSON list. An empty line ends the chat.
+    """
     prepare_environment()
     from burnish.commands.chat import answers
 
@@ -383,7 +390,7 @@ def _summary_text(summary: dict[str, Any], path: Path) -> str:
 
 
 def main() -> None:
-    """Entry point: errors that are the user's to mend become one message; tracebacks only with --verbose."""
+    """Run the command line and exit with its code; show tracebacks only with --verbose."""
     signal.signal(signal.SIGINT, _interrupt)
     warnings.showwarning = _show_warning
     try:
@@ -392,12 +399,12 @@ def main() -> None:
     except BaseException as error:  # noqa: BLE001 - _failed raises other errors again
         code = _failed(error)
     if STATE["interrupted"]:
-        # Also when a library caught Ctrl-C in the middle of an import and raised something else.
+        # Also if a library caught Ctrl-C during an import and raised another error.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("burnish: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         code = EXIT_INTERRUPTED
-        # Ctrl-C inside an import that runs source text leaves a mark in CPython that turns the exit into death by
-        # signal, though it was caught; the next source text that runs wipes it.
+        # Ctrl-C during an import that executes source text sets a flag in CPython. The flag turns the
+        # exit into death by signal, although Ctrl-C was caught. Executing any source text clears it.
         exec("")
     sys.exit(code)
 
@@ -419,7 +426,7 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _failed(error: BaseException) -> int:
-    """Says what went wrong, unless the user stopped it; returns the exit code."""
+    """Print an error unless the user stopped the run, and return the exit code."""
     if STATE["interrupted"]:
         return EXIT_INTERRUPTED
     if isinstance(error, UsageError):
@@ -428,9 +435,9 @@ def _failed(error: BaseException) -> int:
     if STATE["verbose"] or not isinstance(error, Exception):
         raise error
     if isinstance(error, BurnishError):
-        if error.of_process is None or collectives.first():  # else whose it is says it
+        if error.of_process is None or collectives.first():  # otherwise the failed process prints it
             print(f"burnish: {error}", file=sys.stderr)
-        # To torchrun, who waits has not failed.
+        # torchrun must not count a waiting run as a failure.
         return 0 if collectives.launched() and isinstance(error, Waiting) else error.exit_code
     text = f"{type(error).__name__}: {error}"
     print(f"burnish: unexpected {text}; `burnish --verbose ...` shows where", file=sys.stderr)
@@ -438,7 +445,7 @@ def _failed(error: BaseException) -> int:
 
 
 def usage(error: Exception) -> str:
-    """A mistyped command in words; a missing option or argument as it is typed."""
+    """Describe a mistyped command; name a missing option or argument as the user types it."""
     parameter = getattr(error, "param", None)
     if type(error).__name__ != "MissingParameter" or parameter is None:
         return str(error)

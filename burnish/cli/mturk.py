@@ -1,4 +1,4 @@
-"""`burnish label mturk ...`: a batch on Mechanical Turk through its API, in the sandbox unless --live."""
+"""`burnish label mturk ...`: batches on Mechanical Turk's API; in the sandbox unless --live."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def send(
     live: LiveOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Offer every item of a batch to workers; given again it offers what is missing, and nothing twice."""
+    """Offer every item of a batch to workers; given again, offer only what is missing."""
     from burnish.commands.label_mturk import requester
     from burnish.commands.label_mturk import send as send_batch
     from burnish.labels.mturk import Job
@@ -65,7 +65,7 @@ def fetch(
     live: LiveOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Take what workers have answered so far as labels; given again it adds what has come since."""
+    """Import workers' answers so far as labels; given again, add later answers."""
     from burnish.commands.label_mturk import fetch as fetch_batch
     from burnish.commands.label_mturk import requester
 
@@ -76,7 +76,10 @@ def fetch(
 def approve(
     folder: FolderArg, least_gold: GoldOption = 0.7, live: LiveOption = False, as_json: JsonOption = False
 ) -> None:
-    """Approve what was submitted, but for the work of who fails gold questions, which is named and left to you."""
+    """Approve submitted work, except that of workers who fail gold questions.
+
+    Those workers are named, and their work is left to you.
+    """
     from burnish.commands.label_mturk import approve as approve_batch
     from burnish.commands.label_mturk import requester
 
@@ -91,7 +94,7 @@ def block(
     live: LiveOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Keep a worker of this batch from all your work."""
+    """Block a worker of this batch from all your work."""
     from burnish.commands.label_mturk import block as block_worker
     from burnish.commands.label_mturk import requester
 

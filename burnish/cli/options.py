@@ -22,8 +22,10 @@ StoreArg = Annotated[
 
 
 def store_place(given: str) -> Place:
-    """Return the label store that an argument names: a file, the store of a run, or a URL. Raises DataError for a path
-    without a store."""
+    """Return the label store that an argument names: a file, the store of a run, or a URL.
+
+    Raises DataError for a path without a store.
+    """
     from burnish.data.store import is_url
 
     if is_url(given):

@@ -1,4 +1,4 @@
-"""`burnish plan`: what a run needs, before anything is loaded."""
+"""`burnish plan`: memory and time of a run, estimated before anything is loaded."""
 
 from __future__ import annotations
 
@@ -38,8 +38,11 @@ def plan(
     time: Annotated[bool, typer.Option("--time/--no-time", help="Estimate time too.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Memory and time of a run, stage by stage, on one device or several, before any weight is loaded; whether it fits,
-    and which settings would make it."""
+    """Estimate memory and time of a run by stage, before any weight is loaded.
+
+    The estimate is for one device or several. It says whether the run fits, and which settings would
+    make it fit.
+    """
     from burnish.config.loading import load_config
 
     loaded = load_config(config, sets)
@@ -59,7 +62,7 @@ def plan(
 
 
 def estimate_lines(found: Estimate) -> list[str]:
-    """The outlook in lines."""
+    """Return the estimate as lines of text."""
     where = f"{found.device}, {found.free / GIB:.1f} GiB free" + (
         f" on each of {found.world}" if found.world > 1 else ""
     )

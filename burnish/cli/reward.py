@@ -1,4 +1,4 @@
-"""`burnish reward ...`: a run's reward models at work, under scrutiny and under stress."""
+"""`burnish reward ...`: score, explain, examine, stress, compare and serve reward models."""
 
 from __future__ import annotations
 
@@ -43,8 +43,11 @@ def explain(
     response: Annotated[str, typer.Option(help="The answer whose score is to be explained.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Why an answer has its score: what every token contributes, and the labelled answers most like it, as a page.
-    Needs burnish[explain]."""
+    """Explain the score of an answer on a page.
+
+    The page shows what every token contributes, and the labelled answers most like this one. Needs
+    burnish[explain].
+    """
     from dataclasses import asdict
 
     from burnish.data.text import Unusable, prompt_of, text_of
@@ -74,8 +77,11 @@ def examine(
     own_pairs: Annotated[int, typer.Option(min=0, help="Pairs of the policy's own answers to sample.")] = 256,
     as_json: JsonOption = False,
 ) -> None:
-    """Whether a run's reward models can be trusted: accuracy by slice, calibration, length, wording, and what they are
-    worth on the policy's own answers, as a page (examined.html)."""
+    """Examine whether a run's reward models can be trusted.
+
+    Reports accuracy by slice, calibration, length, wording, and accuracy on the policy's own answers,
+    as a page (examined.html, or examined_on.html with --on).
+    """
     prepare_environment()
     from burnish.commands.reward_examine import examine_run
 
@@ -111,8 +117,11 @@ def stress(
     prompts: Annotated[int, typer.Option(min=2, help="Prompts for best-of-n.")] = 16,
     as_json: JsonOption = False,
 ) -> None:
-    """Changes that must not raise a score, and what the best of n answers looks like, as a page (examined.html). PPO's
-    gate does the same, smaller."""
+    """Stress-test a run's reward models.
+
+    Tries changes that must not raise a score, and shows the best of n answers, as a page
+    (examined.html). PPO's gate does the same on a smaller scale.
+    """
     prepare_environment()
     from burnish.commands.reward_examine import stress_run
 
@@ -145,7 +154,7 @@ def compare(
     split: Annotated[str, typer.Option(help="The split, of a `datasets` name.")] = "train",
     as_json: JsonOption = False,
 ) -> None:
-    """The reward models of two runs over the same pairs, which neither has learned from."""
+    """Compare the reward models of two runs on pairs that neither has learned from."""
     prepare_environment()
     from burnish.commands.reward_compare import compare_rewards
 
@@ -185,7 +194,7 @@ def serve(
         bool, typer.Option("--behind-proxy", help="A proxy on this machine speaks TLS for this server.")
     ] = False,
 ) -> None:
-    """Offer a run's reward models over HTTP, to `ppo.rewards` of another run (url) or to anybody: POST /score."""
+    """Serve a run's reward models over HTTP, e.g. to `ppo.rewards` (url) of a run: POST /score."""
     from burnish.errors import ConfigError
 
     token = None if token_env is None else os.environ.get(token_env)

@@ -35,7 +35,7 @@ HOUR = 3600.0
 
 
 class Listening(NamedTuple):
-    """Where and how a server listens; what both commands take."""
+    """Address, TLS and account options that both servers share."""
 
     host: str
     port: int
@@ -91,8 +91,11 @@ def label_serve(
     public: PublicOption = None,
     admin_link: AdminOption = False,
 ) -> None:
-    """Label in a browser: comparisons one at a time, blind; or up to four answers ranked by keys. On the first start it
-    prints the link by which you make your account; the others are invited on the page. Needs no model."""
+    """Label comparisons in a browser, blind: one at a time, or up to four answers ranked by keys.
+
+    The first start prints the link by which you create your account; you invite others on the page.
+    Needs no model.
+    """
     from burnish.labels.tasks import Rules
     from burnish.web.accounts import open_accounts
     from burnish.web.projects import Project, Projects, project_name, selection
@@ -128,9 +131,11 @@ def serve_runs(
     public: PublicOption = None,
     admin_link: AdminOption = False,
 ) -> None:
-    """Watch runs in a browser: live figures with alerts and decisions, samples, the reward inspector, SFT and champion
-    side by side, two runs compared; and label what a run waits for. On the first start it prints the link by which you
-    make your account."""
+    """Watch runs in a browser, and label what a run waits for.
+
+    Shows live figures with alerts and decisions, samples, the reward inspector, SFT and champion side
+    by side, and two runs compared. The first start prints the link by which you create your account.
+    """
     from burnish.data.store import LabelStore
     from burnish.web.accounts import keep_private
     from burnish.web.projects import Projects
@@ -172,7 +177,7 @@ def _tell(accounts: Accounts, url: str, page: str, admin_link: bool) -> None:
 
 
 def _store(what: str | None, example: bool) -> Place:
-    """Where the store is that is to be labelled; made and filled if need be."""
+    """Return the label store to serve; create and fill it if needed."""
     from burnish.data.exchange import load_questions
     from burnish.data.store import LabelStore, is_url
 

@@ -1,1 +1,1 @@
-"""What commands do on an existing run or label store. They print nothing."""
+"""Work of the commands on a run, a configuration or a label store; nothing here prints."""

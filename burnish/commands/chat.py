@@ -1,4 +1,4 @@
-"""Chat with a policy of a run, and questions about a run from the web page: answers and scores of its models."""
+"""Answers and scores of a run's models, for `burnish chat` and the web page."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ from burnish.runs.files import read_json
 
 
 class Chat:
-    """A run's policies, loaded once: SFT and the champion, or another one that SFT is held `against`; SFT alone when it
-    is the champion; best of n as it was examined. Raises RunError for a run without a champion."""
+    """Policies of a run, loaded once: SFT, and the champion or the policy `against`.
+
+    SFT is alone if it is the champion. Best of n samples as it was examined. Raises RunError for a run
+    without a champion.
+    """
 
     def __init__(self, path: Path, temperature: float | None, against: str | None = None) -> None:
         run = RunDirectory.open(path)
@@ -47,8 +50,10 @@ class Chat:
             self.policies[self.champion].temperature = self.policies["sft"].temperature
 
     def say(self, line: str, number: int) -> dict[str, str]:
-        """What each policy says to a prompt, or to messages as a JSON list: {"sft": ..., "ppo": ...}. The line, its
-        number and the seed decide the draws."""
+        """Return every policy's answer to a prompt: {"sft": ..., "ppo": ...}.
+
+        The line is text, or messages as a JSON list. The line, its number and the seed decide the draws.
+        """
         prompt, models = parse(line), self.place.models
         limit = models.config.max_prompt_tokens
         if len(models.codec.encode_prompt(prompt)) > limit:
@@ -80,13 +85,16 @@ class Chat:
 
 
 def answers(path: Path, lines: Iterable[str], temperature: float | None) -> Iterator[dict[str, str]]:
-    """What each policy says to every line (`Chat.say`)."""
+    """Yield every policy's answer to each line (`Chat.say`)."""
     chat = Chat(path, temperature)
     yield from (chat.say(line, number) for number, line in enumerate(lines))
 
 
 def parse(line: str) -> Prompt:
-    """A prompt as text, or a dialogue as a JSON list of messages. Other text that begins with a bracket is text."""
+    """Parse a prompt: text, or a dialogue as a JSON list of messages.
+
+    Other text that begins with a bracket is text.
+    """
     asked: Any = line.strip()
     if asked.startswith("["):
         try:
@@ -121,26 +129,29 @@ def judged(path: Path, prompt: str, responses: Sequence[str]) -> dict[str, Any]:
 
 
 def both(path: Path, line: str, number: int) -> dict[str, str]:
-    """What SFT and the champion say to a prompt, or SFT and the candidate that came nearest to beating it; another
-    `number` draws other answers."""
+    """Return the answers of SFT and of the champion to a prompt.
+
+    If SFT is the champion, the other is the candidate that came nearest to beating it. Another `number`
+    draws other answers.
+    """
     found = read_json(path / "evaluation.json")
     against = found["selected"] if found["champion"] == "sft" else found["champion"]
     return chat(path, against, stamp(path)).say(line, number)
 
 
 def stamp(path: Path) -> float:
-    """When a run's models were last made; another run in the same folder has another."""
+    """Return when a run's models were last made, to notice another run in the same folder."""
     files = [path / "reward" / "ensemble.json", path / "evaluation.json"]
     return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
 
 
 @lru_cache(maxsize=1)
 def scorer(path: Path, made: float) -> Scorer:
-    """The reward models that were asked last, kept loaded."""
+    """Load a run's reward models; the last loaded ones are cached."""
     return Scorer(path)
 
 
 @lru_cache(maxsize=1)
 def chat(path: Path, against: str, made: float) -> Chat:
-    """The policies that were asked last, kept loaded."""
+    """Load a run's policies; the last loaded ones are cached."""
     return Chat(path, None, against)

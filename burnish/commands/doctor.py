@@ -1,4 +1,4 @@
-"""`burnish doctor`: look at data, model and machine before a run, with a figure behind every line."""
+"""`burnish doctor`: checks of data, model and machine before a run, each with a figure."""
 
 from __future__ import annotations
 
@@ -35,9 +35,12 @@ class Finding:
 def examine_setup(
     config: RunConfig, on_progress: Callable[[str], None] = lambda what: None
 ) -> Iterator[Finding]:
-    """Yield every finding as it is made, those of the model first. `on_progress` is called with what is examined next.
-    Loads the model, trains
-    nothing and leaves nothing behind. What fails is one finding, and the others follow."""
+    """Yield every finding as it is made, those of the model first.
+
+    Loads the model, trains nothing and leaves nothing behind. `on_progress` is called with the part
+    that is examined next. A part that fails is one finding, and the others follow unless it is the
+    model.
+    """
     check_config(config)
     with TemporaryDirectory() as room:
         run = RunDirectory.create_or_open(Path(room) / "doctor", config)
@@ -55,15 +58,15 @@ def examine_setup(
             on_progress(f"looking at the {name}")
             try:
                 yield from look()
-            except Exception as error:  # noqa: BLE001 - it is what this part of the examination found
+            except Exception as error:  # noqa: BLE001 - the error is the finding of this part
                 yield Finding(name, False, f"cannot be looked at: {first_line(error)}")
                 if name == "model":
-                    return  # nothing else can be, without it
+                    return  # all other parts need the model
         place.data.close()
 
 
 def first_line(error: Exception) -> str:
-    """An error in a line; its kind where it is none of ours."""
+    """Return the first line of an error, with its type unless it is a BurnishError."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return text if isinstance(error, BurnishError) else f"{type(error).__name__}: {text}"
 
@@ -127,14 +130,14 @@ def _data(data: Data, asked: EvaluateConfig) -> Iterator[Finding]:
 
 
 def repeats_prompt(pair: Preference) -> bool:
-    """Whether both answers of a pair begin with the words of its prompt, or of its last turn."""
+    """Check whether both answers of a pair begin with the words of its prompt or last turn."""
     asked = pair.prompt.messages[-1].content if pair.prompt.messages else pair.prompt.text
     said = [" ".join(text.split()) for text in (pair.chosen, pair.rejected)]
     return all(text.startswith(" ".join(asked.split())) for text in said)
 
 
 def _words(prompt: Prompt) -> frozenset[str]:
-    """Coarser than what splits go by (`Prompt.group`), so that near copies on two sides are seen."""
+    """Return a prompt's words without numbers, to find near copies that `Prompt.group` tells apart."""
     return frozenset(word for word in prompt.group.split() if not word.isdigit()) or frozenset([prompt.group])
 
 
@@ -157,7 +160,7 @@ def _memory(place: RunContext) -> Iterator[Finding]:
 
 
 def of_batch(config: RunConfig) -> str:
-    """For which batch an estimate is, where the run finds its own."""
+    """Name the batch that an estimate is for, if the run chooses its own."""
     if config.ppo.update_seconds is None:
         return ""
     return f"; for ppo.batch_size={config.ppo.batch_size}: ppo.update_seconds has another one found when the run begins"

@@ -1,4 +1,4 @@
-"""What a run made, in a place of its own: labelled pairs, the champion, the reward models."""
+"""Export of a run's labelled pairs, champion and reward models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from burnish.runs.files import atomic_folder, read_json, write_json
 
 
 def export_pairs(run: Path, path: Path, *, conversational: bool) -> dict[str, Any]:
-    """Labelled pairs with a winner as Hugging Face preference data; ties are counted."""
+    """Export labelled pairs with a winner as Hugging Face preference data, and count ties."""
     place = RunContext.alone(RunDirectory.open(run))
     if place.config.label.store is None and not (project_of(run) / "labels.sqlite").exists():
         raise RunError(f"{run} has no labels yet; carry it out with `burnish run --until label`")
@@ -35,7 +35,7 @@ def export_pairs(run: Path, path: Path, *, conversational: bool) -> dict[str, An
 
 
 def export_policy(run: Path, path: Path) -> dict[str, Any]:
-    """The champion's folder, with its card."""
+    """Export the champion's folder, with its model card."""
     RunDirectory.open(run)
     if not (run / "champion").exists():
         raise RunError(f"{run} has no champion yet; carry it out to its end with `burnish run`")
@@ -61,7 +61,7 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}")
 
 
 def export_adapter(run: Path, path: Path) -> dict[str, Any]:
-    """The champion's adapter, with a card; in base/ the model it adapts, when that is the run's own (SFT)."""
+    """Export the champion's adapter with a card; base/ holds the run's own SFT model, if any."""
     config = RunDirectory.open(run).config
     if not (run / "evaluation.json").exists():
         raise RunError(f"{run} has no champion yet; carry it out to its end with `burnish run`")
@@ -132,7 +132,7 @@ them.
 
 
 def export_reward(run: Path, path: Path) -> dict[str, Any]:
-    """The members of the reward ensemble, whole models, how their scores become one, their examination, and a card."""
+    """Export the reward ensemble: whole members, ensemble.json, examinations and a card."""
     place = RunContext.alone(RunDirectory.open(run))
     source = run / "reward"
     if not (source / "ensemble.json").exists():
@@ -165,7 +165,7 @@ def reward_card(
     examined: Mapping[str, Any],
     stressed: Mapping[str, Any] | None,
 ) -> str:
-    """What the models are, how they are used, what they were trained on, and what is known of them."""
+    """Return the card of the reward models: use, training data, figures and limits."""
 
     def known(value: float | None) -> str:
         return "(unknown)" if value is None else f"{value:.2f}"

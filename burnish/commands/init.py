@@ -19,14 +19,17 @@ from burnish.models.load import Codec, load_model
 from burnish.pipeline.context import context_of
 from burnish.records import Prompt
 
-SHARE = 0.95  # of prompts, and of answers, that the limits let in
+SHARE = 0.95  # share of prompts, and of answers, within the limits
 MEASURED = 4000  # prompts and answers whose tokens are counted, at most
-UPDATE_SECONDS = 60  # of PPO: with its 36 updates, half an hour
-STEP = 16  # tokens, to which limits are rounded up
+UPDATE_SECONDS = 60  # of PPO; its 36 updates then take about half an hour
+STEP = 16  # tokens; limits are rounded up to a multiple of it
 
 
 def prompt_tokens(codec: Codec, prompt: Prompt) -> int | None:
-    """The length of a prompt; None for a dialogue that the chat template refuses, which a run counts and leaves out."""
+    """Return the length of a prompt, or None if the chat template refuses its dialogue.
+
+    A run counts such dialogues and leaves them out.
+    """
     try:
         return len(codec.encode_prompt(prompt))
     except DataError:
@@ -34,8 +37,11 @@ def prompt_tokens(codec: Codec, prompt: Prompt) -> int | None:
 
 
 def suited_settings(path: str, gguf_file: str | None, preferences: str) -> tuple[dict[str, Any], str]:
-    """What to set, by section, for this model and these preferences, and in a line what it was taken from. Raises
-    ModelError or DataError for what cannot be read, and DataError when no pair would fit the model's context."""
+    """Return settings by section for a model and its preferences, and a line on their source.
+
+    Raises ModelError or DataError for files that cannot be read. Raises DataError if the chat template
+    refuses every prompt, or if there are too few prompts.
+    """
     config = ModelConfig(path=path, gguf_file=gguf_file)
     lm, codec = load_model(config, weights=False)
     pairs = read_preferences(preferences).pairs
@@ -48,7 +54,7 @@ def suited_settings(path: str, gguf_file: str | None, preferences: str) -> tuple
     replies = rng.sample(list(answers.items()), min(len(answers), MEASURED))
     lengths = [n for p in some if (n := prompt_tokens(codec, p)) is not None]
     if not lengths:
-        codec.encode_prompt(some[0])  # raises why
+        codec.encode_prompt(some[0])  # raises an error with the reason
     asked = limit(lengths)
     said = limit([len(codec.encode_response(text, to=p)) for (_, text), p in replies])
     context = context_of(lm)
@@ -89,12 +95,12 @@ def suited_settings(path: str, gguf_file: str | None, preferences: str) -> tuple
 
 
 def limit(lengths: Sequence[int]) -> int:
-    """The number of tokens within which `SHARE` of the lengths lie, rounded up."""
+    """Return the number of tokens within which `SHARE` of the lengths lie, rounded up to `STEP`."""
     longest = sorted(lengths)[math.ceil(SHARE * len(lengths)) - 1]
     return math.ceil(longest / STEP) * STEP
 
 
 def head(settings: dict[str, Any], source: str) -> str:
-    """The set part of the file."""
+    """Return the beginning of the configuration file: its source as a comment, and the settings."""
     body = yaml.safe_dump({"name": "align", **settings}, sort_keys=False, allow_unicode=True)
     return f"# {source}.\n{body}"

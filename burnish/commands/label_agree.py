@@ -1,4 +1,4 @@
-"""`burnish label agree`: what a store says of those who labelled it, and what its labels come to."""
+"""`burnish label agree`: agreement, annotators and consensus of a store's labels."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from burnish.textstats import n_words
 
 
 def agreement(place: Place, how: How = "dawid_skene", seed: int = 0) -> dict[str, Any]:
-    """Agreement, annotators and consensus of a store's labels. Raises DataError where there is none."""
+    """Return agreement, annotators and consensus of a store; raise DataError without labels."""
     with LabelStore(place) as store:
         return agreement_of(store, how, seed)
 
 
 def agreement_of(store: LabelStore, how: How = "dawid_skene", seed: int = 0) -> dict[str, Any]:
-    """`agreement` of a store that is open."""
+    """Return the report of `agreement` for an open store."""
     spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     sources: dict[str, str] = {}
 
@@ -39,7 +39,7 @@ def agreement_of(store: LabelStore, how: How = "dawid_skene", seed: int = 0) -> 
         raise DataError(f"{shown(store.where)} has no labels; collect or load some")
     questions = _questions(store, votes)
     right, checks = _checks(store)
-    for answer in checks:  # who failed gold questions may have no label left, and was paid all the same
+    for answer in checks:  # workers who failed gold questions may have no label left, but were paid
         spent[answer.annotator][0] += answer.seconds or 0.0
         spent[answer.annotator][1] += answer.cost
         sources.setdefault(answer.annotator, "human")
@@ -90,7 +90,7 @@ def _questions(store: LabelStore, votes: Votes) -> Questions:
 
 
 def _checks(store: LabelStore) -> tuple[dict[str, list[bool]], list[Label]]:
-    """By annotator which gold questions they got right; their answers."""
+    """Return by annotator which gold questions were answered right, and the answers."""
     expected = {c.id: p for c, p in store.gold()}
     right: dict[str, list[bool]] = defaultdict(list)
     answers = list(store.checks())
@@ -101,7 +101,7 @@ def _checks(store: LabelStore) -> tuple[dict[str, list[bool]], list[Label]]:
 
 
 def _of_people(votes: Votes, sources: dict[str, str]) -> Votes:
-    """The votes of all but judges."""
+    """Return the votes of all annotators except judges."""
     people = np.array([sources[name] != "judge" for name in votes.names])
     kept = people[votes.annotator]
     return Votes(

@@ -1,4 +1,4 @@
-"""A store's labels as a file, as they are or as what they come to."""
+"""Export of a store's labels, or of their consensus, as a file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ Shape = Literal["labels", "pairs", "rankings"]
 
 
 def dump_store(store: LabelStore, file: Path, shape: Shape, how: How = "mean") -> int:
-    """Write labels, which can be loaded again, pairs of a chosen and a rejected answer, or rankings by consensus; how
-    many rows."""
+    """Write labels, or their consensus as pairs or rankings, and return the number of rows."""
     if shape == "labels":
         return dump_labels(store, file)
     found = consensus_of(store.labels(), how)

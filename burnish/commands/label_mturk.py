@@ -1,4 +1,4 @@
-"""A batch of `burnish label export --vendor mturk` on the market: sent, fetched, approved; who fails it, blocked."""
+"""Sending, fetching and approval of a batch on Mechanical Turk, and blocking of workers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ VENDOR = "mturk"
 
 
 def requester(folder: Path, live: bool, client: Any = None) -> Requester:
-    """The batch on the sandbox, or where money is spent. Raises DataError for a folder that is no batch of theirs."""
+    """Return the batch on the sandbox, or if `live` on the market, where money is spent.
+
+    Raises DataError for a folder that is no Mechanical Turk batch.
+    """
     if not (folder / "template.html").is_file() or not (folder / KEY).is_file():
         raise DataError(
             f"{folder} is no batch for Mechanical Turk; `burnish label export --vendor mturk` writes one"
@@ -36,7 +39,7 @@ def requester(folder: Path, live: bool, client: Any = None) -> Requester:
 
 
 def send(batch: Requester, job: Job, budget: float, on_progress: Callable[[int], None]) -> dict[str, Any]:
-    """Make the HITs that are not there yet; what they may cost, and where they can be seen."""
+    """Create the missing HITs; return their number, their highest cost and where to see them."""
     items = list(read_key(batch.folder / KEY)[0].values())
     with market_errors():
         new = batch.send(items, job, budget, on_progress)
@@ -50,8 +53,7 @@ def send(batch: Requester, job: Job, budget: float, on_progress: Callable[[int],
 
 
 def fetch(batch: Requester, store: Place, least_gold: float) -> dict[str, Any]:
-    """Labels of what has been answered so far, as `burnish label import` takes them from a file; the answers
-    themselves are kept in results.jsonl."""
+    """Import answers so far, as `burnish label import` does, and keep them in results.jsonl."""
     with market_errors():
         returned = batch.returned()
     if not returned:
@@ -62,7 +64,7 @@ def fetch(batch: Requester, store: Place, least_gold: float) -> dict[str, Any]:
 
 
 def approve(batch: Requester, least_gold: float) -> dict[str, Any]:
-    """Approve submitted work but for that of workers who fail gold questions; it is named."""
+    """Approve submitted work except that of workers who fail gold questions; name these workers."""
     items, guidelines_id = read_key(batch.folder / KEY)
     with market_errors():
         gold = take_back(batch.returned(), items, VENDOR, guidelines_id, least_gold=least_gold)

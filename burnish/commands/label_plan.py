@@ -1,4 +1,7 @@
-"""`burnish label plan`: from a run with a few hundred labels, or a rehearsal, to how many will do and their cost."""
+"""`burnish label plan`: how many labels are enough, and their cost.
+
+The estimate starts from a run with a few hundred labels, or from a rehearsal.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from burnish.reward.probe import PENALTIES, choose, fit, pool, probe, probed_dep
 from burnish.runs.directory import RunDirectory
 
 SPLITS = 24
-HELD_OUT = 0.25  # of prompts
+HELD_OUT = 0.25  # share of the prompts
 FEWEST = 80  # pairs
 SIZES = 8  # numbers of labels on a curve
 SMALLEST = 24
@@ -44,9 +47,12 @@ def plan(
     seed: int,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """Accuracy against labels of a linear reward on the run's own features, fitted and carried on; what mixes of
-    `labels` labels cost; prompts for an examination. At most `most` pairs are read. Raises DataError with fewer than 80
-    pairs."""
+    """Estimate accuracy by number of labels, costs of mixes, and prompts for an examination.
+
+    The curve is that of a linear reward on the run's own features, fitted and extrapolated. Mixes of
+    `labels` labels are priced. At most `most` pairs are read. Raises DataError with fewer than 80
+    pairs.
+    """
     run = RunDirectory.open(path)
     if not (path / "manifest.json").exists():
         raise RunError(f"{path} has not begun; carry it out with `burnish run --until label`")
@@ -94,8 +100,11 @@ def plan(
 def _differences(
     place: RunContext, path: Path, pairs: Sequence[Preference], seed: int
 ) -> tuple[npt.NDArray[np.float64], list[str], Reading]:
-    """(N, D) standardised features of the chosen answer minus those of the rejected, read where the run's rewards read,
-    or where probes do best; the pairs' prompts."""
+    """Return (N, D) features of chosen minus rejected answers, the pairs' prompts and the reading.
+
+    Features are standardised. They are read where the run's reward models read, or where probes do
+    best.
+    """
     base = place.models.base
     encoded = EncodedPairs(base, place.models.codec, pairs)
     reading = saved_reading(path / "reward" / "member-0")
@@ -112,8 +121,10 @@ def _differences(
 def learned(
     differences: npt.NDArray[np.float64], groups: Sequence[str], seed: int
 ) -> tuple[list[int], npt.NDArray[np.float64], float]:
-    """Numbers of labels, and held-out accuracies (R, S) after so many of R splits by prompt; how large what is held out
-    is, by what is learned from."""
+    """Return S numbers of labels, and held-out accuracies (R, S) of R splits by prompt.
+
+    The third value is the size of the held-out part over that of the training part.
+    """
     names = {g: i for i, g in enumerate(dict.fromkeys(groups))}
     number = np.array([names[g] for g in groups])
     splits = []
@@ -137,7 +148,7 @@ def learned(
 def _penalty(
     differences: npt.NDArray[np.float64], rows: npt.NDArray[np.intp], held: npt.NDArray[np.bool_]
 ) -> float:
-    """The penalty with the least loss on the first split's held-out pairs."""
+    """Return the penalty with the least loss on the first split's held-out pairs."""
 
     def loss(penalty: float) -> float:
         weights = fit(differences[rows], penalty, np.zeros(differences.shape[1]))
@@ -147,15 +158,18 @@ def _penalty(
 
 
 def _ahead(last: int, labels: int) -> list[int]:
-    """Numbers of labels to tell of: what there is, and what might be bought."""
+    """Return the numbers of labels to report: the present one, and some that might be bought."""
     return sorted({last, 2 * last, 5 * last, 10 * last, labels, 10 * labels})
 
 
 def _sources(
     labels: Sequence[Label], price_judge: float | None, price_person: float | None
 ) -> dict[str, Any]:
-    """Prices of a comparison, labelled by a judge or by people, as given or as they have been; how far both agree, and
-    people among themselves (None if unknown)."""
+    """Return prices of a comparison by source, and agreement of judge and people.
+
+    Prices are the given ones, or what labels have cost. Agreement is that of the judge with people and
+    of people with each other (None if unknown).
+    """
     judged = {label.comparison_id: label.preference for label in labels if label.source == "judge"}
     people = opinions(labels)
     both = [
@@ -167,7 +181,7 @@ def _sources(
     ours = [label for label in labels if label.source != "judge"]
 
     def price(given: float | None, bought: Sequence[Label]) -> float | None:
-        """Of a comparison, however many have labelled it."""
+        """Return the price of a comparison, however many annotators have labelled it."""
         if given is not None or not (paid := sum(label.cost for label in bought)):
             return given
         return paid / len({label.comparison_id for label in bought})
@@ -185,7 +199,7 @@ def _sources(
 
 
 def _mixes(labels: int, sources: dict[str, Any], curve: Curve) -> list[dict[str, Any]]:
-    """By the judge's share; people alone where there is no judge, nothing without a price."""
+    """Return mixes by the judge's share: people alone without a judge, none without a price."""
     person, judge, worth = sources["price_person"], sources["price_judge"], sources["worth"]
     if person is None:
         return []

@@ -1,4 +1,4 @@
-"""`burnish label route`: a judge where it can be trusted, people elsewhere, and what that costs."""
+"""`burnish label route`: comparisons for the judge, comparisons for people, and their cost."""
 
 from __future__ import annotations
 
@@ -35,10 +35,13 @@ def route(
     out: Path | None,
     seed: int,
 ) -> dict[str, Any]:
-    """What of a store's comparisons without a person's label the judge may keep, at an agreement with people of
-    `target`; expected costs of that target and others; those for people into `out`, least sure first, with a share of
-    the others as a check. Prices that are not given are what labels in the store have cost. Raises DataError where the
-    store has too little to go by."""
+    """Divide comparisons without a person's label between the judge and people.
+
+    The judge keeps those on which it is expected to agree with people at the rate `target`. Expected
+    costs are given for this target and others. Comparisons for people go to `out`, least sure first,
+    with a share of the others as a check. Prices that are not given are what labels in the store have
+    cost. Raises DataError if the store has too few labels.
+    """
     with LabelStore(place) as store:
         comparisons = {c.id: c for c in store.comparisons()}
         labels = list(store.labels())
@@ -85,7 +88,7 @@ def route(
 
 
 def _judge(labels: list[Label], wanted: str | None, place: Place) -> str:
-    """The judge that is meant: the one there is, or the one that the name begins with."""
+    """Return the name of the only judge, or of the one whose name contains `wanted`."""
     names = Counter(label.annotator for label in labels if label.source == "judge")
     found = [n for n in names if wanted is None or wanted in n]
     if not names:
@@ -117,7 +120,7 @@ def _prices(
 def _lines(
     judged: list[Comparison], pool: Any, bound: float | None, check: float, seed: int
 ) -> list[dict[str, Any]]:
-    """Those for people, least sure first, and a random share of what the judge keeps."""
+    """Return lines for people: unsure comparisons, least sure first, and a random check share."""
     rng = random.Random(f"route-{seed}")
     lines = []
     for at in np.argsort(pool, kind="stable"):

@@ -1,4 +1,4 @@
-"""Batches of comparisons to a vendor, and its results back into a store."""
+"""Export of comparisons to a vendor, and import of its results into a store."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def export_batch(
     guidelines: str | None,
     seed: int,
 ) -> dict[str, Any]:
-    """A folder with the vendor's files, the guidelines, and the key."""
+    """Write a folder with the vendor's files, the guidelines and the key."""
     if folder.exists():
         raise RunError(f"{folder} is there already; a batch has one key: choose another place")
     instructions = load_guidelines(guidelines)
@@ -62,7 +62,7 @@ def export_batch(
 def import_batch(
     store: Place, folder: Path, results: Path, vendor: str, least_gold: float, pay: float
 ) -> dict[str, Any]:
-    """Labels from a vendor's results file; what could not be used goes to RESULTS.rejected.jsonl."""
+    """Import labels from a vendor's results; write unusable rows to RESULTS.rejected.jsonl."""
     returned = VENDORS[vendor]().read(results)
     paid = (replace(row, cost=row.cost or pay) for row in returned)
     return take_results(store, folder, paid, results, vendor, least_gold)
@@ -71,7 +71,7 @@ def import_batch(
 def take_results(
     store: Place, folder: Path, returned: Iterable[Returned], results: Path, vendor: str, least_gold: float
 ) -> dict[str, Any]:
-    """Labels from answers to a batch, which lie in the file `results`."""
+    """Import labels from answers to a batch; `results` is the file with the answers."""
     items, guidelines_id = read_key(folder / KEY)
     found = take_back(returned, items, vendor, guidelines_id, least_gold=least_gold)
     if not found.rows:

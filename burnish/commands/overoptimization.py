@@ -1,4 +1,4 @@
-"""`burnish evaluate overoptimization`: how far a run's reward can be optimised before it is worth less."""
+"""`burnish evaluate overoptimization`: how far a run's reward can be optimised usefully."""
 
 from __future__ import annotations
 
@@ -35,11 +35,13 @@ def overoptimization(
     answers: int = 256,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """Measure best of n among `answers` answers of SFT to held-out prompts, and PPO's updates: their worth over the
-    root of KL, by a judge that was not optimised against (the true preference of a rehearsal, the examiner, the
-    watcher), with fitted curves. Writes overoptimization.json and its page, and returns their content. Raises RunError
-    without such a
-    judge."""
+    """Measure the worth of best of n and of PPO's updates against the root of KL.
+
+    Best of n chooses among `answers` answers of SFT to each held-out prompt. Worth is judged by judges
+    that were not optimised against (the true preference of a rehearsal, the examiner, the watcher),
+    with fitted curves. Writes overoptimization.json and its page, and returns their content. Raises
+    RunError without such a judge.
+    """
     place, ensemble = open_ensemble(path)
     try:
         judges = judges_of(place, path)
@@ -90,9 +92,11 @@ def judges_of(place: RunContext, path: Path) -> dict[str, Judge]:
 
 
 def of_ppo(place: RunContext, worth: dict[str, Array], proxy: Array, seed: int) -> dict[str, Any] | None:
-    """PPO's updates in their order, without those that were rolled back: KL, the proxy's gain and the watcher's; the
-    true preference's of the pairs that were kept. Gains are from SFT, in standard deviations over the pool. None where
-    PPO made no update."""
+    """Return KL and gains of PPO's updates in order, or None if PPO made no update.
+
+    Updates that were rolled back are left out. Gains are the proxy's, the watcher's, and the true
+    preference's on the kept pairs. They are measured from SFT, in standard deviations over the pool.
+    """
     rows = kept_updates(place.journal.run.read_rows("metrics/ppo.jsonl"))
     if not rows:
         return None
@@ -120,7 +124,10 @@ def of_ppo(place: RunContext, worth: dict[str, Array], proxy: Array, seed: int) 
 def gold_of_pairs(
     place: RunContext, rows: Sequence[dict[str, Any]], pool: Array
 ) -> tuple[list[float], list[float]]:
-    """The true preference's mean gain on the answers that were kept of an update, and the KL of the next."""
+    """Return KL and the true preference's mean gain of the kept pairs, by update.
+
+    The KL is that of the next update, which measured the policy that wrote the pairs.
+    """
     gold = place.data.gold
     assert gold is not None
     by_tick: dict[int, list[float]] = {}
@@ -134,7 +141,7 @@ def gold_of_pairs(
 
 
 def kept_updates(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The updates that the last policy is made of: a roll-back takes back those after its checkpoint."""
+    """Return the updates of the last policy; a roll-back drops those after its checkpoint."""
     kept: list[dict[str, Any]] = []
     for row in rows:
         while kept and kept[-1]["step"] >= row["step"]:
@@ -144,16 +151,20 @@ def kept_updates(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def kl_after(rows: Sequence[dict[str, Any]], timing: Sequence[dict[str, Any]]) -> dict[int, float]:
-    """By tick the KL of the policy that its update left, which the next update measured; kept updates alone. Ticks
-    count updates that diverged and so have no row."""
+    """Return by tick the KL of the policy after that update, as the next update measured it.
+
+    Only kept updates have an entry. Ticks also count updates that diverged and so have no row.
+    """
     kept = {(row["step"], row["attempt"]): i for i, row in enumerate(rows)}
     places = {row["tick"]: kept.get((row["step"], row["attempt"])) for row in timing}
     return {tick: rows[i + 1]["kl"] for tick, i in places.items() if i is not None and i + 1 < len(rows)}
 
 
 def offered(report: dict[str, Any]) -> dict[str, Any] | None:
-    """The KL at which worth peaks, by the most trusted judge, as PPO itself came there, or else as best of n does; None
-    where no curve has bent within reach."""
+    """Return the KL at which worth peaks, or None if no curve has bent within reach.
+
+    PPO's own curves come before those of best of n, and more trusted judges before others.
+    """
     for source, held in (("ppo", report["ppo"]), ("best of n", report["pool"])):
         for judge in report["judges"]:
             fit = (held or {"fits": {}})["fits"].get(judge)

@@ -1,4 +1,4 @@
-"""The guard over a run's kept figures: the same decisions again, or what other settings would have decided."""
+"""Replay of the guard over a run's recorded figures, with the same or other settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ACTIONS = ("raise_kl", "tighten", "lower_rate", "roll_back", "give_up")
 
 @dataclass(frozen=True)
 class Acted:
-    """One action of the guard's."""
+    """One action of the guard."""
 
     action: str
     step: int
@@ -30,13 +30,13 @@ class Acted:
 
     @property
     def same_as(self) -> tuple[str, int, int, str]:
-        """What makes two of them the same; words may differ with the settings."""
+        """Identity of an action; the reason may differ with the settings."""
         return self.action, self.step, self.attempt, self.alert
 
 
 @dataclass(frozen=True)
 class Update:
-    """The figures of one update, or that it could not even be sampled; `last` of its attempt."""
+    """Figures of one update, or the alert that it diverged; `last` of a rolled-back attempt."""
 
     stats: StepStats
     diverged: Alert | None
@@ -44,9 +44,12 @@ class Update:
 
 
 def replay(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
-    """What the guard decided (`recorded`), what it decides over the same figures (`replayed`; with other settings of
-    guard or monitor), and where the two first differ. From there on the figures are those of a run that went on as it
-    was recorded. Raises RunError where a run kept too little, ConfigError for other settings."""
+    """Replay the guard over a run's figures, and compare with its recorded actions.
+
+    Returns the recorded actions (`recorded`), those decided now (`replayed`; with other settings of
+    guard or monitor if given), and where the two first differ. After that point the figures are still
+    those of the recorded run. Raises RunError if a run kept too little, ConfigError for other settings.
+    """
     other = [s for s in sets if not s.startswith(SETTABLE)]
     if other:
         raise ConfigError(
@@ -62,7 +65,7 @@ def replay(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
         raise RunError(
             f"{path} has no PPO to look at again: none was begun, or by a version that did not note who looked at it"
         )
-    # Older runs did not note how often the watcher was to look.
+    # Older runs did not record how often the watcher looks.
     oversight = Oversight.of(config.guard, config.monitor, **{"looks": config.ppo.looks, **evidence})
     every, updates = config.ppo.checkpoint_every, config.ppo.updates
     replayed = list(decided(oversight, list(items(rows, events)), every, updates))
@@ -85,7 +88,7 @@ def replay(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def items(rows: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) -> Iterator[Update]:
-    """The updates of a run in their order, those that diverged at the end of their attempts."""
+    """Yield the updates of a run in order; a diverged update ends its attempt."""
     broken = {e["evidence"]["attempt"]: e for e in events if e["kind"] == "alert" and e["name"] == "diverged"}
     attempts = sorted({row["attempt"] for row in rows} | broken.keys())
     for attempt in attempts:
@@ -105,8 +108,10 @@ def items(rows: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) -> I
 def decided(
     oversight: Oversight, updates: Sequence[Update], checkpoint_every: int, total: int
 ) -> Iterator[Acted]:
-    """What the guard does over these updates, until it gives up. Where the run was rolled back so are the monitors,
-    whatever the guard says here."""
+    """Yield the guard's actions over these updates, until it gives up.
+
+    The monitors are rolled back where the run was rolled back, whatever the guard decides here.
+    """
     number, saved = 1, {}
 
     def save(tick: int, *, healthy: bool, proven: bool = False) -> None:

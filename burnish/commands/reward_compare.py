@@ -1,4 +1,4 @@
-"""Two runs' reward models over the same pairs."""
+"""Comparison of two runs' reward models on the same pairs."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ FEWEST = 2  # prompts
 
 
 def compare_rewards(first: Path, second: Path, on: str | None, split: str = "train") -> dict[str, Any]:
-    """Accuracy of both, their difference with an interval by prompt, and the pairs on which they differ most, on the
-    validation pairs of the first or on those of a file. Pairs of prompts that either has learned from are left out."""
+    """Compare the reward models of two runs on the first's validation pairs, or on a file.
+
+    Returns both accuracies, their difference with an interval by prompt, and the pairs on which they
+    differ most. Pairs of prompts that either run has learned from are left out.
+    """
     (place, ours), (other, theirs) = open_ensemble(first), open_ensemble(second)
     if on is None:
         pairs = place.data.parts["validation"]

@@ -1,4 +1,4 @@
-"""`burnish reward examine` and `stress`: a run's reward ensemble under scrutiny, before PPO or after it."""
+"""`burnish reward examine` and `stress`: tests of a run's reward ensemble, before or after PPO."""
 
 from __future__ import annotations
 
@@ -40,8 +40,11 @@ REWORDED = 150  # changes of wording of each kind that are tried
 
 @dataclass
 class Scored:
-    """Pairs and what the ensemble says of their answers: `raw` (M, K) by member, `scores` (M,) as PPO is given them but
-    for a reference answer, both by row of `encoded`."""
+    """Pairs and the ensemble's scores of their answers, by row of `encoded`.
+
+    `raw` (M, K): raw scores by member. `scores` (M,): scores as PPO gets them, except for a reference
+    answer.
+    """
 
     encoded: EncodedPairs
     raw: Array
@@ -49,12 +52,12 @@ class Scored:
 
     @property
     def gaps(self) -> Array:
-        """(N, K) the preferred answer's raw score minus the other's."""
+        """(N, K) raw score of the preferred answer minus that of the other."""
         return self.raw[self.encoded.chosen] - self.raw[self.encoded.rejected]
 
     @property
     def margin(self) -> Array:
-        """(N,) of the score, in reference standard deviations."""
+        """(N,) score of the preferred answer minus that of the other, in reference standard deviations."""
         return self.scores[self.encoded.chosen] - self.scores[self.encoded.rejected]
 
 
@@ -66,9 +69,11 @@ def examine_run(
     own_pairs: int = 256,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """Examine the ensemble of a run on its validation pairs, or on those of a file or `datasets` name; write
-    examined.json (examined_on.json) and its page, and return what they hold. Pairs of the policy's own answers go to
-    own_pairs.sqlite; its labels are used the next time."""
+    """Examine a run's ensemble on its validation pairs, or on those of a file or `datasets` name.
+
+    Writes examined.json (examined_on.json) and its page, and returns the content. Pairs of the policy's
+    own answers go to own_pairs.sqlite; labels in that store are used the next time.
+    """
     place, ensemble = open_ensemble(path)
     seed, confidence = place.config.seed, place.config.evaluate.confidence
     data = place.data
@@ -142,9 +147,11 @@ def stress_run(
     prompts: int = 16,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """Stress the ensemble of a run: the battery on `answers` answers of SFT, best-of-n among `best_of` answers to each
-    of some prompts, all of held-out prompts; write stressed.json and the page, and return what they
-    hold."""
+    """Stress-test a run's ensemble with the battery and with best-of-n.
+
+    The battery changes `answers` answers of SFT. Best-of-n chooses among `best_of` answers to each of
+    some prompts. All prompts are held out. Writes stressed.json and the page, and returns the content.
+    """
     place, ensemble = open_ensemble(path)
     models, config = place.models, place.config
     seed, size = derive_seed(config.seed, "stress"), config.evaluate.batch_size
@@ -187,7 +194,7 @@ def stress_run(
 
 
 def score_pairs(ensemble: RewardEnsemble, place: RunContext, pairs: Sequence[Preference]) -> Scored:
-    """Every answer of the pairs scored once."""
+    """Score every answer of the pairs once."""
     encoded = EncodedPairs(ensemble.base, place.models.codec, pairs)
     raw = ensemble.raw(encoded.sequences)
     scores = ensemble.corrected(ensemble.mean_normalised(raw), encoded.sequences)
@@ -197,7 +204,7 @@ def score_pairs(ensemble: RewardEnsemble, place: RunContext, pairs: Sequence[Pre
 def reword(
     ensemble: RewardEnsemble, place: RunContext, scored: Scored, seed: int
 ) -> list[tuple[int, str, float]]:
-    """(pair, kind, margin afterwards) of changes that keep the meaning of one side of a pair."""
+    """Return (pair, kind, margin afterwards) of changes that keep the meaning of one side of a pair."""
     codec, encoded = place.models.codec, scored.encoded
     limit = place.models.config.max_response_tokens
     tried: list[tuple[int, str, bool, list[int]]] = []
@@ -242,14 +249,16 @@ def own_answers(
     n: int,
     confidence: float,
 ) -> dict[str, Any] | None:
-    """What the ensemble is worth on pairs that the policy wrote while PPO ran and when it had finished, by a judge that
-    it was not trained on: the true preference of a rehearsal, or labels in own_pairs.sqlite. None
-    before PPO."""
+    """Measure the ensemble on pairs that the policy wrote during PPO and after it.
+
+    The judge is one that the ensemble was not trained on: the true preference of a rehearsal, or labels
+    in own_pairs.sqlite. Returns None before PPO.
+    """
     run = place.journal.run
     kept = {"while PPO ran": [_kept(row) for row in run.read_rows(OWN_PAIRS)]}
     if n and is_saved(run.path / "ppo"):
         kept["when PPO had finished"] = final_pairs(place, n)
-    # Each question once; two equal answers are none.
+    # Keep each comparison once; drop those with two equal answers.
     kept = {when: [c for c in rows if c.first.text != c.second.text] for when, rows in kept.items()}
     kept = {when: list({c.id: c for c in rows}.values()) for when, rows in kept.items() if rows}
     if not kept:
@@ -260,7 +269,7 @@ def own_answers(
         clear = [c for c in rows if known.get(c.id, 0.5) != 0.5]
         better = np.array([known[c.id] > 0.5 for c in clear], dtype=bool)
         scored = score_pairs(ensemble, place, [as_pair(c) for c in clear]).margin if clear else np.zeros(0)
-        # A tie is no verdict.
+        # A margin of 0 names no winner and counts as wrong.
         right[when] = (np.where(better, scored > 0, scored < 0), [c.prompt.group for c in clear])
     gold = place.data.gold
     standard: Mapping[str, Any] = by_labels
@@ -276,8 +285,11 @@ def own_answers(
 
 
 def judged_pairs(data: Data, path: Path, pairs: Sequence[Comparison]) -> dict[str, float]:
-    """How far the first answer is preferred, by comparison; without a true preference the comparisons are laid out in
-    own_pairs.sqlite, which the commands of `burnish label` take as they take any store."""
+    """Return by comparison how far the first answer is preferred.
+
+    Without a true preference, the comparisons are added to own_pairs.sqlite, and its labels are used.
+    The commands of `burnish label` accept this store as any other.
+    """
     gold = data.gold
     if gold is not None:
         return {
@@ -295,7 +307,7 @@ def judged_pairs(data: Data, path: Path, pairs: Sequence[Comparison]) -> dict[st
 
 
 def final_pairs(place: RunContext, n: int) -> list[Comparison]:
-    """Two answers of the policy that PPO came to, to each of `n` held-out prompts."""
+    """Sample two answers of PPO's final policy to each of `n` held-out prompts."""
     models = place.models
     asked = [*place.data.splits.selection, *place.data.splits.test][:n]
     rollout = sample_rollout(

@@ -1,4 +1,4 @@
-"""Why a response has its score: every token's contribution, and the labelled answers that the reward finds alike."""
+"""Explanation of a score: every token's contribution, and the most similar labelled answers."""
 
 from __future__ import annotations
 
@@ -24,15 +24,18 @@ from burnish.report.embed import render
 from burnish.reward.ensemble import scorers
 from burnish.runs.files import atomic_write
 
-STEPS = (32, 128, 512)  # of the path, until contributions add up
-TOLERANCE = 0.02  # of a reference standard deviation, and of the difference that is to be explained
+STEPS = (32, 128, 512)  # steps of the path, tried until contributions add up
+TOLERANCE = 0.02  # of a reference standard deviation, or of the explained difference if larger
 NEAREST = 5
 
 
 @dataclass(frozen=True)
 class Explained:
-    """A score, that of the same prompt with an empty answer of as many tokens, and what every token of the response
-    adds to the difference, all in reference standard deviations; `gap` is what contributions do not add up to."""
+    """Explanation of a score, in reference standard deviations.
+
+    `baseline`: score of the same prompt with an empty answer of as many tokens. `contributions`: what
+    every token of the response adds to the difference. `gap`: what is missing from their sum.
+    """
 
     score: float
     baseline: float
@@ -43,9 +46,12 @@ class Explained:
 
 
 def explain(path: Path, prompt: Prompt, response: str) -> Explained:
-    """Integrated gradients (Sundararajan et al. 2017) of the members' mean along the straight line from padding to the
-    response's embeddings, the prompt left as it is. Completeness (their axiom: contributions add up to the difference)
-    is checked, with more steps where it fails, and an error where it goes on failing."""
+    """Explain a score by integrated gradients (Sundararajan et al. 2017) of the members' mean.
+
+    The path is the straight line from padding to the response's embeddings; the prompt stays as it is.
+    Completeness (their axiom: contributions add up to the difference) is checked. If it fails, more
+    steps are taken. Raises BurnishError if it still fails.
+    """
     place, ensemble = open_ensemble(path)
     codec = place.models.codec
     prompt_ids = codec.encode_prompt(prompt)
@@ -73,7 +79,7 @@ def explain(path: Path, prompt: Prompt, response: str) -> Explained:
 def contributions(
     member: Member, ids: torch.Tensor, empty: torch.Tensor, start: int, sd: float
 ) -> tuple[torch.Tensor, tuple[float, float], float]:
-    """(T,) raw contributions of the tokens from `start` on, the raw scores at both ends, and what is missing."""
+    """Return (T,) raw contributions from token `start` on, the raw scores at both ends, and the gap."""
     try:
         from captum.attr import LayerIntegratedGradients
     except ImportError:
@@ -98,7 +104,7 @@ def contributions(
 
 
 def raw_score_of(member: Member, start: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """(B,) raw scores of token ids (B, L) whose response begins at column `start`."""
+    """Return a function from ids (B, L) to raw scores (B,); responses begin at column `start`."""
 
     def forward(ids: torch.Tensor) -> torch.Tensor:
         if member.weight is None:
@@ -113,7 +119,7 @@ def raw_score_of(member: Member, start: int) -> Callable[[torch.Tensor], torch.T
 def alike(
     place: RunContext, member: ScalarHead, prompt_ids: list[int], response_ids: list[int]
 ) -> list[dict[str, Any]]:
-    """The labelled answers whose reading by a member lies nearest to this one's, by cosine, and how they fared."""
+    """Return the labelled answers that a member reads most alike, by cosine, and their sides."""
     pairs = EncodedPairs(member.top.base, place.models.codec, place.data.parts["members"])
     rows = range(len(pairs.sequences))
 
@@ -140,8 +146,7 @@ def alike(
 
 
 def write_page(explained: Explained, prompt: str, path: Path) -> None:
-    """The explanation as a page of its own: tokens on colours, blue for what raises the score, orange for what lowers
-    it."""
+    """Write the explanation as a page: blue tokens raise the score, orange ones lower it."""
     most = max((abs(c) for c in explained.contributions), default=1.0) or 1.0
     spans = [
         {

@@ -1,4 +1,4 @@
-"""A run's reward ensemble at work outside the run: scores of texts, and comparisons worth a label."""
+"""Use of a run's reward ensemble: scores of texts, and comparisons worth a label."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ Answer = tuple[Prompt, str, bool]
 
 
 def open_ensemble(path: Path, *, average: bool = False) -> tuple[RunContext, RewardEnsemble]:
-    """A run and its reward ensemble, or the one model that has the average of its members' weights. Raises RunError
-    where there is none yet."""
+    """Open a run and its reward ensemble, or one model with the average of its members' weights.
+
+    Raises RunError if there is none yet.
+    """
     run = RunDirectory.open(path)
     if not (path / "reward" / "ensemble.json").exists():
         raise RunError(f"{path} has no reward ensemble yet; carry it out with `burnish run --until reward`")
@@ -39,14 +41,17 @@ def open_ensemble(path: Path, *, average: bool = False) -> tuple[RunContext, Rew
 
 
 class Scorer:
-    """A run's reward models, loaded once, for texts that come later."""
+    """Reward models of a run, loaded once, for texts that arrive later."""
 
     def __init__(self, path: Path, *, average: bool = False) -> None:
         self.place, self.ensemble = open_ensemble(path, average=average)
 
     def check(self, rows: Sequence[Answer], first: int = 1, *, cut: bool = False) -> None:
-        """Raises DataError naming the first row, counted from `first`, that is too long (with `cut` only its prompt may
-        be that), or holds nothing to be read."""
+        """Raise DataError for the first unusable row, counted from `first`.
+
+        A row is unusable if it is too long, or has nothing to read. With `cut` only the length of its
+        prompt is checked.
+        """
         codec, limits = self.place.models.codec, self.place.models.config
         for number, (prompt, text, ended) in enumerate(rows, first):
             if not ended and not codec.encode_response(text, end=False):
@@ -60,15 +65,18 @@ class Scorer:
                 )
 
     def score(self, rows: Sequence[Answer]) -> list[dict[str, Any]]:
-        """Of every answer the ensemble's score and each member's, in standard deviations of the policy's own answers;
-        their spread; tokens. A response that is too long is read as far as the limit."""
+        """Return the ensemble's score, the members' scores, their spread and the tokens of every answer.
+
+        Scores are in standard deviations of the policy's own answers. A response that is too long is read
+        up to the limit.
+        """
         codec, ensemble = self.place.models.codec, self.ensemble
         limit = self.place.models.config.max_response_tokens
         prompts = [codec.encode_prompt(p) for p, _, _ in rows]
         responses = [codec.encode_response(text, end=ended, to=p)[:limit] for p, text, ended in rows]
         sequences = Sequences(ensemble.base, prompts, responses, codec.pad_id)
         members = ensemble.normalised(sequences)
-        # There is no reference answer here to compare members by: the mean, whatever PPO was given.
+        # Without a reference answer, scores are means over members, whatever aggregation PPO used.
         scores = ensemble.corrected(members.mean(1), sequences)
         return [
             {
@@ -82,7 +90,7 @@ class Scorer:
 
 
 def score_texts(path: Path, rows: Sequence[Answer], scorer: Scorer | None = None) -> Iterator[dict[str, Any]]:
-    """What `Scorer.score` tells of every answer."""
+    """Yield the result of `Scorer.score` for every answer."""
     scorer = scorer or Scorer(path)
     for start in range(0, len(rows), AT_ONCE):
         part = rows[start : start + AT_ONCE]
@@ -101,7 +109,7 @@ def select_comparisons(
     reserve: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Write the comparisons that are worth a label to `out`, a line each, with why they were taken."""
+    """Write comparisons that are worth a label to `out`, one per line with the reason."""
     with LabelStore(store) as labels:
         pool = [c for c in unlabelled(labels) if is_reserved(c.id, reserve) == (how == "reserved")]
         past = list(labelled(labels)) if how == "d_optimal" else []
@@ -126,7 +134,10 @@ def select_comparisons(
 
 
 def answer_of(row: Any) -> Answer:
-    """A prompt and a response, both text or messages, and `ended` (true where it is left out). Raises Unusable."""
+    """Return the prompt, the response and `ended` (default true) of a row.
+
+    Prompt and response are text or messages. Raises Unusable for any other row.
+    """
     if not isinstance(row, Mapping):
         raise Unusable("not an object with prompt and response")
     ended = row.get("ended", True)
@@ -136,8 +147,11 @@ def answer_of(row: Any) -> Answer:
 
 
 def read_answers(text: str, prompt: str | None) -> list[Answer]:
-    """Rows of JSON lines, or of a JSON array, with `prompt` and `response` (and `ended`); or, with a prompt given,
-    every line as a response to it. Raises DataError naming the line that cannot be used."""
+    """Return the answers in JSON lines or a JSON array with `prompt`, `response` (and `ended`).
+
+    With `prompt` given, every line is a response to it. Raises DataError naming the line that cannot be
+    used.
+    """
     rows: list[Answer] = []
     for number, line in numbered(text) if prompt is None else enumerate(text.split("\n"), 1):
         try:
@@ -155,7 +169,7 @@ def read_answers(text: str, prompt: str | None) -> list[Answer]:
 
 
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Scores as lines of text."""
+    """Return scores as lines of text."""
     lines = ["score   spread  tokens  members"]
     for row in rows:
         members = "  ".join(f"{m:+.2f}" for m in row["members"])

@@ -35,8 +35,7 @@ PASSWORD = "PGPASSWORD"  # the environment variable that PostgreSQL's clients re
 
 
 def without_password(url: str) -> tuple[str, str | None]:
-    """The URL of a database without its password, and the password, where it has one. Raises ValueError for one that
-    is no such URL."""
+    """Split the password, if there is one, from the URL of a database; raise ValueError for another URL."""
     from sqlalchemy import URL, make_url  # not for those who only read a configuration
     from sqlalchemy.exc import ArgumentError
 
@@ -94,8 +93,10 @@ class LabelConfig(Section):
     @field_validator("store")
     @classmethod
     def _no_secret(cls, store: str | None) -> str | None:
-        """A password in the URL moves to the environment variable that PostgreSQL's clients read, so that it is in no
-        run.yaml, report or page."""
+        """Move a password in the URL to the environment variable that PostgreSQL's clients read.
+
+        It is then in no run.yaml, report or page.
+        """
         if store is None or "://" not in store:
             return store
         url, password = without_password(store)

@@ -1,4 +1,4 @@
-"""Read a configuration: YAML, `--set` overrides, and errors that name the key, the rule and the next step."""
+"""Loading of configurations: YAML, `--set` overrides, renamed keys, and errors that name key, rule and next step."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RENAMED = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys, reads 1e-6 as a number, and remembers where keys stand."""
+    """Safe YAML loader that refuses duplicate keys, reads 1e-6 as a number and keeps line numbers of keys."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
@@ -76,7 +76,7 @@ for _first in "-+0123456789":
 
 
 def load_config(path: Path | None, sets: Sequence[str] = ()) -> RunConfig:
-    """The configuration in `path` (defaults without one), with `KEY=VALUE` overrides applied."""
+    """Load the configuration in `path` (defaults without one), with `KEY=VALUE` overrides applied."""
     data: dict[str, Any] = {} if path is None else _read(path)
     for item in sets:
         _apply(data, item)
@@ -93,7 +93,7 @@ def load_config(path: Path | None, sets: Sequence[str] = ()) -> RunConfig:
 
 
 def validated(section: type[S], data: Mapping[str, Any]) -> S:
-    """A configuration, or a section of one, of these values. Raises ConfigError naming what is wrong with them."""
+    """Build a configuration or a section from values; raise ConfigError that names what is wrong."""
     try:
         return section.model_validate(data)
     except ValidationError as error:
@@ -145,7 +145,7 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of the configuration."""
+    """Yield every dotted key of the configuration."""
     for name, field in model.model_fields.items():
         yield prefix + name
         inner = _section(field.annotation)
@@ -154,7 +154,7 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of nested mappings; lists and empty mappings are values."""
+    """Return nested mappings as one, with dotted keys; lists and empty mappings are values."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -244,7 +244,7 @@ def _known(data: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _nearest(key: str, dotted: str, prefix: str) -> str | None:
-    """The known key most like this one: in its own section first, then anywhere, by name or by its parts."""
+    """Return the known key most like this one, from its own section first, by name or by its parts."""
     keys = list(known_keys())
     own = [k for k in keys if k.startswith(prefix) and "." not in k[len(prefix) :]]
     near = difflib.get_close_matches(dotted, own, 1, cutoff=0.7)
@@ -275,10 +275,10 @@ def _problems(error: ValidationError, data: Mapping[str, Any]) -> list[str]:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema of the configuration."""
+    """Return the JSON schema of the configuration."""
     return RunConfig.model_json_schema()
 
 
 def dump_yaml(config: RunConfig) -> str:
-    """The whole configuration as YAML."""
+    """Return the whole configuration as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

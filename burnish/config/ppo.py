@@ -102,7 +102,7 @@ class ShapingConfig(Section):
     )
 
     def given(self, own_scale: bool) -> "ShapingConfig":
-        """With `auto` decided: whether the score has a scale of its own."""
+        """Return the settings with `auto` resolved; `own_scale` says that the score has a scale of its own."""
         if self.normalise != "auto":
             return self
         return self.model_copy(
@@ -111,6 +111,7 @@ class ShapingConfig(Section):
 
     @property
     def active(self) -> bool:
+        """Whether scores are changed at all."""
         return self.bounded or self.clip is not None or self.normalise in ("reference", "running")
 
     @model_validator(mode="after")

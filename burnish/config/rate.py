@@ -1,4 +1,4 @@
-"""A learning rate that is given, or found by the run itself."""
+"""Types of learning rates, given or found by the run."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,12 +6,12 @@ from pydantic import BeforeValidator, Field
 
 
 def _auto(value: Any) -> Any:
-    """What older files left open with `null`."""
+    """Return `auto` for null, which older files use."""
     return "auto" if value is None else value
 
 
 Rate = Annotated[Literal["auto"] | Annotated[float, Field(gt=0)], BeforeValidator(_auto)]
-"""Above zero, or `auto`."""
+"""A learning rate above zero, or `auto`."""
 
 PolicyRate = Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_auto)]
-"""The same, or zero, which freezes a policy."""
+"""A learning rate above zero, `auto`, or zero, which freezes the policy."""

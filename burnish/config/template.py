@@ -1,4 +1,4 @@
-"""The commented file that `burnish init` writes, generated from the models so that it cannot drift."""
+"""The configuration file that `burnish init` writes, generated from the sections."""
 
 from __future__ import annotations
 
@@ -34,11 +34,10 @@ evaluate:
 
 
 def template(kind: Literal["rehearsal", "real"], head: str | None = None) -> str:
-    """A configuration file: a few set keys (of this kind, or those in `head`), then every key with its default,
-    commented out."""
+    """Return a configuration file: the keys of this kind (or `head`), then every key with its default as a comment."""
     lines = [
         head or HEAD[kind],
-        "# Every key with its default (null: chosen for you, see the section's notes).",
+        "# Every key with its default (null: see docs/reference/configuration.md).",
         "#",
     ]
     lines += [f"# {line}".rstrip() for line in _section(RunConfig, "")]

@@ -1,11 +1,13 @@
-"""Labels with their annotators in and out, as JSON lines: pairs and rankings of any number of answers.
+"""Import and export of labels with their annotators as JSON lines.
 
-A row: `prompt` (text or messages), `responses` (two or more), and of them either `ranking` (tiers of indices, best
-first) or, for two, `preference` (how far the first is preferred, 0 to 1); `annotator`. It may have `source` (human,
-judge, imported, simulated), `shown` (indices in the order shown), `seconds`, `cost` (of the whole row), `at` (ISO
-8601), `ended` (of every answer), `models` (which wrote them), `strength`, `guidelines` (their id). With `gold: true` it
-is a question whose answer is known, has no annotator, and stands before the answers to it, by which their givers are
-measured. A row with none of ranking, preference and annotator is a question that waits for its answer.
+A row is a pair or a ranking of any number of responses. It has `prompt` (text or messages),
+`responses` (two or more) and `annotator`. It has either `ranking` (tiers of indices, best first)
+or, for two, `preference` (how far the first is preferred, 0 to 1). It may have `source` (human,
+judge, imported, simulated), `shown` (indices in the order shown), `seconds`, `cost` (of the whole
+row), `at` (ISO 8601). Other optional columns are `ended` (of every response), `models` (which wrote
+them), `strength` and `guidelines` (their id). With `gold: true` it is a gold question: its answer
+is known and it has no annotator. It must precede the answers to it, which measure the annotators. A
+row with none of ranking, preference and annotator is an open question.
 """
 
 from __future__ import annotations
@@ -29,14 +31,17 @@ from burnish.errors import DataError
 from burnish.records import Comparison, Label, Preference, Prompt, Response, Source
 from burnish.runs.files import atomic_lines
 
-ROWS = 1000  # read before they are written
+ROWS = 1000  # rows read before each write
 EXCERPT = 120
 
 
 @dataclass
 class Loaded:
-    """What came of a file: rows, comparisons and labels that are new, gold questions and answers to them, labels that
-    were there with another answer, and rows that could not be used, by reason."""
+    """Counts of what a file added to a store.
+
+    All but `rows`, `contradicting` (stored before with another answer) and `rejected` (unusable rows by
+    reason) count new entries. `checks` are answers to gold questions.
+    """
 
     rows: int = 0
     comparisons: int = 0
@@ -48,6 +53,7 @@ class Loaded:
     first_rejected: dict[str, int] = field(default_factory=dict)  # the first line with each reason
 
     def report(self) -> dict[str, Any]:
+        """Return the counts, with the first line of each rejection reason."""
         lines = {r: f"{n}, first in line {self.first_rejected[r]}" for r, n in self.rejected.items()}
         names = ("rows", "comparisons", "labels", "gold", "checks", "contradicting")
         return {**{name: getattr(self, name) for name in names}, "rejected": lines}
@@ -55,7 +61,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row as questions, and what one annotator said of each (with gold: what is known; nothing where they wait)."""
+    """A row as comparisons with one annotator's labels (`gold`: known ones; `waits`: none)."""
 
     asked: Sequence[Comparison]
     labels: Sequence[Label]
@@ -64,8 +70,11 @@ class _Row:
 
 
 def load_labels(store: LabelStore, path: Path, guidelines: str | None = None) -> Loaded:
-    """Add the rows of a file to a store, a thousand at a time: stopped half way and begun again it ends the same.
-    Raises DataError when more than half cannot be used."""
+    """Add the rows of a file to a store, a thousand at a time.
+
+    After an interruption, run it again for the same result. Raises DataError, after storing the usable
+    rows, if more than half cannot be used or there are none.
+    """
     found = Loaded()
     lines = numbered_rows(path, "train")
     while chunk := list(islice(lines, ROWS)):
@@ -91,8 +100,10 @@ def load_labels(store: LabelStore, path: Path, guidelines: str | None = None) ->
 
 
 def load_questions(store: LabelStore, path: Path) -> dict[str, Any]:
-    """Add what is to be labelled: rows as `load_labels` takes them, or preference pairs in any format that
-    `read_preferences` knows, whose answers are left out. Returns what came of it."""
+    """Add questions to label to a store, and return counts of what was added.
+
+    Rows are as in `load_labels`, or pairs as in `read_preferences`, whose preferences are dropped.
+    """
     first = next((row for _, row in numbered_rows(path, "train")), None)
     if isinstance(first, Mapping) and "responses" in first and "chosen" not in first:
         return load_labels(store, path).report()
@@ -107,7 +118,7 @@ def load_questions(store: LabelStore, path: Path) -> dict[str, Any]:
 
 
 def _unanswered(pair: Preference) -> Comparison:
-    """A pair as a question; neither answer's place says which was chosen."""
+    """Convert a pair to a comparison whose order does not reveal the chosen response."""
     _check_text(pair.prompt, (pair.chosen, pair.rejected))
     sides = (
         Response(pair.chosen, "imported", pair.chosen_ended),
@@ -188,7 +199,7 @@ def _check_text(prompt: Prompt, responses: Sequence[str]) -> None:
 
 
 def _answered(row: Mapping[str, Any]) -> tuple[Prompt, list[str], Tiers, list[bool]]:
-    """Prompt, responses, tiers and which ended; of a preference the two in one tier."""
+    """Return prompt, responses, tiers and which ended; a preference gets placeholder tiers."""
     if "ranking" in row:
         return tiers_of(row, tied=True)
     value = row.get("preference")
@@ -250,8 +261,10 @@ def _shown(row: Mapping[str, Any], n: int) -> list[int] | None:
 
 
 def dump_labels(store: LabelStore, path: Path) -> int:
-    """Every label as a row that `load_labels` takes, gold questions and answers to them included, but for the round it
-    was given in; how many rows."""
+    """Write every label as a row that `load_labels` reads, and return the number of rows.
+
+    Gold questions and the answers to them are included; the round of a label is not.
+    """
     return atomic_lines(path, (json.dumps(row, ensure_ascii=False) for row in _label_rows(store)))
 
 
@@ -298,9 +311,12 @@ def _prompt(prompt: Prompt) -> str | list[dict[str, str]]:
 
 
 def dump_rankings(store: LabelStore, path: Path, consensus: Mapping[str, float]) -> int:
-    """A row for every prompt with its answers ranked by consensus: by how often each is expected to win against the
-    others it was compared with; those within rounding share a tier. Prompts whose answers were not all compared with
-    each other are written as one row for each comparison. Returns how many rows."""
+    """Write a row for every prompt with its responses ranked by consensus; return the row count.
+
+    Responses are ordered by expected wins against the others they were compared with; those within
+    rounding share a tier. If not all responses to a prompt were compared with each other, every
+    comparison is a row. Rows that are all ties are left out.
+    """
     by_prompt: dict[str, list[tuple[Comparison, float]]] = defaultdict(list)
     for c in store.comparisons():
         if c.id in consensus:

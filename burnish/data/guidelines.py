@@ -1,4 +1,4 @@
-"""Guidelines for annotators and AI judges. Every label has the id of the guidelines it was given under."""
+"""Guidelines for annotators and AI judges, whose id is stored with every label."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from burnish.records import content_id
 
 @dataclass(frozen=True)
 class Guidelines:
-    """A wording; `id` changes with every letter of it."""
+    """A text of guidelines whose `id` changes with every letter of it."""
 
     text: str
 
     @property
     def id(self) -> str:
+        """Content id of the text."""
         return content_id("guidelines", self.text)
 
 
 def load_guidelines(path: str | None = None) -> Guidelines:
-    """Those in the file, or the package's own. Raises DataError for a file that is missing or empty."""
+    """Return a file's guidelines, or the package's own; raise DataError if it is missing or empty."""
     if path is None:
         return Guidelines((files("burnish.data") / "guidelines.md").read_text(encoding="utf-8"))
     text = read_text(Path(path))

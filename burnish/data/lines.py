@@ -1,4 +1,4 @@
-"""Text files, plain or gzipped, decoded by one rule, with errors that name the file, the line and the byte."""
+"""Readers of text files, plain or gzipped, with errors that name the file, line and byte."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from burnish.errors import DataError
 
 LONGEST_LINE = 64 << 20  # bytes
-MARKS = (  # byte order marks; the first two bytes of UTF-32's are those of UTF-16
+MARKS = (  # byte order marks; the one of UTF-32 LE begins with that of UTF-16 LE, so it comes first
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -36,8 +36,10 @@ def must_exist(path: Path) -> None:
 
 
 def decode(raw: bytes, source: str, *, line_ends: bool = True) -> str:
-    """Bytes of a text: by their byte order mark, which is left out, or as UTF-8; line ends of Windows as those of Unix,
-    unless `line_ends` is False. Raises DataError naming line and byte of what is not text."""
+    """Decode text by its byte order mark, which is removed, or as UTF-8 without one.
+
+    Windows line ends become Unix ones unless `line_ends` is False. Raises DataError with line and byte.
+    """
     text = _decode(raw, source)
     return text.replace("\r\n", "\n").replace("\r", "\n") if line_ends else text
 
@@ -64,23 +66,27 @@ def _not_utf8(source: str, line: int, byte: int) -> DataError:
 
 
 def read_text(path: Path, *, line_ends: bool = True) -> str:
-    """The whole of a text file, gzipped when its name ends in .gz; `line_ends` as of `decode`. Raises DataError for a
-    missing file and for one that is not text."""
+    """Return the content of a text file, gzipped if its name ends in .gz.
+
+    `line_ends` is as in `decode`. Raises DataError if the file is missing or not text.
+    """
     must_exist(path)
     with _opened(path) as file:
         return decode(_whole(file, path), str(path), line_ends=line_ends)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines (from 1) of a text file, gzipped when its name ends in .gz. Raises DataError for a missing or
-    empty file and for one that is not text."""
+    """Yield the numbered lines (from 1) of a text file, gzipped if its name ends in .gz.
+
+    Raises DataError if it is missing, empty or not text, or has a line over LONGEST_LINE.
+    """
     must_exist(path)
     empty = True
     with _opened(path) as file:
         try:
             start = file.peek(4)[:4]
             if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or start == codecs.BOM_UTF32_BE:
-                # Not cut into lines by bytes; such files come from spreadsheets and are small.
+                # These encodings cannot be split by bytes; such files are small exports of spreadsheets.
                 for number, line in enumerate(decode(file.read(), str(path)).split("\n"), 1):
                     empty = False
                     yield number, line.rstrip("\r")
@@ -112,7 +118,7 @@ def _begins_array(raw: bytes) -> bool:
 
 def _opened(path: Path) -> io.BufferedReader:
     try:
-        # A GzipFile reads and peeks as a BufferedReader does.
+        # GzipFile has the `read` and `peek` of BufferedReader.
         return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
     except PermissionError:
         raise DataError(f"{path} may not be read by this user; change its permissions") from None

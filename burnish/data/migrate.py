@@ -1,4 +1,4 @@
-"""Bring a database to the newest schema with Alembic, quickly when it is there already."""
+"""Schema migration with Alembic, which is fast if the database is up to date."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ WRITERS = 7255  # the advisory lock for writers of a store on PostgreSQL
 
 
 def migrate(engine: Engine) -> None:
-    """Upgrade to the newest revision, whole or not at all; a no-op (one query) when the database has it."""
+    """Upgrade the database to the newest revision in one transaction (one query if up to date)."""
     with engine.connect() as connection:
         if MigrationContext.configure(connection).get_current_revision() == HEAD:
             return
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    # Two may find it new at once: one waits for the other, and then finds it done.
+    # Two processes may start the upgrade at once: the second waits and then has nothing to do.
     with _transaction(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
@@ -31,14 +31,14 @@ def migrate(engine: Engine) -> None:
 
 @contextmanager
 def _transaction(engine: Engine) -> Iterator[Connection]:
-    """A transaction that alone may change the schema."""
+    """Open a transaction with the exclusive right to change the schema."""
     if engine.dialect.name == "postgresql":
         with engine.begin() as connection:
             connection.execute(select(func.pg_advisory_xact_lock(WRITERS)))
             yield connection
         return
     with engine.connect() as connection:
-        # Python's driver commits before a change of the schema, unless transactions are left to the caller.
+        # Python's driver commits before a schema change, unless isolation_level is None.
         raw: Any = connection.connection.driver_connection
         before, raw.isolation_level = raw.isolation_level, None
         try:

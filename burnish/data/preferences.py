@@ -1,4 +1,4 @@
-"""Hugging Face preference formats in and out. Every row that does not make it is counted, with line and reason."""
+"""Import and export of Hugging Face preference formats, with line and reason of rejected rows."""
 
 from __future__ import annotations
 
@@ -36,13 +36,12 @@ ROLES = {"Human": "user", "Assistant": "assistant"}
 
 @dataclass
 class ImportResult:
-    """What was read: `rows` in all (of a ranking its pairs), the usable `pairs`, and how many were `rejected` for which
-    reason."""
+    """An import: `rows` read (for a ranking its pairs), usable `pairs`, and `rejected` by reason."""
 
     pairs: list[Preference]
     rows: int
     rejected: Counter[str] = field(default_factory=Counter)
-    subsets: list[str] = field(default_factory=list)  # of every pair; empty where no row names one
+    subsets: list[str] = field(default_factory=list)  # one for each pair whose row names a subset
 
 
 def read_preferences(
@@ -56,13 +55,16 @@ def read_preferences(
 ) -> ImportResult:
     """Read preference pairs from .jsonl, .jsonl.gz or .parquet, or by `datasets` name.
 
-    Formats: `prompt`/`chosen`/`rejected` as text; the same as lists of messages; `chosen`/`rejected` alone, as
-    message lists or as `\\n\\nHuman: ... \\n\\nAssistant: ...` dialogues that share all but the last reply. Where
-    `chosen_ended` or `rejected_ended` is false, that answer was cut off. Rankings: `prompt`, `responses`, and `ranking`
-    in tiers of their indices, best first, ties in one tier (`[[2], [0, 3], [1]]`); `ended` says of each whether it was
-    cut off; a pair for every two answers of different tiers. `misfit` says why a pair cannot be read by a model.
-    Rejected rows go to `rejected_to` as JSON lines {line, reason, excerpt}. Raises DataError when a column is
-    missing, when the file is empty or not UTF-8, and when more than `limit` of the rows cannot be used.
+    Formats: `prompt`/`chosen`/`rejected` as text or as lists of messages; or `chosen`/`rejected` alone,
+    as message lists or as Anthropic HH dialogues (`Human: ... Assistant: ...`) that share all but the
+    last reply. If `chosen_ended` or `rejected_ended` is false, that response was cut off. Rankings:
+    `prompt`, `responses`, and `ranking` in tiers of their indices, best first, ties in one tier
+    (`[[2], [0, 3], [1]]`); `ended` says for each response whether it ended. A ranking gives a pair for
+    every two responses of different tiers.
+
+    `misfit` returns why a model cannot read a pair, or None. Rejected rows go to `rejected_to` as JSON
+    lines {line, reason, excerpt}. Raises DataError if a column is missing, if the file is empty or not
+    UTF-8, or if more than `limit` of the rows are unusable.
     """
     result = ImportResult([], 0)
     bad = Rejected()
@@ -99,7 +101,7 @@ def read_preferences(
 
 
 def _readers(row: Any, source: str) -> list[Callable[[], Preference]]:
-    """What makes a pair of a row, or raises why there is none; several for a ranking."""
+    """Return functions that each make a pair of the row or raise Unusable; several for a ranking."""
     if not (isinstance(row, dict) and "ranking" in row and "chosen" not in row):
         return [lambda: _ended(_pair(row, source), row)]
     if "responses" not in row:
@@ -155,7 +157,7 @@ def _pair(row: Any, source: str) -> Preference:
 
 
 def _parts(value: list[Any]) -> bool:
-    """Whether a list holds content parts, not turns of a dialogue."""
+    """Check whether a list holds content parts rather than turns of a dialogue."""
     return bool(value) and all(isinstance(v, dict) and "type" in v and "role" not in v for v in value)
 
 
@@ -166,8 +168,10 @@ def _reply(turns: Sequence[Message]) -> str:
 
 
 def _continued(before: list[Message], chosen: list[Message], rejected: list[Message]) -> Prompt:
-    """The prompt, and the turns that both sides have before their last reply: they may begin with the prompt itself
-    (after a system turn, perhaps), or go on from it."""
+    """Return the prompt with the turns that both sides share before their last reply.
+
+    The shared turns may repeat the prompt (perhaps after a system turn) or continue it.
+    """
     shared = chosen[:-1]
     if not _same(shared, rejected[:-1]):
         raise Unusable("no shared prompt")
@@ -176,7 +180,7 @@ def _continued(before: list[Message], chosen: list[Message], rejected: list[Mess
 
 
 def _same(a: Sequence[Message], b: Sequence[Message]) -> bool:
-    """Whether two dialogues are the same but for white space at the edges of turns."""
+    """Check whether two dialogues are equal apart from white space at the edges of turns."""
     return [(m.role, m.content.strip()) for m in a] == [(m.role, m.content.strip()) for m in b]
 
 
@@ -194,7 +198,7 @@ def _shared(chosen: list[Message], rejected: list[Message]) -> tuple[Prompt, str
 
 
 def _dialogue(chosen: str, rejected: str) -> tuple[Prompt, str, str]:
-    """Two whole dialogues in the manner of Anthropic's HH data."""
+    """Parse two whole dialogues in the format of Anthropic's HH data."""
     return _shared(_turns(chosen), _turns(rejected))
 
 
@@ -220,9 +224,11 @@ def _check(prompt: Prompt, chosen: str, rejected: str) -> Preference:
 
 
 def write_preferences(pairs: Iterable[Preference], path: Path, *, conversational: bool = False) -> None:
-    """Write pairs as `prompt`/`chosen`/`rejected` to .jsonl, .jsonl.gz or .parquet; prompts that are dialogues,
-    or all when `conversational`, come as lists of messages. When an answer was cut off, `chosen_ended` and
-    `rejected_ended` say which. Readable with `datasets.load_dataset`."""
+    """Write pairs as `prompt`/`chosen`/`rejected` to .jsonl, .jsonl.gz or .parquet.
+
+    If any prompt is a dialogue, or `conversational` is true, all rows hold lists of messages. If any
+    response was cut off, `chosen_ended` and `rejected_ended` say which. `datasets` can load the file.
+    """
     pairs = list(pairs)
     whole = conversational or any(p.prompt.messages for p in pairs)
     cut_off = not all(p.chosen_ended and p.rejected_ended for p in pairs)
@@ -257,9 +263,11 @@ def _row(pair: Preference, conversational: bool) -> dict[str, Any]:
 def read_demonstrations(
     path: str | Path, *, limit: float = 0.5, rejected: Rejected | None = None
 ) -> list[tuple[Prompt, str]]:
-    """Demonstrations from a JSON file: `prompt` and `completion` (text or messages), or `messages` that end in an
-    assistant's turn. A row that cannot be used goes to `rejected`. Raises DataError where more than `limit` of the rows
-    cannot be used, or any while there is no `rejected`."""
+    """Read demonstrations: `prompt` and `completion`, or `messages` that end with an assistant turn.
+
+    Unusable rows of the JSON file go to `rejected`. Raises DataError if more than `limit` of the rows
+    are unusable, or if any is and `rejected` is None.
+    """
 
     def read(row: Mapping[str, Any]) -> tuple[Prompt, str]:
         if "messages" in row:

@@ -1,4 +1,4 @@
-"""Prompts: load, de-duplicate, split by hash, so that a prompt never changes sides."""
+"""Prompts: loading, de-duplication, and splits by hash, which keep a prompt on its side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from burnish.records import Message, Preference, Prompt
 
 @dataclass(frozen=True)
 class PromptSplits:
-    """Train (sampled from, trained on), selection (candidates are compared), test (the chosen one is tested)."""
+    """Prompts for training, for selection among candidates, and for the test of the chosen one."""
 
     train: list[Prompt]
     selection: list[Prompt]
@@ -29,9 +29,11 @@ COLUMNS = ("prompt", "messages", "turns", "instruction")
 def read_prompts(
     source: str | Path, limit: int | None = None, *, rejected: Rejected | None = None
 ) -> list[Prompt]:
-    """Prompts of a .txt file (one a line) or JSON file (`prompt`, `messages`, `turns` or `instruction`), each once, in
-    order. A row that cannot be used goes to `rejected`. Raises DataError naming the first such row where there is no
-    `rejected`, and where no prompt is left."""
+    """Read the distinct prompts of a .txt file (one per line) or a JSON file, in order.
+
+    A JSON row has `prompt`, `messages`, `turns` or `instruction`. Unusable rows go to `rejected`; if it
+    is None, the first one raises DataError. Raises DataError also if no prompt is left.
+    """
     path, unusable = Path(source), Rejected()
     rows = read_rows(_rows(path), _prompt, unusable)
     found: dict[str, Prompt] = {}
@@ -46,8 +48,10 @@ def read_prompts(
 
 
 def read_references(source: str | Path, limit: int | None = None) -> list[tuple[Prompt, str]]:
-    """Prompts of a JSON file with their `reference`, each prompt once, in order. Raises DataError naming the row that
-    cannot be used."""
+    """Read the distinct prompts of a JSON file with their `reference`, in order.
+
+    Raises DataError naming the first unusable row.
+    """
     path, unusable = Path(source), Rejected()
 
     def read(row: Mapping[str, Any]) -> tuple[Prompt, str]:
@@ -90,13 +94,13 @@ def _prompt(row: Mapping[str, Any]) -> Prompt:
 
 
 def _position(prompt: Prompt, salt: str) -> float:
-    """A place in [0, 1) by hash of the prompt's group."""
+    """Return a position in [0, 1) by a salted hash of the prompt's group."""
     digest = hashlib.sha256(f"{salt}\x1f{prompt.group}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def split_prompts(prompts: Sequence[Prompt], *, selection_share: float, test_share: float) -> PromptSplits:
-    """Split by hash of the prompt alone: whatever else is in the list, a prompt stays on its side."""
+    """Split prompts by hash, so that a prompt's side does not depend on the rest of the list."""
     splits = PromptSplits([], [], [])
     for prompt in prompts:
         place = _position(prompt, "prompts")
@@ -110,8 +114,10 @@ def split_prompts(prompts: Sequence[Prompt], *, selection_share: float, test_sha
 
 
 def split_pairs(pairs: Sequence[Preference], shares: Mapping[str, float]) -> dict[str, list[Preference]]:
-    """Deal pairs to named parts by prompt hash; all pairs of a prompt go to the same part. The hash is salted
-    otherwise than that of `split_prompts`. Shares must add up to 1."""
+    """Split pairs into named parts by prompt hash; all pairs of a prompt go to the same part.
+
+    The salt differs from that of `split_prompts`. Raises ValueError unless the shares add up to 1.
+    """
     total = sum(shares.values())
     if abs(total - 1.0) > 1e-9:
         raise ValueError(f"shares {dict(shares)} add up to {total}; they must add up to 1")
@@ -122,7 +128,7 @@ def split_pairs(pairs: Sequence[Preference], shares: Mapping[str, float]) -> dic
 
 
 def part_of(prompt: Prompt, shares: Mapping[str, float]) -> str:
-    """The part that the pairs of a prompt go to."""
+    """Return the name of the part that the pairs of a prompt belong to."""
     return _part(_position(prompt, "pairs"), shares)
 
 

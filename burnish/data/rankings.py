@@ -1,5 +1,4 @@
-"""Rankings as they were given: several answers to a prompt in the order they were shown in, and the tiers that one
-reader put them into, perhaps twice."""
+"""Rankings by annotators: responses in the order shown and their tiers, perhaps given twice."""
 
 from __future__ import annotations
 
@@ -19,8 +18,10 @@ Tiers = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Ranking:
-    """`tiers` of indices of `responses`, best first; `again` is a second reading of the same answers in another order,
-    where there is one."""
+    """A ranking of `responses` into `tiers` of their indices, best first.
+
+    `again` holds the tiers of a second reading of the same responses in another order, if there is one.
+    """
 
     prompt: Prompt
     responses: Sequence[str]
@@ -29,7 +30,7 @@ class Ranking:
 
 
 def strict_pairs(tiers: Tiers) -> dict[tuple[int, int], bool]:
-    """For every two answers (i < j) of different tiers whether the first is the better one."""
+    """Return for every two responses i < j of different tiers whether i is the better one."""
     place = {i: level for level, tier in enumerate(tiers) for i in tier}
     names = sorted(place)
     return {
@@ -41,9 +42,11 @@ def strict_pairs(tiers: Tiers) -> dict[tuple[int, int], bool]:
 
 
 def read_rankings(path: str | Path, ids: str | None = None) -> tuple[list[Ranking], dict[str, int]]:
-    """Rankings in a file (JSON lines or Parquet; `prompt`, `responses` in the order shown, `ranking`, perhaps
-    `ranking_again` and `id`), of those whose `id` the pattern `ids` matches; and how many rows could not be used, by
-    reason. Raises DataError where there is none."""
+    """Return the rankings in a JSON lines or Parquet file, and unusable row counts by reason.
+
+    Columns: `prompt`, `responses` (as shown), `ranking`, optional `ranking_again` and `id`. If `ids` is
+    given, `id` must match this pattern. Raises DataError if no ranking is usable.
+    """
     found, bad = [], dict[str, int]()
     pattern = _pattern(ids)
     for _, row in numbered_rows(path, "train"):

@@ -1,4 +1,4 @@
-"""Rows of preference files, whatever kind of file: numbered, and each usable or not for a reason."""
+"""Numbered rows of preference files of every supported type, and checks of their columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILES = {".csv", ".tsv", ".txt", ".md", ".xlsx", ".arrow", ".zip", ".gz", ".yaml
 
 
 def numbered_rows(source: str | Path, split: str) -> Iterator[tuple[int, Any]]:
-    """Numbered rows; a line that is not JSON comes as its text. JSON files hold one row a line, or one array."""
+    """Yield the numbered rows of a file or data set; a line that is not JSON is yielded as text."""
     name = str(source)
     if name.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
         yield from json_rows(Path(source))
@@ -30,7 +30,7 @@ def numbered_rows(source: str | Path, split: str) -> Iterator[tuple[int, Any]]:
 
 
 def _looks_like_a_file(name: str) -> bool:
-    """A data set's name is `name` or `owner/name`, dots and all; whatever it cannot be is a file."""
+    """Check whether a name is a file path, not a data set's `name` or `owner/name` (dots allowed)."""
     path = Path(name)
     return path.exists() or path.is_absolute() or len(path.parts) > 2 or path.suffix.lower() in FILES
 
@@ -65,7 +65,7 @@ def _dataset(name: str, split: str) -> Iterable[Any]:
 
 
 def missing_column(column: str, row: Mapping[str, Any], source: str) -> None:
-    """A column that is missing is one mistake for the whole file, not one a row."""
+    """Raise DataError for a missing column: one error for the file, not one per row."""
     near = difflib.get_close_matches(column, list(row), 1, cutoff=0.6)
     hint = f"; did you mean to name {near[0]!r} {column!r}?" if near else ""
     raise DataError(f"{source} has no column {column!r}; its columns are {', '.join(row)}{hint}")
@@ -74,7 +74,7 @@ def missing_column(column: str, row: Mapping[str, Any], source: str) -> None:
 def tiers_of(
     row: Mapping[str, Any], *, tied: bool = False
 ) -> tuple[Prompt, list[str], list[list[int]], list[bool]]:
-    """Prompt, responses, tiers of their indices and which of them ended; all in one tier only where `tied`."""
+    """Return prompt, responses, tiers of their indices and `ended`; all may tie only if `tied`."""
     asked, responses, tiers = row.get("prompt"), row["responses"], row["ranking"]
     if not isinstance(responses, list):
         raise Unusable("responses are not a list")

@@ -1,4 +1,4 @@
-"""The label store: prompts, responses, comparisons and append-only labels, on SQLAlchemy (SQLite by default)."""
+"""The label store, on SQLAlchemy (SQLite by default), with append-only labels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CHUNK = 500
 POOL = {"pool_size": 16, "max_overflow": 8}  # connections to a server
 LAZY = ("synchronous_commit", "off", True)
 STREAMED = {"yield_per": 1000}  # rows in memory at once
-# A label's fields, in their order, as the table names them.
+# Column names of a label's fields, in the order of the fields.
 LABEL_COLUMNS = (
     *("comparison_id", "annotator", "preference", "source", "strength", "seconds", "cost", "guidelines"),
     *("swapped", "created"),
@@ -53,12 +53,12 @@ URL = re.compile(r"[A-Za-z][A-Za-z0-9]+(\+\w+)?:/")
 
 
 def is_url(where: Place) -> bool:
-    """Whether a place is a URL, or was meant to be one: it may hold a password."""
+    """Check whether a location is, or was meant to be, a URL, which may hold a password."""
     return not isinstance(where, Path) and URL.match(where) is not None
 
 
 def shown(where: Place) -> str:
-    """A place as it may be shown: without its password, and without what follows a question mark."""
+    """Return a location for display, without its password and query string."""
     if not is_url(where):
         return str(where)
     try:
@@ -68,14 +68,14 @@ def shown(where: Place) -> str:
 
 
 def own_schema(url: str, schema: str) -> str:
-    """The URL of a schema of a PostgreSQL database, which is made if need be."""
+    """Return the URL of a PostgreSQL schema, creating it if needed; raise DataError if that fails."""
     engine = create_engine(url)
     try:
         with engine.begin() as connection:
             there = text("SELECT 1 FROM pg_namespace WHERE nspname = :name")
             if (
                 connection.scalar(there, {"name": schema}) is None
-            ):  # to make one takes a right that few users have
+            ):  # CREATE SCHEMA needs a right that few users have
                 connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
     except (OperationalError, ProgrammingError) as error:
         message = str(error.orig).strip().splitlines()[0]
@@ -92,7 +92,7 @@ def own_schema(url: str, schema: str) -> str:
 
 
 def beside(where: Place, suffix: str) -> Path:
-    """A file that belongs to a store: NAME`suffix` beside its file, or in the current folder for a database NAME."""
+    """Return NAME`suffix` beside the store's file NAME, or in the current folder for a database."""
     if not is_url(where):
         return Path(where).with_suffix(suffix)
     return Path(f"{make_url(str(where)).database or 'labels'}{suffix}")
@@ -100,14 +100,14 @@ def beside(where: Place, suffix: str) -> Path:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How far a store had come: numbers of its last label and comparison. What comes later is not seen through it."""
+    """The numbers of a store's last label and comparison; later rows are not visible."""
 
     labels: int
     comparisons: int
 
 
 class LabelStore:
-    """Comparisons and labels. Ids depend on content alone, so adding the same thing twice adds it once."""
+    """Comparisons and labels, whose ids depend on content alone, so that duplicates are stored once."""
 
     def __init__(self, where: Place) -> None:
         self.where = where
@@ -126,9 +126,9 @@ class LabelStore:
             raise DataError(
                 f"the label store runs on SQLite or PostgreSQL, not on {self.engine.dialect.name}; give such a URL"
             )
-        # Threads of one process wait here, not in SQLite, which tries again and again.
+        # Threads of one process wait for this lock, because SQLite would poll.
         self._one_writer = Lock()
-        # What reads without a transaction saves PostgreSQL two messages each time.
+        # Reading without a transaction saves two messages to PostgreSQL each time.
         postgres = self.engine.dialect.name == "postgresql"
         self._reader = (
             self.engine.execution_options(isolation_level="AUTOCOMMIT") if postgres else self.engine
@@ -144,7 +144,7 @@ class LabelStore:
             ) from None
 
     def close(self) -> None:
-        """Release the database; SQLite's write-ahead log is folded in."""
+        """Close the database, and merge SQLite's write-ahead log into it."""
         self.engine.dispose()
 
     def __enter__(self) -> LabelStore:
@@ -155,10 +155,12 @@ class LabelStore:
 
     @contextmanager
     def writing(self, *, durable: bool = True) -> Iterator[Session]:
-        """One transaction, of one writer at a time: what it reads stays as it is until it ends. On PostgreSQL writers
-        wait for each other, as they do on SQLite: numbers are then given in the order in which rows come to be seen,
-        and a snapshot by number stays what it was. Not `durable`, PostgreSQL may forget it if the database itself
-        crashes within a second."""
+        """Open a transaction for one writer at a time; data it has read does not change until it ends.
+
+        PostgreSQL writers wait for each other too, so that row numbers follow the order in which rows
+        become visible and a snapshot never changes. Unless `durable`, PostgreSQL may lose the transaction
+        if the server crashes within a second.
+        """
         with self._one_writer, Session(self.engine) as session, session.begin():
             if self.engine.dialect.name == "postgresql":
                 lock = [func.pg_advisory_xact_lock(WRITERS)]
@@ -168,14 +170,14 @@ class LabelStore:
             yield session
 
     def reading(self) -> Session:
-        """A session to read with, closed by `with`."""
+        """Return a session for reading, to be closed by `with`."""
         return Session(self._reader)
 
     def add_comparisons(self, comparisons: Iterable[Comparison]) -> int:
-        """Store comparisons with their prompts and responses, in one transaction; returns how many are new.
+        """Store comparisons with their prompts and responses; return how many are new.
 
-        When the same question is there with its sides swapped, the stored order stays: ask `stored` before
-        labelling a comparison that did not come from this store.
+        This is one transaction. If a question is already stored with its sides swapped, the stored order
+        stays. Call `stored` before labelling a comparison that did not come from this store.
         """
         with self.writing() as session:
             new = 0
@@ -185,13 +187,15 @@ class LabelStore:
             return new
 
     def add_labels(self, labels: Iterable[Label], round: int = 0) -> int:
-        """Append labels in one transaction; a repetition of (comparison, annotator, round) is left out. Returns
-        how many are new."""
+        """Append labels in one transaction; return how many are new.
+
+        A repetition of (comparison, annotator, round) is left out.
+        """
         with self.writing() as session:
             return self.put_labels(session, labels, round)
 
     def put_labels(self, session: Session, labels: Iterable[Label], round: int = 0) -> int:
-        """`add_labels` as a part of a transaction."""
+        """Append labels as `add_labels` does, within a transaction."""
         now = _now()
         return sum(
             self._insert(session, LabelRow, [_label_row(label, round, now) for label in chunk])
@@ -199,8 +203,10 @@ class LabelStore:
         )
 
     def differing(self, labels: Iterable[Label], round: int = 0) -> int:
-        """How many of these labels contradict the store, or one before them: another answer of the same annotator to
-        the same question. `add_labels` would leave them out."""
+        """Count labels that contradict the store or an earlier one; `add_labels` would drop them.
+
+        They are other answers of the same annotator to the same question.
+        """
         found = 0
         first: dict[str, float] = {}
         with Session(self.engine) as session:
@@ -215,8 +221,7 @@ class LabelStore:
         return found
 
     def add_gold(self, questions: Iterable[tuple[Comparison, float]]) -> int:
-        """Keep questions whose answer is known, each with how far its first side is to be preferred; returns how many
-        are new."""
+        """Store gold questions with the preference for their first side; return how many are new."""
         with self.writing() as session:
             new = 0
             for chunk in _chunks(questions):
@@ -228,17 +233,17 @@ class LabelStore:
             return new
 
     def gold(self) -> Iterator[tuple[Comparison, float]]:
-        """Questions whose answer is known, with how far the first side is to be preferred."""
+        """Yield gold questions with the preference for their first side."""
         for preference, comparison in self._questions(GoldRow):
             yield comparison, preference
 
     def add_checks(self, answers: Iterable[Label], round: int = 0) -> int:
-        """Append answers to gold questions (their `comparison_id` is the question's); returns how many are new."""
+        """Append answers to gold questions (by their `comparison_id`); return how many are new."""
         with self.writing() as session:
             return self.put_checks(session, answers, round)
 
     def put_checks(self, session: Session, answers: Iterable[Label], round: int = 0) -> int:
-        """`add_checks` as a part of a transaction."""
+        """Append answers as `add_checks` does, within a transaction."""
         now = _now()
         return sum(
             self._insert(session, CheckRow, [_check_row(label, round, now) for label in chunk])
@@ -246,7 +251,7 @@ class LabelStore:
         )
 
     def checks(self) -> Iterator[Label]:
-        """Answers to gold questions, in the order they were given."""
+        """Yield the answers to gold questions in the order they were added."""
         query = select(CheckRow).order_by(CheckRow.number)
         with Session(self.engine) as session, session.scalars(query, execution_options=STREAMED) as rows:
             for r in rows:
@@ -262,8 +267,10 @@ class LabelStore:
                 )
 
     def swapped(self, comparisons: Iterable[Comparison], *, gold: bool = False) -> list[bool]:
-        """Of each whether the store has it with the sides the other way round: another run may have stored the same
-        question before. False for one that it does not have."""
+        """Return for each comparison whether the store has it with its sides swapped.
+
+        Another run may have stored the same question before. A comparison that is not stored gives False.
+        """
         table = GoldRow if gold else ComparisonRow
         found = []
         with Session(self.engine) as session:
@@ -275,12 +282,12 @@ class LabelStore:
         return found
 
     def as_stored(self, pairs: Sequence[tuple[Comparison, Label]], *, gold: bool = False) -> list[Label]:
-        """Labels of questions as they were asked, turned to the sides that the store has them with."""
+        """Return labels of comparisons, turned to the order in which the store has their sides."""
         swapped = self.swapped((c for c, _ in pairs), gold=gold)
         return [_turned(label) if other else label for (_, label), other in zip(pairs, swapped, strict=True)]
 
     def known(self, ids: Iterable[str], *, gold: bool = False) -> set[str]:
-        """Which of these ids the store has: of comparisons, or of gold questions."""
+        """Return the ids that the store has, of comparisons or (with `gold`) of gold questions."""
         table = GoldRow if gold else ComparisonRow
         found: set[str] = set()
         with Session(self.engine) as session:
@@ -289,14 +296,14 @@ class LabelStore:
         return found
 
     def add_guidelines(self, guidelines: Guidelines) -> str:
-        """Keep a wording; its id, to be given with labels."""
+        """Store guidelines, and return their id for the labels."""
         with self.writing() as session:
             row = {"id": guidelines.id, "text": guidelines.text}
             self._insert(session, GuidelinesRow, [row])
         return guidelines.id
 
     def take_over(self, other: LabelStore, at: Snapshot) -> None:
-        """Everything that a snapshot of another store holds, as that one has it, and its gold questions."""
+        """Copy a snapshot of another store, and all its guidelines and gold questions with answers."""
         self.add_comparisons(other.comparisons(at=at))
         sides = zip(other.comparisons(at=at), self.swapped(other.comparisons(at=at)), strict=True)
         swapped = {c.id for c, is_swapped in sides if is_swapped}
@@ -311,7 +318,7 @@ class LabelStore:
         self.add_checks(self.as_stored(checks, gold=True))
 
     def guidelines(self) -> dict[str, str]:
-        """Every wording by its id."""
+        """Return the texts of all guidelines by id."""
         with Session(self.engine) as session:
             return {row.id: row.text for row in session.scalars(select(GuidelinesRow))}
 
@@ -321,8 +328,7 @@ class LabelStore:
         self._insert(session, ResponseRow, [_response_row(p, r) for p, r in sides])
 
     def _insert(self, session: Session, table: type[Table], rows: Sequence[dict[str, Any]]) -> int:
-        """Insert rows whose id is not there yet, on SQLite and PostgreSQL alike; of several with one id the first.
-        Returns how many are new."""
+        """Insert rows whose id is new (the first with each id); return how many were inserted."""
         if not rows:
             return 0
         once: dict[str, dict[str, Any]] = {}
@@ -330,17 +336,17 @@ class LabelStore:
             once.setdefault(row["id"], row)
         new = table.__table__
         insert = INSERTS[self.engine.dialect.name](new).on_conflict_do_nothing(index_elements=["id"])
-        # Counted by what comes back: not every driver tells of many rows how many were inserted.
+        # RETURNING counts the new rows: not every driver reports the number for many rows.
         return len(session.connection().execute(insert.returning(new.c.id), list(once.values())).all())
 
     def snapshot(self) -> Snapshot:
-        """How far the store has come."""
+        """Return a snapshot of the store's current state."""
         with Session(self.engine) as session:
             newest = [session.scalar(select(func.max(t.number))) or 0 for t in (LabelRow, ComparisonRow)]
         return Snapshot(*newest)
 
     def comparisons(self, round: int | None = None, at: Snapshot | None = None) -> Iterator[Comparison]:
-        """Comparisons in the order they were added, all or those of a snapshot."""
+        """Yield comparisons in the order they were added, all or those of a round or snapshot."""
         conditions = [] if round is None else [ComparisonRow.round == round]
         if at is not None:
             conditions.append(ComparisonRow.number <= at.comparisons)
@@ -348,7 +354,7 @@ class LabelStore:
             yield replace(comparison, round=of_round) if of_round else comparison
 
     def _questions(self, table: Any, *conditions: Any) -> Iterator[tuple[Any, Comparison]]:
-        """A table's questions in order, each with its own column: the round of a comparison, the answer to gold."""
+        """Yield a table's questions in order, each with the round (comparison) or preference (gold)."""
         query = _question_query(table).where(*conditions)
         with Session(self.engine) as session, session.execute(query, execution_options=STREAMED) as rows:
             yield from map(_question_of, rows)
@@ -356,8 +362,10 @@ class LabelStore:
     def find(
         self, ids: Sequence[str], *, gold: bool = False, session: Session | None = None
     ) -> list[Comparison]:
-        """Those of these that the store has, in its order: comparisons, or gold questions. In a transaction, give its
-        session."""
+        """Return the stored comparisons (or gold questions) with these ids, in the store's order.
+
+        Within a transaction, pass its session.
+        """
         if session is None:
             with self.reading() as session:
                 return self.find(ids, gold=gold, session=session)
@@ -366,7 +374,7 @@ class LabelStore:
         return [_question_of(row)[1] for row in rows]
 
     def stored(self, comparison: Comparison) -> Comparison:
-        """The comparison with its sides in the stored order (as given when it is not stored)."""
+        """Return the comparison with its sides in the stored order, or as given if it is not stored."""
         with Session(self.engine) as session:
             row = session.scalar(select(ComparisonRow).where(ComparisonRow.id == comparison.id))
         if row is None or row.first_id == response_id(comparison.prompt, comparison.first):
@@ -376,7 +384,7 @@ class LabelStore:
     def labels(
         self, comparison_ids: Sequence[str] | None = None, at: Snapshot | None = None
     ) -> Iterator[Label]:
-        """Labels in the order they were given, all or those of a snapshot."""
+        """Yield labels in the order they were added, all or those of comparisons or a snapshot."""
         columns = (getattr(LabelRow, name) for name in LABEL_COLUMNS)
         query = select(*columns).order_by(LabelRow.number)
         if at is not None:
@@ -388,7 +396,7 @@ class LabelStore:
                 yield Label(*row)
 
     def _consensus(self, at: Snapshot | None = None) -> dict[str, float]:
-        """Mean preference for the first response, per labelled comparison."""
+        """Return the mean preference for the first response of every labelled comparison."""
         query = select(LabelRow.comparison_id, func.avg(LabelRow.preference)).group_by(LabelRow.comparison_id)
         if at is not None:
             query = query.where(LabelRow.number <= at.labels)
@@ -398,9 +406,11 @@ class LabelStore:
     def preferences(
         self, at: Snapshot | None = None, consensus: Mapping[str, float] | None = None
     ) -> list[Preference]:
-        """Labelled comparisons with a winner, in order, all or as a snapshot has them; those at exactly one half are
-        left out (and counted in `consensus_report`). `consensus` says how far the first side of each is preferred: the
-        mean of its labels without."""
+        """Return labelled comparisons with a winner as pairs, in order, all or those of a snapshot.
+
+        Comparisons at exactly one half are left out (`consensus_report` counts them). `consensus` is the
+        preference for the first side by comparison id; by default it is the mean of the labels.
+        """
         consensus = self._consensus(at) if consensus is None else consensus
         pairs = []
         for c in self.comparisons(at=at):
@@ -422,8 +432,7 @@ class LabelStore:
         return pairs
 
     def consensus_report(self) -> dict[str, int]:
-        """How many comparisons and labels there are, how many are unlabelled, how many tie, and about how many the
-        labels contradict each other."""
+        """Count rows, labelled and unlabelled comparisons, ties, and those with contradicting labels."""
         consensus = self._consensus()
         counts = self.count()
         by_comparison = select(LabelRow.comparison_id).group_by(LabelRow.comparison_id)
@@ -440,7 +449,7 @@ class LabelStore:
         }
 
     def count(self) -> dict[str, int]:
-        """Rows of every table."""
+        """Return the numbers of prompts, responses, comparisons and labels."""
         with Session(self.engine) as session:
             return {
                 t.__tablename__: _count(session, t) for t in (PromptRow, ResponseRow, ComparisonRow, LabelRow)
@@ -449,7 +458,10 @@ class LabelStore:
 
 @cache
 def _question_query(table: Any) -> Any:
-    """Columns, not objects: there may be a hundred thousand. Making the query takes longer than finding one row."""
+    """Return a cached query for a table's questions, since making it costs more than finding a row.
+
+    It selects columns, not objects, because there may be a hundred thousand rows.
+    """
     first, second = aliased(ResponseRow), aliased(ResponseRow)
     own = table.preference if table is GoldRow else table.round
     sides = (first.text, first.source, first.ended, second.text, second.source, second.ended)
@@ -482,7 +494,7 @@ def _now() -> str:
 
 
 def _turned(label: Label) -> Label:
-    """The same answer about the same question with its sides the other way round."""
+    """Return the same label for the question with its sides swapped."""
     swapped = None if label.swapped is None else not label.swapped
     return replace(label, preference=1.0 - label.preference, swapped=swapped)
 
@@ -510,7 +522,7 @@ def _prompt(text: str, messages: str) -> Prompt:
 
 
 def response_id(prompt: Prompt, response: Response) -> str:
-    """The id under which a store has a response."""
+    """Return the id of a response in a store."""
     return content_id("response", prompt.id, response.text)
 
 

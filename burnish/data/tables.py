@@ -1,4 +1,4 @@
-"""The tables of a label store; `migrations/` makes them."""
+"""SQLAlchemy tables of a label store, which `migrations/` creates."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Table(DeclarativeBase):
-    """Declarative base."""
+    """Declarative base of all tables."""
 
 
 class PromptRow(Table):
-    """A prompt; `messages` is JSON, empty for plain text."""
+    """A prompt, with `messages` as a JSON list that is empty for plain text."""
 
     __tablename__ = "prompts"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -31,7 +31,7 @@ class ResponseRow(Table):
 
 
 class ComparisonRow(Table):
-    """A question, with the order its two responses were first stored in."""
+    """A comparison, with its two responses in the order in which they were first stored."""
 
     __tablename__ = "comparisons"
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
@@ -43,7 +43,7 @@ class ComparisonRow(Table):
 
 
 class LabelRow(Table):
-    """One annotator's answer in one round; never changed, never deleted."""
+    """One annotator's label in one round, which is never changed or deleted."""
 
     __tablename__ = "labels"
     __table_args__ = (CheckConstraint("preference >= 0 AND preference <= 1"),)
@@ -63,7 +63,7 @@ class LabelRow(Table):
 
 
 class GoldRow(Table):
-    """A question whose answer is known. None of the comparisons: it is asked to see who answers well."""
+    """A gold question, kept apart from comparisons, whose known answer measures annotators."""
 
     __tablename__ = "gold"
     __table_args__ = (CheckConstraint("preference >= 0 AND preference <= 1"),)
@@ -76,7 +76,7 @@ class GoldRow(Table):
 
 
 class CheckRow(Table):
-    """What an annotator answered to a gold question."""
+    """An annotator's answer to a gold question."""
 
     __tablename__ = "checks"
     __table_args__ = (CheckConstraint("preference >= 0 AND preference <= 1"),)
@@ -92,7 +92,7 @@ class CheckRow(Table):
 
 
 class GuidelinesRow(Table):
-    """A wording that labels were given under."""
+    """A text of guidelines that labels were given under."""
 
     __tablename__ = "guidelines"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -100,7 +100,7 @@ class GuidelinesRow(Table):
 
 
 class AccountRow(Table):
-    """Who may enter a page; `id` is the name, `password` a hash."""
+    """An account of the web pages, with the name as `id` and a hash as `password`."""
 
     __tablename__ = "accounts"
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
@@ -112,7 +112,7 @@ class AccountRow(Table):
 
 
 class InvitationRow(Table):
-    """A link that makes an account; `id` is a hash of what stands in it."""
+    """A link that creates an account, with a hash of its token as `id`."""
 
     __tablename__ = "invitations"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -123,7 +123,7 @@ class InvitationRow(Table):
 
 
 class SessionRow(Table):
-    """Somebody who is in; `id` is a hash of what their browser holds."""
+    """A login session, with a hash of the browser's token as `id`."""
 
     __tablename__ = "sessions"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -132,7 +132,7 @@ class SessionRow(Table):
 
 
 class AuditRow(Table):
-    """Something that somebody did, or was refused."""
+    """An entry of the audit log: an action that was carried out or refused."""
 
     __tablename__ = "audit"
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
@@ -144,8 +144,10 @@ class AuditRow(Table):
 
 
 class TaskRow(Table):
-    """A question that was put to somebody: `shown` is a JSON list of response ids in their order, `until` when the
-    lease ends (open), or the answer can no longer be taken back (answered), `labels` what the answer comes to."""
+    """A question assigned to an annotator, with `shown` as a JSON list of response ids in order.
+
+    `until` ends the lease (open task) or the time to undo (answered); `labels` come from the answer.
+    """
 
     __tablename__ = "tasks"
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
@@ -162,7 +164,7 @@ class TaskRow(Table):
 
 
 class AskedRow(Table):
-    """Which comparisons, or which gold question, a task asks about."""
+    """A comparison or gold question that a task asks about."""
 
     __tablename__ = "asked"
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
@@ -171,7 +173,7 @@ class AskedRow(Table):
 
 
 class SaveRow(Table):
-    """A save that was carried out, by the key its sender gave it."""
+    """A save that was carried out, with the key that its sender gave it as `id`."""
 
     __tablename__ = "saves"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -179,7 +181,7 @@ class SaveRow(Table):
 
 
 class EditionRow(Table):
-    """A wording of the guidelines that was put up; the last one counts."""
+    """A published edition of the guidelines, of which the last one applies."""
 
     __tablename__ = "editions"
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
@@ -189,7 +191,7 @@ class EditionRow(Table):
 
 
 class SettingRow(Table):
-    """What a page keeps for itself."""
+    """An internal setting of the web pages."""
 
     __tablename__ = "settings"
     id: Mapped[str] = mapped_column(primary_key=True)

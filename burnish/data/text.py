@@ -1,4 +1,4 @@
-"""Text from outside: one rule of what is text, for every file, form and request that brings some."""
+"""Text from files, forms and requests, checked by one set of rules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPOKEN = {
     "model": "assistant",
 }
 TURN = {"role", "content", "from", "value"}
-# Keys of a turn that say nothing a model would read.
+# Keys of a turn with metadata that a model does not read.
 ABOUT = {
     *(
         "id",
@@ -45,26 +45,28 @@ ABOUT = {
 
 
 class Unusable(Exception):
-    """One row that cannot be used; the message is the reason."""
+    """Error for one row that cannot be used, with the reason as its message."""
 
 
 @dataclass
 class Rejected:
-    """Rows of a source that cannot be used: their line (or number), reason and first characters."""
+    """Unusable rows of a source, with their line (or number), reason and first characters."""
 
     notes: list[dict[str, Any]] = field(default_factory=list)
-    read: int = 0  # rows that could be used, repetitions among them
+    read: int = 0  # usable rows, including duplicates
 
     def add(self, number: int, reason: str, row: Any) -> None:
+        """Add a row with its reason and an excerpt."""
         excerpt = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
         self.notes.append({"line": number, "reason": reason, "excerpt": printable(excerpt[:EXCERPT])})
 
     @property
     def counts(self) -> Counter[str]:
+        """Number of rejected rows by reason."""
         return Counter(note["reason"] for note in self.notes)
 
     def summary(self) -> str:
-        """The commonest reasons, each with its count and first line."""
+        """Return the three most common reasons, each with its count and first line."""
         parts = []
         for reason, count in self.counts.most_common(3):
             first = next(note["line"] for note in self.notes if note["reason"] == reason)
@@ -72,7 +74,7 @@ class Rejected:
         return "; ".join(parts)
 
     def check(self, source: str | Path, rows: int, limit: float, remedy: str) -> None:
-        """Raise DataError where more than `limit` of the rows were rejected, or all."""
+        """Raise DataError if there are no rows, or if all or more than `limit` of them were rejected."""
         bad = len(self.notes)
         if not rows:
             raise DataError(f"{source} holds no rows; give one a line")
@@ -84,7 +86,7 @@ class Rejected:
 
 
 def text_of(value: Any, what: str = "text") -> str:
-    """A string that can be stored and encoded: no NUL character and no half of a surrogate pair. Raises Unusable."""
+    """Return a string; raise Unusable for another type, a NUL character or an unpaired surrogate."""
     if not isinstance(value, str):
         raise Unusable(f"{what} is {_kind(value)}, not text")
     if "\x00" in value:
@@ -97,7 +99,7 @@ def text_of(value: Any, what: str = "text") -> str:
 
 
 def content_of(value: Any, what: str = "content") -> str:
-    """The text of a message: a string, or a list of text parts, which are joined. Raises Unusable for other parts."""
+    """Return the text of a message, joining text parts; raise Unusable for other parts."""
     if not isinstance(value, list):
         return text_of(value, what)
     parts = []
@@ -114,8 +116,10 @@ def content_of(value: Any, what: str = "content") -> str:
 
 
 def message_of(turn: Any) -> Message:
-    """A turn of a dialogue: `role` and `content`, or `from` and `value` (ShareGPT). Raises Unusable for a turn that
-    holds more than these, such as calls of tools."""
+    """Convert a turn with `role` and `content`, or `from` and `value` (ShareGPT), to a message.
+
+    Raises Unusable for a turn with other content, such as tool calls.
+    """
     if not isinstance(turn, Mapping):
         raise Unusable(f"a turn is {_kind(turn)}, not an object with role and content")
     more = [k for k, v in turn.items() if k not in TURN | ABOUT and v not in (None, "", [], {}, False)]
@@ -129,7 +133,7 @@ def message_of(turn: Any) -> Message:
 
 
 def messages_of(value: Any) -> list[Message]:
-    """The turns of a dialogue. Raises Unusable."""
+    """Convert the turns of a dialogue to messages, or raise Unusable."""
     if not isinstance(value, list) or not value:
         raise Unusable(
             "empty prompt" if value in (None, [], "") else f"messages are {_kind(value)}, not a list"
@@ -138,7 +142,7 @@ def messages_of(value: Any) -> list[Message]:
 
 
 def prompt_of(value: Any) -> Prompt:
-    """A prompt: text, or a list of messages. Raises Unusable."""
+    """Convert text or messages to a prompt; raise Unusable if it is empty or ends with an answer."""
     if isinstance(value, str):
         if not text_of(value).strip():
             raise Unusable("empty prompt")
@@ -150,7 +154,7 @@ def prompt_of(value: Any) -> Prompt:
 
 
 def reply_of(value: Any, what: str = "response") -> str:
-    """An answer: text, or a list of messages that ends in the assistant's. Raises Unusable."""
+    """Return a response given as text or as messages that end with it; otherwise raise Unusable."""
     if (
         isinstance(value, list)
         and value
@@ -164,7 +168,7 @@ def reply_of(value: Any, what: str = "response") -> str:
 
 
 def parse_json(text: str) -> Any:
-    """A JSON value. Raises Unusable, also for a number or a nesting that is too large to be read."""
+    """Parse JSON; raise Unusable if it is malformed or has too large a number or nesting."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -172,13 +176,15 @@ def parse_json(text: str) -> Any:
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Numbered rows of a JSON file: one a line, or the elements of one array. A line that is not JSON comes as its
-    text. Raises DataError for an empty file and for one object over several lines."""
+    """Yield the numbered rows of a JSON file: one per line, or the elements of one array.
+
+    A line that is not JSON comes as text. An empty file or one multi-line object raises DataError.
+    """
     return _json_rows(read_lines(path), lambda: read_text(path), str(path))
 
 
 def numbered(text: str) -> Iterator[tuple[int, Any]]:
-    """`json_rows` of a text."""
+    """Yield the numbered rows of a JSON text, as `json_rows` does for a file."""
     return _json_rows(enumerate(text.split("\n"), 1), lambda: text, "the input")
 
 
@@ -212,7 +218,7 @@ def _json_rows(
 def read_rows(
     rows: Iterator[tuple[int, Any]], read: Callable[[Mapping[str, Any]], Any], rejected: Rejected
 ) -> Iterator[tuple[int, Any]]:
-    """What `read` makes of each row; a row that it cannot use, or that is no object, is rejected with its reason."""
+    """Yield `read` of every row; reject a row that is not an object or that `read` cannot use."""
     for number, row in rows:
         try:
             if not isinstance(row, Mapping):
@@ -225,8 +231,10 @@ def read_rows(
 
 
 def number_of(value: Any) -> float | None:
-    """A number, numpy's scalars and the spellings of NaN and infinity included; None for anything else, truth values
-    too. It need not be finite."""
+    """Convert a number to float, which need not be finite; return None for anything else.
+
+    Numpy scalars and the spellings of NaN and infinity are numbers; truth values are not.
+    """
     if isinstance(value, str):
         return float(value) if SPELLED.fullmatch(value.strip()) else None
     if isinstance(value, bool) or not hasattr(value, "__float__"):
@@ -238,7 +246,7 @@ def number_of(value: Any) -> float | None:
 
 
 def printable(text: str) -> str:
-    """A text that any file or terminal takes: half characters as their escapes."""
+    """Return a text that any file or terminal accepts, with half characters escaped."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -251,5 +259,5 @@ def _kind(value: Any) -> str:
 
 
 def first_of(row: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The first of some columns that a row has something in; None where it has none."""
+    """Return the first non-empty value among the named columns of a row, or None."""
     return next((row[name] for name in names if row.get(name) not in (None, "", [])), None)

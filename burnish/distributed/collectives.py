@@ -1,12 +1,15 @@
-"""Several processes that carry out one run together: every one does the whole of it, deals out what is large, and comes
-to the same decisions.
+"""Collectives for several processes that carry out one run together.
 
-Rows are dealt one after the other (row i belongs to process i % size), what is read of them is gathered, gradients are
-added up; whole jobs (a reward model to train) are dealt to one process each. Whatever any process decides by, all have.
-A process that fails makes all fail, before anybody waits for it; one that hangs or dies ends the others within
-`timeout` seconds. Alone, nothing here does anything.
+Every process carries out the whole run, shares out large work, and comes to the same decisions.
 
-The processes are started by torchrun, by `burnish run --workers`, or by Ray Train; all set the same variables.
+Rows are dealt in turn (row i belongs to process i % size), the values read from them are gathered,
+and gradients are summed. Whole jobs (a reward model to train) go to one process each. All processes
+have every value that a decision depends on. A process that fails makes all fail, before any of them
+waits for it. A process that hangs or dies ends the others within `timeout` seconds. In a single
+process, these functions do nothing.
+
+The processes are started by torchrun, by `burnish run --workers`, or by Ray Train; all set the same
+variables.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 P = ParamSpec("P")
 
-ATTEND = b"attend"  # the leader's word, where it asks for something before it has come to its end
+ATTEND = b"attend"  # the leader's message, if it asks for a part before it finishes
 TIMEOUT = 600.0  # seconds without an answer of another process after which this one gives up
 
 
@@ -49,19 +52,18 @@ _world: World | None = None
 
 
 def launched() -> bool:
-    """Whether this process was started as one of several."""
+    """Check whether this process was started as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def first() -> bool:
-    """Whether this process was started as the first, or alone."""
+    """Check whether this process was started as the first, or alone."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def together(timeout: float = TIMEOUT) -> Iterator[None]:
-    """Take part in the run that this process was started for, for a block. Nothing where it was started alone, and
-    nothing anew within such a block."""
+    """Take part in this process's run for a block; do nothing if alone or already in such a block."""
     global _world
     if _world is not None or not launched():
         yield
@@ -75,38 +77,38 @@ def together(timeout: float = TIMEOUT) -> Iterator[None]:
 
 
 def neighbours() -> int:
-    """How many processes of the run share this machine."""
+    """Return how many processes of the run share this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def size() -> int:
-    """How many processes share what comes now."""
+    """Return how many processes share the current work."""
     return 1 if _world is None or _world.alone else _world.size
 
 
 def rank() -> int:
-    """The number of this process among those that share what comes now."""
+    """Return the number of this process among those that share the current work."""
     return 0 if _world is None or _world.alone else _world.rank
 
 
 def leads() -> bool:
-    """Whether this process is the one that writes files and talks to people: process 0, also within `alone`."""
+    """Check whether this process writes files and prints: process 0, also within `alone`."""
     return _world is None or _world.rank == 0
 
 
 def processes() -> int:
-    """How many processes carry out the run."""
+    """Return how many processes carry out the run."""
     return 1 if _world is None else _world.size
 
 
 def mine(rows: Sequence[int]) -> list[int]:
-    """Those of numbered rows that are this process's own."""
+    """Return the row numbers among `rows` that belong to this process."""
     return [row for row in rows if row % size() == rank()]
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """For a block that is carried out by this process for itself: nothing in it is shared."""
+    """Run a block in this process by itself; nothing in it is shared."""
     if _world is None:
         yield
         return
@@ -118,8 +120,11 @@ def alone() -> Iterator[None]:
 
 
 def each(work: Callable[[], T]) -> list[T]:
-    """What `work` comes to in every process, in their order. Where it fails in one of them, all raise that error (the
-    first one's), so that no process waits for one that has failed."""
+    """Return the results of `work` in all processes, in their order.
+
+    If it fails in one of them, all raise that error (the first one's), so that no process waits for
+    a failed one.
+    """
     if size() == 1:
         return [work()]
     error: Exception | None = None
@@ -137,9 +142,12 @@ def each(work: Callable[[], T]) -> list[T]:
 
 
 def gather(n: int, work: Callable[[list[int]], tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
-    """(n, ...) tensors that `work` (given its own row numbers, one at least) makes of n rows, put together from all
-    processes, on every one of them, on the device where its own part was made. A process without rows uses its own
-    device of the kind that the others use."""
+    """Return the (n, ...) tensors that `work` makes of n rows, on every process.
+
+    `work` is given the row numbers of its process, at least one. The tensors are on the device of
+    the process's own part. A process without rows uses its own device of the kind that the others
+    use.
+    """
     if size() == 1:
         return work(list(range(n)))
     import torch
@@ -164,8 +172,11 @@ def gather(n: int, work: Callable[[list[int]], tuple[torch.Tensor, ...]]) -> tup
 def add(
     parameters: Sequence[torch.nn.Parameter], work: Callable[[], Mapping[str, float]]
 ) -> dict[str, float]:
-    """Add up over all processes the gradients that `work` leaves in the parameters, and the figures it returns. All
-    gradients of a kind go as one; a process that had no rows counts as zero."""
+    """Sum over all processes the gradients that `work` leaves in the parameters.
+
+    Return the summed figures that `work` returns. Gradients of one dtype and device go as one
+    tensor; a process without rows counts as zero.
+    """
     if size() == 1:
         return dict(work())
     import torch
@@ -189,7 +200,7 @@ def add(
 
 
 def locally(work: Callable[[], T]) -> T:
-    """What `work` comes to in this process, once it is known that it fails in none."""
+    """Return the result of `work` in this process, after it has succeeded in all."""
     if size() == 1:
         return work()
     own: list[T] = []
@@ -198,14 +209,16 @@ def locally(work: Callable[[], T]) -> T:
 
 
 def leaders(value: T) -> T:
-    """The value that process 0 has, on all."""
+    """Return the value of process 0, on all processes."""
     return value if size() == 1 else each(lambda: value)[0]
 
 
 def deal(jobs: Sequence[T], work: Callable[[list[T]], list[Any]], *, to_lead: bool = False) -> list[Any]:
-    """What whole jobs come to, in their order, each carried out by one process alone; `work` is given those of a
-    process together. Results are sent to all processes, or with `to_lead` to process 0; the others then get an empty
-    list."""
+    """Return the results of whole jobs, in order, each carried out by one process alone.
+
+    `work` is given all jobs of a process together. Results are sent to all processes, or with
+    `to_lead` to process 0; the others then get an empty list.
+    """
     if size() == 1:
         return work(list(jobs))
 
@@ -230,8 +243,10 @@ def deal(jobs: Sequence[T], work: Callable[[list[T]], list[Any]], *, to_lead: bo
 
 
 def in_turns(work: Callable[[], T]) -> T:
-    """What `work` comes to in this process, done by the processes of a machine one after the other, however long each
-    takes. Where it fails in one, all raise that error."""
+    """Return this process's result of `work`, run by a machine's processes one after the other.
+
+    Each may take any time. If it fails in one, all raise that error.
+    """
     if size() == 1:
         return work()
     assert _world is not None
@@ -252,8 +267,11 @@ def in_turns(work: Callable[[], T]) -> T:
 def _after_all(
     world: World, key: str, place: str, done: T, failed: Exception | None, *, to_lead: bool = False
 ) -> list[T]:
-    """What all have done, once all are there: they may differ by more than the time-out of a collective. With
-    `to_lead` only process 0 gets it, and an empty list the others."""
+    """Return the results of all processes once all have finished.
+
+    They may differ by more than the time-out of a collective. With `to_lead` only process 0 gets
+    the results, and the others get an empty list.
+    """
     world.store.set(f"{key}/{world.rank}", pickle.dumps(place))
     for number in range(world.size):
         _same_way(world, pickle.loads(wait_for(world, f"{key}/{number}", number)), place, number)
@@ -268,7 +286,7 @@ def _after_all(
 
 
 def _to_lead(value: T) -> list[T]:
-    """What every process has, on process 0; an empty list on the others."""
+    """Return the values of all processes on process 0, and an empty list on the others."""
     import torch.distributed as dist
 
     assert _world is not None
@@ -280,13 +298,13 @@ def _to_lead(value: T) -> list[T]:
 
 
 def _next_key(world: World) -> str:
-    """Of the next thing that is said through the store, in all processes the same."""
+    """Return the store key of the next message, the same in all processes."""
     world.broadcasts += 1
     return f"burnish/word/{world.broadcasts}"
 
 
 def _place() -> str:
-    """The line outside this file that shares what comes now: it shows at which lines processes diverged."""
+    """Return the line outside this file that shares the current work, for reports of divergence."""
     frame = sys._getframe(1)
     while frame.f_code.co_filename == __file__ and frame.f_back is not None:
         frame = frame.f_back
@@ -302,8 +320,11 @@ def _same_way(world: World, theirs: str, ours: str, number: int) -> None:
 
 
 def from_lead(work: Callable[[], T]) -> T:
-    """What `work` comes to in process 0, which carries it out alone; all others wait for its word, however long it
-    takes, as long as it lives. An error there is raised by all."""
+    """Return the result of `work` in process 0, which carries it out alone.
+
+    All others wait for its message, however long it takes, as long as process 0 lives. All raise an
+    error that occurs there.
+    """
     if _world is None or _world.alone:
         return work()
     world, place = _world, _place()
@@ -334,7 +355,7 @@ def from_lead(work: Callable[[], T]) -> T:
 
 
 def _say(world: World, key: str, word: tuple[Any, ...]) -> None:
-    """What others wait for in the store, or wait for after they have attended."""
+    """Send the message that others wait for in the store, or wait for after `attend`."""
     attended, world.word = world.word is None, None
     if attended:
         attend(world)
@@ -343,7 +364,7 @@ def _say(world: World, key: str, word: tuple[Any, ...]) -> None:
 
 
 def by_lead(work: Callable[P, None]) -> Callable[P, None]:
-    """For what writes files: process 0 does it, and all others wait until it is done."""
+    """Wrap a function that writes files: process 0 runs it, and all others wait for it."""
 
     @wraps(work)
     def done(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -356,16 +377,19 @@ def by_lead(work: Callable[P, None]) -> Callable[P, None]:
 
 
 def lend(give: Callable[[int, bool], None], owner: object) -> int:
-    """Have all processes take part when one of them asks for something of which each has a part: `give` puts together
-    the part with a number, for this process too if it is to keep it. To be called by all, with nothing between them;
-    the number to ask by. It ends (`tidy`) some time after its owner is gone everywhere."""
+    """Have all processes take part when one of them asks for a part of a shared object.
+
+    `give` gathers the part with a number, and keeps it in this process on request. All processes
+    must call this, with no other collective in between. Return the number to ask by. The loan ends
+    (`tidy`) some time after its owner is gone everywhere.
+    """
     assert _world is not None
     _world.lent.append(Lent(give, weakref.ref(owner)))
     return len(_world.lent) - 1
 
 
 def tidy() -> None:
-    """Let go of what was lent by owners that are gone in all processes."""
+    """Drop lent objects whose owners are gone in all processes."""
     if size() == 1:
         return
     assert _world is not None
@@ -376,20 +400,23 @@ def tidy() -> None:
 
 
 def ask(number: int, part: int) -> None:
-    """Have all processes put a part together: those that wait for others, or ask for another part, take part. Raises
-    PeerFailed where one does not answer within the time-out, or, while whole jobs are done, gives no sign of life."""
+    """Have all processes gather a part; those that wait, or ask for another part, take part.
+
+    Raise PeerFailed when a process does not answer within the time-out, or, during whole jobs,
+    gives no heartbeat.
+    """
     assert _world is not None
     world = _world
     if world.word is not None:
         world.store.set(world.word, ATTEND)
         world.word = None
-        attend(world)  # to those who are on their way here
+        attend(world)  # until all others know of the request
         world.patient = True
     turn(world, number * PARTS + part)
 
 
 def put_together(own: torch.Tensor, whole: torch.Tensor) -> None:
-    """Fill `whole` (N * n) with the parts (n) of all N processes. For `give` alone."""
+    """Fill `whole` (N * n) with the parts (n) of all N processes; only `give` may call this."""
     import torch.distributed as dist
 
     assert _world is not None
@@ -399,19 +426,19 @@ def put_together(own: torch.Tensor, whole: torch.Tensor) -> None:
 
 
 def _bytes(x: torch.Tensor) -> torch.Tensor:
-    """Gloo knows few kinds of numbers."""
+    """Return the bytes of a tensor, since gloo supports few dtypes."""
     import torch
 
     return x.view(torch.uint8)
 
 
 def settled() -> None:
-    """Wait until all processes are here: what process 0 has written, the others may read."""
+    """Wait until all processes are here, so that they may read the files of process 0."""
     each(lambda: None)
 
 
 def check_replicas(parameters: Sequence[torch.Tensor], what: str) -> None:
-    """Raise PeerFailed unless all processes hold the same numbers."""
+    """Raise PeerFailed unless all processes hold the same values."""
     if size() == 1:
         return
     found = each(lambda: _digest(parameters))
@@ -446,14 +473,14 @@ def _reduce(joined: torch.Tensor) -> None:
 
     assert _world is not None
     with answers(_world):
-        # Always a sum: gloo's mean is a sum, without a word.
+        # Always a sum: gloo silently returns a sum for a mean.
         dist.all_reduce(
             joined, dist.ReduceOp.SUM, group=_world.group if joined.device.type == "cpu" else None
         )
 
 
 def _from(source: int, words: tuple[list[str], str]) -> BurnishError:
-    """The error of another process."""
+    """Return the error of another process."""
     kinds, text = words
     error = from_words(kinds, text if Waiting.__name__ in kinds else f"{text} (process {source})")
     error.of_process = source

@@ -1,5 +1,8 @@
-"""The processes of a run, as each sees the others: how they find one another, give signs of life, wait for a word, and
-take turns at what each has a part of. `burnish/distributed/collectives.py` shares work by it."""
+"""Connection between the processes of a run: start, heartbeats, messages and turns.
+
+In a turn, all processes gather objects of which each has a part.
+`burnish/distributed/collectives.py` is built on this file.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,16 @@ from typing import Any
 
 from burnish.errors import OutOfMemory, PeerFailed, ran_out
 
-HEARTBEAT = 1.0  # seconds between two signs of life
-FAREWELL = 10.0  # seconds that process 0 stays for the others
-NOTHING = -1  # who asks for nothing
-PARTS = 1 << 20  # of anything that is lent, at most
-A_TURN = 0.005  # seconds between two looks for somebody who is to take part in a turn
+HEARTBEAT = 1.0  # seconds between two heartbeats
+FAREWELL = 10.0  # seconds that process 0 waits at most for the others to leave
+NOTHING = -1  # request of a process that needs no part
+PARTS = 1 << 20  # largest number of parts of a lent object
+A_TURN = 0.005  # seconds between two checks for a process that must take part in a turn
 
 
 @dataclass
 class Lent:
-    """Something of which each process has a part: what puts it together, and whose it is."""
+    """An object of which each process has a part: the function that gathers it, and its owner."""
 
     give: Callable[[int, bool], None]
     owner: weakref.ref[Any]
@@ -33,32 +36,32 @@ class Lent:
 
 @dataclass
 class World:
-    """What this process knows of the run that it takes part in."""
+    """State of this process in its run."""
 
     rank: int
     size: int
     timeout: float
-    store: Any  # where processes leave one another word
-    group: Any  # of all processes, for what lies in the main memory
-    ours: bool  # whether the process group is ours to end
+    store: Any  # key-value store for messages between processes
+    group: Any  # of all processes, for tensors in main memory
+    ours: bool  # whether this code must destroy the process group
     alone: int = 0  # how many blocks of `alone` are open
-    broadcasts: int = 0  # of the leader so far
+    broadcasts: int = 0  # number of messages through the store so far
     lent: list[Lent | None] = field(default_factory=list)  # None: no longer needed
-    broken: Exception | None = None  # what stopped this process in a turn: it cannot take part any more
-    turns: int = 0  # of those who may be waited for long
+    broken: Exception | None = None  # error in a turn, after which this process cannot take part
+    turns: int = 0  # number of turns in which processes may wait for long
     patient: bool = False  # whether another process may be at work for longer than the time-out
-    word: str | None = None  # that others wait for in the store, while this one works
+    word: str | None = None  # key in the store that others wait for, while this one works
     stop: Event = field(default_factory=Event)
     beat: Thread | None = None
 
 
 def attempt() -> str:
-    """How often torchrun has begun the processes anew."""
+    """Return how often torchrun has restarted the processes."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def begin(timeout: float) -> World:
-    """Find the other processes. Raises PeerFailed when they do not come within `timeout` seconds."""
+    """Connect to the other processes; raise PeerFailed if this takes over `timeout` seconds."""
     import torch
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
@@ -90,7 +93,7 @@ def begin(timeout: float) -> World:
 
 
 def beat(world: World) -> None:
-    """Write every second that this process is alive; a process that waits for it checks that."""
+    """Write a heartbeat every second; a process that waits for this one checks it."""
     count = 0
     while not world.stop.wait(HEARTBEAT):
         count += 1
@@ -101,11 +104,12 @@ def beat(world: World) -> None:
 
 
 def life(number: int) -> str:
+    """Return the store key of a process's heartbeat."""
     return f"burnish/alive/{number}"
 
 
 def end(world: World) -> None:
-    """Leave the other processes, and tell them if possible."""
+    """Leave the other processes, and notify them if possible."""
     import torch.distributed as dist
 
     take_leave(world)
@@ -117,8 +121,11 @@ def end(world: World) -> None:
 
 
 def take_leave(world: World) -> None:
-    """Process 0 may keep the store: it leaves last, so that all have its last word; after a failure too, but then it
-    does not wait for long."""
+    """Announce that this process leaves; process 0 leaves last.
+
+    Process 0 may keep the store, so the others can read its last message. It waits at most
+    `FAREWELL` seconds, also after a failure.
+    """
     keys = [f"burnish/leaves/{number}" for number in range(1, world.size)]
     try:
         if world.rank:
@@ -130,12 +137,12 @@ def take_leave(world: World) -> None:
 
 
 def local() -> int:
-    """The number of this process on its machine, by which it takes its device."""
+    """Return the number of this process on its machine, which selects its device."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def turn(world: World, wanted: int) -> bool:
-    """One round of asking and giving, by all; whether anybody asked."""
+    """Run one round of requests by all processes; return whether any process requested a part."""
     import torch
     import torch.distributed as dist
 
@@ -159,21 +166,21 @@ def turn(world: World, wanted: int) -> bool:
             assert lent is not None, "its owner is gone"
             lent.give(part % PARTS, part == wanted)
     except Exception as error:
-        # The others go on to what this process left out: nothing can be said to them any more.
+        # The others go on to the collective that this process left: no message can reach them.
         world.broken = OutOfMemory(str(error)) if ran_out(error) else error
         raise world.broken from error
     return bool(parts)
 
 
 def attend(world: World) -> None:
-    """Answer requests of other processes until there are no more."""
+    """Answer requests of other processes until there are none."""
     while any(world.lent) and turn(world, NOTHING):
         pass
 
 
 @contextmanager
 def answers(world: World) -> Iterator[None]:
-    """What a library says of a process that does not answer, in words that help."""
+    """Turn a library's error about a process that does not answer into a clear PeerFailed."""
     try:
         yield
     except RuntimeError as error:
@@ -181,7 +188,7 @@ def answers(world: World) -> Iterator[None]:
 
 
 def gone(world: World, why: str) -> PeerFailed:
-    """What to raise of a process that does not answer."""
+    """Return the error to raise for a process that does not answer."""
     return PeerFailed(
         f"process {world.rank} of {world.size} on {socket.gethostname()} had no answer from another one within "
         f"{world.timeout:g} s, or it is gone ({why}); look at what the others say, then start the same command again: "
@@ -191,23 +198,24 @@ def gone(world: World, why: str) -> PeerFailed:
 
 @dataclass
 class Listening:
-    """A thread that asks the store for a word: the store may never answer, if the process that keeps it hangs."""
+    """A thread's poll of the store for a message; the store may hang and never answer."""
 
     world: World
     key: str
-    source: int  # the process that it is to come from
-    longest: float = 0.5  # seconds between two looks
+    source: int  # the process that sends the message
+    longest: float = 0.5  # most seconds between two checks
     word: bytes | None = None
     failed: str | None = None
     seen: bytes = b""
-    since: float = field(default_factory=time.monotonic)  # the last sign of life
+    since: float = field(default_factory=time.monotonic)  # time of the last heartbeat
     done: Event = field(default_factory=Event)
 
     def listen(self) -> None:
+        """Poll the store until the message comes, the store fails or `done` is set."""
         store, sign, pause = self.world.store, life(self.source), 0.001
         try:
             while not self.done.is_set():
-                # Asked for, not waited for: a wait in the store that never ends looks like any other.
+                # Poll, since a wait in the store that never ends looks like any other wait.
                 if store.check([self.key]):
                     self.word = bytes(store.get(self.key))
                     break
@@ -222,7 +230,11 @@ class Listening:
 
 
 def wait_for(world: World, key: str, source: int, pause: float = 0.5) -> bytes:
-    """The word of a process, looked for every `pause` seconds at least, as long as it gives signs of life."""
+    """Return the message of a process, as long as that process gives heartbeats.
+
+    The store is checked every `pause` seconds at least. Raise PeerFailed when no heartbeat comes
+    within the time-out.
+    """
     listening = Listening(world, key, source, pause)
     Thread(target=listening.listen, daemon=True).start()
     while not listening.done.wait(min(1.0, world.timeout)):
@@ -235,4 +247,5 @@ def wait_for(world: World, key: str, source: int, pause: float = 0.5) -> bytes:
 
 
 def line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if the message is empty."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

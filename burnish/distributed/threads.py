@@ -1,7 +1,7 @@
-"""Independent loops side by side: a thread each, the machine's cores shared out among them.
+"""Independent loops in parallel, each in a thread with its share of the machine's cores.
 
-Small models keep two cores busy only half the time when every product is split over both; two loops of one core each
-do not wait for each other.
+Small models keep two cores busy only half the time when every product is split over both. Two loops
+of one core each do not wait for each other.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ class _Mark(Enum):
 
 
 def side_by_side(loops: Sequence[Iterator[T]], *, in_threads: bool = True) -> Iterator[tuple[int, T]]:
-    """What the loops yield, with the loop's number, one of each in turn: an order that timing does not change. Each
-    runs in a thread with its share of torch's threads (all of them, for one loop alone), ahead of what has been
-    taken; so they must not share state that they change, nor draw from torch's global generator. An error in one
-    stops all, and is raised. Not `in_threads` (where another device does the work) they take turns in this one."""
+    """Yield items of the loops with the loop's number, one of each in turn.
+
+    Timing does not change this order. Each loop runs ahead in a thread with its share of torch's
+    threads (all of them, for a single loop). Loops must not share state that they change, nor draw
+    from torch's global generator. An error in one stops all, and is raised. Without `in_threads`
+    (another device does the work), the loops take turns in the calling thread.
+    """
     if len(loops) < 2 or not in_threads:
         running = dict(enumerate(loops))
         while running:

@@ -1,4 +1,4 @@
-"""The champion rule, pure: select on one split, test once on another, keep SFT unless surely beaten."""
+"""The champion rule: select on one split, test once on another, keep SFT unless surely beaten."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 from burnish.records import Interval
 
-BEST_OF = "best_of_"  # followed by n: no model of its own
-ROUND = "round_"  # followed by its number: what an earlier round ended with
+BEST_OF = "best_of_"  # followed by n; has no model of its own
+ROUND = "round_"  # followed by its number; the final policy of an earlier round
 TRAINED = (
     "ppo",
     "dpo",
     "distill",
-)  # policies that an align stage may leave, the first that is there being its own
+)  # policies that an align stage may save; its result is the first that exists
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy with its win rate against the baseline on the selection and on the test prompts."""
+    """A policy with its win rates against the baseline on the selection and test prompts."""
 
     name: str
     selection: Interval
@@ -29,7 +29,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ChampionDecision:
-    """Who ships, who was selected to be tested, and why."""
+    """The champion, the candidate that was selected for the test, and the reason."""
 
     champion: str
     selected: str | None
@@ -38,11 +38,12 @@ class ChampionDecision:
 
 
 def choose_champion(candidates: Sequence[Candidate], *, baseline: str = "sft") -> ChampionDecision:
-    """The candidate with the best selection win rate (the first among equals) wins if the lower bound of its
-    test interval is above one half; otherwise the baseline stays. Test figures of the others are not read.
+    """Select the best candidate on the selection prompts and test it against the baseline.
 
-    Intervals are of the win rate against the baseline, ties half. Raises ValueError when a figure that is
-    read is not finite or a name stands twice.
+    The candidate with the best selection win rate (the first among equals) wins if the lower bound of
+    its test interval is above one half; otherwise the baseline stays. Test figures of the others are
+    not read. Intervals are of the win rate against the baseline, ties half. Raises ValueError if a
+    figure that is read is not finite or a name occurs twice.
     """
     if not candidates:
         return ChampionDecision(baseline, None, f"no candidate: {baseline} stays")
@@ -73,9 +74,10 @@ def choose_champion(candidates: Sequence[Candidate], *, baseline: str = "sft") -
 
 @dataclass(frozen=True)
 class Held:
-    """A champion on a regression set: its mean figure, SFT's, and the difference with its interval by prompt.
+    """A champion's result on a guard set.
 
-    `tolerance` is the loss that is accepted.
+    `champion` and `baseline` (SFT) are mean figures, `difference` has an interval by prompt, and
+    `tolerated` is the loss that is allowed.
     """
 
     name: str
@@ -86,12 +88,12 @@ class Held:
 
     @property
     def loses(self) -> bool:
-        """Whether it surely loses more than is tolerated."""
+        """True if the upper bound of the difference is below -`tolerated`."""
         return self.difference.ci_high < -self.tolerance
 
 
 def held_to(decision: ChampionDecision, sets: Sequence[Held], *, baseline: str = "sft") -> ChampionDecision:
-    """The decision, taken back where the champion surely loses on a regression set."""
+    """Return the decision, or the baseline if the champion surely loses on a guard set."""
     lost = [held for held in sets if held.loses]
     evidence = decision.evidence | {"regression_sets": {h.name: h.difference.value for h in sets}}
     if not lost:

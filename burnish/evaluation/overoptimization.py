@@ -1,4 +1,4 @@
-"""Worth against KL: the two forms of Gao, Schulman and Hilton (2022), fitted, and where they peak. Torch-free."""
+"""Judge score against KL: fits of Gao, Schulman and Hilton (2022) and their peaks, without torch."""
 
 from __future__ import annotations
 
@@ -17,25 +17,29 @@ Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.intp]
 Form = Literal["best_of_n", "rl"]
 DRAWS = 400
-FEWEST = 4  # distances that a fit of two numbers needs
-SURE = 0.9  # of the resamples that must have a peak, for an interval of it
-BEYOND = 1.5  # times the largest distance seen; a peak beyond it is not reported
+FEWEST = 4  # distances above 0 that a fit of two coefficients needs
+SURE = 0.9  # share of resamples that must have a peak for an interval to be reported
+BEYOND = 1.5  # times the largest observed distance; a peak beyond this is not reported
 
 
 def best_of_kl(n: int) -> float:
-    """KL of the best of n to the policy that is sampled, in nats: log n - (n - 1) / n (an upper bound, Beirami et al.
-    2024)."""
+    """Return the KL of best of n from the sampled policy, in nats: log n - (n - 1) / n.
+
+    This is an upper bound (Beirami et al. 2024).
+    """
     return math.log(n) - (n - 1) / n
 
 
 def doublings(most: int) -> list[int]:
-    """1, 2, 4, ... up to `most`."""
+    """Return 1, 2, 4, ... up to `most`."""
     return [1 << k for k in range(most.bit_length())]
 
 
 def pool_curves(proxy: Array, worth: Array, ns: Sequence[int]) -> Array:
-    """(M, len(ns)) expected worth of the answer with the highest proxy score among n of the N answers to each of M
-    prompts, less the mean of all N: exact over all draws."""
+    """Return the (M, len(ns)) gains in `worth` of best of n by proxy score, exact over all draws.
+
+    A gain is the expected worth of the best of n of a prompt's N answers less the mean of all N.
+    """
     return np.array(
         [
             [best_of_n(p.tolist(), w.tolist(), n) - w.mean() for n in ns]
@@ -46,8 +50,10 @@ def pool_curves(proxy: Array, worth: Array, ns: Sequence[int]) -> Array:
 
 @dataclass(frozen=True)
 class Fit:
-    """R(d) = d (alpha - beta d) for best of n, d (alpha - beta log d) for RL, d the square root of KL. `kl` is that of
-    the peak, None where the curve has none within reach; `value` what it comes to there."""
+    """A fit of R(d) = d (alpha - beta d) for best of n, d (alpha - beta log d) for RL.
+
+    d is the square root of KL; `kl` and `value` are those of the peak, None if none is within reach.
+    """
 
     form: Form
     alpha: float
@@ -62,14 +68,14 @@ class Fit:
 
 
 def predicted(form: Form, alpha: float, beta: float, d: Array) -> Array:
-    """R(d); 0 at d = 0."""
+    """Return R(d), which is 0 at d = 0."""
     inner = d if form == "best_of_n" else np.log(np.maximum(d, 1e-12))
     found: Array = d * (alpha - beta * inner)
     return found
 
 
 def coefficients(form: Form, d: Array, values: Array) -> tuple[float, float]:
-    """The least squares of alpha and beta: R is linear in both."""
+    """Return alpha and beta by least squares, since R is linear in both."""
     inner = d if form == "best_of_n" else np.log(np.maximum(d, 1e-12))
     design = np.column_stack([d, -d * inner])
     (alpha, beta), *_ = np.linalg.lstsq(design, values, rcond=None)
@@ -77,8 +83,10 @@ def coefficients(form: Form, d: Array, values: Array) -> tuple[float, float]:
 
 
 def peak(form: Form, alpha: float, beta: float, reach: float) -> float | None:
-    """The distance of the peak: alpha / 2 beta, or exp(alpha / beta - 1). None without one up to `BEYOND` times
-    `reach`: the curve that was seen has not bent, and where it would is not known."""
+    """Return the distance of the peak: alpha / 2 beta, or exp(alpha / beta - 1) for RL.
+
+    Returns None if there is no peak up to `BEYOND` times `reach`: the observed curve has not bent.
+    """
     if beta <= 0:
         return None
     power = alpha / beta - 1
@@ -87,8 +95,10 @@ def peak(form: Form, alpha: float, beta: float, reach: float) -> float | None:
 
 
 def fitted(form: Form, draw: Callable[[Rows], tuple[Array, Array]], units: int, seed: int) -> Fit:
-    """The fit to `draw(all units)`, distances and values, with percentile intervals over resampled units. Raises
-    ValueError for fewer than four distances above 0."""
+    """Fit distances and values of `draw(all units)`, with percentile intervals over resampled units.
+
+    Raises ValueError for fewer than four distances above 0.
+    """
     d, values = draw(np.arange(units))
     if (d > 0).sum() < FEWEST:
         raise ValueError(f"{int((d > 0).sum())} distances above 0; a fit needs at least {FEWEST}")
@@ -120,8 +130,10 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
 
 
 def of_pool(proxy: Array, judges: dict[str, Array], seed: int, confidence: float = 0.95) -> dict[str, Any]:
-    """Best of n from one pool of N answers to each of M prompts: by doubling n the proxy's and every judge's gain, in
-    standard deviations over the pool, each with an interval by prompt, and the fit to it."""
+    """Compute and fit best-of-n curves from one pool of N answers to each of M prompts.
+
+    Gains are given for n = 1, 2, 4, ... in standard deviations over the pool, with intervals by prompt.
+    """
     ns = doublings(proxy.shape[1])
     kl = [best_of_kl(n) for n in ns]
     d = np.sqrt(kl)
@@ -140,8 +152,10 @@ def _pooled(d: Array, curves: Array, rows: Rows) -> tuple[Array, Array]:
 
 
 def of_run(kl: Sequence[float], gains: Sequence[float], seed: int) -> dict[str, Any] | None:
-    """The fit to how far a judge's mean had come at the KL of every update of a PPO run; resampled updates are no
-    independent runs. None for updates too few to fit."""
+    """Fit a judge's mean gain against KL over the updates of a PPO run, or return None for too few.
+
+    The intervals resample updates, which are not independent runs.
+    """
     d = np.sqrt(np.maximum(np.asarray(kl, dtype=float), 0.0))
     values = np.asarray(gains, dtype=float)
     if (d > 0).sum() < FEWEST:

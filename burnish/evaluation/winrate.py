@@ -1,4 +1,4 @@
-"""Judged head-to-head: both orders asked, averaged; ties count half; intervals clustered by prompt."""
+"""Judged win rates: both orders averaged, ties half, intervals clustered by prompt."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ Examiner = Callable[[Prompt, str, str], float]
 def head_to_head(
     judge: Examiner, prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str]
 ) -> list[float]:
-    """Preference for `ours` over `theirs` per prompt, the mean of both orders, so that a bias for whatever
-    stands first cancels. Identical texts tie without a question. A judge that fails raises."""
+    """Return the preference for `ours` per prompt, averaged over both orders against position bias.
+
+    Identical texts tie without a question. A judge that fails or leaves [0, 1] raises.
+    """
     outcomes = []
     for prompt, a, b in zip(prompts, ours, theirs, strict=True):
         if a == b:
@@ -32,5 +34,5 @@ def head_to_head(
 def win_rate(
     outcomes: Sequence[float], prompt_ids: Sequence[str], *, seed: int, draws: int, confidence: float
 ) -> Interval:
-    """Mean outcome with a bootstrap interval over prompts."""
+    """Return the mean outcome with a bootstrap interval over prompts."""
     return paired_win_rate(outcomes, prompt_ids, seed=seed, draws=draws, confidence=confidence)

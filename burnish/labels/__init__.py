@@ -1,1 +1,1 @@
-"""Where labels come from besides imports and rehearsals: AI judges, people, vendors."""
+"""Label sources other than imports and rehearsals: AI judges, people and vendors."""

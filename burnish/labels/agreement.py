@@ -1,5 +1,7 @@
-"""Who agrees with whom, and who cannot be relied on: Krippendorff's alpha, and of every annotator agreement with the
-others, gold questions, preference for a place and for length, and drift.
+"""Annotator agreement: Krippendorff's alpha and tests of every annotator.
+
+The tests cover agreement with the other annotators, gold questions, preference for a position and
+for length, and drift.
 """
 
 from __future__ import annotations
@@ -18,26 +20,31 @@ from burnish.stats import wilson
 
 DRAWS = 1000
 LEVEL = 0.05
-LEAST_GOLD = 0.7  # of gold questions that are to be right
-ONE_SIDED = 0.9  # of answers on one side from which a place decides, and not the answers
-FEWEST_TO_CALL = 30  # labels with others' beside them before anybody is called a spammer
+LEAST_GOLD = 0.7  # share of gold questions that must be right
+ONE_SIDED = 0.9  # share of answers on one side above which the position decides
+FEWEST_TO_CALL = 30  # labels shared with others before an annotator can be flagged a spammer
 TENTHS = 10
-KINDS = ("agreement", "position", "length", "drift", "gold")  # of what is tested of everybody
+KINDS = ("agreement", "position", "length", "drift", "gold")  # tests of every annotator
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Of every comparison of `Votes.ids`: the number of its prompt, and which side is longer in words (1 the first, 0
-    the second, -1 neither)."""
+    """Prompt number and longer side of every comparison in `Votes.ids`.
+
+    `longer` is the side with more words: 1 the first, 0 the second, -1 neither.
+    """
 
     group: Indices
     longer: npt.NDArray[np.int8]
 
 
 def alpha(counts: Array, sums: Array, squares: Array) -> float | None:
-    """Krippendorff's alpha for values on an interval scale, 1 - D_o / D_e (Krippendorff 2011), from every question's
-    number of values, their sum and their sum of squares; a tie is a quarter as far from either side as these are from
-    each other. Questions with one value say nothing. None where all values are alike, or none can be paired."""
+    """Compute Krippendorff's alpha for interval-scale values, 1 - D_o / D_e (Krippendorff 2011).
+
+    The arguments are every question's number of values, their sum and their sum of squares. The
+    squared distance of a tie from either side is a quarter of that between the sides. Questions
+    with one value are ignored. Return None if all values are alike or none can be paired.
+    """
     paired = counts > 1
     m, s, q = counts[paired], sums[paired], squares[paired]
     n = float(m.sum())
@@ -51,7 +58,11 @@ def alpha(counts: Array, sums: Array, squares: Array) -> float | None:
 def alpha_interval(
     votes: Votes, group: Indices, *, seed: int = 0, confidence: float = 0.95
 ) -> Interval | None:
-    """Alpha with a percentile interval from resampled prompts (1,000 draws); n counts prompts with paired values."""
+    """Compute alpha with a percentile interval from resampled prompts (1,000 draws).
+
+    The interval's n counts prompts with paired values. Return None if alpha is undefined or n is
+    below two.
+    """
     n = len(votes.ids)
     m = np.bincount(votes.comparison, minlength=n).astype(np.float64)
     s: Array = np.bincount(votes.comparison, votes.value, n).astype(np.float64)
@@ -83,15 +94,18 @@ def alpha_interval(
 
 @dataclass(frozen=True)
 class Hits:
-    """Of every vote whether it says what the others say of the same comparison: 1 or 0; nan where it or they tie, or
-    there are no others. `others` is their mean."""
+    """Agreement of every vote with the other votes on the same comparison.
+
+    `hit` is 1 or 0, or nan if the vote or the others tie, or there are no others. `others` is the
+    mean of the other votes.
+    """
 
     hit: Array
     others: Array
 
 
 def hits_of(votes: Votes) -> Hits:
-    """Everybody against all others, themselves left out."""
+    """Compare every vote with the mean of the other votes on the same comparison."""
     n = len(votes.ids)
     count = np.bincount(votes.comparison, minlength=n)[votes.comparison]
     total = np.bincount(votes.comparison, weights=votes.value, minlength=n)[votes.comparison]
@@ -112,8 +126,11 @@ def annotators(
     spent: Mapping[str, tuple[float, float]],
     seed: int = 0,
 ) -> tuple[list[dict[str, Any]], list[Finding]]:
-    """A row for everybody, most labels first, and what was found of them; `checks` says which gold questions they got
-    right, `spent` the seconds and dollars of their labels."""
+    """Return a row for every annotator, most labels first, and the findings of all tests.
+
+    `checks` says which gold questions each annotator got right, `spent` the seconds and dollars of
+    their labels.
+    """
     hits = hits_of(votes)
     known = ~np.isnan(hits.hit)
     crowd = float(hits.hit[known].mean()) if known.any() else None
@@ -142,8 +159,8 @@ def annotators(
             "cost": spent[name][1],
         }
         rows.append(row)
-    # Every kind by itself: that annotators differ in worth, which is found of most, must not make the rest of what is
-    # found look likelier.
+    # Correct every kind of test separately: most annotators differ in agreement, and these many findings
+    # must not make the others look more likely.
     found = [f for made in tests.values() for f in findings(made, LEVEL)]
     seen = {f.name for f in found if f.seen}
     for row in rows:
@@ -215,8 +232,11 @@ def _span(test: Tested | None) -> dict[str, Any] | None:
 
 
 def _flags(row: Mapping[str, Any], seen: set[str]) -> list[str]:
-    """What to call an annotator by; a spammer is no better than a coin against the others, and worse than they are, or
-    always takes one side."""
+    """Return an annotator's flags: spammer, fails gold, position, length, drift.
+
+    A spammer agrees with the others significantly less than average and no better than a coin, or
+    almost always takes one position.
+    """
     name, agrees, position = row["annotator"], row["agreement"], row["position"]
     flags = []
     coin = (
@@ -239,8 +259,7 @@ def _flags(row: Mapping[str, Any], seen: set[str]) -> list[str]:
 
 
 def pairwise_agreement(votes: Votes) -> float | None:
-    """How often two annotators of the same comparison say the same side, over all such pairs, ties apart; None where
-    there are none."""
+    """Return how often two annotators of a comparison agree, ties excluded; None without pairs."""
     if not len(votes):
         return None
     firm, n = votes.value != 0.5, len(votes.ids)
@@ -252,15 +271,18 @@ def pairwise_agreement(votes: Votes) -> float | None:
 
 
 def over_time(votes: Votes, hits: Hits) -> list[dict[str, float]]:
-    """Agreement with the others by tenths of the labels, in the order they were given."""
+    """Return agreement with the others by tenths of the labels, in the order they were given."""
     known = np.flatnonzero(~np.isnan(hits.hit))
     parts = [p for p in np.array_split(known, TENTHS) if len(p)]
     return [{"tenth": k + 1, **asdict(wilson(int(hits.hit[p].sum()), len(p)))} for k, p in enumerate(parts)]
 
 
 def flip_rate(votes: Votes, consensus: Array) -> float | None:
-    """How often a label is expected to say the wrong side, were the consensus the truth; ties apart, and of comparisons
-    with two labels or more: a lone one is its own consensus. None for none."""
+    """Return the expected share of labels for the wrong side, taking the consensus as the truth.
+
+    Ties are excluded. So are comparisons with one label, because that label is its own consensus.
+    Return None if no labels remain.
+    """
     firm = (votes.value != 0.5) & (np.bincount(votes.comparison)[votes.comparison] > 1)
     if not firm.any():
         return None

@@ -1,8 +1,8 @@
-"""What an AI judge goes by besides the worth of answers: position, padding, its own hand, the wording it is asked in,
-and how often it contradicts itself.
+"""Audit of an AI judge's biases and of its consistency.
 
-Position, verbosity and self-preference after Zheng et al. 2023 (sections 3.3 and 4); each figure is one mean over
-comparisons, held against what it would be without that fault.
+It covers position, padding, self-preference, the wording of the question, and verdicts that turn.
+Position, verbosity and self-preference follow Zheng et al. 2023 (sections 3.3 and 4). Each
+statistic is one mean over comparisons, tested against its value without that bias.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from burnish.labels.ledger import Answer
 from burnish.records import Comparison
 from burnish.textstats import n_words
 
-TURNS = 0.05  # of verdicts that may turn when the same is asked again: no model answers always alike
+TURNS = 0.05  # share of verdicts that may turn on asking again: no model always answers alike
 
 Both = Mapping[str, tuple[Answer, Answer]]
 """By comparison: the judge's answers in its order, and with the sides swapped."""
 
 
 def verdict(both: Both, comparison: Comparison) -> float | None:
-    """How far the first side is preferred over both orders; None where the judge abstained or was not asked."""
+    """Return the first side's preference over both orders; None if abstained or not asked."""
     found = both.get(comparison.id)
     return None if found is None else preference(*found)
 
 
 def firm(value: float | None) -> float | None:
-    """1 for the first side, 0 for the second; None for a tie or an abstention."""
+    """Return 1 for the first side, 0 for the second, or None for a tie or an abstention."""
     return None if value is None or value == 0.5 else float(value > 0.5)
 
 
 def position(both: Both, asked: Sequence[Comparison], seed: int = 0) -> Tested | None:
-    """How often what is shown first wins, over both orders of every comparison; one half without bias."""
+    """Test how often the answer shown first wins over both orders; one half without bias."""
     rows = []
     for c in asked:
         pair = [side(a) for a in both.get(c.id, ()) if a.why is None]
@@ -44,8 +44,10 @@ def position(both: Both, asked: Sequence[Comparison], seed: int = 0) -> Tested |
 
 
 def padding(name: str, what: str, both: Both, asked: Sequence[Comparison], seed: int = 0) -> Tested | None:
-    """How often an answer wins against itself with something of no worth added (its second side); a judge that is not
-    taken in is at one half or below."""
+    """Test how often an answer with worthless text added (the second side) beats the original.
+
+    A judge without this bias is at one half or below.
+    """
     values = [(verdict(both, c), c.prompt.group) for c in asked]
     rows = [(1.0 - v, group) for v, group in values if v is not None]
     return mean_against(name, what, *_columns(rows), null=0.5, side="more", seed=seed)
@@ -54,8 +56,11 @@ def padding(name: str, what: str, both: Both, asked: Sequence[Comparison], seed:
 def verbosity(
     both: Both, asked: Sequence[Comparison], people: Mapping[str, float], seed: int = 0
 ) -> Tested | None:
-    """How much more often than people the judge prefers the longer answer (in words), on the same comparisons. Longer
-    answers may well be better: without people this says nothing."""
+    """Test how much more often than people the judge prefers the longer answer (in words).
+
+    Both judge the same comparisons. Longer answers may well be better, so this needs people's
+    labels.
+    """
     rows = []
     for c in asked:
         ours, theirs = firm(verdict(both, c)), firm(people.get(c.id))
@@ -70,7 +75,7 @@ def verbosity(
 def self_preference(
     both: Both, asked: Sequence[Comparison], people: Mapping[str, float], own: str, seed: int = 0
 ) -> Tested | None:
-    """How much further than people the judge prefers answers whose source is `own` over those of others."""
+    """Test how much further than people the judge prefers answers whose source is `own`."""
     rows = []
     for c in asked:
         ours, theirs = verdict(both, c), people.get(c.id)
@@ -84,7 +89,7 @@ def self_preference(
 
 
 def turned(one: Both, other: Both, asked: Sequence[Comparison]) -> dict[str, bool]:
-    """By comparison with a firm verdict both times, whether it turned from one asking to another."""
+    """Return whether the verdict turned between runs, by comparison with firm verdicts in both."""
     found = {}
     for c in asked:
         before, after = firm(verdict(one, c)), firm(verdict(other, c))
@@ -94,7 +99,7 @@ def turned(one: Both, other: Both, asked: Sequence[Comparison]) -> dict[str, boo
 
 
 def stability(again: Mapping[str, bool], asked: Sequence[Comparison]) -> Tested | None:
-    """How often a verdict turns when the very same is asked again; up to a twentieth is let pass."""
+    """Test how often a verdict turns when the same question is asked again; 5 % may turn."""
     what = "verdicts that turn when asked again"
     groups = [c.prompt.group for c in asked if c.id in again]
     hits = [float(again[c.id]) for c in asked if c.id in again]
@@ -104,7 +109,7 @@ def stability(again: Mapping[str, bool], asked: Sequence[Comparison]) -> Tested 
 def wording(
     reworded: Mapping[str, bool], again: Mapping[str, bool], asked: Sequence[Comparison], seed: int = 0
 ) -> Tested | None:
-    """How much more often a verdict turns with the wording of the question than on asking again."""
+    """Test how much more often a verdict turns with the wording than on asking again."""
     rows = [
         (float(reworded[c.id]) - float(again[c.id]), c.prompt.group)
         for c in asked

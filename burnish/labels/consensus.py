@@ -1,6 +1,8 @@
-"""What a comparison's labels come to: how far its first side is preferred, by their mean, or with everybody weighed by
-how well they agree with the rest (Dawid and Skene 1979, by crowd-kit). One skill an annotator: which side is stored
-first means nothing, so that a matrix of confusions of first and second has nothing to learn.
+"""Consensus of a comparison's labels: how strongly its first side is preferred.
+
+It is their mean, or the estimate of a model that weighs annotators by their agreement with the rest
+(Dawid and Skene 1979, by crowd-kit). The model has one skill per annotator. The stored order of the
+sides is arbitrary, so a confusion matrix of first and second would have nothing to learn.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ How = Literal["mean", "dawid_skene"]
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int32]
 ITERATIONS = 50
-SURE = 1e-3  # no consensus of a model is surer than this
+SURE = 1e-3  # least distance of a model's consensus from 0 and 1
 
 
 @dataclass(frozen=True)
 class Votes:
-    """Labels as columns, by the time they were given: `comparison` and `annotator` are numbers into `ids` and
-    `names`; `value` is how far the first side is preferred, `swapped` 1, 0, or -1 where it is not known which side was
-    shown first."""
+    """Labels as columns, in the order of their times.
+
+    `comparison` and `annotator` are indices into `ids` and `names`. `value` is the preference for
+    the first side. `swapped` is 1 or 0, or -1 if it is unknown which side was shown first.
+    """
 
     ids: Sequence[str]
     names: Sequence[str]
@@ -40,7 +44,7 @@ class Votes:
 
 
 def votes_of(labels: Iterable[Label]) -> Votes:
-    """Columns of labels, by their times; where these are the same in their order."""
+    """Convert labels to columns sorted by time; labels with equal times keep their order."""
     ids: dict[str, int] = {}
     names: dict[str, int] = {}
     times: list[str] = []
@@ -67,8 +71,11 @@ def votes_of(labels: Iterable[Label]) -> Votes:
 
 @dataclass(frozen=True)
 class Weighed:
-    """`consensus` (N,) of every comparison; `accuracy` (A,) of every annotator, the skill the model gives them (nan
-    for who was not weighed), None by the mean; `overlap`, the share of comparisons with two labels or more."""
+    """Consensus (N,) of every comparison and accuracy (A,) of every annotator.
+
+    `accuracy` is the skill that the model gives an annotator (nan if the model did not weigh them),
+    or None for the mean. `overlap` is the share of comparisons with two labels or more.
+    """
 
     consensus: Array
     accuracy: Array | None
@@ -76,7 +83,7 @@ class Weighed:
 
 
 def weigh(votes: Votes, how: How) -> Weighed:
-    """Return the consensus: the mean if no comparison has two labels, for then annotators cannot be weighed."""
+    """Return the consensus; the mean if no comparison has two labels to weigh annotators by."""
     n = len(votes.ids)
     counts = np.bincount(votes.comparison, minlength=n)
     mean = np.bincount(votes.comparison, weights=votes.value, minlength=n) / np.maximum(counts, 1)
@@ -95,7 +102,7 @@ def _dawid_skene(votes: Votes, mean: Array, counts: npt.NDArray[np.intp], overla
     table = pandas.DataFrame(
         {"task": votes.comparison[shared], "worker": votes.annotator[shared], "label": said[shared]}
     )
-    with warnings.catch_warnings():  # what crowd-kit asks of pandas is said to go in pandas 4
+    with warnings.catch_warnings():  # crowd-kit uses pandas features that pandas 4 will remove
         warnings.simplefilter("ignore", DeprecationWarning)
         model: Any = OneCoinDawidSkene(n_iter=ITERATIONS).fit(table)
     probabilities = model.probas_
@@ -112,14 +119,14 @@ def _dawid_skene(votes: Votes, mean: Array, counts: npt.NDArray[np.intp], overla
 
 
 def consensus_of(labels: Iterable[Label], how: How) -> Mapping[str, float]:
-    """By comparison how far its first side is preferred."""
+    """Return the consensus preference for the first side, by comparison."""
     votes = votes_of(labels)
     found: Any = weigh(votes, how).consensus
     return dict(zip(votes.ids, found.tolist(), strict=True))
 
 
 def opinions(labels: Iterable[Label]) -> dict[str, float]:
-    """By comparison the mean of what anybody but a judge said: how far the first side is preferred."""
+    """Return the mean preference for the first side by comparison, without judges' labels."""
     given: dict[str, list[float]] = {}
     for label in labels:
         if label.source != "judge":

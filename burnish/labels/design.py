@@ -1,5 +1,7 @@
-"""D-optimal selection: comparisons whose labels would tell a linear reward most, each by what those before it leave
-unknown."""
+"""D-optimal selection of comparisons to label.
+
+Every pick is the comparison whose label would tell a linear reward most, given the earlier picks.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
-BLOCK = 1024  # candidates whose gain is brought up to date at once
+BLOCK = 1024  # candidates whose gain is updated at once
 
 
 def d_optimal(
@@ -21,17 +23,18 @@ def d_optimal(
     groups: Sequence[str] | None = None,
     ridge: float = 1.0,
 ) -> tuple[list[int], list[float]]:
-    """The rows of greedy D-optimal design and the gain of each, in nats.
+    """Select n rows by greedy D-optimal design and return them with the gain of each, in nats.
 
-    `features` (N, D) are differences of what a reward head reads, `weights` (N,) p (1 - p) of the comparison: row i
-    adds w_i x_i x_i^T to the Fisher information of the Bradley-Terry model, and log det(ridge I + past^T past + sum)
-    grows by log(1 + w_i x_i^T A^-1 x_i). Each pick has the largest gain beside those before it (within 1 - 1/e of the
-    best set: the determinant is submodular). `past` (M, D) are weighted rows that have labels. With `groups` one row of
-    a group, until every group has one. Features are scaled so that the mean row has length 1, which gives `ridge` its
-    meaning.
+    `features` (N, D) are differences of what a reward head reads, `weights` (N,) p (1 - p) of the
+    comparison. Row i adds w_i x_i x_i^T to the Fisher information of the Bradley-Terry model. Then
+    log det(ridge I + past^T past + sum) grows by log(1 + w_i x_i^T A^-1 x_i). Each pick has the
+    largest gain given those before it. The set is within 1 - 1/e of the best one, because the log
+    determinant is submodular. `past` (M, D) are weighted rows that have labels. With `groups`, each
+    group gives one row until every group has one. Features are scaled so that the mean row has
+    length 1, which gives `ridge` its meaning.
 
-    Lazy: a gain only falls as others are picked, so that one that was known some picks ago bounds it (Minoux 1978).
-    Raises ValueError for n > N and for features that are not finite.
+    The search is lazy: a gain only falls as other rows are picked, so an old gain is an upper bound
+    (Minoux 1978). Raises ValueError for n > N and for features or weights that are not finite.
     """
     rows, width = features.shape
     if not 0 < n <= rows:
@@ -44,10 +47,10 @@ def d_optimal(
     if past is not None and len(past):
         scaled = past.astype(np.float64) / scale
         known += scaled.T @ scaled
-    # In these coordinates what is known is the identity.
+    # In these coordinates the known information matrix is the identity.
     z = np.ascontiguousarray(x @ np.linalg.inv(np.linalg.cholesky(known)).T.astype(np.float32))
     gains = np.einsum("nd,nd->n", z, z, dtype=np.float64)
-    done = np.zeros(rows, dtype=np.int32)  # picks that a gain takes account of
+    done = np.zeros(rows, dtype=np.int32)  # number of picks that each gain accounts for
     directions = np.zeros((n, width), dtype=np.float32)
     number = {g: i for i, g in enumerate(dict.fromkeys(groups or ()))}
     group = None if groups is None else np.array([number[g] for g in groups])
@@ -55,7 +58,7 @@ def d_optimal(
     picked: list[int] = []
     information: list[float] = []
     for k in range(n):
-        if not free.any():  # every group has one
+        if not free.any():  # every group has a pick
             free[:] = True
             free[picked] = False
         at = _best(z, gains, done, directions, k, free)
@@ -78,7 +81,7 @@ def _best(
     k: int,
     free: npt.NDArray[np.bool_],
 ) -> int:
-    """The free row of the largest gain after k picks; gains are brought up to date where a bound leaves it open."""
+    """Return the free row with the largest gain after k picks, updating gains only as needed."""
     bounds = np.where(free, gains, -np.inf)
     while True:
         top = int(bounds.argmax())
@@ -91,7 +94,7 @@ def _best(
         )
         since = int(done[late].min())
         projected = z[late] @ directions[since:k].T
-        # A row that was brought up to date later has lost part of this already.
+        # Rows that were updated more recently have already lost part of this.
         fresh = np.arange(since, k)[None, :] >= done[late][:, None]
         gains[late] -= np.where(fresh, np.square(projected, dtype=np.float64), 0.0).sum(axis=1)
         done[late] = k

@@ -18,7 +18,7 @@ from burnish.labels.ledger import Answer, Vote
 LETTERS: dict[str, Vote] = {"A": "first", "B": "second", "C": "tie"}
 VERDICT = re.compile(r"^[\s*_\"'(]*([ABC])(?=$|[\s.):,;*_\"'-]*$|[.):,;]|\s*\n)")
 THOUGHT = re.compile(r"^.*</think>", re.DOTALL)
-WHOLE = (  # replies that hold a verdict and nothing else
+WHOLE = (  # replies that are a verdict and nothing else
     re.compile(r"\[\[([ABC])\]\]"),
     re.compile(r"\$*\\boxed\{(?:\\text\{)?([ABC])\}?\}\$*"),
     re.compile(
@@ -28,15 +28,15 @@ WHOLE = (  # replies that hold a verdict and nothing else
     re.compile(r"\{\s*\"(?:verdict|answer|choice)\"\s*:\s*\"([ABC])\"\s*\}"),
 )
 NO_MONEY = ("insufficient_quota", "insufficient credit", "insufficient balance", "insufficient funds")
-NOT_COMPUTED = -1000.0  # some servers give a number like this for what they did not compute
-SURE = 1e-6  # probability of an alternative that is not among those that were given
-LEAST_MASS = 0.5  # of the first token, that verdicts must have for their odds to be one
-TOP = 20  # alternatives of the first token that are asked for
+NOT_COMPUTED = -1000.0  # some servers give such a number for tokens they did not compute
+SURE = 1e-6  # least probability of a letter that is not among the alternatives
+LEAST_MASS = 0.5  # total probability that the letters need at the first token
+TOP = 20  # alternatives requested for each token
 HOPELESS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 
 
 class EndpointJudge:
-    """Chat completions, one question and one try each: what failed is an abstention that says whether to ask again."""
+    """Judge by chat completions, one try each; a failed try abstains and says whether to retry."""
 
     def __init__(self, config: JudgeConfig) -> None:
         if config.model is None:
@@ -55,23 +55,25 @@ class EndpointJudge:
             base_url=config.endpoint,
             api_key=key or "none",
             timeout=config.timeout,
-            max_retries=0,  # the caller retries, for every try is booked
+            max_retries=0,  # the caller retries, because every try is booked
         )
 
     @property
     def name(self) -> str:
+        """Name of the model."""
         return self.model
 
     @property
     def settings(self) -> str:
+        """Settings that affect the answers."""
         return f"{self.config.endpoint} {self.config.verdict} {self.config.max_tokens}"
 
     async def close(self) -> None:
-        """Let the connections go; nothing can be asked after that."""
+        """Close the connections; no question can be asked afterwards."""
         await self.client.close()
 
     async def ask(self, question: str) -> Answer:
-        """The verdict on one question. Raises ConfigError where no question could be answered."""
+        """Return the verdict on one question; raise ConfigError if no question can be answered."""
         extra: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP} if self.odds else {}
         try:
             reply = await self.client.chat.completions.create(
@@ -105,16 +107,16 @@ class EndpointJudge:
         return read_reply(reply)
 
     async def _refused(self, error: openai.APIStatusError, question: str, *, asked_for_odds: bool) -> Answer:
-        """After a request that the endpoint does not take: by votes, where it knows no log-probabilities."""
+        """Handle a refused request: without log-probabilities, ask again and use votes from then on."""
         if asked_for_odds and "logprob" in str(error).lower():
             self.odds = False  # from here on
             return await self.ask(question)
-        # Asked again next time: it may be the settings that were refused.
+        # Ask again in the next run: the endpoint may have refused the settings, not the question.
         return Answer(why=f"the endpoint refused the question ({_first_line(error)})", again=True, final=True)
 
 
 def out_of_money(error: openai.APIStatusError) -> bool:
-    """Whether a refusal says that the account is empty, which no other try mends."""
+    """Check whether an error says that the account is empty, so that no other try helps."""
     said = f"{getattr(error, 'code', None) or ''} {error}".lower()
     return error.status_code == 402 or (
         error.status_code in (400, 403, 429) and any(w in said for w in NO_MONEY)
@@ -122,8 +124,11 @@ def out_of_money(error: openai.APIStatusError) -> bool:
 
 
 def read_reply(reply: Any) -> Answer:
-    """What a chat completion says: log-odds where it has log-probabilities of both letters, else a vote; an abstention
-    where it says neither, or has another shape."""
+    """Read the verdict of a chat completion.
+
+    It has log-odds if there are log-probabilities of the verdict letters, and a vote if the text
+    has a clear one. Without either, or if the reply is malformed, it is an abstention.
+    """
     try:
         return _read_reply(reply)
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
@@ -151,7 +156,7 @@ def _read_reply(reply: Any) -> Answer:
 
 
 def spoken(content: Any) -> str:
-    """The text of a message: a string, or the text parts of a list."""
+    """Return the text of a message: a string, or the text parts of a list."""
     if isinstance(content, str):
         return content
     parts = [p if isinstance(p, dict) else vars(p) for p in content]
@@ -159,8 +164,10 @@ def spoken(content: Any) -> str:
 
 
 def verdict_of(text: str) -> Vote | None:
-    """The verdict of a reply, after its reasoning (`<think>`) and without a fence around it; None where there is none
-    that is beyond doubt."""
+    """Return the verdict of a reply; None if there is no clear one.
+
+    Reasoning (`<think>`) and a code fence around the reply are removed first.
+    """
     text = THOUGHT.sub("", text).strip()
     if text.startswith("```") and text.endswith("```"):
         text = text.strip("`").partition("\n")[2].strip() or text.strip("`").strip()
@@ -169,17 +176,23 @@ def verdict_of(text: str) -> Vote | None:
 
 
 def alternatives(token: Any) -> list[tuple[str, float]]:
-    """The alternatives of a token with their log-probabilities, the token's own where none are given. What a server
-    did not compute, or is not a number, is left out."""
+    """Return the alternatives of a token with their log-probabilities.
+
+    The token itself is returned if there are none. Values that the server did not compute or that
+    are not numbers are left out.
+    """
     given = getattr(token, "top_logprobs", None) or [token]
     numbers = [(str(t.token), t.logprob) for t in given if isinstance(t.logprob, int | float)]
     return [(t, float(p)) for t, p in numbers if math.isfinite(p) and p > NOT_COMPUTED]
 
 
 def log_odds(alternatives: Sequence[tuple[str, float]]) -> float | None:
-    """log-odds of A against B over all spellings among a token's alternatives, a tie (C) counting half for each; what
-    is not among them has less than the least of them. None where the three together have less than `LEAST_MASS`: what
-    is said there is no verdict, whatever its letters."""
+    """Return the log-odds of A against B over all spellings among a token's alternatives.
+
+    A tie (C) counts half for each. A letter that is not among them gets no more than the least
+    likely one. Return None if the three together have less than `LEAST_MASS`: then the reply is not
+    a verdict.
+    """
     mass = {
         letter: [p for token, p in alternatives if token.strip(" *_\"'\u2581\u0120\n") == letter]
         for letter in "ABC"

@@ -1,5 +1,4 @@
-"""Findings: what was tested, with its interval, what chance says of it, and the smallest effect that the sample could
-have shown."""
+"""Hypothesis tests with intervals, corrected p values and smallest detectable effects."""
 
 from __future__ import annotations
 
@@ -17,17 +16,20 @@ from burnish.stats import clustered_mean, clustered_proportion, effective_number
 
 Array = npt.NDArray[np.float64]
 Side = Literal["both", "more"]
-EXACT = 12  # clusters up to which every way of signs is tried
-DRAWN = 500  # up to which ways are drawn; beyond, their sum is normal
+EXACT = 12  # clusters up to which all sign patterns are tried
+DRAWN = 500  # clusters up to which sign patterns are drawn; beyond, their sum is normal
 DRAWS = 9999
 POWER = 0.8
-FEWEST = 12  # clusters below which nothing is tested
+FEWEST = 12  # fewest clusters for a test
 
 
 @dataclass(frozen=True)
 class Tested:
-    """One figure held against the value it has where there is nothing to find: `rows` outcomes in `n` clusters, `p` of
-    chance, `error` its standard error where there is nothing, `step` how far one outcome can be from that value."""
+    """Statistic tested against its value under the null hypothesis.
+
+    It comes from `rows` outcomes in `n` clusters. `p` is the p value, `error` the standard error
+    under the null hypothesis, and `step` the largest distance of one outcome from the null value.
+    """
 
     name: str
     what: str
@@ -45,9 +47,12 @@ class Tested:
 
 @dataclass(frozen=True)
 class Finding:
-    """A tested figure among others: `q` is its p corrected for their number (Benjamini and Hochberg 1995), `seen`
-    whether q is at most the false-discovery level; `smallest` the effect that would be seen in 80 of 100 samples like
-    this one, were it the only one there is."""
+    """Test result corrected for the number of tests.
+
+    `q` is p corrected for their number (Benjamini and Hochberg 1995). `seen` says whether q is at
+    most the false-discovery level. `smallest` is the effect that 80 of 100 samples like this one
+    would show if it were the only effect.
+    """
 
     name: str
     what: str
@@ -64,8 +69,12 @@ class Finding:
 
 
 def flip_test(values: Array, clusters: Sequence[Hashable], *, side: Side, seed: int) -> float:
-    """p of a mean this far from 0, where every cluster's sum might as well have had the other sign (Fisher's
-    randomisation test): all ways for few clusters, 9,999 drawn ones for more, their normal limit for many."""
+    """Return the p value of a mean this far from 0 (Fisher's randomisation test).
+
+    Under the null hypothesis, every cluster's sum could equally have the opposite sign. The test
+    uses all sign patterns for up to 12 clusters, 9,999 drawn ones for up to 500, and their normal
+    limit for more.
+    """
     index = {c: i for i, c in enumerate(dict.fromkeys(clusters))}
     sums = np.bincount([index[c] for c in clusters], weights=values, minlength=len(index))
     sums = sums[sums != 0]
@@ -78,7 +87,7 @@ def flip_test(values: Array, clusters: Sequence[Hashable], *, side: Side, seed: 
     elif len(sums) <= DRAWN:
         signs = np.random.default_rng(seed).integers(0, 2, size=(DRAWS, len(sums)), dtype=np.int8) * 2 - 1
         drawn = signs.astype(np.float64) @ sums
-        extra = 1  # what was seen is one of the ways
+        extra = 1  # the observed signs are one of the patterns
     else:
         z = seen / math.sqrt(float(sums @ sums))
         tail = NormalDist().cdf(-z if side == "more" else -abs(z))
@@ -99,9 +108,12 @@ def mean_against(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Tested | None:
-    """A mean held against `null`, around which outcomes are as likely to lie on one side as on the other where there is
-    nothing to find, whole clusters at a time; None with fewer than 12 clusters. Outcomes in [0, 1] get
-    Wilson's interval on their effective number, others Student's by the spread of their cluster sums."""
+    """Test a mean against `null` by flipping the signs of whole clusters.
+
+    Under the null hypothesis, outcomes are equally likely on either side of `null`. Outcomes in
+    [0, 1] with a non-zero `null` get Wilson's interval on their effective number. Others get Student's
+    interval from the spread of their cluster sums. Return None with fewer than 12 clusters.
+    """
     n = len(set(clusters))
     if n < FEWEST:
         return None
@@ -140,9 +152,12 @@ def share_against(
     side: Side = "more",
     confidence: float = 0.95,
 ) -> Tested | None:
-    """A share held against the `most` that is let pass (or, on both sides, against what is expected), by the binomial
-    distribution of its effective number of trials: outcomes of a cluster tell the same again, more or less. None with
-    fewer than 12 clusters."""
+    """Test a share against `most` by the binomial distribution of its effective number of trials.
+
+    `most` is the largest share that passes, or the expected share in a two-sided test. Outcomes of
+    a cluster repeat each other to some degree, which the effective number accounts for. Return None
+    with fewer than 12 clusters.
+    """
     n = len(set(clusters))
     if n < FEWEST:
         return None
@@ -159,8 +174,10 @@ def share_against(
 
 
 def findings(all_tested: Sequence[Tested | None], level: float = 0.05) -> list[Finding]:
-    """The tests that could be made, corrected for their number: of those that are `seen`, a share of `level` at most is
-    expected to be chance."""
+    """Correct the tests that could be made for their number.
+
+    Of the findings that are `seen`, a share of at most `level` is expected to be chance.
+    """
     made = [t for t in all_tested if t is not None]
     if not made:
         return []
@@ -187,8 +204,11 @@ def findings(all_tested: Sequence[Tested | None], level: float = 0.05) -> list[F
 
 
 def smallest_effect(test: Tested, level: float) -> float:
-    """How far from its null a mean must be to come to significance at `level` in 80 of 100 samples: (z_level + z_power)
-    standard errors, and no less than so many outcomes that all point one way as have a p of `level`."""
+    """Return the distance from the null that is significant at `level` in 80 of 100 samples.
+
+    It is (z_level + z_power) standard errors. The least value is the effect of the fewest outcomes
+    that have a p of `level` if all point one way.
+    """
     sides = 2 if test.side == "both" else 1
     z = NormalDist().inv_cdf(1 - level / sides) + NormalDist().inv_cdf(POWER)
     outcomes = math.ceil(math.log2(sides / level))

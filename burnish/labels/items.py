@@ -1,4 +1,4 @@
-"""Comparisons as items of a batch that people are sent: shuffled sides, opaque ids, gold questions mixed in."""
+"""Items of a batch for annotators: shuffled sides, opaque ids and gold questions mixed in."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from burnish.runs.files import atomic_write
 Choice = Literal["a", "b", "tie", "skip"]
 CHOICES: tuple[Choice, ...] = ("a", "b", "tie", "skip")
 FAILS = "worker fails gold questions"
-FEWEST_GOLD = 3  # answers to gold questions that a worker is judged by
+FEWEST_GOLD = 3  # fewest gold answers to judge a worker by
 
 
 @dataclass(frozen=True)
 class Item:
-    """What a worker sees under an id that says nothing, and what only we know of it: which comparison it is (None for a
-    gold question), whether its sides stand the other way round, and what a gold question's answer must be."""
+    """Text that a worker sees under an opaque id, and the hidden key to it.
+
+    `comparison_id` is None for a gold question. `swapped` says whether the sides are exchanged.
+    `expected` is the right answer to a gold question.
+    """
 
     id: str
     prompt: str
@@ -36,6 +39,7 @@ class Item:
 
     @property
     def shown(self) -> dict[str, str]:
+        """Fields that a worker sees."""
         return {
             "item_id": self.id,
             "prompt": self.prompt,
@@ -46,7 +50,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Returned:
-    """One worker's answer to one item, as a vendor gave it back; `choice` None where it could not be read."""
+    """One worker's answer to one item, from a vendor; `choice` is None if it is unreadable."""
 
     item_id: str
     worker: str
@@ -60,20 +64,20 @@ class Returned:
 def make_items(
     comparisons: Sequence[Comparison], gold: Sequence[Preference], gold_share: float, seed: int
 ) -> list[Item]:
-    """The comparisons, sides drawn by a coin, and of the gold pairs as many as make about `gold_share` of all, in
-    random order."""
+    """Make items of the comparisons and of gold pairs, in random order and with random sides.
+
+    Gold pairs make up about `gold_share` of all items, as far as there are enough.
+    """
     rng = random.Random(f"items-{seed}")
     items = []
     for c in comparisons:
-        # By id and seed alone: items with the same id have the same sides, whichever batch they are in.
+        # Sides depend only on id and seed, so that an item has the same sides in every batch.
         swapped = int(content_id("side", c.id, str(seed)), 16) % 2 == 1
         a, b = (c.second, c.first) if swapped else (c.first, c.second)
         items.append(Item(_id(c.id, seed), c.prompt.text, a.text, b.text, c.id, swapped))
     wanted = round(gold_share / (1 - gold_share) * len(items)) if gold else 0
     for number, pair in enumerate(rng.sample(list(gold), min(wanted, len(gold)))):
-        swapped = (
-            number % 2 == 1
-        )  # as often on either side, so that always answering A is right half of the time
+        swapped = number % 2 == 1  # alternating sides, so that always answering A is right half of the time
         sides = (pair.rejected, pair.chosen) if swapped else (pair.chosen, pair.rejected)
         name = _id(content_id("gold", pair.prompt.id, pair.chosen, pair.rejected), seed)
         items.append(Item(name, pair.prompt.text, *sides, None, swapped, "b" if swapped else "a"))
@@ -86,7 +90,7 @@ def _id(what: str, seed: int) -> str:
 
 
 def write_key(items: Sequence[Item], guidelines_id: str, path: Path) -> None:
-    """The key to a batch: what its ids mean. To be kept, and shown to no worker."""
+    """Write the key to a batch, which maps its ids; keep it and show it to no worker."""
     lines = [
         json.dumps({"guidelines": guidelines_id}),
         *(json.dumps(asdict(i), ensure_ascii=False) for i in items),
@@ -95,7 +99,7 @@ def write_key(items: Sequence[Item], guidelines_id: str, path: Path) -> None:
 
 
 def read_key(path: Path) -> tuple[dict[str, Item], str]:
-    """Items by id, and the guidelines they were sent with."""
+    """Read the items by id and the id of their guidelines; raise DataError for another file."""
     lines = [json.loads(line) for _, line in read_lines(path) if line.strip()]
     if not lines or "guidelines" not in lines[0]:
         raise DataError(f"{path} is no key of a batch; give the folder that `burnish label export` wrote")
@@ -105,12 +109,12 @@ def read_key(path: Path) -> tuple[dict[str, Item], str]:
 
 @dataclass
 class Imported:
-    """What came of a vendor's results."""
+    """Result of importing a vendor's answers."""
 
     labels: list[Label] = field(default_factory=list)
     checks: list[tuple[Comparison, Label]] = field(
         default_factory=list
-    )  # gold, its first side the better; answers
+    )  # (gold question with its better side first, answer)
     rows: int = 0
     skipped: int = 0
     rejected: list[dict[str, Any]] = field(default_factory=list)
@@ -119,7 +123,7 @@ class Imported:
     cost: float = 0.0
 
     def report(self) -> dict[str, Any]:
-        """Counts, reasons, and how the workers did on gold questions."""
+        """Return counts, reasons for rejection and the workers' accuracy on gold questions."""
         right = [ok for answers in self.gold.values() for ok in answers]
         return {
             "rows": self.rows,
@@ -142,9 +146,12 @@ def take_back(
     *,
     least_gold: float = 0.7,
 ) -> Imported:
-    """Labels from what workers answered: matched by id, sides put back, gold questions apart. A row that cannot be
-    used, and every row of a worker who got fewer than `least_gold` of three gold questions or more right, is kept with
-    its reason. Time and money are booked for all rows: rejected work is paid for as well."""
+    """Convert workers' answers to labels: match ids, restore sides, separate gold questions.
+
+    A row that cannot be used is kept with its reason. So is every row of a worker with three gold
+    answers or more, of which fewer than `least_gold` are right. Time and money count for all rows,
+    because rejected work is paid as well.
+    """
     found = Imported()
     rows = list(returned)
     for row in rows:
@@ -177,7 +184,7 @@ def take_back(
 
 
 def _question(item: Item) -> Comparison:
-    """A gold question; what its answer must be stands first."""
+    """Return a gold question as a comparison with the right answer first."""
     better, other = item.answer_a, item.answer_b
     if item.expected == "b":
         better, other = other, better

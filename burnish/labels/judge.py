@@ -1,7 +1,8 @@
-"""AI judges as labelers: both orders always, soft labels, abstentions that are never labels, a budget that holds.
+"""AI judges as annotators: both orders, soft labels, abstentions and a budget.
 
-Averaging the log-odds of both orders removes a bias that is added to them for whatever stands first (Lee et al. 2023
-average probabilities, which shrinks sure answers; section 4 of their paper measures the bias itself).
+An abstention never becomes a label. Averaging the log-odds of both orders removes a constant bias
+towards the answer shown first. Lee et al. 2023 average probabilities, which shrinks sure answers;
+section 4 of their paper measures the bias itself.
 """
 
 from __future__ import annotations
@@ -25,42 +26,47 @@ OVERHEAD = 64  # tokens of a chat template around a question
 
 
 class Judge(Protocol):
-    """Who is asked. `name` says which model it is."""
+    """Interface of a judge."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the model."""
 
     @property
     def settings(self) -> str:
-        """What of its configuration decides what it answers."""
+        """Settings that affect the answers."""
         ...
 
-    async def ask(self, question: str) -> Answer: ...
+    async def ask(self, question: str) -> Answer:
+        """Answer one question."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Close connections."""
 
 
 @dataclass
 class Judged:
-    """What came of judging: labels in the order of the comparisons, and how the judge behaved."""
+    """Result of judging: labels in the order of the comparisons, and the judge's answers."""
 
     labels: list[Label] = field(default_factory=list)
     both: dict[str, tuple[Answer, Answer]] = field(
         default_factory=dict
-    )  # by comparison: in its order, swapped
-    unasked: int = 0  # for want of budget
+    )  # by comparison: answers in its order and swapped
+    unasked: int = 0  # because the budget was spent
     cost: float = 0.0
 
 
 def annotator(judge: Judge, rubric: Rubric) -> str:
-    """By which a judge is known in the store: its model, and what of its settings and rubric decides its answers."""
+    """Return a judge's name in the store: its model, and a hash of its settings and rubric."""
     return f"judge:{judge.name}@{content_id('judge', judge.settings, rubric.id)[:12]}"
 
 
 def preference(forth: Answer, back: Answer) -> float | None:
-    """How far the first answer is preferred, from its comparison in both orders; None when either abstained. With
-    log-odds l of the answer shown first: sigmoid((l_AB - l_BA) / 2); with votes their mean, so that a vote that turns
-    with the order is one half."""
+    """Return the preference for the first answer from both orders; None if either abstained.
+
+    With log-odds l of the answer shown first it is sigmoid((l_AB - l_BA) / 2). With votes it is
+    their mean, so a vote that turns with the order gives one half.
+    """
     if forth.why is not None or back.why is not None:
         return None
     ties = "tie" in (forth.vote, back.vote)
@@ -72,7 +78,7 @@ def preference(forth: Answer, back: Answer) -> float | None:
 
 
 def side(answer: Answer) -> float | None:
-    """1 for the answer shown first, 0 for the second, one half for a tie."""
+    """Return 1 for the answer shown first, 0 for the second, one half for a tie, or None."""
     if answer.vote is not None:
         return SHARES[answer.vote]
     if answer.log_odds is None:
@@ -81,7 +87,7 @@ def side(answer: Answer) -> float | None:
 
 
 def open_judge(config: JudgeConfig) -> Judge:
-    """The judge a configuration names: behind its endpoint, or in this process."""
+    """Return the judge that a configuration names: behind its endpoint, or in this process."""
     if config.endpoint is not None:
         from burnish.labels.endpoint import EndpointJudge
 
@@ -100,8 +106,11 @@ def judge_comparisons(
     on_progress: Callable[[int], None] = lambda done: None,
     time: str = "",
 ) -> Judged:
-    """Ask about every comparison in both orders, `config.concurrency` questions at once; what the ledger knows is not
-    asked again, unless it is another `time`. Stops asking when the budget does not hold another question."""
+    """Ask about every comparison in both orders, `config.concurrency` questions at once.
+
+    Answers that the ledger has for the same `time` are not asked again. Asking stops when the
+    budget does not cover another question.
+    """
     return asyncio.run(_Round(judge, rubric, ledger, config, on_progress, time).carry_out(comparisons))
 
 
@@ -151,10 +160,10 @@ class _Round:
             self.on_progress(self.done)
 
     async def _once(self, question: str) -> Answer | None:
-        """The answer to one question; None when the budget does not hold it."""
+        """Return the answer to one question; None if the budget does not cover it."""
         parts = ("judge", self.judge.name, self.judge.settings, question)
         key = content_id(*parts, self.time) if self.time else content_id(*parts)
-        while key in self.under_way:  # another comparison makes the same question
+        while key in self.under_way:  # another comparison has the same question
             await self.under_way[key].wait()
         known = self.ledger.known(key)
         if known is not None:
@@ -166,7 +175,7 @@ class _Round:
             self.under_way.pop(key).set()
 
     async def _tried(self, key: str, question: str) -> Answer | None:
-        """The answer after as many tries as it takes, with growing waits; each of them is booked."""
+        """Try a question until answered or out of retries, with growing waits; book every try."""
         for attempt in range(self.config.retries + 1):
             answer = await self._try(key, question)
             if answer is None or not answer.again or answer.final or attempt == self.config.retries:
@@ -175,7 +184,7 @@ class _Round:
         raise AssertionError("the last try returns")
 
     async def _try(self, key: str, question: str) -> Answer | None:
-        """One try; None when the budget does not hold it."""
+        """Try a question once; return None if the budget does not cover it."""
         most = self._most(question)
         async with self.settled:
             await self.settled.wait_for(
@@ -201,7 +210,7 @@ class _Round:
         return answer
 
     def _most(self, question: str) -> float:
-        """Dollars that a question may cost: no token is less than a byte."""
+        """Return the most dollars that a question may cost: every byte counts as a token."""
         tokens = len(question.encode()) + OVERHEAD
         return (tokens * self.config.price_in + self.config.max_tokens * self.config.price_out) / 1e6
 
@@ -210,9 +219,13 @@ class _Round:
 
 
 def behaviour(judged: Judged, comparisons: Iterable[Comparison], confidence: float = 0.95) -> dict[str, Any]:
-    """How a judge behaved: `flips`, how often its verdict turned with the order (ties apart); `first`, how often it
-    preferred what stood first (one half without bias), and the mean log-odds it adds for that; abstentions by reason;
-    how often the longer answer won, which is to be held against any accuracy of it; cost."""
+    """Summarise a judge's behaviour.
+
+    `flips` is how often its verdict turned with the order (ties excluded). `first` is how often it
+    preferred the answer shown first (one half without bias), and `position_log_odds` the mean
+    log-odds it adds for that. `abstentions` are by reason. `longer` is how often the longer answer
+    won; compare any accuracy of the judge with it. `cost` is in dollars.
+    """
     known = {c.id: c for c in comparisons}
     answered = {i: pair for i, pair in judged.both.items() if all(a.why is None for a in pair)}
     firm = [(a, b) for a, b in ((side(x), side(y)) for x, y in answered.values()) if 0.5 not in (a, b)]

@@ -1,4 +1,4 @@
-"""What a judge has answered and what it has cost, on disk before anything else is asked."""
+"""Ledger of a judge's answers and costs, written to disk before the next question."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ Vote = Literal["first", "second", "tie"]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a judge said of two answers in one order: the log-odds that the one shown first is better, or a vote, or
-    neither and `why` (an abstention, which is never a label). `again`: asking once more may help, `final`: but not at
-    once. `billed`: whether it was paid for; None if unknown, which counts as paid at its highest price."""
+    """Judge's verdict on two answers in one order.
+
+    It has the log-odds that the answer shown first is better, or a vote, or neither and the reason
+    `why`. The last case is an abstention, which never becomes a label. `again` means that another
+    try may help, `final` that it should wait for a later run. `billed` says whether the answer was
+    paid for; None means unknown, which counts as paid at its highest price.
+    """
 
     log_odds: float | None = None
     vote: Vote | None = None
@@ -32,9 +36,12 @@ class Answer:
 
 
 class Ledger:
-    """Answers by the content of their question, and dollars. Append-only: a line before a question is sent (what it
-    may cost at most), a line when it is answered (what it did cost). A process killed in between counts as having
-    paid the most. Within `budget` dollars, whatever is under way at once."""
+    """Append-only file of answers, by the content of their question, and of dollars spent.
+
+    One line is written before a question is sent (its highest cost) and one when it is answered
+    (its actual cost). If a process is killed in between, the highest cost counts. Spending stays
+    within `budget` dollars, including all questions under way.
+    """
 
     def __init__(self, path: Path, budget: float | None = None) -> None:
         self.path = path
@@ -63,7 +70,7 @@ class Ledger:
 
     def _read(self) -> None:
         lines = self.path.read_text(encoding="utf-8").split("\n")
-        if lines[-1]:  # cut off in the middle of a line: what it was about stays reserved
+        if lines[-1]:  # the last line is incomplete: its question stays reserved
             self.path.write_text("\n".join([*lines[:-1], ""]), encoding="utf-8")
         for number, line in enumerate(lines[:-1], 1):
             try:
@@ -90,20 +97,22 @@ class Ledger:
         self._file.flush()
 
     def known(self, key: str) -> Answer | None:
-        """The answer that stands; none where asking again may help."""
+        """Return the stored answer; None if there is none or if asking again may help."""
         answer = self.answers.get(key)
         return None if answer is None or answer.again else answer
 
     def fits(self, most: float) -> bool:
-        """Whether a question that costs at most so much stays within the budget, all that is under way counted."""
+        """Check whether a question of at most `most` dollars fits the budget beside those under way."""
         return self.budget is None or self.spent + sum(self.reserved.values()) + most <= self.budget
 
     def reserve(self, key: str, most: float) -> None:
+        """Record the highest cost of a question before it is sent."""
         assert self.fits(most)
         self.reserved[key] = most
         self._write({"key": key, "reserved": most})
 
     def settle(self, key: str, answer: Answer, cost: float) -> None:
+        """Record the answer to a question and its actual cost."""
         self.reserved.pop(key, None)
         self.spent += cost
         self.answers[key] = answer

@@ -1,4 +1,4 @@
-"""A judge that runs in this process: the log-probabilities of the verdict's letters."""
+"""Judge in this process, by the log-probabilities of the verdict's letters."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from burnish.models.load import load_model
 from burnish.records import Message, Prompt
 from burnish.runs.inputs import content_hash
 
-LEAST_SHARE = 0.01  # of the next token, that A and B must have to be a verdict
+LEAST_SHARE = 0.01  # probability that A and B together need as the next token
 
 
 class LocalJudge:
-    """A causal language model, asked through its chat template where it has one."""
+    """Judge by a causal language model, asked through its chat template if it has one."""
 
     def __init__(self, config: JudgeConfig) -> None:
         if config.model is None:
@@ -31,25 +31,26 @@ class LocalJudge:
 
     @property
     def name(self) -> str:
+        """Folder or hub name of the model."""
         return self.path
 
     @property
     def settings(self) -> str:
-        """Its weights: another model may come to lie in the same folder."""
+        """Hash of the weights, because another model may replace them in the same folder."""
         folder = Path(self.path)
         return content_hash(folder) if folder.exists() else ""
 
     def _first_ids(self, letter: str) -> list[int]:
-        """First tokens of a letter's spellings."""
+        """Return the ids of a letter's spellings that are a single token."""
         spellings = (letter, f" {letter}")
         ids = [self.codec.tokenizer(s, add_special_tokens=False)["input_ids"] for s in spellings]
         return sorted({found[0] for found in ids if len(found) == 1})
 
     async def close(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing; there are no connections to close."""
 
     async def ask(self, question: str) -> Answer:
-        """Log-odds of A against B as the next token."""
+        """Return the log-odds of A against B as the next token, or an abstention."""
         prompt = (
             Prompt.from_messages([Message("user", question)]) if self.templated else Prompt(question + "\n\n")
         )
@@ -58,7 +59,7 @@ class LocalJudge:
             return Answer(why=f"the question has {len(ids)} tokens, the model takes {self.context}")
         if not all(self.letters):
             return Answer(why="the tokenizer has no token for the letters A and B")
-        with torch.no_grad():  # around the call: a decorator ends before a coroutine begins
+        with torch.no_grad():  # not as a decorator: that would end before the coroutine runs
             logits = self.lm(input_ids=torch.tensor([ids], device=self.lm.device)).logits[0, -1].float()
         a, b = (torch.logsumexp(logits[spellings], 0) for spellings in self.letters)
         share = float((torch.logaddexp(a, b) - torch.logsumexp(logits, 0)).exp())

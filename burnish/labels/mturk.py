@@ -1,8 +1,11 @@
-"""A batch on Mechanical Turk through its API: HITs made once, whatever is interrupted, assignments fetched, approved,
-and workers blocked. The sandbox is where everything goes unless the market is named.
+"""Mechanical Turk batches through the API.
 
-Source: Amazon Mechanical Turk API reference (CreateHIT, ListHITs, ListAssignmentsForHIT, ApproveAssignment,
-CreateWorkerBlock; HTMLQuestion and QuestionFormAnswers data structures; request tokens) and its pricing page.
+HITs are made only once, even after an interruption. Assignments are fetched and approved, and
+workers blocked. Everything goes to the sandbox unless the market is named.
+
+Source: Amazon Mechanical Turk API reference (CreateHIT, ListHITs, ListAssignmentsForHIT,
+ApproveAssignment, CreateWorkerBlock; HTMLQuestion and QuestionFormAnswers data structures; request
+tokens) and its pricing page.
 """
 
 from __future__ import annotations
@@ -30,24 +33,27 @@ PREVIEW = {SANDBOX: "https://workersandbox.mturk.com", MARKET: "https://worker.m
 QUESTION_SCHEMA = (
     "http://mechanicalturk.amazonaws.com/AWSMechanicalTurkDataSchemas/2011-11-11/HTMLQuestion.xsd"
 )
-APPROVED_SHARE = "000000000000000000L0"  # the market's own qualification: percent of assignments approved
+APPROVED_SHARE = "000000000000000000L0"  # the market's qualification: percentage of assignments approved
 FEE, FEE_OF_MANY, MANY, LEAST_FEE = (
     0.2,
     0.4,
     10,
     0.01,
-)  # of the reward; from so many assignments a HIT; dollars
+)  # shares of the reward; assignments of a HIT from which the second applies; dollars
 LARGEST = 65535  # bytes of a HIT's question
 PAGE = 100  # results of one call
 HITS = "hits.jsonl"
-UNSPEAKABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]")  # no XML may hold these
+UNSPEAKABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]")  # not allowed in XML
 
 
 @dataclass(frozen=True)
 class Job:
-    """What workers are offered: `reward` in dollars, how many answer each item, minutes for one, days that it is
-    offered, days after which it is paid without review, and the percentage of their work that must have been
-    approved (0: anybody)."""
+    """Terms that workers are offered.
+
+    `reward` is in dollars. `workers` answer each item, in `minutes` at most. The item is offered
+    for `days` and is paid without review after `approve_after_days`. `approved_share` is the
+    percentage of a worker's earlier work that must have been approved (0: any worker).
+    """
 
     reward: float
     workers: int = 3
@@ -65,13 +71,13 @@ class Job:
 
     @property
     def cost(self) -> float:
-        """Dollars of one assignment, the market's fee included."""
+        """Dollars for one assignment, including the market's fee."""
         share = FEE_OF_MANY if self.workers >= MANY else FEE
         return self.reward + max(LEAST_FEE, share * self.reward)
 
 
 def open_client(endpoint: str) -> Any:
-    """A client of the API. Raises ConfigError where boto3 or credentials are missing."""
+    """Open a client of the API; raise ConfigError if boto3 or credentials are missing."""
     try:
         import boto3
         from botocore.exceptions import NoCredentialsError, PartialCredentialsError
@@ -90,17 +96,20 @@ def open_client(endpoint: str) -> Any:
 
 
 class Requester:
-    """A batch in its folder (`key.jsonl`, `template.html`) and on the market. `hits.jsonl` has a line before a HIT is
-    asked for and one when it is there: whoever was stopped in between looks on the market for what it has made."""
+    """Batch in its folder (`key.jsonl`, `template.html`) and on the market.
+
+    `hits.jsonl` has a line before a HIT is requested and one when it exists. After an interruption
+    in between, the market is searched for the HIT.
+    """
 
     def __init__(self, client: Any, folder: Path) -> None:
         self.client = client
         self.folder = folder
         self.endpoint = str(client.meta.endpoint_url)
         self.hits: dict[str, dict[str, Any]] = {}  # by item
-        self.unsure: set[str] = set()  # items that were asked for, and are not known to be there
+        self.unsure: set[str] = set()  # requested items whose HIT is not known to exist
         key = (folder / "key.jsonl").read_bytes()
-        self.batch = hashlib.sha256(key).hexdigest()[:16]  # by which its HITs are known on the market
+        self.batch = hashlib.sha256(key).hexdigest()[:16]  # identifies its HITs on the market
         self._read()
 
     def _read(self) -> None:
@@ -108,9 +117,7 @@ class Requester:
         if not path.exists():
             return
         whole = path.read_text(encoding="utf-8")
-        if whole and not whole.endswith(
-            "\n"
-        ):  # stopped in the middle of a line; what it was about is looked for
+        if whole and not whole.endswith("\n"):  # the last line is incomplete; `_adopt` looks for its HIT
             path.write_text(whole[: whole.rfind("\n") + 1], encoding="utf-8")
         for line in whole.split("\n")[:-1]:
             row = json.loads(line)
@@ -132,8 +139,11 @@ class Requester:
             os.fsync(file.fileno())
 
     def send(self, items: Sequence[Item], job: Job, budget: float, on_progress: Callable[[int], None]) -> int:
-        """Make a HIT of every item that has none; how many are new. Raises ConfigError when the batch may cost more
-        than `budget` dollars, or than the account has."""
+        """Make a HIT of every item that has none and return the number of new ones.
+
+        Raises ConfigError if the batch may cost more than `budget` dollars or than the account has.
+        Raises DataError for an item whose page is too large.
+        """
         template = (self.folder / "template.html").read_text(encoding="utf-8")
         for item in items:
             size = len(question(item, template).encode())
@@ -203,7 +213,7 @@ class Requester:
         self.unsure.discard(item)
 
     def _adopt(self) -> None:
-        """Find on the market what was asked for when somebody was stopped."""
+        """Find HITs on the market that were requested before an interruption."""
         if not self.unsure:
             return
         ours = {self._annotation(item): item for item in self.unsure}
@@ -223,7 +233,7 @@ class Requester:
             token = {"NextToken": page["NextToken"]}
 
     def assignments(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(item, assignment) of everything that was submitted. Raises RunError where nothing was sent."""
+        """Yield (item, assignment) of all submitted work; raise RunError if nothing was sent."""
         if not self.hits:
             raise RunError(f"{self.folder} has not been sent; `burnish label mturk send` does")
         for item, row in self.hits.items():
@@ -231,12 +241,14 @@ class Requester:
                 yield item, found
 
     def returned(self) -> list[Returned]:
-        """What workers answered."""
+        """Return the workers' answers."""
         return [_returned(item, a, self.hits[item]["cost"]) for item, a in self.assignments()]
 
     def approve(self, except_of: Sequence[str] = ()) -> dict[str, int]:
-        """Approve what is submitted, but for the work of the workers named, which is left for somebody to decide (and
-        is paid by itself when its time comes)."""
+        """Approve submitted work, except that of the workers in `except_of`.
+
+        Their work is left for a person to decide; the market pays it automatically after its delay.
+        """
         counts = {"approved": 0, "left": 0, "decided_before": 0}
         for _, assignment in list(self.assignments()):
             if assignment["AssignmentStatus"] != "Submitted":
@@ -249,13 +261,13 @@ class Requester:
         return counts
 
     def block(self, worker: str, reason: str) -> None:
-        """Keep a worker from all work of this account. Too many blocks count against the account that makes them."""
+        """Block a worker from all work of this account; too many blocks count against the account."""
         self.client.create_worker_block(WorkerId=worker, Reason=reason)
 
 
 @contextmanager
 def market_errors() -> Iterator[None]:
-    """What the market refuses becomes one clear message; what it has made before stands in hits.jsonl."""
+    """Turn an error of the market into one clear message; earlier HITs stay in hits.jsonl."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -267,13 +279,13 @@ def market_errors() -> Iterator[None]:
 
 
 def question(item: Item, template: str) -> str:
-    """The XML of a HIT's page, its variables filled in; markup in an answer stays text."""
+    """Return the XML of a HIT's page with its variables filled in; markup in an answer is escaped."""
     page = template
     for name, value in item.shown.items():
         page = page.replace(f"${{{name}}}", html.escape(value).replace("\n", "<br>").replace("$", "&#36;"))
     page = UNSPEAKABLE.sub(" ", page)
     whole = f"<!DOCTYPE html><html><head><meta charset='utf-8'></head><body>{page}</body></html>"
-    inside = whole.replace("]]>", "]]]]><![CDATA[>")  # what would end the section early
+    inside = whole.replace("]]>", "]]]]><![CDATA[>")  # keeps an answer from ending the section early
     return (
         f'<HTMLQuestion xmlns="{QUESTION_SCHEMA}"><HTMLContent><![CDATA[{inside}]]></HTMLContent>'
         "<FrameHeight>0</FrameHeight></HTMLQuestion>"
@@ -281,7 +293,7 @@ def question(item: Item, template: str) -> str:
 
 
 def answers(xml: str) -> dict[str, str]:
-    """Fields of a QuestionFormAnswers document. Raises DataError where it is none."""
+    """Return the fields of a QuestionFormAnswers document; raise DataError if it is not XML."""
     try:
         root = ElementTree.fromstring(xml)
     except ElementTree.ParseError as error:
@@ -309,4 +321,5 @@ def _returned(item: str, assignment: Mapping[str, Any], cost: float) -> Returned
 
 
 def as_json(rows: Sequence[Returned]) -> str:
+    """Return answers as JSON lines."""
     return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)

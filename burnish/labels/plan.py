@@ -1,5 +1,8 @@
-"""How many labels will do, before they are bought: a learning curve through what few hundred have taught, what mixes of
-people and judges cost and are worth, and how many prompts an examination needs."""
+"""Planning of label numbers before the labels are bought.
+
+It has a learning curve through a few hundred labels, and the cost and worth of mixes of people and
+judges. It also has the number of prompts that an evaluation needs.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,28 @@ from burnish.records import Interval
 from burnish.stats import sample_size
 
 Array = npt.NDArray[np.float64]
-MOST = 10_000_000  # labels beyond which nothing is promised
-EXPONENTS = (0.1, 1.5)  # that a curve may fall with
+MOST = 10_000_000  # most labels that a plan goes to
+EXPONENTS = (0.1, 1.5)  # range of a curve's exponent
 WIN_RATES = (0.52, 0.55, 0.6, 0.65, 0.7)
-SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)  # of labels that the judge gives
-STARTS = (0.3, 0.5, 1.0)  # exponents that a fit is started from
+SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)  # of labels by the judge
+STARTS = (0.3, 0.5, 1.0)  # exponents from which a fit starts
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy a - b n^-c after n labels: the fit to the mean of all splits, and that to each."""
+    """Learning curve a - b n^-c after n labels: the fit to the mean of all splits, and to each."""
 
     mean: tuple[float, float, float]
     splits: Sequence[tuple[float, float, float]]
-    held_out: float  # share of the labels that each split measured on, by those it learned from
+    held_out: float  # held-out labels of a split divided by those it learned from
 
     def at(self, n: float, confidence: float = 0.95) -> Interval:
-        """Expected accuracy after n labels. The interval is Student's with the variance over splits corrected for what
-        they share (Nadeau and Bengio 2003): (1 / splits + held out / learned from) times it."""
+        """Return the expected accuracy after n labels.
+
+        The interval is Student's, with the variance over splits corrected for the data they share
+        (Nadeau and Bengio 2003). The correction is (1 / splits + held out / learned from) times the
+        variance.
+        """
         from scipy.stats import t
 
         value = _accuracy(self.mean, n)
@@ -43,8 +50,7 @@ class Curve:
         return Interval(value, max(0.0, value - half), min(1.0, value + half), count)
 
     def labels_for(self, accuracy: float) -> dict[str, float | None]:
-        """Labels until an accuracy is expected, and between which numbers that may be; None for more than can be
-        promised."""
+        """Return the labels needed for an accuracy, with bounds; None for more than `MOST`."""
         return {
             "value": _least(lambda n: self.at(n).value, accuracy),
             "low": _least(lambda n: self.at(n).ci_high, accuracy),
@@ -58,7 +64,7 @@ def _accuracy(curve: tuple[float, float, float], n: float) -> float:
 
 
 def _least(reached: Any, accuracy: float) -> float | None:
-    """The least n, to a hundredth, from which on the accuracy is reached; None where it is not at the most labels."""
+    """Return the least n, to 1 %, at which the accuracy is reached; None above `MOST`."""
     low, high = 1.0, float(MOST)
     if reached(high) < accuracy:
         return None
@@ -69,8 +75,10 @@ def _least(reached: Any, accuracy: float) -> float | None:
 
 
 def fit_curve(sizes: Sequence[int], accuracies: Array, held_out: float) -> Curve:
-    """The curve through accuracies (R, S) of R splits after S numbers of labels. Raises ValueError for fewer than three
-    numbers or splits."""
+    """Fit the curve to accuracies (R, S) of R splits after S numbers of labels.
+
+    Raises ValueError for fewer than three numbers or splits.
+    """
     x = np.asarray(sizes, dtype=np.float64)
     if len(x) < 3 or len(accuracies) < 3:
         raise ValueError(
@@ -80,7 +88,7 @@ def fit_curve(sizes: Sequence[int], accuracies: Array, held_out: float) -> Curve
 
 
 def _fit(x: Array, y: Array) -> tuple[float, float, float]:
-    """Least squares, each number weighed by its root: accuracies of few labels scatter more."""
+    """Fit by least squares, weighted by the root of n: accuracies of few labels scatter more."""
     from scipy.optimize import least_squares
 
     weight = np.sqrt(x / x.max())
@@ -101,10 +109,13 @@ def _fit(x: Array, y: Array) -> tuple[float, float, float]:
 
 
 def worth_of_judge(agrees: float, among_people: float | None) -> float:
-    """How many labels of people one of a judge's is worth, errors being independent: a label with error e tells (1 - 2
-    e)^2; 2 A - 1 = (1 - 2 e_judge) (1 - 2 e_people) from its agreement A with a person, 2 P - 1 = (1 - 2 e_people)^2
-    from that of two people, so ((2 A - 1) / (2 P - 1))^2. Where P is not known people are taken to be without error,
-    which makes the judge worth least."""
+    """Return how many labels of people one label of a judge is worth.
+
+    Errors are taken as independent. A label with error e tells (1 - 2 e)^2. The judge's agreement A
+    with a person gives 2 A - 1 = (1 - 2 e_judge) (1 - 2 e_people). The agreement P of two people
+    gives 2 P - 1 = (1 - 2 e_people)^2. The worth is therefore ((2 A - 1) / (2 P - 1))^2. If P is
+    unknown, people are taken to make no errors, which gives the least worth.
+    """
     of_people = 1.0 if among_people is None else max(1e-3, 2 * among_people - 1)
     return (max(0.0, 2 * agrees - 1) / of_people) ** 2
 
@@ -112,8 +123,7 @@ def worth_of_judge(agrees: float, among_people: float | None) -> float:
 def mixes(
     n: int, worth: float, price_judge: float, price_person: float, curve: Curve | None
 ) -> list[dict[str, Any]]:
-    """What n labels cost by the judge's share of them, how many of people's they are worth, and the accuracy that is
-    expected of those."""
+    """Return cost, worth in people's labels and accuracy by the judge's share of n labels."""
     rows = []
     for share in SHARES:
         effective = n * (1 - share + share * worth)
@@ -129,5 +139,5 @@ def mixes(
 
 
 def examinations() -> list[dict[str, Any]]:
-    """Prompts that show a win rate with 95 % confidence in 80 of 100 examinations."""
+    """Return the prompts that show a win rate with 95 % confidence in 80 of 100 evaluations."""
     return [{"win_rate": rate, "prompts": sample_size(rate)} for rate in WIN_RATES]

@@ -1,7 +1,7 @@
-"""Who is asked what next: leases, overlap, gold questions, practice, and answers that can be taken back for a while.
+"""Queue of labelling questions: leases, overlap, gold questions, practice and undo.
 
-The database decides, one writer at a time; what is held in memory only says where to look first. An answer is durable
-when `save` returns; it becomes a label when it can no longer be taken back (`settle`).
+The database decides, with one writer at a time; memory only says where to look first. An answer is
+durable when `save` returns. It becomes a label when it can no longer be taken back (`settle`).
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ LATE_ANSWER = (
     "the time for this question was over and it has gone to somebody else; your answer is kept aside and is no label. "
     "Go on with the next one"
 )
-AT_ONCE = 16  # candidates looked at together
-REBUILD = 5.0  # seconds between looks at the whole store
+AT_ONCE = 16  # candidates checked in one query
+REBUILD = 5.0  # seconds between rebuilds from the database
 
 
 class Queue:
-    """One project's questions, for any number of annotators at once."""
+    """Questions of one project, for any number of annotators at once."""
 
     def __init__(
         self,
@@ -86,11 +86,11 @@ class Queue:
         self._units: list[list[str]] = []
         self._unit_of: dict[str, int] = {}
         self._only = None if only is None else {i: at for at, i in enumerate(only)}
-        self._gold: list[list[str]] = []  # gold questions that are asked together
-        self._sizes: Counter[int] = Counter()  # answers that ordinary questions show
-        self._last = 0  # number of the newest comparison that is known here
-        self._live: dict[int, None] = {}  # units that may have room, in their order
-        self._busy: dict[int, float] = {}  # until when somebody has them
+        self._gold: list[list[str]] = []  # comparisons of each gold question
+        self._sizes: Counter[int] = Counter()  # ordinary questions by number of answers shown
+        self._last = 0  # number of the newest known comparison
+        self._live: dict[int, None] = {}  # units that may need answers, in order
+        self._busy: dict[int, float] = {}  # end of the lease of busy units
         self._seen: dict[str, set[int]] = {}
         self._rebuilt = 0.0
         self._doubtful = False
@@ -98,7 +98,10 @@ class Queue:
 
     @contextmanager
     def _changing(self, *, durable: bool = True) -> Iterator[Session]:
-        """A transaction. When one fails, what memory holds may be of what never was: it is made anew first."""
+        """Open a transaction, after rebuilding the state in memory if an earlier one failed.
+
+        A failed transaction may leave changes in memory that were never committed.
+        """
         with self._lock:
             if self._doubtful:
                 self._doubtful = False
@@ -114,11 +117,15 @@ class Queue:
                 self._doubtful = True
                 raise
 
-    # What there is
+    # Reading the store
 
     def _read_new(self) -> tuple[int, int, list[list[str]], list[list[Sides]], Counter[int]]:
-        """Read what is new: the newest number known before and now, all gold questions, comparisons grouped into
-        questions, and how many answers all ordinary questions show. It takes seconds for many, so no lock is held."""
+        """Read comparisons added since the last look, and all gold questions.
+
+        Return the newest number known before and now, all gold questions, comparisons grouped into
+        questions, and how many answers all ordinary questions show. No lock is held, because this
+        takes seconds for many comparisons.
+        """
         before = self._last
         columns = (ComparisonRow.number, ComparisonRow.id, ComparisonRow.prompt_id)
         query = select(*columns, ComparisonRow.first_id, ComparisonRow.second_id)
@@ -138,7 +145,7 @@ class Queue:
     def _notice(
         self, before: int, last: int, gold: list[list[str]], found: list[list[Sides]], sizes: Counter[int]
     ) -> None:
-        """Take in what `_read_new` has found, unless another look has done so."""
+        """Add the result of `_read_new`, unless another look has already done so."""
         if before != self._last:
             return
         self._last, self._gold, self._sizes = last, gold, sizes
@@ -149,7 +156,7 @@ class Queue:
             self._live[unit] = None
 
     def _rebuild(self) -> None:
-        """Where to look first, from the database."""
+        """Rebuild the units that may need answers from the database."""
         self._rebuilt = self.clock()
         people: dict[str, int] = {}
         with self.store.reading() as session:
@@ -180,7 +187,7 @@ class Queue:
         return self._seen[annotator]
 
     def look_again(self) -> None:
-        """See what has been added or answered elsewhere at once, not after a while."""
+        """Read at once what has been added or answered elsewhere, without waiting for a rebuild."""
         new = self._read_new()
         with self._lock:
             self._notice(*new)
@@ -191,11 +198,11 @@ class Queue:
         with self._lock:
             return len(self._units) - len(self._live), len(self._units)
 
-    # Next
+    # Leasing tasks
 
     def next(self, annotator: str) -> Task | None:
-        """The task somebody has, or a new one; None when there is nothing left for them, or the budget is spent."""
-        with self._changing(durable=False) as session:  # a lease that is lost is given anew
+        """Return the open task or lease a new one; None if none is left or the budget is spent."""
+        with self._changing(durable=False) as session:  # a lease lost in a crash is given again
             task = self._next(session, annotator)
         if task is not None or self.clock() - self._rebuilt < REBUILD:
             return task
@@ -236,7 +243,7 @@ class Queue:
         mine = set(session.scalars(theirs.where(TaskRow.state.in_((ANSWERED, SETTLED)))))
         mine |= set(session.scalars(select(CheckRow.gold_id).where(CheckRow.annotator == annotator)))
         answered = sum(not mine.isdisjoint(unit) for unit in self._gold)
-        # A question that they skipped or flagged is asked again when no other is left.
+        # A skipped or flagged gold question is asked again only if practice has no other left.
         left = [unit for unit in self._gold if (mine | aside).isdisjoint(unit)]
         if not left and answered < self.rules.practice:
             left = [unit for unit in self._gold if mine.isdisjoint(unit)]
@@ -275,7 +282,7 @@ class Queue:
         return None
 
     def _rooms(self, session: Session, ids: Sequence[str], annotator: str, now: float) -> dict[str, str]:
-        """Of each comparison whether it is free for somebody, theirs already, full, busy or flagged."""
+        """Return for each comparison: free, mine (answered or skipped), full, busy or flagged."""
         done: dict[str, set[str]] = {i: set() for i in ids}
         busy: dict[str, set[str]] = {i: set() for i in ids}
         closed: dict[str, str] = {}
@@ -328,7 +335,7 @@ class Queue:
         return self._as_task(session, row, asked)
 
     def _padding(self, session: Session, gold: Sequence[Comparison]) -> list[Response]:
-        """Other answers to the prompt of a gold question, so that it shows as many as most questions do."""
+        """Return extra answers for a gold question, so that it shows as many as most questions."""
         prompt, wanted = gold[0].prompt, usual(self._sizes, self.rules.most)
         known = {r.text for c in gold for r in (c.first, c.second)}
         if len(known) >= wanted:
@@ -356,7 +363,7 @@ class Queue:
 
     def _is_practice(self, session: Session, row: TaskRow) -> bool:
         earlier = select(func.count()).select_from(TaskRow)
-        given = TaskRow.state.in_((ANSWERED, SETTLED))  # a skip is no answer
+        given = TaskRow.state.in_((ANSWERED, SETTLED))  # a skip is not an answer
         mine = (TaskRow.annotator == row.annotator, TaskRow.kind == GOLD, given)
         before = session.scalar(earlier.where(*mine, TaskRow.number < row.number))
         return (before or 0) < self.rules.practice
@@ -364,15 +371,21 @@ class Queue:
     # Answers
 
     def save(self, annotator: str, task: str, key: str, answer: Answer) -> Saved:
-        """Keep an answer. `key` is the sender's own: the same one again, whatever comes with it, changes nothing.
-        Raises Refused for a task that is not theirs, was answered already, or cannot be answered so."""
+        """Store an answer.
+
+        The sender chooses `key`: a second save with the same key changes nothing, whatever else it
+        contains. Raises Refused if the task is not the annotator's, was answered already or came
+        too late, or if the answer is invalid.
+        """
         with self._changing() as session:
             saved = self._save(session, annotator, task, key, answer)
         return in_time(saved)
 
     def save_and_next(self, annotator: str, task: str, key: str, answer: Answer) -> tuple[Saved, Task | None]:
-        """`save`, and `next` in the same transaction; nothing comes next after practice, which may show that somebody
-        is to be asked nothing."""
+        """Run `save` and `next` in the same transaction.
+
+        No task follows a practice question, because its result may exclude the annotator.
+        """
         with self._changing() as session:
             saved = self._save(session, annotator, task, key, answer)
             done = saved.late or saved.right is not None
@@ -412,14 +425,17 @@ class Queue:
         return saved
 
     def _passed_on(self, session: Session, asked: Task, row: TaskRow, now: float) -> bool:
-        """Whether a question whose lease is over has gone to others who are enough for it, or cannot be paid any more.
-        A newer lease of the same annotator (another tab) is given back first: it is not somebody else's."""
+        """Check whether an expired task has gone to enough others, or exceeds the budget.
+
+        A newer lease of the same annotator (another tab) is released first: it is not another
+        annotator's.
+        """
         if row.kind == GOLD:
             return False
         ids = [c.id for c in asked.question.comparisons]
         mine = (TaskRow.annotator == row.annotator, TaskRow.state == OPEN, AskedRow.question.in_(ids))
         newer = select(TaskRow).join(AskedRow, AskedRow.task == TaskRow.id).where(*mine, TaskRow.id != row.id)
-        for other in session.scalars(newer):  # theirs as well, in another tab
+        for other in session.scalars(newer):  # the same annotator's, in another tab
             other.state = RELEASED
         session.flush()
         rooms = self._rooms(session, ids, row.annotator, now)
@@ -449,7 +465,7 @@ class Queue:
         row.labels = json.dumps([as_row(replace(label, cost=cost)) for label in labels])
 
     def _feedback(self, session: Session, row: TaskRow, *, repeated: bool) -> Saved:
-        """What the giver of an answer hears; the answer to a gold question only in practice."""
+        """Return what the annotator sees after an answer; a gold answer only in practice."""
         if row.kind != GOLD or row.labels is None or not self._is_practice(session, row):
             return Saved(repeated)
         right = gold_is_right(session, row)
@@ -460,14 +476,14 @@ class Queue:
         return Saved(repeated, "a" if shown_first else "b", right)
 
     def _after(self, session: Session, row: TaskRow, asked: Task) -> None:
-        """Bring what is held in memory up to an answer."""
+        """Update the state in memory after an answer."""
         comparisons = asked.question.comparisons
         for unit in {self._unit_of.get(c.id) for c in comparisons}:
             if row.kind == GOLD or unit is None:
                 continue
             self._busy.pop(unit, None)
             whole = len(comparisons) == len(self._units[unit])
-            if whole:  # else there is something left of it, for others and for them
+            if whole:  # otherwise part of it is still open, also for this annotator
                 self._seen_by(session, row.annotator).add(unit)
             if row.state == STATES["flag"] or (
                 row.state != STATES["skip"] and self._full(session, unit, whole)
@@ -475,7 +491,7 @@ class Queue:
                 self._live.pop(unit, None)
 
     def _full(self, session: Session, unit: int, whole: bool) -> bool:
-        """Whether an answer, to the whole of it or a part, was all that it wanted."""
+        """Check whether a question is full after an answer to all or part of it."""
         if whole and self._wants_one(unit):
             return True
         rooms = self._rooms(session, self._units[unit], "", self.clock())
@@ -485,7 +501,7 @@ class Queue:
         return all(self.rules.wanted(i) == 1 for i in self._units[unit])
 
     def undo(self, annotator: str) -> Task | None:
-        """Take the last answer back and ask it again; None when none can be taken back any more."""
+        """Take the last answer back and return its task; None if it is too late for that."""
         with self._changing() as session:
             now = self.clock()
             states = (ANSWERED, *STATES.values())
@@ -513,7 +529,7 @@ class Queue:
                 self._seen_by(session, row.annotator).discard(unit)
 
     def release(self, annotator: str) -> None:
-        """Somebody goes: what they answered stands, what they hold is free."""
+        """Release an annotator's open tasks and settle their answers."""
         with self._changing() as session:
             held = (TaskRow.annotator == annotator, TaskRow.state == OPEN)
             for row in session.scalars(select(TaskRow).where(*held)):
@@ -522,7 +538,7 @@ class Queue:
             self._settle(session, self.clock() + self.rules.undo, annotator)
 
     def put_back(self, task: str) -> bool:
-        """A flagged question is asked again, of others."""
+        """Put a flagged question back for other annotators; return False if it is not flagged."""
         with self._changing() as session:
             row = session.scalar(select(TaskRow).where(TaskRow.id == task, TaskRow.state == STATES["flag"]))
             if row is None:
@@ -534,7 +550,7 @@ class Queue:
             return True
 
     def settle(self, *, all: bool = False) -> int:
-        """Make labels of answers that can no longer be taken back, or of all; how many answers."""
+        """Turn answers that can no longer be taken back, or all, into labels; return their number."""
         with self._changing() as session:
             now = self.clock()
             return self._settle(session, now + self.rules.undo if all else now)
@@ -543,7 +559,7 @@ class Queue:
         return settle(self.store, session, now, annotator)
 
     def standing(self, annotator: str) -> Standing:
-        """How far somebody has come."""
+        """Return an annotator's progress."""
         with self.store.reading() as session:
             mine = (TaskRow.annotator == annotator, TaskRow.state.in_((ANSWERED, SETTLED)))
             query = select(TaskRow).where(*mine, TaskRow.kind == GOLD).order_by(TaskRow.number)
@@ -555,12 +571,12 @@ class Queue:
 
 
 def usual(sizes: Counter[int], most: int) -> int:
-    """Return the most common of `sizes`, or `most` without any."""
+    """Return the most common of `sizes`, or `most` if there are none."""
     return max(sizes, key=lambda n: (sizes[n], n)) if sizes else most
 
 
 def in_time(saved: Saved) -> Saved:
-    """A save that stands. Raises Refused for one that came too late, once it is kept."""
+    """Return a save that stands; raise Refused for one that was stored too late."""
     if saved.late:
         raise Refused("late", LATE_ANSWER)
     return saved

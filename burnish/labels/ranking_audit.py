@@ -16,14 +16,17 @@ from burnish.labels.hypothesis_tests import DRAWS, FEWEST, Array, Tested, share_
 from burnish.stats import clustered_proportion, wilson
 from burnish.textstats import n_words
 
-DRAWN = 2000  # rankings up to which places are drawn; beyond, their mean is normal
+DRAWN = 2000  # rankings up to which places are drawn; beyond, the normal limit is used
 
 
 def first_places(rankings: Sequence[Ranking], seed: int = 0) -> list[Tested]:
-    """For every place in the order shown how often the answer there came first (shared among ties), held against one
-    of k: were the place nothing to the reader, the winner might as well stand on any. One test a place, of those
-    rankings that have the commonest number of answers, all of them ranked, and one of a prompt; none with fewer than
-    12."""
+    """Test for every place shown how often its answer came first (shared among ties).
+
+    The share is tested against 1 / k: if the place has no effect, the winner is equally likely at
+    every place. There is one test per place. It uses rankings with the most common number of
+    answers, all of them ranked, and one ranking per prompt. There are no tests with fewer than 12
+    rankings.
+    """
     whole = [r for r in rankings if sum(map(len, r.tiers)) == len(r.responses)]
     sizes = [len(r.responses) for r in whole]
     if not sizes:
@@ -60,7 +63,7 @@ def first_places(rankings: Sequence[Ranking], seed: int = 0) -> list[Tested]:
 
 
 def _of_chance(credit: Array, error: float, seed: int) -> list[float]:
-    """p of each place's mean credit, were the places of every ranking shuffled."""
+    """Return the p value of each place's mean credit, with places shuffled in every ranking."""
     n, k = credit.shape
     off = np.abs(credit.mean(axis=0) - 1 / k)
     if error == 0:  # all tied
@@ -77,8 +80,11 @@ def _ordinal(n: int) -> str:
 
 
 def repeated(rankings: Sequence[Ranking]) -> tuple[Tested | None, dict[str, Any] | None]:
-    """How often a strict pair of both readings turned, and the figures beside it: items, agreement, and how often the
-    best of one reading was the worst of the other. None and None without second readings."""
+    """Test how often a strict pair turned between two readings of the same ranking.
+
+    Also return the number of items and pairs, the agreement, and how often the best of one reading
+    was the worst of the other. Return None and None without second readings.
+    """
     turned, groups, reversed_, items = [], list[str](), 0, 0
     for r in rankings:
         if r.again is None:
@@ -98,7 +104,7 @@ def repeated(rankings: Sequence[Ranking]) -> tuple[Tested | None, dict[str, Any]
 
 
 def longer_wins(rankings: Sequence[Ranking]) -> dict[str, Any] | None:
-    """How often the longer answer (in words) of a strict pair is the better one. No fault by itself."""
+    """Return how often the longer answer (in words) of a strict pair is better; no fault by itself."""
     hits, groups = [], []
     for r in rankings:
         length = [n_words(text) for text in r.responses]

@@ -1,8 +1,11 @@
-"""Which comparisons a judge may answer alone, and which people are to see: where the judge, its temperature fitted on
-people's labels, is surer than a bound above which it agrees with people as often as is asked.
+"""Routing of comparisons to a judge alone or to people.
 
-The bound is that of Jung et al. 2024 (Trust or Escalate): bounds are tested from the strictest on, each by the binomial
-distribution, up to the first that fails, so that agreement is below the target in one of twenty calibrations at most.
+The judge's temperature is fitted on people's labels. It answers alone where it is surer than a
+bound above which it agrees with people at the target rate.
+
+The bound follows Jung et al. 2024 (Trust or Escalate). Bounds are tested from the strictest on,
+each by the binomial distribution, up to the first that fails. Agreement is then below the target in
+at most one of twenty calibrations.
 """
 
 from __future__ import annotations
@@ -26,18 +29,21 @@ from burnish.stats import (
 )
 
 Array = npt.NDArray[np.float64]
-RISK = 0.05  # that agreement is below the target after all
-STEPS = 16  # bounds that are tested
-TORN = 1e-9  # surety below which no side is named
-LIMIT = 1e-6  # how near to 0 or 1 a judge's probability is taken
-HOTTEST = 1000.0  # temperature that is fitted: a judge by votes is as sure of all
-FEWEST = 30  # comparisons with both labels from which anything is fitted
+RISK = 0.05  # of agreement below the target
+STEPS = 16  # number of bounds that are tested
+TORN = 1e-9  # surety below which the judge prefers no side
+LIMIT = 1e-6  # least distance of a judge's probability from 0 and 1
+HOTTEST = 1000.0  # highest fitted temperature: a judge that votes is equally sure of everything
+FEWEST = 30  # fewest comparisons with both labels for a fit
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What a judge and people said of the same N comparisons: `surety` how far the judge's log-odds are from 0,
-    `agrees` whether people chose the same side, `groups` their prompts; `temperature` fits the first to the second."""
+    """Verdicts of a judge and of people on the same N comparisons.
+
+    `surety` is the distance of the judge's log-odds from 0, `agrees` whether people chose the same
+    side, and `groups` are the prompts. `temperature` fits `surety` to `agrees`.
+    """
 
     surety: Array
     agrees: npt.NDArray[np.bool_]
@@ -45,19 +51,25 @@ class Calibrated:
     temperature: float
 
     def confidence(self, surety: Array) -> Array:
-        """Probability that people say the same, in [0.5, 1)."""
+        """Return the probability that people choose the same side, in [0.5, 1)."""
         return sigmoid(surety / self.temperature)
 
 
 def surety_of(preferences: Sequence[float]) -> Array:
-    """|log-odds| of a judge's preferences; a judge by votes is about as sure of all it is not torn about."""
+    """Return |log-odds| of a judge's preferences.
+
+    A judge that votes is about equally sure of every comparison on which it has no tie.
+    """
     p = np.clip(np.asarray(preferences, dtype=np.float64), LIMIT, 1 - LIMIT)
     return np.asarray(np.abs(np.log(p) - np.log1p(-p)))
 
 
 def calibrated(judge: Sequence[float], people: Sequence[float], groups: Sequence[str]) -> Calibrated:
-    """From both preferences for the first side; ties of people say nothing and are left out, a tie of the judge agrees
-    with half of them. Raises ValueError with fewer than 30 that are left."""
+    """Calibrate a judge on people's preferences for the first side.
+
+    People's ties are left out. A tie of the judge counts as agreement in about half of the cases.
+    Raises ValueError if fewer than 30 comparisons are left.
+    """
     j, h = np.asarray(judge, dtype=np.float64), np.asarray(people, dtype=np.float64)
     kept = np.flatnonzero(h != 0.5)
     if len(kept) < FEWEST:
@@ -66,7 +78,7 @@ def calibrated(judge: Sequence[float], people: Sequence[float], groups: Sequence
         )
     j, h = j[kept], h[kept]
     surety = surety_of(j.tolist())
-    # A judge that is torn has to be taken one way: every other one as people said.
+    # A judge's tie needs a side: it counts as agreement at even positions.
     torn = j == 0.5
     agrees = np.where(torn, np.arange(len(j)) % 2 == 0, (j > 0.5) == (h > 0.5))
     temperature = fitted_temperature(np.where(agrees, surety, -surety)[:, None], HOTTEST)
@@ -75,17 +87,19 @@ def calibrated(judge: Sequence[float], people: Sequence[float], groups: Sequence
 
 @dataclass(frozen=True)
 class Bound:
-    """From which surety on the judge is trusted (None: never), and what was seen there in calibration."""
+    """Surety from which the judge is trusted (None: never), and its agreement in calibration."""
 
     surety: float | None
     agreement: dict[str, Any] | None
     kept: int
-    needed: int  # comparisons above a bound without a single disagreement that would prove the target
+    needed: int  # comparisons above a bound that prove the target if none disagrees
 
 
 def bound_for(target: float, known: Calibrated) -> Bound:
-    """The least surety at which agreement is at least `target`, but for a risk of 5 %. Raises ValueError for a target
-    outside (0.5, 1)."""
+    """Return the least surety at which agreement is at least `target`, with a risk of 5 %.
+
+    Raises ValueError for a target outside (0.5, 1).
+    """
     if not 0.5 < target < 1:
         raise ValueError(f"target={target:g} must lie between 0.5 and 1: half is what a coin agrees")
     from scipy.stats import binom
@@ -96,7 +110,7 @@ def bound_for(target: float, known: Calibrated) -> Bound:
     needed = math.ceil(math.log(RISK) / math.log(target))
     best = None
     for size in _sizes(needed, len(order)):
-        # All that are as sure as the last of them belong to the same bound.
+        # Comparisons with the same surety belong to the same bound.
         size = int(np.searchsorted(-surety, -surety[size - 1], side="right"))
         hits = agrees[:size].tolist()
         trials = max(1, round(effective_number(hits, groups[:size])))
@@ -107,15 +121,19 @@ def bound_for(target: float, known: Calibrated) -> Bound:
     if best is None:
         return Bound(None, None, 0, needed)
     seen = clustered_proportion(agrees[:best].tolist(), groups[:best])
-    # Where all are trusted, however unsure, a judge that is torn still names no side.
+    # Even where all comparisons are trusted, a judge's tie names no side.
     least = TORN if best == len(order) else max(TORN, float(surety[best - 1]))
     return Bound(least, asdict(seen), best, needed)
 
 
 def _sizes(first: int, last: int) -> list[int]:
-    """How many of the surest each bound takes in, up to all. From a fifth of all, and twice the fewest that could prove
-    anything: an early bound with few above it fails by one disagreement, and ends the testing (tried: from the fewest
-    on, and several bounds at a share of the risk each, keep half as much)."""
+    """Return how many of the surest comparisons each bound includes, up to all.
+
+    The first bound has a fifth of all, and at least twice the fewest that could prove anything. An
+    early bound with few comparisons fails by one disagreement and ends the testing. Starting from
+    the fewest, or testing several bounds at a share of the risk each, was tried and keeps half as
+    much.
+    """
     if first > last:
         return []
     steps = np.geomspace(min(last, max(2 * first, last // 5)), last, STEPS)
@@ -124,20 +142,25 @@ def _sizes(first: int, last: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Prices:
-    """Dollars and seconds of one label: a judge's, and a person's; how many people see a comparison, and which share is
-    checked."""
+    """Dollars and seconds of one label by a judge and by a person.
+
+    `people_each` people see a comparison. `check` is the share of the judge's comparisons that they
+    also see.
+    """
 
     judge: float
     person: float
     seconds: float
     people_each: int = 1
-    check: float = 0.0  # share of what the judge keeps that people see all the same
+    check: float = 0.0  # share of the judge's comparisons that people also see
 
 
 def plan_of(target: float, known: Calibrated, pool: Array, unjudged: int, prices: Prices) -> dict[str, Any]:
-    """What a target comes to: the bound, the share of comparisons that the judge keeps, and what the rest costs. `pool`
-    are sureties of comparisons without a person's label, `unjudged` how many have no label of the judge's yet (as many
-    of them as of the others are expected to be kept)."""
+    """Return the bound for a target, the share that the judge keeps, and the cost of the rest.
+
+    `pool` has the sureties of comparisons without a person's label. `unjudged` counts those without
+    a judge's label; the judge is expected to keep the same share of them.
+    """
     bound = bound_for(target, known)
     sample = pool if len(pool) >= FEWEST else known.surety
     kept = 0 if bound.surety is None else int((sample >= bound.surety).sum())
@@ -163,8 +186,11 @@ def plan_of(target: float, known: Calibrated, pool: Array, unjudged: int, prices
 
 
 def reliability(known: Calibrated) -> dict[str, Any]:
-    """How well the judge's probabilities meet what people say, as given and with the temperature, which every half of
-    the comparisons gets from the other."""
+    """Measure how well the judge's probabilities match people's choices.
+
+    They are measured as given and with a temperature. Each half of the prompts gets the temperature
+    fitted on the other half.
+    """
     raw = sigmoid(known.surety)
     half = np.array([i % 2 for i in _numbers(known.groups)], dtype=bool)
     fitted = raw.copy()

@@ -1,4 +1,4 @@
-"""What a judge is asked: guidelines, request and both answers, from a template."""
+"""Rubric of a judge: a template with guidelines, prompt and both answers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ FIELDS = ("{guidelines}", "{prompt}", "{first}", "{second}")
 
 @dataclass(frozen=True)
 class Rubric:
-    """A template and the guidelines in it; `id` changes with either."""
+    """Template of a judge's question, and the guidelines in it."""
 
     template: str
     guidelines: Guidelines
 
     @property
     def id(self) -> str:
+        """Identifier that changes with the template and with the guidelines."""
         return content_id("rubric", self.template, self.guidelines.text)
 
     def question(self, prompt: str, first: str, second: str) -> str:
-        """The text a judge is sent. Fields inside an answer are left as they are."""
+        """Return the text sent to a judge; fields inside an answer are left as they are."""
         parts = {
             "{guidelines}": self.guidelines.text.strip(),
             "{prompt}": prompt.strip(),
@@ -43,7 +44,7 @@ class Rubric:
 
 
 def load_rubric(path: str | None, guidelines: Guidelines) -> Rubric:
-    """The template in a file, or the package's own. Raises ConfigError when one of its fields is missing."""
+    """Load a template, or the package's own if None; raise ConfigError if a field is missing."""
     if path is None:
         return Rubric((files("burnish.labels") / "rubric.md").read_text(encoding="utf-8"), guidelines)
     template = read_text(Path(path))

@@ -1,5 +1,8 @@
-"""Which comparisons are worth a label: where reward models disagree, beside a random part, and never from the part that
-measures."""
+"""Selection of comparisons to label.
+
+Comparisons on which reward models disagree are selected, beside a random part. The part that
+measures is never selected this way.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,14 @@ Array = npt.NDArray[np.float64]
 
 
 def acquisition(margins: Array, how: How) -> Array:
-    """(N,) how much a label is worth, from margins (N, K): raw score of the first answer minus that of the second, of K
-    reward models. A raw score is no probability; a Bradley-Terry margin is a log-odds, and its sigmoid p one.
+    """Compute how much a label of each comparison is worth (N,) from margins (N, K).
 
-    variance: Var_k(margin). entropy: H(mean_k p), high also where all are unsure alike. bald: H(mean_k p) -
-    mean_k H(p), what the models disagree about (Houlsby et al. 2011, eq. 2), in nats. Raises DataError for a score
-    that is missing or not finite.
+    A margin is the raw score of the first answer minus that of the second, of K reward models. A
+    raw score is not a probability; a Bradley-Terry margin is a log-odds, and its sigmoid p is one.
+
+    variance: Var_k(margin). entropy: H(mean_k p), high also if all models are equally unsure. bald:
+    H(mean_k p) - mean_k H(p), what the models disagree about (Houlsby et al. 2011, eq. 2), in nats.
+    Raises DataError for a score that is missing or not finite.
     """
     assert margins.ndim == 2
     assert how in ("variance", "bald", "entropy"), how
@@ -44,27 +49,27 @@ def acquisition(margins: Array, how: How) -> Array:
 
 
 def _entropy(p: Array) -> Array:
-    """Of a coin, in nats."""
+    """Compute the entropy of a coin, in nats."""
     p = np.clip(p, 1e-12, 1 - 1e-12)
     return np.asarray(-(p * np.log(p) + (1 - p) * np.log1p(-p)))
 
 
 def is_reserved(comparison_id: str, share: float) -> bool:
-    """Whether a comparison belongs to the random part that measures: a fixed one, whatever was asked before."""
+    """Check whether a comparison belongs to the fixed random part that measures."""
     return int(content_id("reserved", comparison_id), 16) / 16**16 < share
 
 
 def choose(
     ids: Sequence[str], scores: Array | None, n: int, *, how: How, random_share: float, seed: int
 ) -> list[tuple[int, str]]:
-    """(row, why) of `n` comparisons: the best by score, and a random share of all others. `scores` None: all random."""
+    """Choose n as (row, reason): best by score plus a random share; all random without scores."""
     rng = random.Random(f"select-{seed}")
     n = min(n, len(ids))
     by_score: list[int] = []
     if scores is not None:
         assert len(scores) == len(ids)
         wanted = n - round(random_share * n)
-        # Equal scores in an order that no store's order decides.
+        # Order equal scores by a hash, so that the store's order does not matter.
         order = sorted(range(len(ids)), key=lambda i: (-scores[i], content_id("tie", ids[i], str(seed))))
         by_score = order[:wanted]
     taken = set(by_score)
@@ -73,20 +78,23 @@ def choose(
 
 
 def unlabelled(store: LabelStore, only: Path | None = None) -> list[Comparison]:
-    """Comparisons without a label, in their order; with a selection those that it names and no person has labelled, in
-    its order: it may well name what a judge was unsure of."""
+    """Return comparisons without a label, in their order.
+
+    With a selection, return those that it names and no person has labelled, in its order. A
+    selection may name comparisons of which a judge was unsure.
+    """
     labels = (label for label in store.labels() if only is None or label.source == "human")
     return selected(store, {label.comparison_id for label in labels}, only)
 
 
 def labelled(store: LabelStore) -> list[Comparison]:
-    """Comparisons that have a label."""
+    """Return comparisons that have a label."""
     known = {label.comparison_id for label in store.labels()}
     return [c for c in store.comparisons() if c.id in known]
 
 
 def selected(store: LabelStore, without: Container[str], only: Path | None) -> list[Comparison]:
-    """Comparisons `without` those, in their order, or those of them that a selection names, in its order."""
+    """Return comparisons not in `without`, or those that a selection names, in its order."""
     found = {c.id: c for c in store.comparisons() if c.id not in without}
     if only is None:
         return list(found.values())

@@ -1,4 +1,4 @@
-"""Where a store is being labelled: the page that serves it leaves its address beside it."""
+"""Address of a labelling page, in a file beside the store that it serves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _note(place: Place) -> Path:
 
 
 def leave_note(place: Place, url: str, project: str) -> None:
-    """Leave the address of a project's page beside its store."""
+    """Write the address of a project's page to a file beside its store."""
     atomic_write(_note(place), json.dumps({"url": _address(url, project)}))
 
 
@@ -30,7 +30,7 @@ def take_note_back(place: Place, url: str, project: str) -> None:
     """Remove the address, unless another server has left its own since."""
     try:
         left = json.loads(_note(place).read_text(encoding="utf-8"))["url"]
-    except (OSError, ValueError, KeyError):  # none, or not a whole one
+    except (OSError, ValueError, KeyError):  # missing or incomplete
         return
     if left == _address(url, project):
         _note(place).unlink(missing_ok=True)
@@ -41,10 +41,10 @@ def _address(url: str, project: str) -> str:
 
 
 def page_of(place: Place) -> str | None:
-    """The address of the page on which a store is labelled now; None where there is none, or it no longer answers."""
+    """Return the address of the page that labels a store now; None if it does not answer."""
     try:
         url = str(json.loads(_note(place).read_text(encoding="utf-8"))["url"])
-    except (OSError, ValueError, KeyError):  # not served, or about to be
+    except (OSError, ValueError, KeyError):  # not served, or still starting
         return None
     at = urlsplit(url)
     try:

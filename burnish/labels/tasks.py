@@ -1,5 +1,4 @@
-"""Tasks of the labelling page: the questions that annotators answer, their states in a store, and the labels that
-answers become."""
+"""Tasks of the labelling page: their questions, states in a store, and resulting labels."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from burnish.records import Comparison, Label, Prompt, Response, content_id
 
 @dataclass(frozen=True)
 class Question:
-    """Answers to one prompt, in the order they are shown, and the comparisons that an order of them answers."""
+    """Answers to one prompt in the order shown, and the comparisons that their order answers."""
 
     prompt: Prompt
     shown: Sequence[Response]
@@ -29,7 +28,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Sides:
-    """A comparison by names alone: its own, its prompt's and those of its two answers."""
+    """Ids of a comparison, of its prompt and of its two answers."""
 
     id: str
     prompt: str
@@ -38,13 +37,16 @@ class Sides:
 
 
 def grouped(comparisons: Sequence[Sides], most: int) -> list[list[Sides]]:
-    """Comparisons that are asked together: each by itself; or, with `most` above two, those of up to so many answers
-    to a prompt that are all to be compared with each other. Near linear: an answer is looked at for each comparison of
-    whichever of two answers has fewer."""
+    """Group comparisons that are asked together.
+
+    With `most` up to two, every comparison is asked alone. Otherwise a group has up to `most`
+    answers to a prompt, all of which are to be compared with each other. The time is near linear:
+    for each comparison, only the partners of the answer with fewer of them are examined.
+    """
     if most <= 2:
         return [[c] for c in comparisons]
     left = {c.id: c for c in comparisons}
-    # By prompt and answer the answers it is still to be compared with, and by which comparison.
+    # By (prompt, answer): the answers still to be compared with it, and the comparison for each.
     others: dict[tuple[str, str], dict[str, Sides]] = {}
     place: dict[tuple[str, str], int] = {}
     for c in left.values():
@@ -79,15 +81,17 @@ def grouped(comparisons: Sequence[Sides], most: int) -> list[list[Sides]]:
 
 
 def questions_of(comparisons: Sequence[Comparison], most: int, annotator: str) -> list[Question]:
-    """`grouped`, each as it is put to this annotator."""
+    """Group comparisons into questions as they are shown to this annotator."""
     by_id = {c.id: c for c in comparisons}
     sides = [Sides(c.id, c.prompt.id, c.first.text, c.second.text) for c in by_id.values()]
     return [question([by_id[s.id] for s in asked], annotator) for asked in grouped(sides, most)]
 
 
 def question(asked: Sequence[Comparison], annotator: str, others: Sequence[Response] = ()) -> Question:
-    """Comparisons as one question, with `others` shown beside their answers. The order is a hash of the comparisons
-    and the annotator, so that it stays the same."""
+    """Return comparisons as one question, with `others` shown beside their answers.
+
+    The order is a hash of the comparisons and the annotator, so it stays the same.
+    """
     sides = (r for c in asked for r in (c.first, c.second))
     answers = list({r.text: r for r in (*sides, *others)}.values())
     names = sorted(c.id for c in asked)
@@ -109,8 +113,7 @@ def labels_of(
     strength: float | None = None,
     at: str | None = None,
 ) -> list[Label]:
-    """A label for every comparison that an order of the answers, the tier of each, 0 the best, answers; they share its
-    time."""
+    """Return a label for each comparison from the answers' tiers (0 the best), sharing the time."""
     place = {r.text: i for i, r in enumerate(asked.shown)}
     found = []
     for c in asked.comparisons:
@@ -134,7 +137,7 @@ def labels_of(
 
 Kind = Literal["compare", "rank"]
 
-GOLD = "gold"  # a task's kind, which is not shown
+GOLD = "gold"  # a task's kind, hidden from annotators
 
 CHOICES = ("a3", "a2", "a1", "tie", "bad", "b1", "b2", "b3")
 
@@ -153,9 +156,13 @@ LONGEST_REASON = 2000
 
 @dataclass(frozen=True)
 class Rules:
-    """How a project is labelled: people who see a comparison (`each`; `overlap_each` for a share `overlap` of them),
-    the share of gold questions, how many come first as practice and the share of these to be got right, how many
-    answers are ranked at once, seconds of a lease and to take an answer back, dollars an answer and for all."""
+    """Rules for labelling a project.
+
+    `each` people see a comparison, `overlap_each` for a share `overlap` of them. `gold_share` is
+    the share of gold questions; `practice` of them come first, and a share `least` of these must be
+    right. Up to `most` answers are ranked at once. `lease` and `undo` are the seconds of a lease
+    and to take an answer back. `pay` is in dollars per answer, `budget` in dollars for all.
+    """
 
     each: int = 1
     overlap: float = 0.0
@@ -170,14 +177,14 @@ class Rules:
     budget: float | None = None
 
     def wanted(self, comparison: str) -> int:
-        """People who are to see it; which ones more see is decided by a hash."""
+        """Return how many people are to see a comparison; a hash decides which have overlap."""
         drawn = int(content_id("overlap", comparison), 16) / 2**64
         return self.overlap_each if drawn < self.overlap else self.each
 
 
 @dataclass(frozen=True)
 class Task:
-    """A question that is leased to an annotator; with `practice` the right answer is shown afterwards."""
+    """Question leased to an annotator; with `practice` the right answer is shown afterwards."""
 
     id: str
     kind: Kind
@@ -187,8 +194,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Answer:
-    """`choice` for two answers (`CHOICES`, or `ASIDE` for any task), `order` for more: the tier of each in the order
-    shown, 0 the best. `seconds` as the page measured them."""
+    """Annotator's answer to a task.
+
+    `choice` is for two answers (`CHOICES`), or for any task (`ASIDE`). `order` is for more: the
+    tier of each in the order shown, 0 the best. `seconds` is the time that the page measured.
+    """
 
     choice: str | None = None
     order: Sequence[int] | None = None
@@ -199,8 +209,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Saved:
-    """A save that stands; `repeated` when it had been carried out before, `late` when the question had gone to others
-    by then. Of practice, which of the answers shown is the better one, and whether that was said."""
+    """Result of a save.
+
+    `repeated` means that the save had been carried out before, `late` that others had the question
+    by then. In practice, `better` is the better answer shown, and `right` says whether the
+    annotator chose it.
+    """
 
     repeated: bool
     better: Literal["a", "b"] | None = None
@@ -210,7 +224,11 @@ class Saved:
 
 @dataclass(frozen=True)
 class Standing:
-    """How far somebody has come: answers that stand, of practice how many there are, were given and were right."""
+    """Progress of an annotator.
+
+    `answers` counts the answers that stand. `practice`, `given` and `right` count practice
+    questions: all, answered, and answered right.
+    """
 
     answers: int
     practice: int
@@ -219,7 +237,7 @@ class Standing:
 
 
 class Refused(DataError):
-    """A save that is not carried out; `why` is unknown, not yours, answered, or bad."""
+    """Error of a refused save; `why` is unknown, not yours, answered, late or bad."""
 
     def __init__(self, why: str, message: str) -> None:
         super().__init__(message)
@@ -227,7 +245,10 @@ class Refused(DataError):
 
 
 def settle(store: LabelStore, session: Session, now: float, annotator: str | None = None) -> int:
-    """Labels of answers whose time to be taken back is over, and of those of one annotator before their last few."""
+    """Turn answers that can no longer be taken back into labels and return their number.
+
+    With `annotator`, include all of their answers before the last `BACK`.
+    """
     query = select(TaskRow).where(TaskRow.state == ANSWERED).order_by(TaskRow.until, TaskRow.number)
     if annotator is None:
         rows = list(session.scalars(query.where(TaskRow.until <= now)))
@@ -244,19 +265,19 @@ def settle(store: LabelStore, session: Session, now: float, annotator: str | Non
 
 
 def settle_overdue(store: LabelStore) -> int:
-    """`settle` for a store that no page serves any more; how many answers."""
+    """Run `settle` for a store that no page serves any more; return the number of answers."""
     with store.writing() as session:
         return settle(store, session, time.time())
 
 
 def open_answers(store: LabelStore) -> int:
-    """Answers that can still be taken back, and are no labels yet."""
+    """Return the number of answers that can still be taken back and are not labels yet."""
     with store.reading() as session:
         return session.scalar(select(func.count()).select_from(TaskRow).where(TaskRow.state == ANSWERED)) or 0
 
 
 def flagged(store: LabelStore) -> Iterator[tuple[str, str, str, str]]:
-    """Tasks that were flagged: their ids, who did it, why, and what was asked."""
+    """Yield (task, annotator, reason, comparison) of flagged tasks."""
     columns = (TaskRow.id, TaskRow.annotator, TaskRow.reason, AskedRow.question)
     query = select(*columns).join(AskedRow, AskedRow.task == TaskRow.id)
     with store.reading() as session:
@@ -265,7 +286,7 @@ def flagged(store: LabelStore) -> Iterator[tuple[str, str, str, str]]:
 
 
 def remarks(store: LabelStore) -> Iterator[dict[str, Any]]:
-    """What people said besides their labels: reasons, that both answers are bad, what they skipped or flagged."""
+    """Yield annotators' remarks beside labels: reasons, both answers bad, skips and flags."""
     said = or_(TaskRow.reason.is_not(None), TaskRow.choice.in_(("bad", *ASIDE)))
     rows = select(TaskRow).where(said, TaskRow.kind != GOLD).order_by(TaskRow.number)
     with store.reading() as session:
@@ -281,7 +302,7 @@ def remarks(store: LabelStore) -> Iterator[dict[str, Any]]:
 
 
 def tiers_said(task: Task, answer: Answer) -> tuple[Sequence[int], float | None, str]:
-    """The tier of each answer shown, how strong the preference is, and what was chosen, in a word."""
+    """Return the tiers, strength and choice of an answer; raise Refused if it is invalid."""
     n = len(task.question.shown)
     if task.kind == "rank":
         order = answer.order
@@ -297,23 +318,27 @@ def tiers_said(task: Task, answer: Answer) -> tuple[Sequence[int], float | None,
 
 
 def as_row(label: Label) -> dict[str, Any]:
+    """Return a label as a dict for JSON."""
     names = ("comparison_id", "annotator", "preference", "source", "strength", "seconds", "cost")
     return {name: getattr(label, name) for name in (*names, "guidelines", "swapped", "at")}
 
 
 def labels_in(row: TaskRow) -> list[Label]:
+    """Return the labels that a task's row has."""
     return [Label(**kept) for kept in json.loads(row.labels or "[]")]
 
 
 def known_answer(session: Session, gold: str) -> float:
+    """Return the known preference of a gold question."""
     return float(session.scalars(select(GoldRow.preference).where(GoldRow.id == gold)).one())
 
 
 def gold_is_right(session: Session, row: TaskRow) -> bool:
-    """Whether the answer to a gold question agrees with every preference that is known of it."""
+    """Check whether the answer to a gold question agrees with all its known preferences."""
     said = labels_in(row)
     return all(agrees(label.preference, known_answer(session, label.comparison_id)) for label in said)
 
 
 def agrees(said: float, known: float) -> bool:
+    """Check whether two preferences name the same side, or are both ties."""
     return (said > 0.5) - (said < 0.5) == (known > 0.5) - (known < 0.5)

@@ -1,5 +1,8 @@
-"""A person compares answers in a terminal: blind, shuffled, two or a few at a time, an answer taken back while it is
-the last one."""
+"""Terminal interface in which a person compares answers.
+
+Questions are blind and shuffled, and show two or a few answers at a time. The last answer can be
+taken back.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from rich.text import Text
 from burnish.labels.tasks import Question, labels_of, questions_of
 from burnish.records import Comparison, Label
 
-LETTERS = "abcdef"  # of the answers of one question
+LETTERS = "abcdef"  # names of the answers of one question
 ORDER = re.compile(r"[a-f](?:[>=]?[a-f])*")
 HELP = "{order}   s: skip   u: take the last answer back   g: guidelines   q: quit"
 PAIR = "a or b: the better answer   t: tie"
@@ -24,7 +27,11 @@ RANKING = "best first, = between ties, e.g. b>a=c"
 
 
 def read_order(typed: str, n: int) -> list[int] | None:
-    """The tier of each of n answers, 0 the best, from `b>a=c` or `bac`; None where it is no order of all of them."""
+    """Parse `b>a=c` or `bac` into the tier of each of n answers, 0 the best.
+
+    Two answers may also be given as `a`, `b` or `t` (tie). Return None if the text does not order
+    all answers.
+    """
     typed = typed.replace(" ", "")
     if n == 2 and typed in ("a", "b", "t"):
         return {"a": [0, 1], "b": [1, 0], "t": [0, 0]}[typed]
@@ -44,8 +51,11 @@ def read_order(typed: str, n: int) -> list[int] | None:
 
 @dataclass
 class Session:
-    """One person, from comparisons to labels, `most` answers at a time. `keep` is called with the labels of an answer
-    when the next one is given, or at the end: until then it can be taken back."""
+    """Labelling session of one person, with up to `most` answers per question.
+
+    `keep` receives the labels of an answer when the next one is given or the session ends. Until
+    then the answer can be taken back.
+    """
 
     comparisons: Sequence[Comparison]
     annotator: str
@@ -64,7 +74,7 @@ class Session:
         self.questions = questions_of(self.comparisons, self.most, self.annotator)
 
     def carry_out(self) -> None:
-        """Ask until all are answered, the person quits, or the input ends."""
+        """Ask until all questions are answered, the person quits, or the input ends."""
         at = 0
         try:
             while at < len(self.questions):
@@ -76,7 +86,7 @@ class Session:
         self.console.print(f"{self.given} answers kept, {self.skipped} skipped.")
 
     def _ask(self, at: int) -> int:
-        """Show a question and act on one line; the number of the next one."""
+        """Show a question, read a decision and return the index of the next question."""
         question = self.questions[at]
         n = len(question.shown)
         self.console.rule(f"{at + 1} of {len(self.questions)}")
@@ -118,7 +128,7 @@ class Session:
         )
 
     def _settle(self) -> None:
-        """Keep the answer that was still open to being taken back."""
+        """Keep the answer that could still be taken back."""
         if self._last is not None:
             self.keep(self._last[1])
             self.given += 1

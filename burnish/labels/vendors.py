@@ -1,9 +1,12 @@
-"""What vendors take and give back, each in its own shape. One class and one line in `VENDORS` a vendor.
+"""Batch and result files of labelling vendors, each in its own format.
 
-Sources: Amazon Mechanical Turk, Requester UI guide (batch files, results files) and Crowd HTML elements; Scale, API
-reference, text collection (where a task has several responses its reference does not show their shape: a list in
-`response.responses` is what is read); Surge AI, API and Python SDK (projects, tasks, responses); Label Studio, task
-format, Choices and Pairwise tags; Argilla 2, records as lists.
+Every vendor has one class and one line in `VENDORS`.
+
+Sources: Amazon Mechanical Turk, Requester UI guide (batch files, results files) and Crowd HTML
+elements; Scale, API reference, text collection; Surge AI, API and Python SDK (projects, tasks,
+responses); Label Studio, task format, Choices and Pairwise tags; Argilla 2, records as lists.
+Scale's reference does not show the shape of a task with several responses: the reader expects a
+list in `response.responses`.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from burnish.errors import DataError
 from burnish.labels.items import CHOICES, Choice, Item, Returned
 
 FORMULA = tuple("=+-@\t\r")
-MOST_CELL = 1 << 26  # characters of a cell
+MOST_CELL = 1 << 26  # most characters in a cell
 QUESTION = "Which answer is better?"
 TITLES: dict[Choice, str] = {
     "a": "Answer A",
@@ -44,22 +47,24 @@ SPOKEN: dict[str, Choice] = {
 
 
 class Vendor(Protocol):
-    """`write` gives the files of a batch by name; `read` the answers in a results file."""
+    """Interface of a vendor's file formats."""
 
-    def write(self, items: Sequence[Item], guidelines: Guidelines, redundancy: int) -> dict[str, str]: ...
+    def write(self, items: Sequence[Item], guidelines: Guidelines, redundancy: int) -> dict[str, str]:
+        """Return the files of a batch by name."""
 
-    def read(self, path: Path) -> Iterator[Returned]: ...
+    def read(self, path: Path) -> Iterator[Returned]:
+        """Yield the answers in a results file."""
 
 
 def choice_of(value: Any) -> Choice | None:
-    """What a worker chose, from a string or a list around one; None where it is none of the choices."""
+    """Return the choice that a string, or a list around one, names; None if it names no choice."""
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
     return SPOKEN.get(str(value).strip().lower()) if isinstance(value, str) else None
 
 
 def _number(value: Any) -> float | None:
-    """A finite number from 0 up, dollar sign or not; None where there is none."""
+    """Parse a finite number of at least 0, with or without a dollar sign; else return None."""
     try:
         number = float(str(value).strip().lstrip("$"))
     except ValueError:
@@ -68,8 +73,11 @@ def _number(value: Any) -> float | None:
 
 
 def chosen(fields: Mapping[str, Any]) -> Choice | None:
-    """A worker's choice on Mechanical Turk: the field `choice`, one of `choice.a` ... that is true, or either inside
-    the JSON of `taskAnswers`."""
+    """Return a worker's choice on Mechanical Turk; None if there is no valid one.
+
+    It is the field `choice`, or the one of `choice.a` ... that is true, or either inside the JSON
+    of `taskAnswers`.
+    """
     if fields.get("taskAnswers"):
         try:
             inside = parse_json(fields["taskAnswers"])
@@ -86,8 +94,11 @@ def chosen(fields: Mapping[str, Any]) -> Choice | None:
 
 
 def read_records(path: Path, read: Callable[[dict[str, Any]], Iterator[Returned]]) -> Iterator[Returned]:
-    """What `read` finds in each record of a JSON list, or of JSON lines. A record of another shape is one answer that
-    cannot be used."""
+    """Apply `read` to each record of a JSON list or of JSON lines and yield the answers.
+
+    A record of an unexpected shape yields one answer that cannot be used. Raises DataError for a
+    line that is not JSON.
+    """
     for number, row in json_rows(path):
         if isinstance(row, str):
             raise DataError(f"{path}, line {number}: no JSON; give the file as it was downloaded")
@@ -101,9 +112,12 @@ def read_records(path: Path, read: Callable[[dict[str, Any]], Iterator[Returned]
 
 
 def read_csv(path: Path) -> tuple[list[str], Iterator[dict[str, Any]]]:
-    """Column names and rows of a CSV file, as a spreadsheet may have saved it: any Unicode encoding with a byte order
-    mark, UTF-8 without; separated by commas, semicolons or tabs."""
-    text = read_text(path, line_ends=False)  # cells keep theirs
+    """Read column names and rows of a CSV file, including one saved by a spreadsheet.
+
+    The encoding is any Unicode encoding with a byte order mark, or UTF-8 without one. The separator
+    is a comma, semicolon or tab. Raises DataError for malformed CSV.
+    """
+    text = read_text(path, line_ends=False)  # cells keep their line ends
     header = text.split("\n", 1)[0]
     separator = max(",;\t", key=header.count)
     csv.field_size_limit(MOST_CELL)
@@ -123,15 +137,19 @@ def _json(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 class MechanicalTurk:
-    """A CSV with a column a variable, the HTML of a HIT with `${variable}` in it; results as a batch's CSV, whose
-    columns are `Input.VARIABLE` and `Answer.FIELD` beside the assignment's own."""
+    """Mechanical Turk: a CSV of variables, the HTML of a HIT, and a batch's results as CSV.
+
+    The HTML has a `${variable}` for each column. The results have the columns `Input.VARIABLE` and
+    `Answer.FIELD` beside the assignment's own.
+    """
 
     def write(self, items: Sequence[Item], guidelines: Guidelines, redundancy: int) -> dict[str, str]:
+        """Return the CSV of items and the HTML template of a HIT."""
         sheet = io.StringIO()
         writer = csv.DictWriter(sheet, ["item_id", "prompt", "answer_a", "answer_b"], lineterminator="\r\n")
         writer.writeheader()
         for item in items:
-            # Variables are put into the page as they are: markup in an answer must not become the page's.
+            # Mechanical Turk inserts variables without escaping, so markup in an answer is escaped here.
             writer.writerow({k: _cell(v) for k, v in item.shown.items()})
         page = (files("burnish.labels") / "mturk.html").read_text(encoding="utf-8")
         page = page.replace(
@@ -140,6 +158,7 @@ class MechanicalTurk:
         return {"tasks.csv": sheet.getvalue(), "template.html": page}
 
     def read(self, path: Path) -> Iterator[Returned]:
+        """Yield the answers in a results CSV; raise DataError if a required column is missing."""
         columns, rows = read_csv(path)
         missing = {"Input.item_id", "WorkerId"} - set(columns)
         if missing:
@@ -162,15 +181,16 @@ class MechanicalTurk:
 
 
 def _cell(text: str) -> str:
-    """A text as HTML in one cell. A first character by which a spreadsheet knows a formula is written as its entity."""
+    """Escape a text as HTML in one cell, and a first character that would start a formula."""
     cell = html.escape(text).replace("\n", "<br>")
     return f"&#{ord(cell[0])};{cell[1:]}" if cell[:1] in FORMULA else cell
 
 
 class Scale:
-    """Bodies for `POST /v1/task/textcollection`, one a line; results as task objects."""
+    """Scale: request bodies for `POST /v1/task/textcollection`, and results as task objects."""
 
     def write(self, items: Sequence[Item], guidelines: Guidelines, redundancy: int) -> dict[str, str]:
+        """Return the request bodies, one a line."""
         choices = [{"label": TITLES[c], "value": c} for c in CHOICES]
         field = {
             "type": "category",
@@ -197,12 +217,13 @@ class Scale:
         return {"tasks.jsonl": _jsonl(rows)}
 
     def read(self, path: Path) -> Iterator[Returned]:
+        """Yield the answers in a file of task objects."""
         return read_records(path, self._read)
 
     def _read(self, task: dict[str, Any]) -> Iterator[Returned]:
         item = str(task.get("unique_id") or (task.get("metadata") or {}).get("item_id"))
         response = task.get("response") or {}
-        # With several responses a task holds a list of them, each by a worker of its own.
+        # A task with several responses has a list of them, each by a different worker.
         answers = response.get("responses") or [response]
         for number, answer in enumerate(answers):
             field = (answer.get("annotations") or {}).get("choice") or {}
@@ -214,9 +235,10 @@ class Scale:
 
 
 class Surge:
-    """Tasks of a project whose question is `QUESTION`, by their fields; results as tasks with responses."""
+    """Surge AI: a project that asks `QUESTION`, its tasks, and results as tasks with responses."""
 
     def write(self, items: Sequence[Item], guidelines: Guidelines, redundancy: int) -> dict[str, str]:
+        """Return the project and its tasks."""
         project = {
             "name": "Compare two answers",
             "instructions": guidelines.text,
@@ -232,6 +254,7 @@ class Surge:
         }
 
     def read(self, path: Path) -> Iterator[Returned]:
+        """Yield the answers in a file of tasks with responses."""
         return read_records(path, self._read)
 
     def _read(self, task: dict[str, Any]) -> Iterator[Returned]:
@@ -246,9 +269,10 @@ class Surge:
 
 
 class LabelStudio:
-    """Tasks with their data, and the labelling configuration; results as the JSON export."""
+    """Label Studio: tasks, the labelling configuration, and results as the JSON export."""
 
     def write(self, items: Sequence[Item], guidelines: Guidelines, redundancy: int) -> dict[str, str]:
+        """Return the tasks and the labelling configuration, without guidelines and redundancy."""
         choices = "\n    ".join(f'<Choice value="{c}" alias="{c}" html="{TITLES[c]}"/>' for c in CHOICES)
         config = f"""<View>
   <Header value="{QUESTION}"/>
@@ -263,6 +287,7 @@ class LabelStudio:
         return {"tasks.json": _json([{"data": item.shown} for item in items]), "labeling.xml": config}
 
     def read(self, path: Path) -> Iterator[Returned]:
+        """Yield the answers in a JSON export."""
         return read_records(path, self._read)
 
     def _read(self, task: dict[str, Any]) -> Iterator[Returned]:
@@ -279,8 +304,7 @@ class LabelStudio:
 
 
 def _pairwise(results: Sequence[Mapping[str, Any]]) -> Choice | None:
-    """The choice in an annotation's results: of the control that `write` made, or of the only one there is, a Choices
-    or Pairwise tag."""
+    """Return the choice of the only Choices or Pairwise control, or of `choice` among several."""
     found = {
         str(result.get("from_name")): choice_of(value.get("choices", value.get("selected")))
         for result in results
@@ -290,9 +314,10 @@ def _pairwise(results: Sequence[Mapping[str, Any]]) -> Choice | None:
 
 
 class Argilla:
-    """Records with fields, and the settings of their dataset; results as a list of records with responses."""
+    """Argilla: records, the settings of their dataset, and results as records with responses."""
 
     def write(self, items: Sequence[Item], guidelines: Guidelines, redundancy: int) -> dict[str, str]:
+        """Return the records and the settings of their dataset."""
         settings = {
             "guidelines": guidelines.text,
             "fields": [{"name": name, "type": "text"} for name in ("prompt", "answer_a", "answer_b")],
@@ -309,6 +334,7 @@ class Argilla:
         }
 
     def read(self, path: Path) -> Iterator[Returned]:
+        """Yield the submitted and discarded answers in a list of records."""
         return read_records(path, self._read)
 
     def _read(self, record: dict[str, Any]) -> Iterator[Returned]:

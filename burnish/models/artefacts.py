@@ -1,5 +1,8 @@
-"""Policies and reward models on disk, and tops over a shared base made from them: whole Hugging Face models, or PEFT
-adapters (with the reward model's head) where adapters are all that was trained."""
+"""Policies and reward models on disk, and how to load them onto a shared base.
+
+They are whole Hugging Face models, or PEFT adapters (with the reward model's head) where only
+adapters were trained.
+"""
 
 from __future__ import annotations
 
@@ -22,23 +25,23 @@ from burnish.models.shards import copied
 from burnish.runs.files import atomic_folder, read_json, write_json
 
 ADAPTER = "adapter_model.safetensors"
-ADAPTED = "base_model.model."  # how PEFT begins the names of a model's weights
+ADAPTED = "base_model.model."  # prefix of a model's weights in PEFT
 HEAD = "score.weight"
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether a model of a run is there, in whichever form."""
+    """Check whether a folder holds a model of a run, in either form."""
     return (folder / "config.json").exists() or is_adapter(folder)
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a saved model is an adapter."""
+    """Check whether a saved model is an adapter."""
     return (folder / ADAPTER).exists()
 
 
 @collectives.by_lead
 def save_policy(top: TrainableLayers, folder: Path, tokenizer: Any) -> None:
-    """Write what was trained: an adapter of the base, or a plain model where there is none."""
+    """Write a policy: an adapter of the base, or a plain model if it has no adapter."""
     if _adapted(top):
         _save_adapter(top, None, folder, tokenizer)
     else:
@@ -47,8 +50,10 @@ def save_policy(top: TrainableLayers, folder: Path, tokenizer: Any) -> None:
 
 @collectives.by_lead
 def save_reward_model(model: ScalarHead, folder: Path, tokenizer: Any) -> None:
-    """Write what was trained: an adapter with the head, or a plain model where there is none; in reading.json where the
-    head reads."""
+    """Write a reward model: an adapter with the head, or a plain model if it has no adapter.
+
+    The file reading.json says where the head reads.
+    """
     if _adapted(model.top):
         _save_adapter(model.top, model, folder, tokenizer)
     else:
@@ -97,9 +102,13 @@ def score(prompt_ids, response_ids):
 
 @collectives.by_lead
 def save_plain_reward_model(model: ScalarHead, folder: Path, tokenizer: Any) -> None:
-    """Write a whole model that gives raw scores, adapters merged: an `AutoModelForSequenceClassification(num_labels=1)`
-    for a head that reads the last token, where transformers has such a class; otherwise an `AutoModel`, the head in a
-    file of its own, and a card with the lines that load them."""
+    """Write a whole model that gives raw scores, adapters merged.
+
+    A head that reads the last token is written as an
+    `AutoModelForSequenceClassification(num_labels=1)`, where transformers has such a class.
+    Otherwise the model is an `AutoModel`, with the head in a file of its own and a card with the
+    code that loads them.
+    """
     top = model.top
     config = copy.deepcopy(top.base.lm.config)
     last = model.pooling == "last" and type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
@@ -123,7 +132,10 @@ def save_plain_reward_model(model: ScalarHead, folder: Path, tokenizer: Any) -> 
 
 
 def saved_reading(folder: Path) -> Reading | None:
-    """Where a saved reward model reads; None for one of an older version: the last token of the whole model."""
+    """Return where a saved reward model reads, or None for one of an older version.
+
+    Older versions read the last token of the whole model.
+    """
     file = folder / "reading.json"
     return Reading(**read_json(file)) if file.exists() else None
 
@@ -144,14 +156,14 @@ def _adapted(top: TrainableLayers) -> bool:
 
 
 def _save_adapter(top: TrainableLayers, model: ScalarHead | None, folder: Path, tokenizer: Any) -> None:
-    """Write a PEFT adapter of the whole model; of a reward model the head as a module saved with it."""
+    """Write a PEFT adapter of the whole model, with a reward model's head as a saved module."""
     base, body = top.base, top.body
     config = copy.deepcopy(body.peft_config["default"])
     config.base_model_name_or_path = base.lm.config.name_or_path
     config.task_type = "CAUSAL_LM" if model is None else "SEQ_CLS"
     state = {_adapter_name(base, n): p.detach().contiguous() for n, p in _adapter_weights(top)}
     if base.cut or not isinstance(config.target_modules, str):
-        # By their names in the whole model, and in an order that is no set's.
+        # By their names in the whole model, sorted because a set has no fixed order.
         config.target_modules = sorted({n.removeprefix(ADAPTED).split(".lora_")[0] for n in state})
     if model is not None:
         config.modules_to_save = ["score"]
@@ -170,7 +182,7 @@ def _adapter_weights(top: TrainableLayers) -> list[tuple[str, nn.Parameter]]:
 
 
 def _adapter_name(base: Backbone, name: str) -> str:
-    """What PEFT calls an adapter's weight when the whole model is adapted, from its name in a top's body."""
+    """Return PEFT's name for an adapter weight of a top's body in the adapted whole model."""
     inside = shift(name.removeprefix(ADAPTED).replace(".default.", "."), base.cut)
     return f"{ADAPTED}{base.lm.base_model_prefix}.{inside}"
 
@@ -189,7 +201,7 @@ def _load_adapter(base: Backbone, state: dict[str, torch.Tensor], folder: Path) 
 
 
 def load_policy(base: Backbone, folder: Path) -> TrainableLayers:
-    """The frozen top of a saved policy; what lies below the base's cut, or under adapters, is the base's own."""
+    """Return the frozen top of a saved policy; weights below the cut or adapters are the base's."""
     state = _read_weights(folder)
     if is_adapter(folder):
         return _load_adapter(base, state, folder).requires_grad_(False)
@@ -207,8 +219,11 @@ def load_policy(base: Backbone, folder: Path) -> TrainableLayers:
 
 
 def load_reward_model(base: Backbone, folder: Path, *, trainable: bool = False) -> ScalarHead:
-    """A saved reward model, on the part of the base that it reads; what lies below its cut, or under adapters, is the
-    base's own. `trainable` for a whole model only."""
+    """Return a saved reward model on the part of the base that it reads.
+
+    Weights below the cut, or under adapters, are the base's own. `trainable` is allowed for a whole
+    model only.
+    """
     state = _read_weights(folder)
     reading = saved_reading(folder) or Reading(base.depth, "last", base.layers)
     base = base.at(reading.depth, reading.layers)
@@ -226,7 +241,7 @@ def load_reward_model(base: Backbone, folder: Path, *, trainable: bool = False) 
 
 
 def _cut(saved: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """A saved embedding or output layer without rows beyond the tokenizer, which older versions kept."""
+    """Drop rows beyond the tokenizer, which older versions saved in embeddings and output layers."""
     longer = saved.shape[1:] == own.shape[1:] and saved.shape[0] > own.shape[0]
     return saved[: own.shape[0]] if longer else saved
 
@@ -272,5 +287,5 @@ def _load_top(
                     "belongs to another model"
                 )
             parameter.copy_(state[name])
-    # A trained copy and no more: the base's own weights are in there too, and stay as they are.
+    # If trainable, only the trained copy is: the top also holds weights of the base, which stay frozen.
     return top if trainable else top.requires_grad_(False)

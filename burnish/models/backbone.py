@@ -1,8 +1,9 @@
-"""One base, many heads: a frozen bottom that every model of a run shares, and small trainable tops.
+"""The frozen base that all models of a run share, and the trainable layers on top of it.
 
-`all` trains a whole copy; `lora` shares every frozen weight and trains adapters; `top:N` shares everything
-below the top N layers, whose activations are computed once and reused (`Backbone.features`); `lora_top:N` trains
-adapters on those N layers and shares the rest of them too.
+`all` trains a full copy. `lora` shares every frozen weight and trains adapters. `top:N` shares
+everything below the top N layers, whose activations are computed once and reused
+(`Backbone.features`). `lora_top:N` trains adapters on those N layers and shares their frozen
+weights too.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ from burnish.models.engine import inner, lay_out
 from burnish.models.memory import Memory
 from burnish.models.shards import Shards, copied, state_of
 
-TOP_SHARE = 5  # one layer in so many is trained by default
-FAST_TOLERANCE = 1e-3  # of the largest hidden state
+TOP_SHARE = 5  # by default, one in this many layers is trained
+FAST_TOLERANCE = 1e-3  # relative to the largest hidden state
 
 
 class Backbone:
-    """The frozen language model of a run, cut at `layers`. Tops made from it share its frozen tensors. With
-    `checkpointing`, what is differentiated keeps the inputs of its layers alone, and computes the rest again."""
+    """The frozen language model of a run, cut at `layers`.
+
+    Tops made from it share its frozen tensors. With `checkpointing`, a forward pass with gradient
+    keeps only the inputs of each layer and computes the rest again.
+    """
 
     def __init__(
         self,
@@ -46,17 +50,17 @@ class Backbone:
         shards: Shards | None = None,
     ) -> None:
         self.memory = memory or Memory()
-        self.shards = shards  # what of it lies on all processes
+        self.shards = shards  # the layers that are sharded over processes
         self.lm = lm.requires_grad_(False).eval()
-        self.dtype = torch.float32  # in which linear layers that are never trained are held
+        self.dtype = torch.float32  # of the linear layers that are never trained
         self.checkpointing = checkpointing
         if checkpointing:
             lm.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
         self.layers = self._suited() if layers == "auto" else layers
         self.lora = lora or LoraConfig()
         self.cut = self._cut(self.layers)
-        self.cuts = {self.cut} - {0}  # where sampling keeps activations, all of frozen layers
-        self.whole: Backbone = self  # of which this is a part
+        self.cuts = {self.cut} - {0}  # cuts where sampling keeps activations, of frozen layers only
+        self.whole: Backbone = self  # the base that this one is a part of
         self._parts: dict[tuple[int, str], Backbone] = {}
         self.bottom = self.body_of(slice(0, self.cut)) if self.cut else None
         if shards is None:
@@ -64,26 +68,30 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives, and so everything that is computed of it."""
+        """Device of the model and of everything computed with it."""
         return self.lm.get_input_embeddings().weight.device
 
     @property
     def tied(self) -> bool:
-        """Whether the output layer is the embedding."""
+        """True if the output layer is the embedding."""
         return self.lm.get_output_embeddings().weight is self.lm.get_input_embeddings().weight
 
     @property
     def hidden_size(self) -> int:
+        """Size of the hidden states."""
         return int(self.lm.config.get_text_config().hidden_size)
 
     @property
     def depth(self) -> int:
-        """How many layers there are."""
+        """Number of layers."""
         return int(self.lm.config.get_text_config().num_hidden_layers)
 
     def depths_of(self, layers: str) -> list[int]:
-        """How many of the lowest layers can stand for a model of their own (`at`): any more than are trained, or none
-        but all."""
+        """Return how many of the lowest layers can form a model of their own (`at`).
+
+        Each depth exceeds the number of trained layers. A model that cannot be cut has only its
+        full depth.
+        """
         trained = int(layers.split(":")[1]) if ":" in layers else 0
         return list(range(trained + 1, self.depth + 1)) if self._can_be_cut else [self.depth]
 
@@ -92,8 +100,12 @@ class Backbone:
         return f"one of {depths[0]} to {depths[-1]}" if depths else "fewer trained layers"
 
     def at(self, depth: int, layers: str | None = None) -> Backbone:
-        """The base without its layers above `depth`, the final norm kept: `layers` of it are trained (by default as of
-        the whole), every tensor is shared, and sampling from the whole keeps the activations that it needs."""
+        """Return the base without its layers above `depth`, with the final norm kept.
+
+        `layers` of it are trained, by default as in the whole. It shares every tensor, and sampling
+        from the whole keeps the activations that it needs. Raise ModelError for a depth that the
+        model does not allow.
+        """
         layers = self.layers if layers in (None, "auto") else layers
         assert layers is not None
         if (depth, layers) == (self.depth, self.layers):
@@ -117,17 +129,20 @@ class Backbone:
             )
             part.dtype, part.whole = self.dtype, self.whole
             part.__dict__["_fast"] = self._fast
-            # Above its own cut a policy runs layers of its own: what leaves them is not the base's.
+            # Above its own cut, a policy runs its own layers, so their outputs are not the base's.
             self.whole.cuts |= {cut for cut in part.cuts if cut <= self.whole.cut}
             self._parts[depth, layers] = part
         return self._parts[depth, layers]
 
     def _shared(self) -> dict[int, Any]:
-        """For a deep copy of modules that is none of their tensors."""
+        """Return a memo with which `deepcopy` copies modules but shares their tensors."""
         return {id(t): t for t in (*self.lm.parameters(), *self.lm.buffers())}
 
     def _suited(self) -> str:
-        """What `auto` stands for in this model: the top fifth of its layers, two at least."""
+        """Return the layers that `auto` means here: the top fifth, at least two.
+
+        A model that cannot be cut, or has at most two layers, is trained whole.
+        """
         depth = len(self.lm.base_model.layers) if self._can_be_cut else 0
         return f"top:{max(2, depth // TOP_SHARE)}" if depth > 2 else "all"
 
@@ -151,8 +166,10 @@ class Backbone:
         return depth - n
 
     def body_of(self, part: slice) -> nn.Module:
-        """The transformer body with some of its layers, every tensor shared with the base; what ends below the
-        top layer has no final norm."""
+        """Return the transformer body with some of its layers, sharing every tensor with the base.
+
+        A part that ends below the top layer has no final norm.
+        """
         body: Any = copy.deepcopy(self.lm.base_model, self._shared())
         if self.cut:
             body.config = copy.deepcopy(body.config)
@@ -163,9 +180,12 @@ class Backbone:
 
     @torch.no_grad()
     def hold(self, dtype: torch.dtype) -> None:
-        """From now on hold the linear layers that no top trains whole (those below the cut; all of them without one) in
-        `dtype`. Norms, embeddings, the output layer and what passes from layer to layer stay in float32. Policies made
-        afterwards start from the rounded weights, so that KL to the reference starts at 0."""
+        """Convert the linear layers that no top trains whole to `dtype`.
+
+        These are the layers below the cut, or all layers without a cut. Norms, embeddings, the
+        output layer and the activations between layers stay in float32. Policies made afterwards
+        start from the rounded weights, so that KL to the reference starts at 0.
+        """
         if dtype == self.dtype:
             return
         _ = self.fast  # decided by what the model computes in float32
@@ -179,16 +199,19 @@ class Backbone:
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """The layers that can be cut over processes: those that no top trains whole."""
+        """Layers that can be sharded over processes: those that no top trains whole."""
         body: Any = self.lm.base_model
         layers = getattr(body, "layers", ())
         return layers[: self.cut] if self.cut else () if self.layers == "all" else layers
 
     def shard(self, device: torch.device) -> None:
-        """From now on keep of the layers that no top trains whole (those below the cut; all of them without one) this
-        process's part alone, on `device`, where all the rest goes too. To be called in all processes of a run, after
-        `hold` and before anything is made of this base; then `shards.join`. Raises ModelError for a model without a
-        list of layers that are frozen."""
+        """Keep only this process's part of the layers that no top trains whole.
+
+        These are the layers below the cut, or all layers without a cut. The part and all other
+        tensors move to `device`. All processes of a run must call this after `hold`, before
+        anything is made from this base, and must then call `shards.join`. Raise ModelError for a
+        model without a list of frozen layers.
+        """
         body: Any = self.lm.base_model
         if not self.blocks:
             raise ModelError(
@@ -200,20 +223,19 @@ class Backbone:
             for tensor in self._shared().values():
                 if id(tensor) not in self.shards.block_of:
                     tensor.data = tensor.data.to(device)
-        self.shards.watch(body.layers)  # and so their copies
-        self.__dict__["_fast"] = False  # the engine calls no layer as a whole
+        self.shards.watch(body.layers)  # copies of the layers keep the hooks
+        self.__dict__["_fast"] = False  # the engine calls no layer as a whole, so no hook would run
         self.bottom = self.body_of(slice(0, self.cut)) if self.cut else None
 
     @contextmanager
     def precision(self) -> Iterator[None]:
-        """Products in the precision that weights are held in, for a model's own forward pass; float32 weights that are
-        trained are cast on the way."""
+        """Compute a model's own forward pass in the held weights' precision, casting trained weights."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield
 
     @torch.no_grad()
     def features(self, batch: Batch) -> torch.Tensor | None:
-        """Activations (B, P + T, D) below the cut, or None when nothing is cut."""
+        """Return activations (B, P + T, D) below the cut, or None without a cut."""
         if self.bottom is None:
             return None
         if self.fast:
@@ -222,7 +244,7 @@ class Backbone:
         return self._own_features(batch)
 
     def _own_features(self, batch: Batch) -> torch.Tensor:
-        """By the model's own forward pass."""
+        """Compute `features` with the model's own forward pass."""
         return precise(self._own_pass(self.bottom, batch, hidden_states=False).last_hidden_state)
 
     def _own_pass(self, body: Any, batch: Batch, *, hidden_states: bool) -> Any:
@@ -240,9 +262,11 @@ class Backbone:
         pad_id: int,
         cuts: Collection[int],
     ) -> dict[int, list[torch.Tensor]]:
-        """(length, D) what leaves the lowest layers for all tokens of every row, by how many layers that is; a prompt
-        that several rows share is computed once where the model allows it. What leaves the last layer of all has
-        passed the final norm already, unless the engine runs the model."""
+        """Return the outputs (length, D) of the lowest layers for every row, by number of layers.
+
+        A prompt that several rows share is computed once where the model allows it. The output of
+        the model's last layer has already passed the final norm, unless the engine runs the model.
+        """
         if self._fast:
             return engine.features(self.lm.base_model, prompt_ids, response_ids, cuts)
         batch = pad_batch(prompt_ids, response_ids, pad_id, self.device)
@@ -254,13 +278,16 @@ class Backbone:
         }
 
     def normed(self, depth: int) -> bool:
-        """Whether `row_features` gives what leaves so many layers after the final norm."""
+        """Check whether `row_features` returns the output at `depth` after the final norm."""
         return depth == self.depth and not self._fast
 
     @property
     def fast(self) -> bool:
-        """Whether the engine may run this model: on the CPU, built like Llama, found in float32 to give the same hidden
-        states as its own forward pass, and held in another precision below a cut alone."""
+        """True if the engine may run this model.
+
+        The model must be on the CPU and built like Llama. In float32, the engine must give the same
+        hidden states as the model's own forward pass. Another precision is allowed only with a cut.
+        """
         return self._fast and (self.dtype == torch.float32 or bool(self.cut))
 
     @cached_property
@@ -289,7 +316,7 @@ class Backbone:
 
     @torch.no_grad()
     def check(self, pad_id: int, tolerance: float = 1e-3) -> None:
-        """Raise ModelError unless bottom, top and output layer together give what the whole model gives."""
+        """Raise ModelError unless bottom, top and output layer together give the whole model's logits."""
         batch = self._sample_batch(pad_id)
         real = batch.attention_mask.bool()
         whole = self.lm(
@@ -314,8 +341,11 @@ class Backbone:
 
 
 class TrainableLayers(nn.Module):
-    """What lies above the cut: a body of its own. With `trainable` False it shares the base's weights (the
-    reference policy, free of memory). Adapters are drawn from `seed`."""
+    """The layers above the cut, as a body of their own.
+
+    With `trainable` False they share the base's weights (the reference policy, at no memory cost).
+    Adapters are drawn from `seed`.
+    """
 
     def __init__(
         self, base: Backbone, *, trainable: bool = True, layers: str | None = None, seed: int = 0
@@ -338,11 +368,14 @@ class TrainableLayers(nn.Module):
 
     @property
     def base(self) -> Backbone:
+        """The frozen base below these layers."""
         return self.base_ref[0]
 
     def own_output(self) -> nn.Linear:
-        """From now on with a copy of the base's output layer, trained like the rest of this top: what a policy that
-        trains all of a model with untied embeddings needs, and no head of any other kind."""
+        """Give this top a copy of the base's output layer, trained like its other layers.
+
+        Only a policy that trains all of a model with untied embeddings needs it.
+        """
         if self.output is None:
             trained = any(p.requires_grad for p in self.parameters())
             output: nn.Linear = copy.deepcopy(self.base.lm.get_output_embeddings())
@@ -350,10 +383,11 @@ class TrainableLayers(nn.Module):
         return self.output
 
     def forward(self, **inputs: Any) -> Any:
+        """Run the body on its inputs."""
         return self.body(**inputs)
 
     def inputs(self, batch: Batch) -> torch.Tensor:
-        """(B, P + T, D) what enters the lowest layer of this top."""
+        """Return the input (B, P + T, D) of the lowest layer of this top."""
         if batch.features is not None:
             return batch.features
         if not self.base.cut:
@@ -364,19 +398,22 @@ class TrainableLayers(nn.Module):
         return features
 
     def hidden(self, batch: Batch) -> torch.Tensor:
-        """Last hidden states (B, P + T, D) by the model's own forward pass."""
+        """Return the last hidden states (B, P + T, D) from the model's own forward pass."""
         assert not batch.layers_done, "a forward pass runs every layer"
         where = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
         what = {"inputs_embeds": self.inputs(batch)} if self.base.cut else {"input_ids": batch.input_ids}
         with self.base.precision(), self._recomputed():
-            # A cache would be filled twice by layers that are computed twice.
+            # Recomputed layers would fill a cache twice.
             hidden: torch.Tensor = self.body(**what, **where, use_cache=False).last_hidden_state
         return precise(hidden)
 
     @contextmanager
     def _recomputed(self) -> Iterator[None]:
-        """While a gradient is wanted and the base asks for it, layers keep their inputs alone: transformers does so for
-        layers that train. Their modules do not train, and drop nothing."""
+        """Keep only the inputs of layers while a gradient is needed and the base asks for it.
+
+        transformers does this only for layers in training mode. Their submodules stay in eval mode,
+        so no dropout is applied.
+        """
         wanted = self.base.checkpointing and torch.is_grad_enabled()
         layers = (
             [m for m in self.body.modules() if isinstance(m, GradientCheckpointingLayer)] if wanted else []
@@ -390,7 +427,7 @@ class TrainableLayers(nn.Module):
                 layer.training = False
 
     def hidden_at(self, batch: Batch, at: Positions) -> torch.Tensor:
-        """Last hidden states (B, Q, D) at the positions, computing little else where the model allows it."""
+        """Return last hidden states (B, Q, D) at the positions, computing little else if possible."""
         if not self.base.fast:
             return read(self.hidden(batch), at)
         where = (batch.attention_mask, batch.position_ids, at)
@@ -398,31 +435,33 @@ class TrainableLayers(nn.Module):
 
     @property
     def frozen_layers(self) -> int:
-        """How many of its lowest layers are not trained."""
+        """Number of frozen layers below the lowest trained one."""
         layers = inner(self.body).layers
         trained = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
         return trained.index(True) if True in trained else len(trained)
 
     def run_frozen(self, batch: Batch) -> torch.Tensor:
-        """(B, P + T, D) what enters the lowest trained layer of this top."""
+        """Return the input (B, P + T, D) of the lowest trained layer of this top."""
         where = (batch.attention_mask, batch.position_ids)
         return engine.run_frozen(self.body, self.frozen_layers, self.inputs(batch), *where)
 
     def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that are trained."""
         return [p for p in self.parameters() if p.requires_grad]
 
     def train_only(self, layers: int) -> None:
-        """Freeze all that is trained below the top `layers` layers; no gradient goes there any more."""
+        """Freeze everything below the top `layers` layers, so that no gradient flows there."""
         body = inner(self.body)
         kept = {id(p) for part in (*body.layers[-layers:], body.norm) for p in part.parameters()}
         for parameter in self.trained_parameters():
             parameter.requires_grad_(id(parameter) in kept)
 
     def trained_state(self) -> dict[str, torch.Tensor]:
-        """What is trained, by name: enough for a checkpoint, since the rest is the frozen base."""
+        """Return the trained tensors by name; the rest of a checkpoint is the frozen base."""
         return {n: p.detach().clone() for n, p in self.named_parameters() if p.requires_grad}
 
     def load_trained_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Load the tensors of `trained_state`; raise ModelError if their names differ."""
         own = dict(self.named_parameters())
         expected = {n for n, p in own.items() if p.requires_grad}
         if set(state) != expected:
@@ -435,12 +474,12 @@ class TrainableLayers(nn.Module):
                 own[name].copy_(value)
 
     def full_state(self) -> dict[str, torch.Tensor]:
-        """State of the whole body (bottom included, adapters merged), named as in the plain model."""
+        """Return the whole body's state (bottom, merged adapters), named as in the plain model."""
         body: Any = self.body
-        # Of a base that is cut no device holds the whole.
+        # No single device holds all of a sharded base.
         place = self.base.device if self.base.shards is None else torch.device("cpu")
         if hasattr(body, "peft_config"):
-            # In float32: what adapters add to a rounded weight is often less than its rounding.
+            # In float32: adapters often change a rounded weight by less than its rounding error.
             body = copied(body, self.base.shards, place).to(place).float().merge_and_unload()
         state = dict(state_of(self.base.lm.base_model, self.base.shards))
         for name, value in state_of(body, self.base.shards):
@@ -449,14 +488,14 @@ class TrainableLayers(nn.Module):
 
 
 def _sample_rows(lm: Any) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts and responses of different lengths, of token ids from all over the vocabulary."""
+    """Return prompts and responses of different lengths, with ids from the whole vocabulary."""
     vocabulary = lm.get_input_embeddings().num_embeddings
     ids = [[(31 * i + 17 * row) % vocabulary for i in range(8 + 3 * row)] for row in range(3)]
     return [row[:5] for row in ids], [row[5:] for row in ids]
 
 
 def _keep_layers(body: Any, part: slice) -> None:
-    """Leave a body with these of its layers, and a configuration that says so."""
+    """Keep only the layers `part` of a body, and update its configuration."""
     if getattr(body.config, "layer_types", None):
         body.config.layer_types = body.config.layer_types[part]
     body.layers = body.layers[part]
@@ -466,7 +505,7 @@ def _keep_layers(body: Any, part: slice) -> None:
 
 
 def shift(name: str, by: int) -> str:
-    """`layers.0.x` of a top is `layers.<cut>.x` of the whole."""
+    """Rename `layers.0.x` of a top to `layers.<cut>.x`, its name in the whole model."""
     parts = name.split(".")
     if by and parts[0] == "layers":
         parts[1] = str(int(parts[1]) + by)
@@ -474,7 +513,7 @@ def shift(name: str, by: int) -> str:
 
 
 def _with_lora(body: Any, config: LoraConfig, seed: int) -> Any:
-    """`body` with adapters that start as nothing (B is 0); A is drawn from `seed`."""
+    """Return `body` with adapters that start at zero (B is 0); A is drawn from `seed`."""
     from peft import LoraConfig as PeftLora
     from peft import get_peft_model
 

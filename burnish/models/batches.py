@@ -1,4 +1,4 @@
-"""Padded batches. Padding goes by length, never by token value or the tokenizer's default side."""
+"""Padded batches; padding goes by length, never by token value or the tokenizer's side."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-GROUP_PRICE = 64  # what one more forward pass costs, in tokens
-CPU = torch.device("cpu")  # where token ids are put together, and every random number is drawn
-SUPPRESSED = -1e9  # finite, so that 0 * SUPPRESSED stays 0, and a row that sees nothing gives no nan
+GROUP_PRICE = 64  # cost of one more forward pass, in tokens
+CPU = torch.device("cpu")  # device that assembles token ids and draws every random number
+SUPPRESSED = -1e9  # finite, so that 0 * SUPPRESSED stays 0, and a fully masked row gives no nan
 
 Positions = slice | torch.Tensor
 """Columns that are read: the same slice in every row, or one column a row (B,)."""
@@ -21,23 +21,23 @@ T = TypeVar("T", torch.Tensor, nn.Module)
 
 
 def precise(x: T) -> T:
-    """Numbers in single precision at least: what is double stays so."""
+    """Cast to single precision; keep double precision."""
     first = x if isinstance(x, torch.Tensor) else next(x.parameters())
     return x if first.dtype.itemsize > 4 else x.float()
 
 
 def read(x: torch.Tensor, at: Positions) -> torch.Tensor:
-    """(B, L, ...) at the positions: (B, Q, ...)."""
+    """Return the columns of x (B, L, ...) at the positions, as (B, Q, ...)."""
     return x[:, at] if isinstance(at, slice) else x[torch.arange(len(x), device=x.device), at][:, None]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts padded on the left, responses on the right, so that every response starts at column P.
+    """Prompts padded on the left, responses on the right: every response starts at column P.
 
-    input_ids, attention_mask, position_ids (B, P + T); response_mask (B, T) True on response tokens, EOS
-    included; features (B, P + T, D) activations below the cut of a shared base, or None; `layers_done` layers above
-    the cut have been run on them already.
+    `input_ids`, `attention_mask` and `position_ids` are (B, P + T). `response_mask` (B, T) is True
+    on response tokens, EOS included. `features` (B, P + T, D) are activations below the cut of a
+    shared base, or None. `layers_done` layers above the cut have already been run on them.
     """
 
     input_ids: torch.Tensor
@@ -53,7 +53,7 @@ class Batch:
 
     @property
     def response_ids(self) -> torch.Tensor:
-        """(B, T)"""
+        """Token ids (B, T) of the responses."""
         return self.input_ids[:, self.prompt_width :]
 
     @property
@@ -68,10 +68,11 @@ class Batch:
 
     @property
     def last_index(self) -> torch.Tensor:
-        """(B,) column of each row's last real token."""
+        """Column (B,) of each row's last real token."""
         return self.prompt_width - 1 + self.response_mask.sum(1)
 
     def with_features(self, features: torch.Tensor | None, layers_done: int = 0) -> Batch:
+        """Return this batch with other activations."""
         return replace(self, features=features, layers_done=layers_done)
 
 
@@ -81,7 +82,7 @@ def pad_batch(
     pad_id: int,
     device: torch.device = CPU,
 ) -> Batch:
-    """Assemble ragged prompts and responses on a device; a prompt must not be empty, a response may be."""
+    """Pad non-empty prompts and possibly empty responses into a batch on a device."""
     assert len(prompt_ids) == len(response_ids) > 0
     assert all(len(p) > 0 for p in prompt_ids), "a prompt needs at least one token"
     width = max(len(p) for p in prompt_ids)
@@ -105,8 +106,11 @@ def pad_batch(
 def micro_batches(
     prompt_lengths: Sequence[int], response_lengths: Sequence[int], size: int, rows: Sequence[int]
 ) -> Iterator[list[int]]:
-    """Groups of at most `size` rows that cover `rows` once, cut from the order of response length so that the
-    tokens of all groups, padding included, plus a fixed price for each group are fewest (dynamic programming)."""
+    """Yield groups of at most `size` rows that cover `rows` once, at the lowest cost.
+
+    Groups are cut from the order of response length. The cost is the tokens of all groups, padding
+    included, plus a fixed price per group (dynamic programming).
+    """
     order = sorted(rows, key=lambda i: (response_lengths[i], prompt_lengths[i], i))
     best = [0.0] * (len(order) + 1)  # cost of the first n rows
     start = [0] * (len(order) + 1)  # where the last group of the first n rows begins

@@ -1,4 +1,4 @@
-"""A faster decoder for Llama-like models. It gives the same log-probabilities as the plain decoder, within rounding."""
+"""A faster decoder for Llama-like models, equal to the plain decoder within rounding."""
 
 from __future__ import annotations
 
@@ -37,8 +37,11 @@ class _Layer:
 
 
 class FastDecoder:
-    """S slots of a static cache: keys (S, H, d, M) and values (S, H, M, d) per layer, left-aligned, so that a slot
-    whose sequence has ended takes the next prompt at once."""
+    """A decoder with a static cache of S slots.
+
+    Per layer, keys are (S, H, d, M) and values (S, H, M, d). They are left-aligned, so that a slot
+    takes the next prompt as soon as its sequence ends.
+    """
 
     refills = True
 
@@ -65,7 +68,7 @@ class FastDecoder:
         self.cos, self.sin = cos[0], sin[0]
 
     def admit(self, slots: torch.Tensor, prompt_ids: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Prefill these slots; (len(slots), D) last hidden states. A prompt given several times is computed once."""
+        """Prefill these slots, each distinct prompt once; return last hidden states (len(slots), D)."""
         unique = {tuple(p): None for p in prompt_ids}
         index = {p: i for i, p in enumerate(unique)}
         device = self.lengths.device
@@ -78,7 +81,7 @@ class FastDecoder:
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-            # Padding stands right of the text, where a causal model never looks.
+            # Padding is to the right of the text, which causal attention never reads.
             out = scaled_dot_product_attention(
                 q, k, v, is_causal=True, scale=self.scaling, enable_gqa=self.groups > 1
             )
@@ -94,7 +97,7 @@ class FastDecoder:
         return self.norm(hidden[torch.arange(len(unique), device=device), lengths - 1])[source]
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
-        """Feed one token (S,) per slot; (S, D) hidden states after it."""
+        """Feed one token (S,) per slot and return the hidden states (S, D) after it."""
         rows, where = torch.arange(len(ids), device=ids.device), self.lengths
         seen = int(where.max()) + 1
         # (S, 1, 1, seen); finite, so that a free slot gives no nan.
@@ -116,19 +119,19 @@ class FastDecoder:
         hidden = self._forward(
             self.embed(ids[:, None]), self.cos[where][:, None], self.sin[where][:, None], attend, keep
         )
-        # A free slot is fed with the rest, and must not grow: nothing would stop it at the width of the cache.
+        # A free slot is fed too, but must not grow: it would run past the width of the cache.
         self.lengths = where + self.in_use
         return self.norm(hidden[:, 0])
 
     def keep(self, slots: torch.Tensor) -> None:
-        """Drop every slot but these."""
+        """Keep only these slots."""
         self.keys = [k[slots] for k in self.keys]
         self.values = [v[slots] for v in self.values]
         self.lengths, self.in_use = self.lengths[slots], self.in_use[slots]
         self.features = {cut: kept[slots] for cut, kept in self.features.items()}
 
     def take_features(self, slot: int) -> dict[int, torch.Tensor]:
-        """(length, D) activations at the base's cuts of every token fed to this slot, which is then free."""
+        """Free a slot and return its tokens' activations (length, D) by the base's cuts."""
         n, self.lengths[slot], self.in_use[slot] = int(self.lengths[slot]), 0, False
         return {cut: kept[slot, :n].clone() for cut, kept in self.features.items()}
 
@@ -140,7 +143,7 @@ class FastDecoder:
         attend: Attend,
         keep: Callable[[torch.Tensor, torch.Tensor], None],
     ) -> torch.Tensor:
-        """(B, t, D) embeddings to (B, t, D) hidden states before the final norm. cos, sin (t, d) or (B, t, d)."""
+        """Return hidden states (B, t, D) before the final norm; `cos`, `sin` (t, d) or (B, t, d)."""
         n_q, n_kv = self.heads
         for index, layer in enumerate(self.layers):
             if index in self.features:
@@ -183,8 +186,10 @@ def _layer(module: Any) -> _Layer:
 
 
 def fused(*linears: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The weights of linear layers over each other, adapters merged in: a view where `lay_out` has put them so,
-    a copy otherwise."""
+    """Return the stacked weights of linear layers, adapters merged, and their stacked biases.
+
+    The weights are a view where `lay_out` has made this possible, otherwise a copy.
+    """
     weights = [_merged(module) for module in linears]
     biases = [module.bias for module in linears]
     bias = None if any(b is None for b in biases) else torch.cat([b.detach() for b in biases])
@@ -215,7 +220,7 @@ PLAIN_RMS_NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNo
 
 
 def is_llama_like(lm: Any) -> bool:
-    """Whether a causal LM is built as this module expects; says nothing about what its parts compute."""
+    """Check whether a causal LM has the modules expected here, not what these compute."""
     body = lm.base_model
     if not all(hasattr(body, part) for part in ("layers", "norm", "embed_tokens", "rotary_emb")):
         return False
@@ -233,8 +238,11 @@ def is_llama_like(lm: Any) -> bool:
 
 
 def lay_out(body: Any) -> None:
-    """Put the projections that read the same input next to each other in memory, so that decoding can run each
-    group as one product without a copy. The parameters stay what they are, and are trained as before."""
+    """Store projections that read the same input next to each other in memory.
+
+    Decoding can then run each group as one product without a copy. The parameters stay the same and
+    are trained as before.
+    """
     for layer in getattr(body, "layers", ()):
         for block, names in (
             ("self_attn", ("q_proj", "k_proj", "v_proj")),
@@ -250,7 +258,7 @@ def lay_out(body: Any) -> None:
 
 
 def norm(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A norm as one fused operation where it is a plain RMS norm, itself otherwise."""
+    """Return a plain RMS norm as one fused operation, and any other norm as it is."""
     if type(module).__name__ in PLAIN_RMS_NORMS:
         plain: Any = module
         return lambda x: rms_norm(x, plain.weight.shape, plain.weight, plain.variance_epsilon)
@@ -258,27 +266,29 @@ def norm(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def rope_tables(body: Any, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and signed sin (..., d) at integer positions (B, L). rotate_half(x) is roll(x) with the first half
-    negated; the sign is in the table."""
+    """Return cos and signed sin (..., d) at integer positions (B, L).
+
+    rotate_half(x) is roll(x) with the first half negated; the sign is in the table.
+    """
     cos, sin = body.rotary_emb(torch.zeros(1, device=positions.device), positions)
     half = sin.shape[-1] // 2
     return cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of heads (B, L, H, d) with tables (B, L, d) or (L, d)."""
+    """Apply rotary embedding to heads (B, L, H, d) with tables (B, L, d) or (L, d)."""
     return torch.addcmul(
         x * cos[..., None, :].to(x.dtype), x.roll(x.shape[-1] // 2, -1), sin[..., None, :].to(x.dtype)
     )
 
 
 def inner(body: Any) -> Any:
-    """The transformer body under an adapter wrapper, or itself."""
+    """Return the transformer body inside an adapter wrapper, or the body itself."""
     return body.get_base_model() if hasattr(body, "peft_config") else body
 
 
 def causal_mask(attention_mask: torch.Tensor) -> torch.Tensor:
-    """(B, L) 1 for text, 0 for padding, to additive (B, L, L)."""
+    """Return an additive mask (B, L, L) from a mask (B, L) of 1 for text and 0 for padding."""
     length = attention_mask.shape[1]
     earlier = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
     seen = attention_mask.bool()[:, None, :] & earlier
@@ -293,7 +303,7 @@ def run_layers(
     position_ids: torch.Tensor,
     at: Positions,
 ) -> torch.Tensor:
-    """Run consecutive layers of `body` on x (B, L, D); (B, Q, D) what leaves the last of them at `at`."""
+    """Run consecutive layers of `body` on x (B, L, D) and return the output (B, Q, D) at `at`."""
     cos, sin = rope_tables(body, position_ids)
     mask = causal_mask(attention_mask)
     for number, layer in enumerate(layers):
@@ -308,7 +318,7 @@ def run_layers(
 def layer_pass(
     layer: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor, at: Positions
 ) -> torch.Tensor:
-    """One layer on x (B, L, D), its output (B, Q, D) at `at` alone."""
+    """Run one layer on x (B, L, D) and return its output (B, Q, D) only at `at`."""
     h = attention_input(layer, x)
     q = queries(layer.self_attn, read(h, at), read(cos, at), read(sin, at))
     k, v = keys_and_values(layer.self_attn, h, cos, sin)
@@ -316,12 +326,12 @@ def layer_pass(
 
 
 def attention_input(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """x (B, L, D) normed, in the precision of the layer's weights; x itself stays in float32."""
+    """Normalise x (B, L, D) and cast it to the layer's precision; x itself stays in float32."""
     return norm(layer.input_layernorm)(x).to(layer.self_attn.q_proj.weight.dtype)
 
 
 def queries(attention: Any, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """(B, Q, H, d) rotated queries of normed hidden states (B, Q, D)."""
+    """Return rotated queries (B, Q, H, d) of normed hidden states (B, Q, D)."""
     q = attention.q_proj(h).unflatten(-1, (-1, attention.head_dim))
     return rotate(attention.q_norm(q).to(h.dtype) if hasattr(attention, "q_norm") else q, cos, sin)
 
@@ -329,7 +339,7 @@ def queries(attention: Any, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tenso
 def keys_and_values(
     attention: Any, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, L, H, d) rotated keys, and values, of normed hidden states (B, L, D)."""
+    """Return rotated keys, and values, (B, L, H, d) of normed hidden states (B, L, D)."""
     k = attention.k_proj(h).unflatten(-1, (-1, attention.head_dim))
     v = attention.v_proj(h).unflatten(-1, (-1, attention.head_dim))
     return rotate(attention.k_norm(k).to(h.dtype) if hasattr(attention, "k_norm") else k, cos, sin), v
@@ -338,8 +348,10 @@ def keys_and_values(
 def attend(
     attention: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """(B, Q, H * d) what queries (B, Q, H, d) take from keys and values (B, L, H, d) under an additive mask (B, Q, L);
-    causal without one."""
+    """Return attention outputs (B, Q, H * d) under an additive mask (B, Q, L).
+
+    Queries are (B, Q, H, d); keys and values are (B, L, H, d). Without a mask, attention is causal.
+    """
     mixed = scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -353,7 +365,7 @@ def attend(
 
 
 def layer_end(layer: Any, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
-    """What follows attention: its output projection and the MLP, each added to x."""
+    """Run a layer after attention: its output projection and the MLP, each added to x."""
     x = x + layer.self_attn.o_proj(mixed)
     h = norm(layer.post_attention_layernorm)(x).to(layer.self_attn.q_proj.weight.dtype)
     return x + layer.mlp(h)
@@ -367,9 +379,12 @@ def shared_prompts(
     responses: torch.Tensor,
     source: torch.Tensor,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Run the lowest `depth` layers of `body` on prompts (U, P, D) and on responses (K, T, D) that continue them;
-    response k continues prompt source[k], which has lengths[source[k]] tokens. Both are padded on the right. Yields
-    what leaves each layer, in the same shapes."""
+    """Run the lowest `depth` layers of `body` on prompts and on responses that continue them.
+
+    Prompts are (U, P, D) and responses (K, T, D), both padded on the right. Response k continues
+    prompt source[k], which has lengths[source[k]] tokens. Yield the outputs of each layer, in the
+    same shapes.
+    """
     width, length, device = prompts.shape[1], responses.shape[1], prompts.device
     tables = rope_tables(body, torch.arange(width, device=device)[None])
     after = lengths[source][:, None]  # (K, 1)
@@ -416,8 +431,10 @@ def features(
     response_ids: Sequence[Sequence[int]],
     cuts: Collection[int],
 ) -> dict[int, list[torch.Tensor]]:
-    """(length, D) what leaves the lowest layers of `body` for every row's tokens, for every number of them in `cuts`; a
-    prompt that several rows share is computed once."""
+    """Return the outputs (length, D) of the lowest layers for every row, by number of layers.
+
+    `cuts` gives the numbers of layers of `body`. A prompt that several rows share is computed once.
+    """
     embed = body.embed_tokens
     device = embed.weight.device
     index = {p: i for i, p in enumerate({tuple(p): None for p in prompt_ids})}
@@ -444,7 +461,7 @@ def features(
 def run_frozen(
     body: Any, n: int, x: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
 ) -> torch.Tensor:
-    """(B, L, D) what leaves the lowest `n` layers of `body` for what enters them."""
+    """Run the lowest `n` layers of `body` on x and return their output (B, L, D)."""
     body = inner(body)
     return run_layers(body, body.layers[:n], x, attention_mask, position_ids, slice(None))
 
@@ -457,14 +474,13 @@ def hidden_at(
     at: Positions,
     first: int = 0,
 ) -> torch.Tensor:
-    """Run the layers of `body` from `first` on embeddings or activations x (B, L, D); (B, Q, D) normed hidden states
-    at `at`."""
+    """Run layers from `first` on x (B, L, D); return normed hidden states (B, Q, D) at `at`."""
     body = inner(body)
     return norm(body.norm)(run_layers(body, body.layers[first:], x, attention_mask, position_ids, at))
 
 
 def padded_right(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
-    """(B, L) token ids, zeros behind them."""
+    """Return token ids (B, L), padded with zeros on the right."""
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long, device=device)
     for line, row in zip(ids, rows, strict=True):
         line[: len(row)] = torch.tensor(row, device=device)

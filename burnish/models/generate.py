@@ -1,4 +1,4 @@
-"""Sampling: decoders that refill finished slots, and rollouts with the log-probabilities of sampled tokens."""
+"""Decoders that refill finished slots, and rollouts with log-probabilities of their tokens."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from burnish.records import Prompt, Rollout
 
 
 def decoder(top: TrainableLayers, slots: int, width: int, pad_id: int) -> FastDecoder | PlainDecoder:
-    """A decoder of `slots` sequences of at most `width` tokens; the engine's wherever it is exact."""
+    """Return a decoder of `slots` sequences of `width` tokens; the engine's wherever it is exact."""
     return FastDecoder(top, slots, width) if top.base.fast else PlainDecoder(top, pad_id)
 
 
 class PlainDecoder:
-    """Bottom and top by their own forward passes, each with its own growing cache. Takes its prompts once."""
+    """A decoder of two forward passes, bottom and top, with growing caches; takes prompts once."""
 
     refills = False
 
@@ -36,13 +36,13 @@ class PlainDecoder:
         self.caches = [DynamicCache(), DynamicCache()]
 
     def admit(self, slots: torch.Tensor, prompt_ids: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Prefill; (S, D) last hidden states of the prompts."""
+        """Prefill the prompts and return their last hidden states (S, D)."""
         batch = pad_batch(prompt_ids, [[]] * len(prompt_ids), self.pad_id, self.top.base.device)
         self.mask, self.positions = batch.attention_mask, batch.position_ids[:, -1]
         return self._forward(batch.input_ids, batch.position_ids)
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
-        """Feed one token (S,) per slot; (S, D) hidden states after it."""
+        """Feed one token (S,) per slot and return the hidden states (S, D) after it."""
         self.positions = self.positions + 1
         self.mask = torch.cat(
             [self.mask, torch.ones(len(ids), 1, dtype=self.mask.dtype, device=ids.device)], 1
@@ -61,17 +61,17 @@ class PlainDecoder:
         return precise(hidden)
 
     def keep(self, slots: torch.Tensor) -> None:
-        """Drop every slot but these."""
+        """Keep only these slots."""
         self.mask, self.positions = self.mask[slots], self.positions[slots]
         for cache in self.caches[0 if self.bottom is not None else 1 :]:
             cache.batch_select_indices(slots)
 
     def take_features(self, slot: int) -> dict[int, torch.Tensor]:
-        """Nothing is kept."""
+        """Return no activations, as this decoder keeps none."""
         return {}
 
 
-REFILL_SHARE = 0.25  # this share of the slots is free before waiting prompts are admitted
+REFILL_SHARE = 0.25  # share of slots that must be free before waiting prompts are admitted
 
 COMPACT_SHARE = (
     0.75  # without waiting prompts, the batch shrinks when at most this share of its slots is in use
@@ -80,7 +80,7 @@ COMPACT_SHARE = (
 
 @dataclass
 class _Book:
-    """What has been sampled; row n is scrap paper for slots that are free."""
+    """Buffers of sampled tokens; row n is scratch space for free slots."""
 
     tokens: torch.Tensor  # (n + 1, T)
     logprobs: torch.Tensor
@@ -100,9 +100,12 @@ def sample_rollout(
     seed: int,
     where: Sequence[str | int],
 ) -> Rollout:
-    """Sample one response per prompt, at most `batch_size` at a time (fewer where memory runs out). Each response draws
-    from its own row of random numbers, which derive from (seed, where): what is sampled does not depend on
-    `batch_size`, nor on how many processes share the rows. Activations are there of a process's own rows alone."""
+    """Sample one response per prompt, at most `batch_size` at a time.
+
+    The number is smaller where memory runs out. Each response draws from its own row of random
+    numbers, which derive from (seed, where). The samples do not depend on `batch_size`, nor on how
+    many processes share the rows. A process has activations of its own rows only.
+    """
     encoded = [codec.encode_prompt(p) for p in prompts]
     uniforms = torch.rand(
         len(prompts), max_tokens, generator=generator(seed, *where), dtype=torch.float64, device=CPU
@@ -121,7 +124,7 @@ def sample_rollout(
 
     tokens, logprobs, entropy, lengths, ended = collectives.gather(len(prompts), sample)
     base = policy.top.base
-    cuts = base.cuts if base.fast else ()  # in which case all were kept
+    cuts = base.cuts if base.fast else ()  # the fast decoder kept all of them
     mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
     ids = [row[:n].tolist() for row, n in zip(tokens, lengths.tolist(), strict=True)]
     return Rollout(
@@ -155,9 +158,9 @@ def sample_ids(
         ended=torch.zeros(n + 1, dtype=torch.bool, device=device),
         features=[{} for _ in range(n)],
     )
-    # In single precision from here on, as the probabilities they are held against.
+    # In single precision from here on, like the probabilities they are compared with.
     padded = torch.cat([uniforms, uniforms.new_zeros(1, max_tokens)]).to(device, torch.float32)
-    # Neighbours in length are prefilled together.
+    # Prompts of similar length are prefilled together.
     waiting = sorted(range(n), key=lambda i: -len(prompt_ids[i]))
     width = max(len(p) for p in prompt_ids) + max_tokens
     while waiting:
@@ -177,11 +180,14 @@ def _drain(
     waiting: list[int],
     slots: int,
 ) -> None:
-    """Run `machine` until its slots are empty; takes rows off `waiting` (all of them, if it can refill)."""
+    """Run `machine` until its slots are empty, and remove the sampled rows from `waiting`.
+
+    A decoder that can refill takes all rows of `waiting`.
+    """
     n, max_tokens = len(uniforms) - 1, uniforms.shape[1]
     device, memory = policy.top.base.device, policy.top.base.memory
     ends = torch.tensor(sorted(codec.eos_ids), device=device)
-    held, waiting[:] = waiting[:slots], waiting[slots:]  # whose response a slot holds, n when it is free
+    held, waiting[:] = waiting[:slots], waiting[slots:]  # row of each slot's response, n for a free slot
     rows = torch.tensor(held, device=device)
     hidden = machine.admit(torch.arange(slots, device=device), [prompt_ids[i] for i in held])
     while True:
@@ -191,7 +197,7 @@ def _drain(
         book.lengths[rows] += 1
         book.ended[rows] = torch.isin(tokens, ends)
         over = book.ended[rows] | (book.lengths[rows] >= max_tokens)
-        # The one place in a step where this waits for another device.
+        # The only place in a step that waits for another device.
         flags = torch.stack([over, torch.isfinite(logprobs)]).tolist()
         if not all(flags[1]):
             raise Diverged(
@@ -228,15 +234,18 @@ def _drain(
 def draw(
     policy: Policy, hidden: torch.Tensor, uniforms: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tokens (S,) by inversion of the distribution function at `uniforms` (S,), with their log-probabilities and
-    the entropies (nats) of the distributions, which are not finite where the logits are not."""
+    """Sample tokens (S,) by inversion of the distribution function at `uniforms` (S,).
+
+    Return them with their log-probabilities and the entropies (nats) of the distributions. Both are
+    not finite where the logits are not.
+    """
     logits = policy.logits(hidden)
     top = logits.amax(-1, keepdim=True)
     weights = (logits - top).exp_()
     cumulative = weights.cumsum(-1)
     total = cumulative[:, -1:]
     log_normalizer = top + total.log()
-    # Strictly below the total, so that the token where the sum first exceeds it exists and can occur.
+    # Strictly below the total, so that the sum exceeds it at a token of nonzero probability.
     target = torch.minimum(
         uniforms[:, None].to(total.dtype) * total, torch.nextafter(total, total.new_zeros(()))
     )

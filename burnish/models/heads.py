@@ -1,4 +1,4 @@
-"""Scalar heads on a top: reward models (one score a response) and value functions (one value a token)."""
+"""Scalar heads: reward models (a score per response) and value functions (a value per token)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ Pooling = Literal["mean", "last"]
 
 @dataclass(frozen=True)
 class Reading:
-    """Where a score is read: after how many layers, from the mean over the response's tokens (its EOS included) or from
-    the last of them; and which of those layers are trained (those of the whole model for None)."""
+    """The place where a reward model reads its score.
+
+    It reads after `depth` layers, from the mean over the response's tokens (its EOS included) or
+    from the last of them. `layers` says which of those layers are trained (None: those of the whole
+    model).
+    """
 
     depth: int
     pooling: Pooling
@@ -31,9 +35,11 @@ class Reading:
 
 
 class ScalarHead(nn.Module):
-    """A body with a linear head of one output, on what `pooling` makes of its hidden states. `dropout` acts on the
-    head's input while training; what is dropped is drawn from `noise`. The body's own dropout stays off: it would draw
-    from the global generator, in threads."""
+    """A body with a linear head of one output on its pooled hidden states.
+
+    `dropout` acts on the head's input in training, with random numbers from `noise`. The body's own
+    dropout stays off, because it would draw from the global generator, in threads.
+    """
 
     def __init__(
         self,
@@ -44,7 +50,7 @@ class ScalarHead(nn.Module):
         length_head: nn.Linear | None = None,
     ) -> None:
         super().__init__()
-        self.length_head = length_head  # learns what length is worth, while training; not kept
+        self.length_head = length_head  # learns the effect of length in training; not saved
         self.pooling = pooling
         self.top = top
         self.head = head
@@ -52,22 +58,23 @@ class ScalarHead(nn.Module):
         self.noise: torch.Generator | None = None
 
     def train(self, mode: bool = True) -> ScalarHead:
+        """Set the head's training mode; the body always stays in eval mode."""
         super().train(mode)
         self.top.eval()
         return self
 
     def score(self, batch: Batch) -> torch.Tensor:
-        """(B,) raw score."""
+        """Return raw scores (B,)."""
         return precise(self.head(self._read(batch)).squeeze(-1))
 
     def both(self, batch: Batch) -> torch.Tensor:
-        """(B, 2) raw score and what the length head makes of the same."""
+        """Return the raw scores and the outputs of the length head, as (B, 2)."""
         assert self.length_head is not None
         read = self._read(batch)
         return precise(torch.cat([self.head(read), self.length_head(read)], -1))
 
     def _read(self, batch: Batch) -> torch.Tensor:
-        """(B, D) what the head reads, with dropout while training."""
+        """Return the head's input (B, D), with dropout in training."""
         read = self.pooled(batch)
         if self.training and self.dropout:
             drawn = torch.rand(read.shape, generator=self.noise, device=CPU)
@@ -76,7 +83,7 @@ class ScalarHead(nn.Module):
         return read
 
     def pooled(self, batch: Batch) -> torch.Tensor:
-        """(B, D) what the head reads."""
+        """Return the pooled hidden states (B, D) that the head reads."""
         if self.pooling == "last":
             return self.top.hidden_at(batch, batch.last_index)[:, 0]
         hidden = self.top.hidden_at(batch, batch.response)
@@ -84,8 +91,11 @@ class ScalarHead(nn.Module):
         return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
     def values(self, batch: Batch) -> torch.Tensor:
-        """(B, T) value before each response token, 0 off the mask; with `mean` from the mean of all that stands from
-        the prompt's last token up to there."""
+        """Return the value (B, T) before each response token, 0 off the mask.
+
+        With `mean`, the head reads the mean of all positions from the prompt's last token up to
+        there.
+        """
         hidden = self.top.hidden_at(batch, batch.before_response)
         if self.pooling == "mean":
             counts = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
@@ -93,15 +103,17 @@ class ScalarHead(nn.Module):
         return precise(self.head(hidden).squeeze(-1)) * batch.response_mask
 
     def trained(self) -> list[nn.Parameter]:
+        """Return the parameters that are trained."""
         return [p for p in self.parameters() if p.requires_grad]
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Trained tensors by name, the head's included."""
+        """Return the trained tensors by name, the head's included."""
         return {f"top.{n}": t for n, t in self.top.trained_state().items()} | {
             f"head.{n}": p.detach().clone() for n, p in self.head.named_parameters()
         }
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Load the tensors of `state`."""
         self.top.load_trained_state(
             {n.removeprefix("top."): t for n, t in state.items() if n.startswith("top.")}
         )
@@ -121,8 +133,11 @@ def new_reward_head(
     head_of: str | None = None,
     length_head: bool = False,
 ) -> ScalarHead:
-    """A fresh reward model: head drawn from N(0, 1/(d+1)) (Ziegler et al. 2019), that of another name where `head_of`
-    gives one; body from the base."""
+    """Return a new reward model with a body from the base.
+
+    Its head is drawn from N(0, 1/(d+1)) (Ziegler et al. 2019). `head_of` names another member whose
+    head it gets.
+    """
 
     def drawn(what: str) -> nn.Linear:
         head = nn.Linear(base.hidden_size, 1, bias=False, device=CPU)
@@ -138,7 +153,7 @@ def new_reward_head(
 
 
 def averaged(models: Sequence[ScalarHead]) -> ScalarHead:
-    """One model whose trained weights are the mean of those of several that began alike (Rame et al. 2024, WARM)."""
+    """Average the trained weights of models with one start (Rame et al. 2024, WARM)."""
     first = models[0]
     model = ScalarHead(
         TrainableLayers(first.top.base, layers=first.top.base.layers),
@@ -151,10 +166,10 @@ def averaged(models: Sequence[ScalarHead]) -> ScalarHead:
 
 
 def read_features(model: ScalarHead, sequences: Sequences) -> torch.Tensor:
-    """(N, D) what the head reads of every sequence."""
+    """Return the head's input (N, D) for every sequence."""
     return sequences.read(model.pooled, at_once(model.top.base.device), range(len(sequences)), "scores")
 
 
 def raw_scores(model: ScalarHead, sequences: Sequences) -> torch.Tensor:
-    """(N,) raw scores of every sequence."""
+    """Return the raw scores (N,) of every sequence."""
     return sequences.read(model.score, at_once(model.top.base.device), range(len(sequences)), "scores")

@@ -1,4 +1,4 @@
-"""Load a causal language model and its tokenizer, and mend what RLHF trips over: pad, end, chat template."""
+"""Loading of causal language models and tokenizers; repairs of pad, end and chat template."""
 
 from __future__ import annotations
 
@@ -29,31 +29,37 @@ from burnish.errors import ConfigError, DataError, ModelError, ran_out
 from burnish.records import Prompt
 
 PAD_TOKEN = "<|burnish_pad|>"
-ENCODING = Lock()  # of tokenizers
-MARK = "\ue0b7\ue0b8"  # private use: stands for a control token that is text
+ENCODING = Lock()  # one thread at a time uses a tokenizer
+MARK = "\ue0b7\ue0b8"  # private use: replaces a control token that occurs as text
 
 
 @dataclass(frozen=True)
 class Codec:
-    """Text to token ids and back. `pad_id` is dedicated: it never stands for anything but padding, is never
-    sampled, and differs from text even for code that masks by token."""
+    """A codec between text and token ids.
+
+    `pad_id` stands only for padding and is never sampled. It differs from text even for code that
+    masks by token.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     pad_id: int
     eos_id: int
     eos_ids: frozenset[int]
     use_chat_template: bool | None
-    turn_end: int | None = None  # what ends a reply in the chat template, where that is a token of its own
+    turn_end: int | None = None  # token that ends a reply in the chat template, if it has one
 
     def templated(self, prompt: Prompt) -> bool:
-        """Whether a prompt goes through the chat template."""
+        """Check whether a prompt goes through the chat template."""
         return self.use_chat_template if self.use_chat_template is not None else bool(prompt.messages)
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt: through the chat template when the prompt is a dialogue (or always, or never, as
-        `use_chat_template` says). A dialogue without a template is its rendering, up to whose turn it is. Control
-        tokens that are written out in a prompt are text; those of the template are control tokens. Raises DataError for
-        a dialogue that the template refuses."""
+        """Return the token ids of a prompt.
+
+        A dialogue goes through the chat template, unless `use_chat_template` says always or never.
+        Without the template, a dialogue is its plain text, up to the assistant's turn. Control
+        tokens written in a prompt are encoded as text; those of the template stay control tokens.
+        Raise DataError for a dialogue that the template refuses, or an empty prompt.
+        """
         text = prompt.text
         if prompt.messages and not self.templated(prompt):
             text = f"{text}\n\nAssistant:"
@@ -69,7 +75,7 @@ class Codec:
                 )
             return self._through_template(messages)
         ids = self._ids(text, plain=True, begin=True)
-        # Some tokenizers end every text with EOS: a prompt that is to be continued must not.
+        # Some tokenizers end every text with EOS, but a prompt must be open to continue.
         while ids and ids[-1] in self.eos_ids:
             ids.pop()
         if not ids:
@@ -77,8 +83,11 @@ class Codec:
         return ids
 
     def encode_response(self, text: str, *, end: bool = True, to: Prompt | None = None) -> list[int]:
-        """Token ids of a response `to` a prompt, with the end-of-sequence token, the chat template's own for a prompt
-        that goes through it, unless `end` is False (a cut-off answer)."""
+        """Return the token ids of a response `to` a prompt.
+
+        They end with the end-of-sequence token, or the chat template's own for a prompt that goes
+        through it. With `end` False (a cut-off answer) there is no end token.
+        """
         ids = self._plain(text)
         if not end:
             return ids
@@ -86,20 +95,26 @@ class Codec:
         return [*ids, self.eos_id if own is None else own]
 
     def _plain(self, text: str) -> list[int]:
-        """Token ids of a text in which nothing is a control token."""
+        """Return the token ids of a text, with control tokens encoded as text."""
         return self._ids(text, plain=True)
 
     def _ids(self, text: str, *, plain: bool = False, begin: bool = False) -> list[int]:
-        """Token ids of a text, control tokens in it as text where it is `plain`; with what the tokenizer puts before
-        and after a text where it is to `begin`. The tokenizer keeps the choice as a state of its own, so threads take
-        turns."""
+        """Return the token ids of a text.
+
+        With `plain`, control tokens in it are encoded as text. With `begin`, the tokenizer adds its
+        tokens before and after the text. The tokenizer keeps the choice as a state, so threads take
+        turns.
+        """
         with ENCODING:
             found = self.tokenizer(text, add_special_tokens=begin, split_special_tokens=plain)
         return list(found["input_ids"])
 
     def _through_template(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a dialogue through the chat template. Control tokens that its contents hold are put aside while
-        the template is rendered, and encoded each as a text of its own."""
+        """Return the token ids of a dialogue through the chat template.
+
+        Control tokens in its contents are replaced while the template is rendered, and then each is
+        encoded as text.
+        """
         added = self.tokenizer.added_tokens_decoder.values()
         tokens = {str(t) for t in self.tokenizer.all_special_tokens} | {t.content for t in added if t.special}
         control = [t for t in tokens if any(t in m["content"] for m in messages)]
@@ -131,7 +146,7 @@ class Codec:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of a response without special tokens."""
+        """Return the text of a response without special tokens."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
@@ -142,7 +157,7 @@ EMBEDDED_MODEL = Path(str(files("burnish"))) / "rehearse" / "model"
 
 
 def resolve_path(path: str) -> str:
-    """The folder of the embedded model, or the path or hub name itself."""
+    """Return the folder of the embedded model, or the path or hub name itself."""
     if path != TINY_MODEL:
         return path
     return str(EMBEDDED_MODEL)
@@ -151,9 +166,12 @@ def resolve_path(path: str) -> str:
 def load_model(
     config: ModelConfig, *, path: str | Path | None = None, weights: bool = True
 ) -> tuple[PreTrainedModel, Codec]:
-    """The model in float32 and eval mode, and its codec. `path` overrides the configured one (an exported
-    policy). Without `weights` the model is a sketch: shapes on no device, of which nothing is read but its
-    configuration. Raises ModelError with the next step when it cannot be loaded."""
+    """Return the model in float32 and eval mode, and its codec.
+
+    `path` overrides the configured one (an exported policy). Without `weights` the model has shapes
+    on the meta device, and only its configuration is read. Raise ModelError with the next step if
+    it cannot be loaded.
+    """
     source = resolve_path(config.path) if path is None else str(path)
     gguf = config.gguf_file if path is None else None
     extra: dict[str, Any] = {}
@@ -209,8 +227,10 @@ NAMED = 4  # tensors that an error names
 
 
 def check_weights(source: str, info: Mapping[str, Any]) -> None:
-    """Raise ModelError unless the files held every tensor of the model in its shape, and none besides: what is missing
-    would be random, and a file with other names is one of another model."""
+    """Raise ModelError unless the files hold exactly the model's tensors, in their shapes.
+
+    A missing tensor would be random, and a file with other names belongs to another model.
+    """
     found = {
         "are missing": sorted(info.get("missing_keys") or ()),
         "have another shape": sorted(str(name) for name, *_ in info.get("mismatched_keys") or ()),
@@ -231,7 +251,7 @@ def check_weights(source: str, info: Mapping[str, Any]) -> None:
 
 
 def refuse_state(model: PreTrainedModel) -> None:
-    """Raise ModelError for a model whose state runs over all tokens, padding included (state-space models)."""
+    """Raise ModelError for state-space models, whose state runs over all tokens, padding included."""
     if getattr(model, "_is_stateful", False):
         raise ModelError(
             f"a {type(model).__name__} keeps a state that padding changes, so batches of several lengths cannot be "
@@ -240,7 +260,7 @@ def refuse_state(model: PreTrainedModel) -> None:
 
 
 def mend_generation_config(model: PreTrainedModel) -> None:
-    """A generation config with sampling values that says not to sample cannot be saved: it is to sample."""
+    """Set `do_sample` in a config with sampling values, which could not be saved without it."""
     config = model.generation_config
     if config is None:
         return
@@ -251,8 +271,11 @@ def mend_generation_config(model: PreTrainedModel) -> None:
 
 
 def find_device(name: str) -> torch.device:
-    """The device a configuration names; `auto` is the first of cuda, mps and cpu that is there, and each process of a
-    machine has a GPU of its own. Raises ConfigError for one that is not there."""
+    """Return the device that a configuration names.
+
+    `auto` is the first available one of cuda, mps and cpu. Each process of a machine has a GPU of
+    its own. Raise ConfigError for a device that is not available.
+    """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, found in there.items() if found)
@@ -268,7 +291,7 @@ def find_device(name: str) -> torch.device:
 
 
 def find_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision a configuration names; `auto` is bfloat16 on an NVIDIA GPU that computes in it."""
+    """Return the configured precision; `auto` is bfloat16 on an NVIDIA GPU that computes in it."""
     if name == "auto":
         there = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         name = "bfloat16" if there else "float32"
@@ -276,8 +299,10 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def own_memory(model: nn.Module) -> None:
-    """Copy weights out of memory-mapped files: aligned memory keeps matrix products bit-identical from run
-    to run, whatever the offset in the file was."""
+    """Copy weights out of memory-mapped files.
+
+    Aligned memory keeps matrix products bit-identical from run to run, at any offset in the file.
+    """
     for parameter in model.parameters():  # tied ones come once
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
@@ -285,8 +310,11 @@ def own_memory(model: nn.Module) -> None:
 def make_codec(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, use_chat_template: bool | None
 ) -> Codec:
-    """Find every end-of-sequence id, the chat template's too, and give the model a dedicated pad id (a new row when it
-    has none)."""
+    """Return the codec of a model, and give the model a dedicated pad id.
+
+    The codec has every end-of-sequence id, including the chat template's. The pad id takes a new
+    row if the model has none.
+    """
     turn_end = template_end(tokenizer)
     ends = {tokenizer.eos_token_id, turn_end, *_ids(model.config.eos_token_id)}
     if model.generation_config is not None:
@@ -311,7 +339,7 @@ def make_codec(
         )
     grows = rows > embedding.num_embeddings
     if rows != embedding.num_embeddings:
-        # Rows beyond the tokenizer, which models are padded with, stand for no text and must not be sampled.
+        # Models may have rows beyond the tokenizer: these stand for no text and must not be sampled.
         model.resize_token_embeddings(rows, mean_resizing=False)
     if own_pad and grows:
         with torch.no_grad():
@@ -333,8 +361,11 @@ def make_codec(
 
 
 def template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the chat template puts behind a reply (Gemma's `<end_of_turn>`, Llama 3's `<|eot_id|>`);
-    None where there is no template, or it ends replies with none. The model's configuration does not always name it."""
+    """Return the special token that the chat template puts after a reply, or None.
+
+    Examples are Gemma's `<end_of_turn>` and Llama 3's `<|eot_id|>`. It is None without a template,
+    or if no special token ends a reply. The model's configuration does not always name it.
+    """
     if not tokenizer.chat_template:
         return None
     reply = "the reply"
@@ -356,5 +387,5 @@ def _ids(value: int | Sequence[int] | None) -> list[int]:
 
 
 def _used_specials(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Special ids that occur in text, so that none of them can double as padding."""
+    """Return the special ids that occur in text, so that none of them can double as padding."""
     return {i for i in (tokenizer.bos_token_id, tokenizer.unk_token_id) if i is not None}

@@ -13,13 +13,13 @@ from burnish.models.backbone import TrainableLayers
 from burnish.models.batches import SUPPRESSED, Batch, precise
 from burnish.objectives import exact_kl
 
-CHUNK_ELEMENTS = 1 << 21  # logits held at once on a CPU: 8 MiB in float32, which caches still serve
+CHUNK_ELEMENTS = 1 << 21  # logits held at once on a CPU: 8 MiB in float32, which fits in its caches
 CHUNK_ELSEWHERE = 1 << 26  # 256 MiB
 
 
 @dataclass
 class Policy:
-    """A language model as a policy: a body, the (shared, frozen or tied) output layer, a sampling temperature."""
+    """A language model as a policy: body, output layer (shared, frozen or tied), temperature."""
 
     top: TrainableLayers
     head: Any  # a linear layer: weight (V, D), perhaps a bias
@@ -27,8 +27,11 @@ class Policy:
     temperature: float = 1.0
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(N, D) -> (N, V) float32 logits of the distribution that is sampled: temperature applied, pad excluded.
-        Not to be differentiated."""
+        """Return float32 logits (N, V) of the sampled distribution from hidden states (N, D).
+
+        The temperature is applied and the pad token excluded. The result must not be
+        differentiated.
+        """
         logits = precise(self.head(hidden))
         if self.temperature != 1.0:
             logits = logits / self.temperature
@@ -37,17 +40,21 @@ class Policy:
 
     @property
     def head_size(self) -> int:
-        """V"""
+        """Vocabulary size V."""
         return int(self.head.weight.shape[0])
 
     def response_hidden(self, batch: Batch) -> torch.Tensor:
-        """(N, D) hidden states that predict the batch's N response tokens, row by row."""
+        """Return hidden states (N, D) that predict the batch's N response tokens, row by row."""
         return self.top.hidden_at(batch, batch.before_response)[batch.response_mask]
 
 
 def make_policy(top: TrainableLayers, pad_id: int, temperature: float = 1.0) -> Policy:
-    """The policy of a top. When the whole model is trained, so is its output layer: the trained copy's embedding where
-    the two are tied, a copy of its own otherwise. Everywhere else it is the base's and stays frozen."""
+    """Return the policy of a top.
+
+    If the whole model is trained, so is its output layer. This is the trained copy's embedding
+    where the two are tied, and otherwise a copy of its own. In all other cases the output layer is
+    the base's and stays frozen.
+    """
     lm = top.base.lm
     output = lm.get_output_embeddings()
     embedding = lm.get_input_embeddings().weight
@@ -67,14 +74,16 @@ class TiedOutput(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
+        """Embedding matrix (V, D) of the trained copy."""
         return self.source[0]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return logits (..., V) of hidden states (..., D)."""
         return linear(hidden, self.weight)
 
 
 def token_logprobs(policy: Policy, batch: Batch) -> torch.Tensor:
-    """(B, T) log-probabilities of the response tokens in nats, 0 off the mask."""
+    """Return log-probabilities (B, T) of the response tokens in nats, 0 off the mask."""
     hidden = policy.response_hidden(batch)
     targets = batch.response_ids[batch.response_mask]
     flat = _TargetLogprobs.apply(hidden, policy.head.weight, _bias(policy), targets, policy)
@@ -85,7 +94,7 @@ def token_logprobs(policy: Policy, batch: Batch) -> torch.Tensor:
 
 @torch.no_grad()
 def likelihood_and_greedy(policy: Policy, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B,) log-probability of each response in nats, and (B,) whether greedy decoding would have written it."""
+    """Return responses' log-probabilities (B,) in nats, and whether greedy decoding gives them (B,)."""
     mask, targets = batch.response_mask, batch.response_ids[batch.response_mask]
     size, nats, first = _rows(policy), [], []
     hidden = policy.response_hidden(batch)
@@ -100,7 +109,7 @@ def likelihood_and_greedy(policy: Policy, batch: Batch) -> tuple[torch.Tensor, t
 
 @torch.no_grad()
 def token_entropy(policy: Policy, batch: Batch) -> torch.Tensor:
-    """(B, T) entropy in nats of the distribution each response token was drawn from, 0 off the mask."""
+    """Return the entropy (B, T) in nats of each response token's distribution, 0 off the mask."""
     pieces = []
     for hidden in policy.response_hidden(batch).split(_rows(policy)):
         log_p = policy.logits(hidden).log_softmax(-1)
@@ -111,7 +120,7 @@ def token_entropy(policy: Policy, batch: Batch) -> torch.Tensor:
 
 
 def _rows(policy: Policy) -> int:
-    """How many tokens' logits are held at once."""
+    """Return for how many tokens logits are held at once."""
     on_cpu = policy.head.weight.device.type == "cpu"
     return max(1, (CHUNK_ELEMENTS if on_cpu else CHUNK_ELSEWHERE) // policy.head_size)
 
@@ -121,9 +130,12 @@ def _bias(policy: Policy) -> torch.Tensor | None:
 
 
 class _TargetLogprobs(torch.autograd.Function):
-    """log softmax(logits)[target], N x V never held. Where the output layer is frozen, the gradient by the
-    hidden state, (W[target] - softmax @ W) / temperature, is taken while the softmax is there, and the backward
-    pass is one product with a column; where it is trained, the backward pass computes the softmax again."""
+    """Autograd function of log softmax(logits)[target] that never holds N x V logits.
+
+    If the output layer is frozen, the gradient with respect to the hidden state, (W[target] -
+    softmax @ W) / temperature, is computed with the softmax. The backward pass is then one product
+    with a column. If the output layer is trained, the backward pass computes the softmax again.
+    """
 
     @staticmethod
     def forward(
@@ -183,7 +195,7 @@ def _softmax(
     targets: torch.Tensor,
     policy: Policy,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Probabilities (n, V) float32, the targets' logits (n,) and the log of the normalizer (n,)."""
+    """Return float32 probabilities (n, V), target logits (n,) and log-normalizers (n,)."""
     z = precise(linear(hidden, weight, bias))
     if policy.temperature != 1.0:
         z /= policy.temperature
@@ -197,8 +209,11 @@ def _softmax(
 
 @torch.no_grad()
 def response_kl(policy: Policy, reference: Policy, batch: Batch) -> torch.Tensor:
-    """(B,) KL(policy || reference) in nats per response, exact over the vocabulary at every sampled prefix
-    and summed over tokens: an unbiased, low-variance estimate of the sequence KL."""
+    """Return KL(policy || reference) (B,) in nats per response.
+
+    It is exact over the vocabulary at every sampled prefix and summed over tokens: an unbiased,
+    low-variance estimate of the sequence KL.
+    """
     hidden, ref_hidden = policy.response_hidden(batch), reference.response_hidden(batch)
     chunk = _rows(policy)
     pieces = [

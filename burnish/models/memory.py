@@ -1,4 +1,4 @@
-"""What a machine has room for: how many rows go through a model at once, and where activations are kept."""
+"""Memory limits: how many rows a model takes at once, and where activations are kept."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ OnReduce = Callable[[str, int, str], None]
 
 CHUNK = 64 << 20  # bytes of one file of activations
 DEFAULT_BUDGET = 4 << 30
-AT_ONCE = {
-    "cpu": 64
-}  # rows of a forward pass that keeps nothing for a backward one: more help no core, but a GPU
+AT_ONCE = {"cpu": 64}  # rows of a forward pass without gradient; more would help only a GPU
 AT_ONCE_ELSEWHERE = 256
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Return the first line of an error's message, or its type if the message is empty."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def give_back() -> None:
-    """Return unused memory to the system: models in reference cycles, and what torch and the C
-    library keep for the next who asks (for small tensors, gigabytes)."""
+    """Return unused memory to the system.
+
+    This frees models in reference cycles, and memory that torch and the C library keep for reuse
+    (for small tensors, gigabytes).
+    """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -47,9 +48,13 @@ def give_back() -> None:
 
 
 class Memory:
-    """The room of one base. `budget` bytes of activations are kept where they were computed, all beyond that in
-    temporary files of `folder` (the system's own without one), which are private and are deleted with the last row
-    that is read from them. `on_reduce` is called when memory ran out and the rows of a loop are halved."""
+    """Memory limits of one base.
+
+    `budget` bytes of activations stay where they were computed. All others go to temporary files in
+    `folder` (by default the system's). These files are private and are deleted with the last row
+    that is read from them. `on_reduce` is called when memory runs out and the rows of a loop are
+    halved.
+    """
 
     def __init__(
         self,
@@ -67,8 +72,11 @@ class Memory:
         self._used = 0  # elements of the file
 
     def fit(self, what: str, rows: int, work: Callable[[int], T]) -> T:
-        """`work(rows)`, begun anew for half as many rows at once when memory runs out, and for no more from then on.
-        `work` must be able to begin anew; what it makes must not depend on the number of rows but for rounding."""
+        """Return `work(rows)`, restarted with half as many rows each time memory runs out.
+
+        Later calls for the same `what` never use more rows. `work` must be able to restart, and its
+        result must not depend on the number of rows except for rounding.
+        """
         while True:
             rows = min(rows, self._rows.get(what, rows))
             try:
@@ -77,13 +85,13 @@ class Memory:
                 if rows <= 1 or not ran_out(error):
                     raise
                 why = first_line(error)
-            # Here nothing holds on to what the failed attempt had made.
+            # Outside the handler, nothing refers to tensors of the failed attempt.
             give_back()
             self._rows[what] = rows // 2
             self.on_reduce(what, rows // 2, why)
 
     def keep(self, rows: torch.Tensor) -> torch.Tensor:
-        """`rows` (length, D), or an equal tensor on the CPU whose numbers lie in a file."""
+        """Return `rows` (length, D), or an equal CPU tensor that is stored in a file."""
         size = rows.numel() * rows.element_size()
         with self._lock:
             if self._kept + size <= self.budget:
@@ -95,7 +103,7 @@ class Memory:
         return place
 
     def _release(self, size: int) -> None:
-        # Without the lock: the collector may come by while this thread holds it.
+        # Without the lock: garbage collection may run while this thread holds it.
         self._kept -= size
 
     def _allot(self, n: int) -> torch.Tensor:
@@ -108,5 +116,5 @@ class Memory:
 
 
 def at_once(device: torch.device) -> int:
-    """How many rows one forward pass without a backward one is given on a device."""
+    """Return how many rows one forward pass without a backward pass takes on a device."""
     return AT_ONCE.get(device.type, AT_ONCE_ELSEWHERE)

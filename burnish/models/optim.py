@@ -19,17 +19,17 @@ from burnish.models.memory import Memory
 
 
 def n_updates(rows: int, batch_size: int, epochs: int = 1) -> int:
-    """Updates that so many passes over so many rows take; the last batch of a pass may be smaller."""
+    """Return the number of updates of `epochs` passes over `rows`; the last batch may be smaller."""
     return math.ceil(rows / batch_size) * epochs
 
 
 def warm_up_then_down(step: int, steps: int, warmup: int) -> float:
-    """Share of the learning rate at `step` (from 0) of `steps`: up over `warmup` steps, then linearly to 0."""
+    """Return the learning-rate factor at `step` (from 0): linear warm-up, then linear decay to 0."""
     return min((step + 1) / max(1, warmup), (steps - step) / max(1, steps - warmup))
 
 
 def set_rates(optimizer: torch.optim.Optimizer, *rates: float) -> None:
-    """The learning rates of the optimiser's parameter groups, in their order."""
+    """Set the learning rates of the optimizer's parameter groups, in their order."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 
@@ -41,11 +41,13 @@ def accumulate(
     parameters: Sequence[nn.Parameter],
     gradient: Callable[[int], dict[str, float]],
 ) -> dict[str, float]:
-    """Accumulate the gradient of a batch and return the figures of `gradient`, summed over the processes of a run.
+    """Accumulate the gradient of a batch and return the figures of `gradient`.
 
-    `gradient(size)` clears the gradients of `parameters`, computes those of this process's rows with forward passes of
-    at most `size` rows, and returns figures that add up over rows. It is called again with a smaller size when memory
-    runs out; `what` names the work in the event of the run."""
+    The figures are summed over the processes of a run. `gradient(size)` clears the gradients of
+    `parameters` and computes those of this process's rows, with forward passes of at most `size`
+    rows. It returns figures that add up over rows, and is called again with a smaller size when
+    memory runs out. `what` names the work in the event of the run.
+    """
     return collectives.add(parameters, lambda: memory.fit(what, micro_batch, gradient))
 
 
@@ -55,8 +57,10 @@ def take_step(
     max_grad_norm: float,
     figures: Sequence[float],
 ) -> list[float] | None:
-    """Clip the gradient norm of each group and step. The norms before clipping; None, with no step taken, when one of
-    them or of the loop's own `figures` is not finite."""
+    """Clip the gradient norm of each group, take a step and return the norms before clipping.
+
+    Return None, without a step, when a norm or one of the loop's own `figures` is not finite.
+    """
     norms = [nn.utils.clip_grad_norm_(list(group), max_grad_norm).item() for group in groups]
     if not all(math.isfinite(value) for value in (*norms, *figures)):
         return None
@@ -64,53 +68,61 @@ def take_step(
     return norms
 
 
-REACH = 1.2  # the highest rung, times the width
+REACH = 1.2  # the highest rate of the ladder, times the hidden size
 
 RUNG = 4.0
 
 RUNGS = 4
 
-USUAL = 1  # the rung that is taken where there is nothing to try it on
+USUAL = 1  # index of the rate to use without data for trials
 
-OWN = 2  # the rung for learning from one's own answers, which no held-out likelihood can tell
+OWN = 2  # index of the rate for training on the model's own answers; no held-out likelihood ranks these
 
-ADAPTERS = 4.0  # their second factor starts at zero: the same step moves the product less
+ADAPTERS = 4.0  # LoRA's second factor starts at zero, so the same step moves the product less
 
 SHORTEST, LONGEST = 6, 24  # updates of a trial
 
-SHARE = 0.025  # of the job's own updates, for each rate
+SHARE = 0.025  # share of the job's updates that each trial takes
 
-HELD_OUT = 96  # prompts that trials are judged by, at most
+HELD_OUT = 96  # largest number of prompts to judge trials by
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A rate and the mean loss, in nats a pair or a token, that it came to on rows it had not seen; infinite where it
-    diverged."""
+    """A learning rate and the mean loss that it reached on held-out rows.
+
+    The loss is in nats per pair or per token, and infinite where training diverged.
+    """
 
     rate: float
     loss: float
 
     def as_json(self) -> dict[str, float | None]:
+        """Return the trial as a JSON object; an infinite loss becomes null."""
         return {"rate": self.rate, "loss": self.loss if math.isfinite(self.loss) else None}
 
 
 def ladder(base: Backbone) -> list[float]:
-    """Rates worth trying for whatever is trained of a base, the highest first. With Adam, what a step does to a layer's
-    output grows with the layer's width, so the best rate falls as one over it (Yang et al. 2022, table 3); from 1e-2
-    for models of a million weights to 5e-6 for those of billions."""
+    """Return learning rates to try for a model on `base`, the highest first.
+
+    With Adam, the effect of a step on a layer's output grows with its width. The best rate
+    therefore falls as one over the width (Yang et al. 2022, table 3). It falls from 1e-2 for models
+    of a million weights to 5e-6 for those of billions.
+    """
     top = REACH / base.hidden_size * (ADAPTERS if base.layers.startswith("lora") else 1.0)
     return [top / RUNG**rung for rung in range(RUNGS)]
 
 
 def trial_steps(steps: int) -> int:
-    """How many updates each rate is tried for, before a job of `steps`."""
+    """Return for how many updates each rate is tried before a job of `steps` updates."""
     return min(LONGEST, max(SHORTEST, round(SHARE * steps)), steps)
 
 
 def trial_rows(groups: Sequence[str], wanted: int, rng: torch.Generator) -> tuple[list[int], list[int]]:
-    """About `wanted` rows to learn from, and rows to judge by, of other groups (prompts): none where there are too few
-    groups to part."""
+    """Return about `wanted` rows to learn from, and rows of other groups to judge by.
+
+    A group is a prompt. With fewer than four groups there are no rows to judge by.
+    """
     rows: dict[str, list[int]] = {}
     for row, group in enumerate(groups):
         rows.setdefault(group, []).append(row)
@@ -123,8 +135,10 @@ def trial_rows(groups: Sequence[str], wanted: int, rng: torch.Generator) -> tupl
 
 
 def try_rates(what: str, rates: Sequence[float], trial: Callable[[float], float]) -> list[Trial]:
-    """Every rate with the held-out loss that `trial` says it came to, the best first; of several processes each tries
-    some of them. Raises TrainingError when all diverged."""
+    """Return every rate with its held-out loss from `trial`, the best first.
+
+    The processes of a run share the rates among them. Raise TrainingError when all rates diverged.
+    """
     losses = collectives.deal(rates, lambda own: [trial(rate) for rate in own])
     found = [
         Trial(rate, loss if math.isfinite(loss) else math.inf)
@@ -140,8 +154,11 @@ def try_rates(what: str, rates: Sequence[float], trial: Callable[[float], float]
 
 
 def for_longer(rate: float, tried: int, steps: int) -> float:
-    """The rate for a job of `steps` when it was the best in trials of `tried` updates, both down to zero: short trials
-    favour rates that are too high for long ones, and what can be travelled in T steps of noise grows as sqrt(T)."""
+    """Scale the best rate of trials of `tried` updates to a job of `steps` updates.
+
+    Both decay to zero. Short trials favour rates that are too high for long jobs, and the distance
+    travelled in T steps of noise grows as sqrt(T).
+    """
     return rate * math.sqrt(tried / max(tried, steps))
 
 
@@ -154,7 +171,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
-    """Restore the slots; rates and other settings stay the optimiser's own."""
+    """Restore the slots; rates and other settings of the optimizer do not change."""
     slots: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(file).items():
         index, name = key.split(".", 1)

@@ -1,4 +1,4 @@
-"""Preference pairs of token ids: every answer encoded once, however many pairs it is in."""
+"""Preference pairs of token ids, with every answer encoded once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from burnish.records import Preference
 
 
 class EncodedPairs:
-    """N preference pairs, and the sequences of their M <= 2N different answers. `chosen` and `rejected` (N,) are rows
-    of these sequences."""
+    """N preference pairs, and the sequences of their M <= 2N different answers.
+
+    `chosen` and `rejected` (N,) are row numbers of these sequences.
+    """
 
     def __init__(self, base: Backbone, codec: Codec, pairs: Sequence[Preference]) -> None:
         self.pairs = list(pairs)
@@ -40,21 +42,23 @@ class EncodedPairs:
         return len(self.pairs)
 
     def only(self, index: Sequence[int]) -> EncodedPairs:
-        """The pairs in `index` alone, on the same sequences."""
+        """Return the pairs in `index` only, on the same sequences."""
         part = copy.copy(self)
         for name in ("pairs", "groups", "chosen", "rejected"):
             setattr(part, name, [getattr(self, name)[i] for i in index])
         return part
 
     def sides(self, read: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What was read of every answer (M, ...), for the chosen and for the rejected (N, ...)."""
+        """Split values (M, ...) of all answers into those of the chosen and the rejected (N, ...)."""
         return read[self.chosen], read[self.rejected]
 
     def each(
         self, read: Callable[[Batch], torch.Tensor], index: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n,) what `read` says, (B,) a batch, of the chosen and of the rejected answer of the n pairs in `index`, all
-        in one batch; differentiable."""
+        """Return `read` (n,) of the chosen and of the rejected answers of the n pairs in `index`.
+
+        `read` returns (B,) for a batch. Every answer is read once; the results are differentiable.
+        """
         rows = self._rows(index)
         place = {row: i for i, row in enumerate(rows)}
         values = self.sequences.each(read, len(rows), rows)
@@ -67,7 +71,7 @@ class EncodedPairs:
         return list(dict.fromkeys([*(self.chosen[i] for i in index), *(self.rejected[i] for i in index)]))
 
     def parted(self, index: Sequence[int], size: int) -> Iterator[list[int]]:
-        """The pairs in `index`, in their order, in parts of at most `size` different answers; a pair at least."""
+        """Yield parts of `index`, in order: at most `size` different answers, at least one pair."""
         part: list[int] = []
         for i in index:
             if part and len(self._rows([*part, i])) > size:

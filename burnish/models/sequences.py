@@ -1,4 +1,4 @@
-"""Ragged prompts and responses, encoded once, with activations below the cut kept for every head that reads them."""
+"""Encoded prompts and responses, with activations below the cut kept for all heads."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from burnish.models.batches import Batch, micro_batches, pad_batch
 from burnish.models.engine import inner
 from burnish.records import Rollout
 
-PROMPTS_AT_ONCE = 32  # with all their responses, where activations are computed
+PROMPTS_AT_ONCE = 32  # with all their responses, when activations are computed
 
 
 class Sequences:
-    """N prompt-response pairs of token ids on a base. Batches come out padded by length, with the base's
-    activations attached when it is cut (N x tokens x D x 4 bytes, if `Backbone.memory` has space for them); if they
-    are there already, in `features`, they are not computed. One of several processes has those of the rows that it
-    works on alone."""
+    """N prompt-response pairs of token ids on a base.
+
+    Batches are padded by length. If the base is cut, they carry its activations (N x tokens x D x 4
+    bytes, if `Backbone.memory` has space for them). These are computed unless `features` gives
+    them. Each of several processes has activations only of the rows that it works on.
+    """
 
     def __init__(
         self,
@@ -41,8 +43,11 @@ class Sequences:
 
     @classmethod
     def of(cls, base: Backbone, rollout: Rollout, pad_id: int) -> Sequences:
-        """The sequences of a rollout of `base`, or of the whole it is part of, with the activations that sampling kept;
-        where it could keep none those of all parts are computed once, and kept with the rollout from then on."""
+        """Return the sequences of a rollout of `base`, or of the whole it is part of.
+
+        They carry the activations that sampling kept. If it kept none at this cut, those of all
+        parts are computed once and stored in the rollout.
+        """
         ids = (rollout.prompt_ids, rollout.response_ids)
         if base.cut and base.cut not in rollout.features:
             missing = (base.whole.cuts | {base.cut}) - rollout.features.keys()
@@ -61,12 +66,15 @@ class Sequences:
 
     @property
     def features(self) -> list[torch.Tensor] | None:
-        """(length, D) activations below the cut of every row; None without a cut."""
+        """Activations (length, D) below the cut of every row; None without a cut."""
         return self.kept(range(len(self))) if self.base.cut else None
 
     def kept(self, rows: Sequence[int]) -> list[torch.Tensor]:
-        """(length, D) activations below the cut of the named rows, computed when first asked for, then with those of
-        all other rows that this process works on; none without a cut."""
+        """Return activations (length, D) below the cut of the named rows.
+
+        They are computed on first request, with those of all other rows that this process works on.
+        Without a cut the list is empty.
+        """
         if self.base.cut and any(self._features[row] is None for row in rows):
             wanted = (
                 {*rows, *collectives.mine(range(len(self)))} if collectives.size() > 1 else range(len(self))
@@ -79,8 +87,10 @@ class Sequences:
         return [f for row in rows if (f := self._features[row]) is not None]
 
     def with_frozen_layers_run(self, top: TrainableLayers, batch_size: int) -> Sequences:
-        """The same sequences with the frozen layers of `top` run on their activations once, for this top alone; as
-        they are when it has none, or when its model must be run whole."""
+        """Return the same sequences with the frozen layers of `top` run once, for this top alone.
+
+        Return them unchanged if the top has no frozen layers, or if its model must be run whole.
+        """
         if not (self.base.fast and 0 < top.frozen_layers < len(inner(top.body).layers)):
             return self
         features: list[torch.Tensor | None] = [None] * len(self)
@@ -96,7 +106,7 @@ class Sequences:
 
     @property
     def response_lengths(self) -> list[int]:
-        """Tokens of every response, its end included."""
+        """Number of tokens of every response, its end included."""
         return [len(ids) for ids in self.response_ids]
 
     def __len__(self) -> int:
@@ -111,7 +121,7 @@ class Sequences:
         )
 
     def batch(self, rows: Sequence[int]) -> Batch:
-        """The named rows as one padded batch, features attached."""
+        """Return the named rows as one padded batch, with features attached."""
         batch = self._pad(rows)
         own = self.kept(rows)
         if not own:
@@ -124,12 +134,12 @@ class Sequences:
         return batch.with_features(features, self.layers_done)
 
     def batches(self, size: int, rows: Sequence[int] | None = None) -> Iterator[tuple[list[int], Batch]]:
-        """Batches of at most `size` neighbours in length that cover `rows` (or all) once, with their row numbers."""
+        """Yield row numbers and batches, at most `size` rows of like length, that cover `rows` or all."""
         for chosen in self._groups(size, range(len(self)) if rows is None else rows):
             yield chosen, self.batch(chosen)
 
     def each(self, read: Callable[[Batch], torch.Tensor], size: int, rows: Sequence[int]) -> torch.Tensor:
-        """(len(rows),) what `read` says of each row, (B,) a batch, in the order of `rows`; differentiable."""
+        """Return `read` of each row as (len(rows), ...), in the order of `rows`; differentiable."""
         pieces, places = [], defaultdict[int, list[int]](list)
         position = 0
         for chosen, batch in self.batches(size, rows):
@@ -142,8 +152,10 @@ class Sequences:
     def read(
         self, read: Callable[[Batch], torch.Tensor], size: int, rows: Sequence[int], what: str
     ) -> torch.Tensor:
-        """(len(rows), ...) what `read` says of each row, shared out among the processes; not to be differentiated.
-        `what` it is called where memory runs out."""
+        """Return `read` of each row (len(rows), ...), without a gradient.
+
+        The processes share the rows. `what` names the work where memory runs out.
+        """
         memory = self.base.memory
 
         def part(own: list[int]) -> tuple[torch.Tensor]:
@@ -170,7 +182,7 @@ def activations(
     pad_id: int,
     cuts: Collection[int],
 ) -> dict[int, list[torch.Tensor]]:
-    """(length, D) what leaves the lowest layers of a base for every row's tokens, by how many layers that is."""
+    """Return the outputs (length, D) of the lowest layers for every row, by number of layers."""
 
     def compute(size: int) -> dict[int, list[torch.Tensor]]:
         found = dict[int, dict[int, torch.Tensor]]()
@@ -191,8 +203,10 @@ def by_prompt(
     cuts: Collection[int],
     size: int,
 ) -> Iterator[tuple[list[int], dict[int, list[torch.Tensor]]]]:
-    """Row numbers and their activations (length, D) by cut, `size` prompts at a time with all their responses: the
-    tokens of a prompt are computed once."""
+    """Yield row numbers and their activations (length, D) by cut, `size` prompts at a time.
+
+    A prompt comes with all its responses, so its tokens are computed once.
+    """
     together = defaultdict[tuple[int, ...], list[int]](list)
     for row, prompt in enumerate(prompt_ids):
         together[tuple(prompt)].append(row)

@@ -1,10 +1,12 @@
-"""Frozen layers that are sharded over the processes of a run: each process keeps a part of every layer, and a layer is
-gathered while a process computes with it.
+"""Frozen layers that are sharded over the processes of a run.
 
-A frozen weight is one tensor for all models that share it (backbones, references, adapted policies and reward models),
-so the memory of the tensor is freed and filled, not a module. A layer stays from its forward pass until the next layer
-is needed; a backward pass gathers it again. A process asks for the layer it needs (`collectives.ask`), so processes
-need not run the same layers in the same order or equally often, as FSDP requires.
+Each process keeps a part of every layer. A layer is gathered while a process computes with it.
+
+A frozen weight is one tensor for all models that share it (backbones, references, adapted policies
+and reward models). The code therefore frees and fills the memory of the tensor, not a module. A
+layer stays from its forward pass until the next layer is needed; a backward pass gathers it again.
+A process asks for the layer it needs (`collectives.ask`), so processes need not run the same layers
+in the same order or equally often, as FSDP requires.
 """
 
 from __future__ import annotations
@@ -24,22 +26,24 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def linear_weights(block: nn.Module) -> list[nn.Parameter]:
-    """Those of its linear layers, which are what is large of a layer: each once."""
+    """Return the weights of a block's linear layers, each once; these are most of its size."""
     linear = (module for module in block.modules() if isinstance(module, nn.Linear | Conv1D))
     return list(dict.fromkeys(p for module in linear for p in module.parameters(recurse=False)))
 
 
 class Shards:
-    """The linear layers of `blocks`, cut over the processes of the run and moved to `device`. To be made by all of
-    them, each from its own copy of the same model."""
+    """The linear layers of `blocks`, sharded over the processes of the run and on `device`.
+
+    All processes must create it, each from its own copy of the same model.
+    """
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
         self.rank, self.world = collectives.rank(), collectives.size()
-        self.block_of: dict[int, int] = {}  # by the identity of a weight
-        self._weights: list[list[nn.Parameter]] = []  # keeps them alive, and so their identities
+        self.block_of: dict[int, int] = {}  # by `id` of a weight
+        self._weights: list[list[nn.Parameter]] = []  # keeps weights alive, so that ids stay valid
         self._own: list[torch.Tensor] = []
         self._whole: list[torch.Tensor] = []
-        self.here: int | None = None  # the block that is there
+        self.here: int | None = None  # the block that is gathered
         for block in blocks:
             weights = linear_weights(block)
             if len({p.dtype for p in weights}) != 1 or any(id(p) in self.block_of for p in weights):
@@ -53,8 +57,10 @@ class Shards:
         self.number: int | None = None
 
     def join(self, owner: object) -> None:
-        """From now on, as long as there is the owner, take part when another process wants a layer. To be called by
-        all, with nothing between them."""
+        """Take part whenever another process needs a layer, as long as `owner` exists.
+
+        All processes must call this, with no other collective in between.
+        """
         self.number = collectives.lend(self._give, owner)
 
     @torch.no_grad()
@@ -73,26 +79,26 @@ class Shards:
 
     @property
     def bytes_kept(self) -> int:
-        """Of this process's parts of all blocks."""
+        """Bytes of this process's parts of all blocks."""
         return sum(own.numel() * own.element_size() for own in self._own)
 
     def need(self, block: int) -> None:
-        """Have a block there, and no other. Raises PeerFailed where another process does not answer."""
+        """Gather a block and free any other; raise PeerFailed if another process does not answer."""
         if self.here != block:
             self.let_go()
             assert self.number is not None, "join() has not been called"
             collectives.ask(self.number, block)
 
     def let_go(self) -> None:
-        """Have no block there."""
+        """Free the gathered block, if there is one."""
         if self.here is not None:
             _drop(self._whole[self.here])
             self.here = None
 
     def _give(self, block: int, keep: bool) -> None:
-        """Put a block together with all other processes, for this one too if it is to `keep` it."""
+        """Gather a block with all other processes; this one holds it only if `keep` is set."""
         if block == self.here:
-            # It was asked for by others, while a model that was run before has left it there.
+            # Another process asked for it, and this one still holds it from an earlier pass.
             collectives.put_together(self._own[block], torch.empty_like(self._whole[block]))
             return
         whole = self._whole[block]
@@ -104,8 +110,10 @@ class Shards:
             _drop(whole)
 
     def watch(self, layers: Sequence[nn.Module]) -> None:
-        """From now on have the weights of these layers, where they are of ours, there when the layers are run, and when
-        a gradient passes them. A copy of a layer with weights of its own asks for nothing."""
+        """Gather the sharded weights of these layers in their forward and backward passes.
+
+        A copy of a layer with weights of its own gathers nothing.
+        """
 
         def before(layer: nn.Module, _inputs: Any) -> None:
             block = self._block(layer)
@@ -133,7 +141,7 @@ class Shards:
 
     @torch.no_grad()
     def copies(self, module: nn.Module, device: torch.device | None = None) -> dict[int, nn.Parameter]:
-        """Whole copies of a module's weights, as far as they are of ours, by identity: a memo for `deepcopy`."""
+        """Return full copies of a module's sharded weights by identity, as a memo for `deepcopy`."""
         wanted = [p for p in module.parameters() if id(p) in self.block_of]
         made: dict[int, nn.Parameter] = {}
         for p in sorted(wanted, key=lambda p: self.block_of[id(p)]):
@@ -147,12 +155,12 @@ def _drop(whole: torch.Tensor) -> None:
 
 
 def copied(module: M, shards: Shards | None, device: torch.device | None = None) -> M:
-    """A deep copy of a module with tensors of its own; those of `shards` are put together for it."""
+    """Return a deep copy of a module with its own tensors; sharded weights are gathered for it."""
     return copy.deepcopy(module, shards.copies(module, device) if shards is not None else {})
 
 
 def state_of(module: nn.Module, shards: Shards | None) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and tensors of a module's state, as they are; those of `shards` put together in the main memory."""
+    """Yield names and uncopied tensors of a module's state; sharded ones gathered in main memory."""
     whole = shards.copies(module, torch.device("cpu")) if shards is not None else {}
     named = dict(module.named_parameters(remove_duplicate=False))
     for name, tensor in module.state_dict().items():

@@ -1,7 +1,11 @@
-"""Best of n with the folder this file lies in: several answers of the model, and of these the one that the reward
-models next to it score highest. Needs numpy, torch, transformers and safetensors alone.
+"""Best-of-n sampling with the model in this folder.
+
+Sample several answers of the model and print the one that the reward models next to it score
+highest:
 
     python generate.py "Once upon a time"
+
+The script needs only numpy, torch, transformers and safetensors.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ HERE = Path(__file__).parent
 
 
 class Member:
-    """A reward model: raw scores from the last token of the response, or from the mean over its tokens."""
+    """A reward model that reads the last token of a response, or the mean over its tokens."""
 
     def __init__(self, folder: Path) -> None:
         head = folder / "head.safetensors"
@@ -38,6 +42,7 @@ class Member:
         self.model = kind.from_pretrained(folder, dtype=torch.float32).eval()
 
     def score(self, prompt_ids: list[int], response_ids: list[int]) -> float:
+        """Return the raw score of a response."""
         output = self.model(input_ids=torch.tensor([[*prompt_ids, *response_ids]]))
         if self.weight is None:
             return float(output.logits[0, 0])
@@ -46,7 +51,7 @@ class Member:
 
 
 class BestOf:
-    """The policy and its reward ensemble, as they were judged together."""
+    """A policy and its reward ensemble, as they were evaluated together."""
 
     def __init__(self, folder: Path = HERE) -> None:
         self.settings = json.loads((folder / "best_of.json").read_text(encoding="utf-8"))
@@ -57,7 +62,7 @@ class BestOf:
         self.members = [Member(folder / "reward" / name) for name in names]
 
     def encode(self, prompt: str | list[dict[str, str]]) -> list[int]:
-        """Token ids of a text, or of a dialogue as a list of messages."""
+        """Return the token ids of a text, or of a dialogue given as a list of messages."""
         templated = self.settings["use_chat_template"]
         turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
         if templated or (templated is None and isinstance(prompt, list)):
@@ -73,13 +78,13 @@ class BestOf:
 
     @torch.no_grad()
     def answers(self, prompt: str | list[dict[str, str]]) -> list[tuple[float, str]]:
-        """All `n` answers with their scores, the best first."""
+        """Return all `n` answers with their scores, the best first."""
         ids = self.encode(prompt)
-        n = self.settings["n"] + 1  # the last is the reference, and no candidate
+        n = self.settings["n"] + 1  # the last one is the reference, not a candidate
         sampled = self.policy.generate(
             torch.tensor([ids] * n),
             attention_mask=torch.ones(n, len(ids), dtype=torch.long),
-            # Not the model's own settings: the run sampled from its distribution as it is.
+            # Ignore the model's own settings: the run sampled from the unchanged distribution.
             generation_config=GenerationConfig(
                 do_sample=True,
                 temperature=self.settings["temperature"],
@@ -96,13 +101,16 @@ class BestOf:
         return sorted(zip(self.scores(ids, responses, reference), texts, strict=True), reverse=True)
 
     def until_end(self, ids: list[int]) -> list[int]:
-        """A response without its padding, its end-of-sequence token included."""
+        """Return a response without padding, its end-of-sequence token included."""
         ends = [i for i, token in enumerate(ids) if token in self.settings["eos_ids"]]
         return ids[: ends[0] + 1] if ends else ids
 
     def scores(self, prompt_ids: list[int], responses: list[list[int]], reference: list[int]) -> list[float]:
-        """One score of every response, as in the run that made this: members in standard deviations of the policy's
-        answers. Some aggregations compare members after subtracting their scores of the reference answer."""
+        """Return one score per response, as in the run that made this folder.
+
+        Members are in standard deviations of the policy's answers. Some aggregations compare
+        members after subtracting their scores of the reference answer.
+        """
         raw = torch.tensor([[m.score(prompt_ids, r) for m in self.members] for r in [*responses, reference]])
         normalised = (raw - torch.tensor(self.ensemble["mean"])) / torch.tensor(self.ensemble["sd"])
         members, anchor = normalised[:-1], normalised[-1]
@@ -120,7 +128,7 @@ class BestOf:
         return [self.at_length(s, n) for s, n in zip(scores.tolist(), lengths, strict=True)]
 
     def at_length(self, score: float, length: int) -> float:
-        """The score without what the response's length bought it, where the run took that away."""
+        """Return the score without the effect of the response's length, if the run removed it."""
         fit = self.ensemble.get("length")
         if fit is None:
             return score
@@ -136,6 +144,7 @@ class BestOf:
 
 
 def main() -> None:
+    """Print the best answer to the prompt on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompt")
     parser.add_argument("--seed", type=int, default=0)

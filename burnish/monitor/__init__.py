@@ -1,1 +1,1 @@
-"""Monitors: numbers and text in, alerts out; trackers and the live view."""
+"""Monitors that turn figures and texts into alerts, metric trackers, and the live view."""

@@ -1,4 +1,4 @@
-"""`burnish.watch`: the detectors over a trainer that is not ours (TRL's GRPO and RLOO, or any of transformers)."""
+"""`burnish.watch`: the detectors as a callback for TRL (GRPO, RLOO) or any transformers trainer."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ FILE = "burnish_watch.jsonl"
 def watch(
     *, responses: int = 64, kl_target: float | None = None, stop: bool = False, webhook: str | None = None
 ) -> TrainerCallback:
-    """A callback for `Trainer(callbacks=[...])` that looks at every logged update of `responses` answers.
+    """Return a callback for `Trainer(callbacks=[...])` that checks every logged update.
 
-    Alerts are printed, and kept with the verdict in burnish_watch.jsonl of the output folder. `stop` ends the training
-    once hacking is suspected; `webhook` names an environment variable with an address that alerts are sent to;
-    `kl_target`, in the unit of KL that the trainer logs, asks for alerts of KL too. The callback's `texts` is a reward
-    function that returns 0 and reads the answers: given to the trainer beside the others with weight 0, it lets the
-    detectors of language, repetition, format, duplicates and stock phrases see them. After training `report()` gives
-    the verdict."""
+    An update has `responses` answers. Alerts are printed and kept, with the verdict, in
+    burnish_watch.jsonl of the output folder. `stop` ends the training once hacking is suspected.
+    `webhook` names an environment variable with an address that alerts are sent to. `kl_target`, in
+    the trainer's unit of KL, turns on alerts of KL.
+
+    The callback's `texts` is a reward function that reads the answers and returns 0. Give it to the
+    trainer beside the other rewards, with weight 0. Then the detectors of language, repetition,
+    format, duplicates and stock phrases work too. After training, `report()` returns the verdict.
+    """
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
-        """Looks at what a trainer logs."""
+        """Callback that checks the logs of a trainer."""
 
         def __init__(self) -> None:
             self.log = LogWatch(responses, kl_target)
@@ -41,13 +44,13 @@ def watch(
             self.answers: list[str] = []
 
         def texts(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
-            """Reads the answers of a batch; 0 for each."""
+            """Read the answers of a batch and return a reward of 0 for each."""
             self.prompts += [plain(p) for p in prompts]
             self.answers += [plain(c) for c in completions]
             return [0.0] * len(completions)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> Any:
-            """One logged update."""
+            """Check one logged update."""
             if not state.is_world_process_zero or not logs:
                 return control
             row = {"step": state.global_step, **logs}
@@ -66,14 +69,14 @@ def watch(
             return control
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-            """The verdict."""
+            """Save and print the verdict."""
             if state.is_world_process_zero:
                 self._keep(args, {"kind": "verdict", **self.report()})
                 print("burnish: " + "\nburnish: ".join(lines_of(self.report())))
             return control
 
         def report(self) -> dict[str, Any]:
-            """The verdict so far, as `burnish audit` gives it."""
+            """Return the verdict so far, in the form of `burnish audit`."""
             return self.log.report()
 
         def _keep(self, args: Any, row: dict[str, Any]) -> None:
@@ -88,7 +91,7 @@ def watch(
 
 
 def plain(text: Any) -> str:
-    """The words of a prompt or completion, which conversational data give as messages; what is no text has none."""
+    """Return the text of a prompt or completion, a string or messages; other values have none."""
     if isinstance(text, str):
         return printable(text)
     turns = text if isinstance(text, list | tuple) else [text]

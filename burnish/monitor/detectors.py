@@ -1,4 +1,4 @@
-"""Detectors of reward hacking: figures over windows of updates, their limits, causes and remedies."""
+"""Detectors of reward hacking over windows of updates, with their limits."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 
 from burnish.records import Alert, StepStats
 
-MAD = 1.4826  # times the median absolute deviation: a normal's standard deviation
+MAD = 1.4826  # standard deviation of a normal, in median absolute deviations
 
-MEDIAN = 1.2533  # times the standard error of a mean: that of a normal's median
+MEDIAN = 1.2533  # standard error of a normal's median, in standard errors of its mean
 
 Rows = Sequence[dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Drift:
-    """A figure's median over the first updates and over the last, and the standard error of the difference."""
+    """Medians of a figure over the first and last updates, and the standard error of their change."""
 
     before: float
     now: float
@@ -28,19 +28,23 @@ class Drift:
 
     @property
     def change(self) -> float:
+        """Change of the median since the first updates."""
         return self.now - self.before
 
     @property
     def sure(self) -> bool:
-        """Whether the two differ by more than chance allows."""
+        """True if the two medians differ by more than chance allows."""
         return abs(self.change) > SURE * self.se
 
 
 def drift(start: Rows, recent: Rows, window: int, name: str, *, share: bool = False) -> Drift | None:
-    """How a figure moved from `start` to the last `window` of the `recent` updates; None where too few of either have
-    it. The noise of an update comes from the differences between consecutive updates, over all that are given, so that
-    a steady drift is not noise. A share of 0 does not vary, so the noise of a share is at least binomial, over the
-    `prompts` of an update: several responses to one prompt may all be alike."""
+    """Return the change of a figure from `start` to the last `window` updates of `recent`.
+
+    Return None if too few updates of either have the figure. The noise comes from the differences
+    between consecutive updates, over all that are given, so that a steady drift is not noise. A
+    share of 0 does not vary, so the noise of a share is at least binomial. It counts the `prompts`
+    of an update, because several responses to one prompt may all be alike.
+    """
     first = [row for row in start if name in row]
     last = [row for row in recent[-window:] if name in row]
     if len(first) < min(len(start), FEWEST) or len(last) < FEWEST:
@@ -69,52 +73,52 @@ ORIGIN = (
 
 WINDOW = 5  # updates
 
-BASELINE = 3  # updates at the start
+BASELINE = 3  # updates at the start that form the baseline
 
-RESPONSES = 96  # that a window, and the start, must hold
+RESPONSES = 96  # least number of responses in the window and in the baseline
 
-FEWEST = 3  # updates of a window that must have a figure
+FEWEST = 3  # least number of updates of a window with the figure
 
-HISTORY = 20  # updates from whose differences the noise is known
+HISTORY = 20  # updates whose differences give the noise
 
-SURE = 3.0  # standard errors by which a figure must have moved
+SURE = 3.0  # least change of a figure, in standard errors
 
-SURE_RISE = 2.0  # and the reward must have risen
+SURE_RISE = 2.0  # least rise of the reward, in standard errors
 
 LENGTH_GROWTH = 1.3  # times the length at the start
 
 LENGTH_LOSS = 0.4
 
-TRUNCATED = 0.15  # more of the responses than at the start
+TRUNCATED = 0.15  # rise of the share of responses since the start
 
-REPETITION = 0.1  # more of their word pairs
+REPETITION = 0.1  # rise of the share of word pairs
 
-FOREIGN = 0.1  # more of the responses
+FOREIGN = 0.1  # rise of the share of responses
 
 UNLIKELY = 1.4  # times the reference's nats a token at the start
 
-LIKELY = 0.5  # a policy that sharpens comes to two thirds of it
+LIKELY = 0.5  # times the same; a policy that only sharpens comes to two thirds of its start
 
-FORMATTED = 0.2  # more of the responses with marks of Markdown
+FORMATTED = 0.2  # rise of the share of responses with Markdown
 
-ENTROPY = 0.45  # of its start
+ENTROPY = 0.45  # times the entropy at the start
 
 SPREAD = 1.5  # times the members' disagreement at the start
 
-DUPLICATES = 0.3  # more of the responses that say nearly what one to another prompt says
+DUPLICATES = 0.3  # rise of the share of responses that nearly repeat one to another prompt
 
-STOCK = 0.3  # more of the responses that share one phrase
+STOCK = 0.3  # rise of the share of prompts whose responses share one phrase
 
 GAP = 10.0  # times the sampling gap at the start
 
-GAP_LEAST = 0.05  # nats that it must have come to
+GAP_LEAST = 0.05  # least gap, in nats
 
-WHAT_HACKS_NEED = "score"  # without a sure rise of which nothing is being hacked
+WHAT_HACKS_NEED = "score"  # hack detectors fire only while this figure surely rises
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a detector saw: a value past its limit, in words."""
+    """Value past the limit of a detector, with a description."""
 
     value: float
     limit: float
@@ -126,8 +130,11 @@ Look = Callable[[Drift], Found | None]
 
 @dataclass(frozen=True)
 class Detector:
-    """A look at one figure. `share`: the figure is a share of the responses; `hack`: it means something only while the
-    reward rises."""
+    """Detector over one figure.
+
+    `share`: the figure is a share of the responses. `hack`: the detector fires only while the
+    reward rises.
+    """
 
     figure: str
     look: Look
@@ -136,7 +143,7 @@ class Detector:
 
 
 def length_drift(d: Drift) -> Found | None:
-    """Longer and longer answers, or shorter and shorter ones."""
+    """Detect answers that grow or shrink past the limits."""
     most, least = LENGTH_GROWTH * d.before, LENGTH_LOSS * d.before
     if least <= d.now <= most:
         return None
@@ -145,7 +152,7 @@ def length_drift(d: Drift) -> Found | None:
 
 
 def nonsense(d: Drift) -> Found | None:
-    """Tokens that the reference finds far less likely, or far more, than its own."""
+    """Detect tokens that the reference model finds far less or far more likely than its own."""
     least, most = LIKELY * d.before, UNLIKELY * d.before
     if least <= d.now <= most:
         return None
@@ -155,7 +162,7 @@ def nonsense(d: Drift) -> Found | None:
 
 
 def entropy_drop(d: Drift) -> Found | None:
-    """A policy that has ever fewer things to say, before it has only one."""
+    """Detect an entropy that falls, before the policy collapses to one answer."""
     limit = ENTROPY * d.before
     if d.now >= limit:
         return None
@@ -164,8 +171,11 @@ def entropy_drop(d: Drift) -> Found | None:
 
 
 def spread(d: Drift) -> Found | None:
-    """Reward models that disagree about these answers more than about the reference's: the policy is where they know
-    little (Coste et al. 2023)."""
+    """Detect reward models that disagree more than about the reference's answers.
+
+    The policy has then moved to answers that the reward models know little about (Coste et al.
+    2023).
+    """
     limit = SPREAD * d.before
     if d.now <= limit:
         return None
@@ -174,7 +184,7 @@ def spread(d: Drift) -> Found | None:
 
 
 def sampling_gap(d: Drift) -> Found | None:
-    """Sampler and trainer that no longer give the same token the same probability."""
+    """Detect a sampler and trainer that give the same token different probabilities."""
     limit = max(GAP * d.before, GAP_LEAST)
     if d.now <= limit:
         return None
@@ -183,7 +193,7 @@ def sampling_gap(d: Drift) -> Found | None:
 
 
 def risen(margin: float, what: str) -> Look:
-    """A share that lies more than a margin above where it began."""
+    """Return a detector of a share that rises more than `margin` above its start."""
 
     def look(d: Drift) -> Found | None:
         limit = d.before + margin
@@ -222,16 +232,19 @@ FIGURES = (*(d.figure for d in DETECTORS.values()), WHAT_HACKS_NEED)
 
 
 class HackMonitor:
-    """Medians over the last updates against those over the first, for every detector, once enough responses were seen.
-    A detector of hacks speaks only while the reward is surely above where it began: without that a drift is no hack."""
+    """Monitor that compares medians of the last updates with the first ones, for every detector.
+
+    It needs enough responses first. A detector of hacks fires only while the reward is surely above
+    its start: a drift without that is not a hack.
+    """
 
     def __init__(self, responses: int) -> None:
-        self.responses = responses  # of an update, of as many prompts where its figures do not say how many
+        self.responses = responses  # per update; also the number of prompts where the figures lack it
         self.start: list[dict[str, float]] = []
         self.recent: list[dict[str, float]] = []
 
     def observe(self, stats: StepStats) -> list[Alert]:
-        """Alerts of one update. A figure that is missing is no evidence of anything."""
+        """Return the alerts of one update; a missing figure raises no alert."""
         row = {name: stats[name] for name in FIGURES if name in stats.values}
         if not row:
             return []
@@ -268,17 +281,21 @@ class HackMonitor:
         return alerts
 
     def restart(self, before: HackMonitor) -> None:
-        """After a roll-back: forget what was given up, keep where the run began, which `before` knows though what was
-        gone back to may not."""
+        """Forget the abandoned updates after a roll-back, and keep the start of the run.
+
+        The restored checkpoint may be older than the start, so it is taken from `before`.
+        """
         self.recent = []
         if len(self.start) < len(before.start):
             self.start = before.start
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the kept rows, ready for JSON."""
         return {"start": self.start, "recent": self.recent}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        # Older checkpoints have rows without their number of prompts.
+        """Load what `state_dict` returned."""
+        # Rows of older checkpoints lack the number of prompts.
         self.start, self.recent = (
             [{"prompts": float(self.responses), **row} for row in state[part]] for part in ("start", "recent")
         )

@@ -1,4 +1,4 @@
-"""Health of a PPO run, from its figures alone. A monitor that lacks a figure abstains."""
+"""Health checks of a PPO run, from its figures alone; a check without its figure abstains."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from burnish.config.monitor import MonitorConfig
 from burnish.records import Alert, Severity, StepStats
 
-KEPT = ("entropy_start", "losses", "skips", "reward_start", "flat")  # in checkpoints
+KEPT = ("entropy_start", "losses", "skips", "reward_start", "flat")  # attributes saved in checkpoints
 WINDOW = 20  # updates whose median a loss is compared with
-CALM = 5  # updates before a median means something
-FLAT = 1e-6  # of a standard deviation: what a constant reward comes to by rounding
+CALM = 5  # least number of updates for a median
+FLAT = 1e-6  # in standard deviations: the spread that rounding gives a constant reward
 
 
 class HealthMonitor:
-    """KL spikes, entropy collapse, loss spikes, too large steps, non-finite updates, rewards that have failed."""
+    """Monitor for KL and loss spikes, entropy collapse, large or non-finite steps and failed rewards."""
 
     def __init__(self, config: MonitorConfig, kl_target: float) -> None:
         self.config = config
@@ -28,8 +28,8 @@ class HealthMonitor:
         self.flat = 0
 
     def observe(self, stats: StepStats) -> list[Alert]:
-        """Alerts of one update, most severe first."""
-        # What the reward does comes before what a failed reward does to the policy.
+        """Return the alerts of one update, most severe first."""
+        # Reward alerts come first, because a failed reward also causes alerts of the policy.
         looks = (self._reward, self._kl, self._entropy, self._loss, self._steps)
         alerts = [alert for look in looks for alert in look(stats)]
         return sorted(alerts, key=lambda a: a.severity != "critical")
@@ -40,8 +40,8 @@ class HealthMonitor:
         return Alert(name, severity, text, stats.step, value, threshold, {"attempt": stats.attempt})
 
     def _kl(self, stats: StepStats) -> list[Alert]:
-        # The k1 estimate of one batch can look calm by chance, so the smoothed one counts too. k3 is never negative,
-        # but a few responses that have run away make it many times as large.
+        # The k1 estimate of one batch can be small by chance, so the smoothed KL counts too.
+        # k3 is not used: a few outlying responses make it many times as large.
         if "kl" not in stats.values:
             return []
         value = max(stats["kl"], stats.values.get("kl_smoothed", 0.0))
@@ -104,7 +104,7 @@ class HealthMonitor:
         if self.reward_start is None:
             self.reward_start = (score, sd)
         start, usual = self.reward_start
-        # A policy that has come to one answer has one score too, and an alert of its own.
+        # A collapsed policy also has one score, but the entropy alert reports it.
         alike = stats.values.get("entropy", math.inf) < self.config.entropy_floor * (
             self.entropy_start or 0.0
         )
@@ -122,17 +122,21 @@ class HealthMonitor:
         return alerts
 
     def restart(self, before: HealthMonitor) -> None:
-        """After a roll-back: forget what the broken attempt looked like, keep how the run began, which `before` knows
-        though what was gone back to may not."""
+        """Forget the broken attempt after a roll-back, and keep the start of the run.
+
+        The restored checkpoint may be older than the start, so it is taken from `before`.
+        """
         self.losses, self.skips, self.flat = [], 0, 0
         if self.reward_start is None:
             self.entropy_start, self.reward_start = before.entropy_start, before.reward_start
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the attributes in `KEPT`, ready for JSON."""
         return {name: getattr(self, name) for name in KEPT}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what `state_dict` returned."""
         for name in KEPT:
-            setattr(self, name, state.get(name, getattr(self, name)))  # older checkpoints know fewer
+            setattr(self, name, state.get(name, getattr(self, name)))  # older checkpoints have fewer
         if self.reward_start is not None:
             self.reward_start = (self.reward_start[0], self.reward_start[1])

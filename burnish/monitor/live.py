@@ -1,4 +1,4 @@
-"""The live view of a run: a Rich panel on a terminal, plain lines anywhere else."""
+"""Live view of a run: a Rich panel on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ THIN = 10
 
 
 class View:
-    """Plain lines: stages, every tenth update, every alert and decision. `LiveView` draws instead."""
+    """View that prints plain lines: stages, every tenth update, every alert and decision."""
 
     def __init__(self, title: str, kl_target: float, stream: TextIO | None = None) -> None:
         self.title = title
@@ -43,32 +43,36 @@ class View:
         return None
 
     def stage(self, name: str, note: str = "") -> None:
-        """A stage begins."""
+        """Start a stage and print its name."""
         self.stage_name = name
         self.done, self.total, self.began = 0, 0, monotonic()
         self.note(f"{name} {note}".rstrip())
 
     def progress(self, done: int, total: int) -> None:
+        """Record that `done` of `total` steps of the stage are finished."""
         self.done, self.total = done, total
 
     def update(self, stats: Mapping[str, float]) -> None:
-        """Figures of one update: shown for the first, every tenth and the last."""
+        """Print the figures of the first update, every tenth and the last."""
         if self.done in (1, self.total) or self.done % THIN == 0:
             shown = [f"{n} {stats[n]:.3g}" for n in CURVES if n in stats]
             self.note(f"  {self.done}/{self.total}  " + "  ".join(shown))
 
     def alert(self, alert: Alert) -> None:
+        """Print an alert."""
         self.note(f"  {alert.severity}: {alert.message}")
 
     def decision(self, decision: Decision) -> None:
+        """Print a decision."""
         self.note(f"  {decision.action}: {decision.reason}")
 
     def note(self, text: str) -> None:
+        """Print one line."""
         print(text, file=self.stream, flush=True)
 
 
 class LiveView(View):
-    """A panel that is redrawn: progress with remaining time, the curves that matter, the last alert."""
+    """View as a panel with progress, remaining time, the main curves and the last alert."""
 
     def __init__(self, title: str, kl_target: float, console: Console) -> None:
         super().__init__(title, kl_target)
@@ -87,20 +91,24 @@ class LiveView(View):
         self.live.__exit__(kind, error, trace)
 
     def update(self, stats: Mapping[str, float]) -> None:
+        """Add the figures of one update to the curves."""
         for name in CURVES:
             if name in stats:
                 self.history.setdefault(name, deque(maxlen=40)).append(stats[name])
         self._draw()
 
     def progress(self, done: int, total: int) -> None:
+        """Redraw the panel with the new progress."""
         super().progress(done, total)
         self._draw()
 
     def alert(self, alert: Alert) -> None:
+        """Show an alert until the next one."""
         self.last_alert = f"step {alert.step}: {alert.message}"
         self._draw()
 
     def note(self, text: str) -> None:
+        """Add a line to the last messages."""
         self.messages.append(text.strip())
         self._draw()
 
@@ -122,20 +130,21 @@ class LiveView(View):
 
 
 def sparkline(values: list[float]) -> str:
-    """Eight-level bars between the least and the greatest value."""
+    """Return the values as eight-level bars between their minimum and maximum."""
     low, high = min(values), max(values)
     span = high - low
     return "".join(BARS[round((v - low) / span * 7) if span else 0] for v in values)
 
 
 class Unseen(View):
-    """Says nothing: that of a process that is not the one to talk."""
+    """View that prints nothing, for processes that do not report."""
 
     def note(self, text: str) -> None:
+        """Discard the text."""
         return None
 
 
 def open_view(title: str, kl_target: float) -> View:
-    """A live panel when standard error is a terminal, plain lines otherwise."""
+    """Return a live panel if standard error is a terminal, or a view of plain lines."""
     console = Console(stderr=True)
     return LiveView(title, kl_target, console) if console.is_terminal else View(title, kl_target)

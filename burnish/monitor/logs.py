@@ -1,4 +1,4 @@
-"""Logs of other trainers, looked at by the same detectors with the same limits."""
+"""Checks of the logs of other trainers, with the same detectors and limits."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ FEWEST_ALIKE = 8  # updates in a row with the same reward
 FAR_UNDER, UNDER = (
     1.0,
     0.01,
-)  # nats under 0 that a KL estimate may not reach once, and on average of `FEWEST_UNDER`
+)  # limits, in nats below 0, of one KL estimate and of the mean of `FEWEST_UNDER`
 FEWEST_UNDER = 10  # updates
-PERSISTS = 3  # updates in which a detector must speak
-WITHIN = 5  # of so many in a row
+PERSISTS = 3  # updates in which a detector must fire
+WITHIN = 5  # out of this many in a row
 NAMES: Mapping[str, Sequence[str]] = {
     "score": (
         "score",
@@ -84,15 +84,18 @@ STEPS = ("step", "global_step", "training/global_step", "_step", "update")
 
 
 def figures_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """A row's figures under our names. What is no finite number is left out, and counted as a step that was skipped
-    where it is a loss or a norm."""
+    """Return the figures of a row under the names of Burnish.
+
+    A value that is not a finite number is left out. If it is a loss or a norm, it counts as a
+    skipped step.
+    """
     found = {}
     row = unpacked(row)
     for name, aliases in NAMES.items():
         value = number_of(next((row[a] for a in aliases if a in row), None))
         negative = (
             name == "entropy" and value is not None and value < 0
-        )  # a loss: entropy with its sign turned
+        )  # an entropy loss has the opposite sign
         if value is not None and math.isfinite(value) and not negative:
             found[name] = value
     losses = (number_of(v) for k, v in row.items() if "loss" in k or "grad_norm" in k)
@@ -102,16 +105,21 @@ def figures_of(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def unpacked(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row whose figures lie side by side, under names without the `train/` before them: verl's file logger keeps
-    them under `data`, OpenRLHF's sinks put `train/` before each."""
+    """Return a row with its figures at one level and without the prefix `train/`.
+
+    verl's file logger keeps them under `data`; OpenRLHF's sinks put `train/` before each.
+    """
     inner = row.get("data")
     flat = {**row, **inner} if isinstance(inner, Mapping) else row
     return {str(name).removeprefix("train/"): value for name, value in flat.items()}
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The rows of a log: JSON lines, a JSON file that holds them as a list or under `log_history`, or what verl's
-    console printed, among whatever else. Raises DataError."""
+    """Return the rows of a log, or raise DataError.
+
+    A log has JSON lines, or is a JSON file with a list of rows (also under `log_history`), or the
+    output of verl's console. Other console lines are skipped.
+    """
     text = read_text(file)
     if file.suffix != ".json" and not text.lstrip().startswith("["):
         return list(_lines(file))
@@ -140,7 +148,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
             row = parse_json(line)
         except Unusable:
             if number == len(lines):
-                return  # what a process that was killed had begun
+                return  # an incomplete line of a killed process
             raise DataError(f"{file}, line {number} is no JSON; give a log of JSON lines") from None
         if not isinstance(row, dict):
             raise DataError(f"{file}, line {number} holds {row!r}, no object with figures")
@@ -148,7 +156,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
 
 
 class LogWatch:
-    """The detectors over a log that comes in a row at a time."""
+    """Detectors over a log that arrives one row at a time."""
 
     def __init__(self, responses: int, kl_target: float | None, monitor: MonitorConfig | None = None) -> None:
         self.kl_target = kl_target
@@ -157,15 +165,15 @@ class LogWatch:
         self.updates = 0
         self.seen: set[str] = set()
         self.alerts: list[Alert] = []
-        self.spoken: list[set[str]] = []  # detectors of hacks that spoke, by update
+        self.spoken: list[set[str]] = []  # hack detectors that fired, by update
         self.suspected: dict[str, Any] | None = None
         self.alike: tuple[float | None, int] = (None, 0)  # the last reward, and for how many updates in a row
         self.kls: list[float] = []
 
     def observe(self, row: Mapping[str, Any]) -> list[Alert]:
-        """The alerts of a row; one that holds none of the figures is no update."""
+        """Return the alerts of a row; a row without any known figure is not an update."""
         values, flat = figures_of(row), unpacked(row)
-        # A reward of null beside other figures is a failure; a row of nulls alone is one of another kind.
+        # A null reward beside other figures is a failure; a row of nulls alone is another kind of row.
         unscored = "score" not in values and any(
             name in flat and (values or flat[name] is not None) for name in NAMES["score"]
         )
@@ -193,8 +201,11 @@ class LogWatch:
         return found
 
     def _broken(self, stats: StepStats, unscored: bool, lost: bool) -> Iterator[Alert]:
-        """What no healthy run logs: a reward or a loss that is not a number, a reward that is the same in many updates
-        in a row; a KL far under 0. All critical."""
+        """Yield critical alerts for figures that no healthy run logs.
+
+        They are a non-finite reward or loss, a reward that stays the same for many
+        updates, and a KL far under 0.
+        """
 
         def alert(name: str, value: float, limit: float, text: str) -> Alert:
             return Alert(name, "critical", text, stats.step, value, limit)
@@ -219,12 +230,15 @@ class LogWatch:
 
     @property
     def enough(self) -> bool:
-        """Whether there were updates, and figures, to tell by."""
+        """True if there were enough updates and figures for a verdict."""
         return bool(self.hacks.recent) and len(self.hacks.recent) >= PERSISTS and WHAT_HACKS_NEED in self.seen
 
     def report(self) -> dict[str, Any]:
-        """The verdict (`hacking suspected`; `broken`, where there was a critical alert; `too few to tell`; `healthy`)
-        with its figures."""
+        """Return the verdict with its figures.
+
+        The verdict is `hacking suspected`; `broken`, after a critical alert; `too few to tell`; or
+        `healthy`.
+        """
         looked = [name for name, d in DETECTORS.items() if d.figure in self.seen]
         verdict = "healthy" if self.enough else "too few to tell"
         if any(a.severity == "critical" for a in self.alerts):
@@ -253,7 +267,7 @@ class LogWatch:
 def audit_rows(
     rows: Iterable[Mapping[str, Any]], *, responses: int = 64, kl_target: float | None = None
 ) -> dict[str, Any]:
-    """`LogWatch.report` over a whole log."""
+    """Return `LogWatch.report` for a whole log."""
     watch = LogWatch(responses, kl_target)
     for row in rows:
         watch.observe(row)
@@ -261,7 +275,7 @@ def audit_rows(
 
 
 def audit_log(file: Path, *, responses: int = 64, kl_target: float | None = None) -> dict[str, Any]:
-    """`audit_rows` of a file. Raises DataError where no row has a figure that is known."""
+    """Return `audit_rows` of a file; raise DataError if no row has a known figure."""
     found = audit_rows(read_log(file), responses=responses, kl_target=kl_target)
     if not found["updates"]:
         known = ", ".join(names[0] for names in NAMES.values())
@@ -272,7 +286,7 @@ def audit_log(file: Path, *, responses: int = 64, kl_target: float | None = None
 
 
 def lines_of(report: Mapping[str, Any]) -> Iterator[str]:
-    """The report in words."""
+    """Yield the lines of a report in words."""
     yield f"{report['verdict']} ({report['updates']} updates of {report['responses']} responses)"
     if report["suspected"] is not None:
         yield f"from update {report['suspected']['step']} on: {report['suspected']['message']}"

@@ -1,4 +1,4 @@
-"""What the words of a batch show that no score does. Torch-free."""
+"""Text figures of a batch that show hacking where the score does not; torch-free."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from itertools import combinations
 
 from burnish.textstats import is_formatted, language, ngrams, non_latin_share, repeated_ngram_share, words
 
-SURE = 0.9  # probability of a language
-SAME = 0.7  # share of word triples, of those that either of two answers has, that both must have
+SURE = 0.9  # least probability of a language
+SAME = 0.7  # Jaccard index of the word triples of two answers that makes them near-duplicates
 PHRASE = 5  # words
-MOST = 256  # answers that are compared with one another
+MOST = 256  # most answers that are compared with one another
 
 
 def text_figures(prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
-    """Shares of a batch, and `prompts`, the number of different prompts.
+    """Return shares over a batch, and `prompts`, the number of different prompts.
 
-    `repetition`: mean share of word pairs that have occurred before in their response; `formatted`: responses with
-    Markdown's lists, headings, code or bold words; `foreign`: responses that are surely in another language or script
-    than their prompt, among those where both are long enough to tell; `duplicates`: responses that say nearly what one
-    to another prompt says; `stock`: prompts that are answered with the most frequent phrase of five words. A share
-    that cannot be measured is left out."""
+    - `repetition`: mean share of word pairs that have occurred before in their response
+    - `formatted`: responses with Markdown's lists, headings, code or bold words
+    - `foreign`: responses that are surely in another language or script than their prompt, among
+      those where both are long enough to tell
+    - `duplicates`: responses that say nearly the same as one to another prompt
+    - `stock`: prompts that are answered with the most frequent phrase of five words
+
+    A share that cannot be measured is left out.
+    """
     assert len(prompts) == len(texts) > 0
     n = len(texts)
     figures = {
@@ -43,7 +47,7 @@ def text_figures(prompts: Sequence[str], texts: Sequence[str]) -> dict[str, floa
 
 
 def in_another(prompt: str, text: str) -> bool | None:
-    """Return whether a response is surely in another language or script than its prompt, or None if unknown."""
+    """Return whether prompt and response surely differ in language or script; None if unknown."""
     ours, theirs = non_latin_share(prompt), non_latin_share(text)
     if (ours < 1 - SURE and theirs > SURE) or (theirs < 1 - SURE and ours > SURE):
         return True
@@ -52,8 +56,11 @@ def in_another(prompt: str, text: str) -> bool | None:
 
 
 def near_duplicates(prompts: Sequence[str], texts: Sequence[str]) -> float:
-    """Share of responses whose word triples (the whole text, where it is shorter) are those of a response to another
-    prompt, by Jaccard's index. Empty responses are no duplicates."""
+    """Return the share of responses that nearly repeat a response to another prompt.
+
+    Responses are compared by Jaccard's index of their word triples, or of the whole text if it is
+    shorter. Empty responses are not duplicates.
+    """
     grams = []
     for text in texts:
         folded = [w.casefold() for w in words(text)]
@@ -73,8 +80,10 @@ def near_duplicates(prompts: Sequence[str], texts: Sequence[str]) -> float:
 
 
 def stock_phrase(prompts: Sequence[str], texts: Sequence[str]) -> float:
-    """Share of prompts whose first response has the phrase that most of these share; what a prompt itself holds is no
-    phrase of its response."""
+    """Return the largest share of prompts whose first responses share one phrase.
+
+    A phrase that the prompt itself contains does not count.
+    """
     counts: Counter[tuple[str, ...]] = Counter()
     first = dict(zip(reversed(prompts), reversed(texts), strict=True))
     for prompt, text in first.items():

@@ -14,24 +14,28 @@ from burnish.errors import ConfigError
 
 
 class Sink(Protocol):
-    """One tracker."""
+    """Interface of one metric tracker."""
 
-    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None: ...
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Log the figures of one step of a stage."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Finish and close the tracker."""
 
 
 class Trackers:
-    """All trackers of a run. One that fails is reported once and left out from then on; training goes on."""
+    """All trackers of a run; one that fails is reported once and dropped, and training continues."""
 
     def __init__(self, sinks: Mapping[str, Sink], on_failure: Callable[[str], None]) -> None:
         self.sinks = dict(sinks)
         self.on_failure = on_failure
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Log the figures of one step of a stage to every tracker."""
         self._each(lambda sink: sink.log(stage, step, values))
 
     def close(self) -> None:
+        """Close every tracker."""
         self._each(lambda sink: sink.close())
 
     def _each(self, call: Callable[[Sink], None]) -> None:
@@ -46,7 +50,7 @@ class Trackers:
 def open_trackers(
     names: Sequence[str], run_path: Path, config: dict[str, Any], on_failure: Callable[[str], None]
 ) -> Trackers:
-    """Open the named trackers; a missing package is a ConfigError with the command that installs it."""
+    """Open the named trackers; raise ConfigError with the install command for a missing package."""
     return Trackers({name: OPENERS[name](run_path, config) for name in names}, on_failure)
 
 
@@ -61,7 +65,10 @@ def _package(name: str) -> ModuleType:
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard. A continued run opens a new file; repeated steps keep their newest value."""
+    """Event files in RUN/tensorboard.
+
+    A continued run opens a new file; repeated steps keep their newest value.
+    """
 
     def __init__(self, run_path: Path, config: dict[str, Any]) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -69,6 +76,7 @@ class TensorBoard:
         self.writer = EventFileWriter(str(run_path / "tensorboard"))
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Write the figures of one step of a stage."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -78,11 +86,12 @@ class TensorBoard:
         self.writer.add_event(Event(step=step, summary=summary))
 
     def close(self) -> None:
+        """Close the event file."""
         self.writer.close()
 
 
 class WandB:
-    """Weights & Biases; offline unless its own settings say otherwise."""
+    """Weights & Biases, in the mode of its own settings (WANDB_MODE)."""
 
     def __init__(self, run_path: Path, config: dict[str, Any]) -> None:
         self.run = _package("wandb").init(
@@ -90,14 +99,16 @@ class WandB:
         )
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Log the figures of one step of a stage."""
         self.run.log({f"{stage}/{n}": v for n, v in values.items()} | {f"{stage}/step": step})
 
     def close(self) -> None:
+        """Finish the run."""
         self.run.finish()
 
 
 class MLflow:
-    """MLflow, in RUN/mlflow unless a tracking server is configured in its own settings."""
+    """MLflow, in RUN/mlflow.sqlite unless its own settings name a tracking server."""
 
     def __init__(self, run_path: Path, config: dict[str, Any]) -> None:
         self.mlflow = _package("mlflow")
@@ -106,23 +117,27 @@ class MLflow:
         self.mlflow.start_run(run_name=config["name"])
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Log the figures of one step of a stage."""
         self.mlflow.log_metrics({f"{stage}/{n}": v for n, v in values.items()}, step=step)
 
     def close(self) -> None:
+        """End the run."""
         self.mlflow.end_run()
 
 
 class Trackio:
-    """trackio, the local-first tracker."""
+    """Trackio, a tracker that stores runs locally."""
 
     def __init__(self, run_path: Path, config: dict[str, Any]) -> None:
         self.trackio = _package("trackio")
         self.trackio.init(project="burnish", name=config["name"], config=config)
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Log the figures of one step of a stage."""
         self.trackio.log({f"{stage}/{n}": v for n, v in values.items()} | {f"{stage}/step": step})
 
     def close(self) -> None:
+        """Finish the run."""
         self.trackio.finish()
 
 
@@ -133,16 +148,19 @@ OPENERS: dict[str, Callable[[Path, dict[str, Any]], Sink]] = {
     "trackio": Trackio,
 }
 
-SECONDS = 5.0  # that an answer is waited for
+SECONDS = 5.0  # timeout of a request
 
-FAILURES = 3  # in a row, after which it is left out
+FAILURES = 3  # consecutive failures after which nothing more is sent
 
 QUIET = 10  # updates before the same alert is sent again
 
 
 class Webhook:
-    """Posts `{"text": ..., "event": {...}}` as JSON (Slack, Mattermost and Discord's compatible address show `text`).
-    A failure does not stop a run: it is reported once, and after three failures in a row nothing more is sent."""
+    """Webhook that posts `{"text": ..., "event": {...}}` as JSON.
+
+    Slack, Mattermost and Discord's compatible address show `text`. A failed request does not stop a
+    run: it is reported, and after three failures in a row nothing more is sent.
+    """
 
     def __init__(self, url: str, run: str, on_failure: Callable[[str], None]) -> None:
         self.url, self.run, self.on_failure = url, run, on_failure
@@ -161,7 +179,7 @@ class Webhook:
             text = f"{self.run}: {event['severity']}: {event['message']}"
         else:
             text = f"{self.run}: {event['action']}: {event['reason']}"
-        import httpx2  # which the labelling page alone is installed without
+        import httpx2  # not installed with the labelling page alone
 
         try:
             answer = httpx2.post(self.url, json={"text": text, "event": dict(event)}, timeout=SECONDS)
@@ -170,13 +188,15 @@ class Webhook:
         except httpx2.HTTPError as error:
             self.failures += 1
             end = "; it is left out from here on" if self.failures == FAILURES else ""
-            # The address is a secret: some have their key in it.
+            # Do not report the address: it may contain a key.
             self.on_failure(f"the webhook failed ({type(error).__name__}){end}")
 
 
 def open_webhook(variable: str | None, run: str, on_failure: Callable[[str], None]) -> Webhook | None:
-    """The webhook whose address an environment variable holds; None without one. Raises ConfigError where it holds no
-    address."""
+    """Return the webhook at the address in an environment variable, or None without one.
+
+    Raises ConfigError if the variable does not contain an address.
+    """
     if variable is None:
         return None
     url = os.environ.get(variable, "")

@@ -1,5 +1,7 @@
-"""The watcher: a reward model that is never optimised against. A sequential test for a fall of its score while the
-proxy's score rises."""
+"""Sequential test for a fall of the watcher's score while the proxy's score rises.
+
+The watcher is an independent reward model that PPO does not optimise.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,11 @@ simulated with normal looks of equal variance (`tests/monitor/test_watcher.py` d
 
 @dataclass(frozen=True)
 class Look:
-    """The watcher's mean score of one update's responses, with its standard error clustered by prompt; the number of
-    prompts; the mean score of the proxy."""
+    """Scores of one update's responses.
+
+    `watcher` is the watcher's mean score, `se` its standard error clustered by prompt, `prompts`
+    the number of prompts, `proxy` the mean score of the proxy.
+    """
 
     watcher: float
     se: float
@@ -41,18 +46,19 @@ class Fall:
 
 
 class WatcherMonitor:
-    """Compares the last looks with earlier ones, as a sequential test. Disarmed, it abstains.
+    """Monitor that compares the last looks with earlier ones, as a sequential test.
 
-    Each look compares the mean of the last 1, 2, 4, ... looks with the mean of the 1, 2, 4, ... looks before those and
-    with the mean of all before. A comparison is a one-sided Welch test against `critical_value(looks)`. So a run of
-    `looks` looks raises a false alert with probability `ERROR`, over all its comparisons together.
+    Each look compares the mean of the last 1, 2, 4, ... looks with two means: that of the 1, 2, 4,
+    ... looks before those, and that of all before. A comparison is a one-sided Welch test against
+    `critical_value(looks)`. So a run of `looks` looks raises a false alert with probability
+    `ERROR`, over all its comparisons together.
 
-    A verdict stands until the next look, so the guard sees it on each update in between. After the guard has acted on
-    a verdict, the looks of the fall are dropped, and only looks after the action can be the later ones of a
-    comparison.
+    A verdict stands until the next look, so the guard sees it on each update in between. When the
+    guard acts on a verdict, the looks of the fall are dropped. Later comparisons test only looks
+    after the action. A monitor that is not `armed` raises no alerts.
 
-    `looks`: planned looks of the run. State: `taken` (looks that are compared), `since` (how many of these preceded
-    the guard's last action) and `verdict`.
+    `looks`: planned looks of the run. State: `taken` (looks that are compared), `since` (how many
+    of these preceded the guard's last action) and `verdict`.
     """
 
     def __init__(self, armed: bool, looks: int) -> None:
@@ -65,7 +71,7 @@ class WatcherMonitor:
         self.verdict: Alert | None = None
 
     def observe(self, stats: StepStats) -> list[Alert]:
-        """The standing verdict, renewed on updates with a look."""
+        """Return the standing verdict, which each look renews."""
         values = stats.values
         if not self.armed:
             return []
@@ -97,14 +103,17 @@ class WatcherMonitor:
         return Alert("watcher_gap", "warning", text, stats.step, surest.after, surest.limit, evidence)
 
     def acted(self) -> None:
-        """The guard has acted: the verdict no longer stands, and what follows is compared with what was before the
-        fall."""
+        """Clear the verdict after an action of the guard, and drop the looks of the fall.
+
+        Later looks are compared with those before the fall.
+        """
         if self.verdict is not None:
             del self.taken[-int(self.verdict.evidence["looks"]) :]
         self.verdict = None
         self.since = len(self.taken)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the looks and the verdict, ready for JSON."""
         verdict = None if self.verdict is None else asdict(self.verdict)
         return {
             "taken": [list(asdict(look).values()) for look in self.taken],
@@ -113,7 +122,7 @@ class WatcherMonitor:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Checkpoints of older versions hold other state; after those the test begins anew."""
+        """Load what `state_dict` returned; the test restarts from checkpoints of older versions."""
         self.taken = [Look(*look) for look in state.get("taken", [])]
         self.since = state.get("since", 0)
         verdict = state.get("verdict")
@@ -121,8 +130,10 @@ class WatcherMonitor:
 
 
 def windows(n: int, since: int) -> Iterator[tuple[int, int]]:
-    """Lengths (before, after) of the adjacent windows that the last of `n` looks compares; windows after begin no
-    earlier than look `since`."""
+    """Yield the lengths (before, after) of the adjacent windows to compare after `n` looks.
+
+    The later windows begin no earlier than look `since`.
+    """
     for after in _doubling(n - since):
         earlier = n - after
         yield from ((before, after) for before in sorted({*_doubling(earlier), earlier} - {0}))
@@ -140,16 +151,23 @@ def _doubling(most: int) -> Iterator[int]:
 
 
 def critical_value(looks: int) -> float:
-    """The z that a comparison must exceed in a run of so many looks: `CRITICAL`, linear in the logarithm of `looks`,
-    and beyond it by the last step."""
+    """Return the z that a comparison must exceed in a run of `looks` looks.
+
+    It is `CRITICAL`, interpolated linearly in the logarithm of `looks` and extrapolated with its
+    last step.
+    """
     place = max(math.log2(looks) - 1, 0.0)
     low = min(int(place), len(CRITICAL) - 2)
     return CRITICAL[low] + (place - low) * (CRITICAL[low + 1] - CRITICAL[low])
 
 
 def fall(looks: Sequence[Look], before: int, after: int, critical: float) -> Fall | None:
-    """Whether the mean of the last `after` looks, and the last one itself, lie below the mean of the `before` looks
-    preceding them while the proxy rose. A Welch test, at the level at which a normal exceeds `critical`."""
+    """Return the fall of the watcher between two groups of looks, or None without a sure fall.
+
+    The mean of the last `after` looks, and the last look itself, must lie below the mean of the
+    `before` looks preceding them. The proxy must have risen. A Welch test decides, at the level at
+    which a normal exceeds `critical`.
+    """
     late, early = looks[-after:], looks[-after - before : -after]
     high, low = fmean(x.watcher for x in early), fmean(x.watcher for x in late)
     proxy = fmean(x.proxy for x in early), fmean(x.proxy for x in late)
@@ -157,9 +175,9 @@ def fall(looks: Sequence[Look], before: int, after: int, critical: float) -> Fal
         return None
     parts = [((x.se / len(group)) ** 2, x.prompts - 1) for group in (early, late) for x in group]
     variance = sum(v for v, _ in parts)
-    if variance == 0:  # all responses have one score each time: no chance in it
+    if variance == 0:  # each look has one score for all responses, so there is no noise
         return Fall(high, low, high, *proxy, after)
-    from scipy.special import ndtr, stdtrit  # not for those who only read a log
+    from scipy.special import ndtr, stdtrit  # imported here so that reading a log does not load scipy
 
     freedom = variance**2 / (sum(v**2 / n for v, n in parts) or variance**2 / 1e6)
     limit = high + float(stdtrit(freedom, ndtr(-critical))) * math.sqrt(variance)

@@ -1,1 +1,1 @@
-"""The pipeline: the stages in order, and what joins the rooms."""
+"""Stages of a run and the code that connects them to the other packages."""

@@ -1,4 +1,4 @@
-"""The align stage: PPO under the guard; when PPO is given up, DPO from SFT on the same preferences."""
+"""The align stage: PPO under the guard, with DPO from SFT on the same preferences as fallback."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from burnish.runs.files import read_json, write_json
 CHECK_PROMPTS = 16
 SCALE_PROMPTS = 128
 WITHIN_PROMPTS = 32  # answered twice
-VALUE_SHARE = 1 / 3  # of the reward models' learning rate: the value function starts as one of them
+VALUE_SHARE = 1 / 3  # of the reward models' learning rate, as the value function starts as one of them
 
 
 def align(
@@ -68,8 +68,7 @@ def align(
     monitor: MonitorConfig,
     seed: int,
 ) -> list[str]:
-    """PPO, then DPO when it is the fallback that was needed (or asked for), best-of-n distilled when asked for. Writes
-    align.json and the models."""
+    """Run PPO, distillation and DPO (as fallback or if asked for); write align.json and the models."""
     prepare(models.base, journal.path / "reward")
     found = journal.latest_checkpoint()
     state: dict[str, Any] = found.state if found else {"phase": "ppo"}
@@ -101,14 +100,14 @@ def run_ppo(
     monitor: MonitorConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """PPO to its last update or until the guard gives it up; returns what align.json says of it."""
+    """Run PPO to its last update or until the guard gives it up; return its entry of align.json."""
     if not config.updates:
         return {"state": "off", "reason": "ppo.updates is 0", "rollbacks": 0}
     watch = load_watcher(models.base, journal.path / "reward")
     found = journal.latest_checkpoint()
     if not found and config.ensemble_weight:
         stopped = pass_gate(models, data, journal, config, watch, seed)
-        give_back()  # what hundreds of answers took
+        give_back()  # frees the memory of hundreds of sampled answers
         if stopped:
             return {"state": "stopped", "reason": stopped, "rollbacks": 0}
     ppo = build_ppo(models, data, journal.path / "reward", config, seed, fresh=found is None)
@@ -150,7 +149,7 @@ def run_ppo(
         if little is not None:
             journal.decide(ppo.step, little)
     elif guarded.cause == "optimiser" and guarded.oversight.healthy_tick:
-        # The reward is still trusted, and so is what it had taught until then.
+        # The reward is still trusted, so the policy of the last healthy checkpoint is kept.
         ppo.load(journal.run.checkpoint_at("align", guarded.oversight.healthy).folder)
         save_policy(ppo.policy.top, journal.path / HEALTHY, models.codec.tokenizer)
     return {
@@ -169,14 +168,14 @@ def run_ppo(
 
 
 def ensemble_of(score: ScoreFn) -> EnsembleScorer | None:
-    """The ensemble in what PPO is scored by, where it counts."""
+    """Return the ensemble that a score function contains, or None if it has none or no weight."""
     if isinstance(score, SummedRewards):
         return ensemble_of(score.ensemble) if score.weight else None
     return score if isinstance(score, EnsembleScorer) else None
 
 
 def find_first_rate(ppo: PPO, otherwise: float, journal: Journal) -> None:
-    """Begin PPO with the rate at which its first update moves as far as it should, or with `otherwise`."""
+    """Set PPO's first rate so that its first update has the wanted KL, or to `otherwise`."""
     rate, kl = first_rate(ppo)
     if rate is None:
         text = f"ppo starts at {otherwise:.2g}: its first batch shows no direction to move in"
@@ -190,8 +189,10 @@ def find_first_rate(ppo: PPO, otherwise: float, journal: Journal) -> None:
 def build_ppo(
     models: Models, data: Data, rewards: Path, config: PPOConfig, seed: int, *, fresh: bool = True
 ) -> PPO:
-    """Policy, reference, value function, reward and controller, before the first update. Prompts are those that have
-    a reference response. Unless it is `fresh`, the first KL coefficient is not measured, for a checkpoint holds it."""
+    """Build PPO before its first update: policy, reference, value function, reward and controller.
+
+    Its prompts have a reference response. Unless `fresh`, a checkpoint holds the first KL coefficient.
+    """
     ensemble = load_ensemble(models.base, rewards)
     reference, score_sd = load_reference(ensemble, rewards)
     prompts = data.splits.train[: len(reference)]
@@ -212,7 +213,7 @@ def build_ppo(
         instructed = Instructed.of(prompts, config.concise, models.codec, room)
         Instructed.of(
             held_out, config.concise, models.codec, room
-        )  # which are sampled under it too, at the end
+        )  # the held-out prompts, which evaluation samples with the instruction, must fit too
     kl, within = config.kl, 0.0
     if fresh and kl.init_coef is None:
         within = spread_within(models, score, shaping, prompts, seed)
@@ -251,9 +252,11 @@ def build_ppo(
 def spread_within(
     models: Models, score: ScoreFn, shaping: Shaping | None, prompts: Sequence[Prompt], seed: int
 ) -> float:
-    """Standard deviation of what PPO is paid for responses of the reference policy to one prompt, from two to each of
-    some prompts: half the mean squared difference is the variance within a prompt. 0 where no two differ, as of a
-    reward that few responses earn."""
+    """Return the sd of PPO's reward among responses of the reference policy to one prompt.
+
+    Half the mean squared difference of two responses to each of some prompts is the variance within a
+    prompt. The result is 0 if no two rewards differ, as with a reward that few responses earn.
+    """
     some = prompts[:WITHIN_PROMPTS]
     paid = []
     for turn in range(2):
@@ -265,8 +268,10 @@ def spread_within(
 def measured_shaping(
     models: Models, score: SummedRewards, prompts: Sequence[Prompt], config: ShapingConfig, seed: int
 ) -> Shaping:
-    """Centre a reward on responses of the reference policy, and measure its standard deviation there before and after
-    shaping: from the latter the KL coefficient starts."""
+    """Centre a reward on responses of the reference policy; return its shaping, measured on them.
+
+    The sd after shaping sets the initial KL coefficient. Raises TrainingError for a constant reward.
+    """
     rollout = sample_answers(models, prompts, len(prompts), seed, "scale")
     sd = score.center(rollout)
     if not sd > 0:
@@ -282,11 +287,10 @@ def measured_shaping(
 def new_value(
     models: Models, ensemble: RewardEnsemble, rewards: Path, config: PPOConfig, scale: float
 ) -> ScalarHead:
-    """A value function: the first reward member with its score normalised and on the scale that PPO is paid on, or a
-    zero head on a fresh top."""
+    """Build the value function: the first reward member, scaled to PPO's reward, or a new zero head."""
     how = config.value_init
     if how == "auto":
-        # A reward model knows nothing of a reward that leaves the ensemble out.
+        # A reward model cannot predict a reward that leaves the ensemble out.
         unfit = models.base.layers.startswith("lora") or not config.ensemble_weight
         how = "zero" if unfit else "reward_model"
     head = nn.Linear(models.base.hidden_size, 1, device=models.base.device)

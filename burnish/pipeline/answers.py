@@ -1,4 +1,4 @@
-"""Answers of the reference policy to prompts: what reward models are normalised on, tested with and choose among."""
+"""Sampling of reference-policy answers for reward normalisation, stress tests and best-of-n."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from burnish.reward.ensemble import RewardEnsemble, gather
 def sample_answers(
     models: Models, prompts: Sequence[Prompt], batch_size: int, seed: int, *where: str | int
 ) -> Rollout:
-    """One answer of the reference policy to each prompt; `where` names the randomness."""
+    """Sample one answer of the reference policy to each prompt; `where` names the random stream."""
     return sample_rollout(
         models.reference(),
         models.codec,
@@ -28,7 +28,7 @@ def sample_answers(
 def sample_rounds(
     models: Models, prompts: Sequence[Prompt], answers: int, batch_size: int, seed: int, where: str
 ) -> list[Rollout]:
-    """Several answers to each prompt, one of each in every round; sampled in one call."""
+    """Sample `answers` rounds in one call; each round holds one answer to every prompt."""
     whole = sample_answers(models, [p for p in prompts for _ in range(answers)], batch_size, seed, where)
     return [
         gather([whole], [(0, i * answers + turn) for i in range(len(prompts))]) for turn in range(answers)
@@ -43,8 +43,10 @@ def reference_answers(
     seed: int,
     where: str,
 ) -> Rollout | None:
-    """One more answer to each prompt, which `ensemble.score` compares candidates with; None where its score needs
-    none. It is not a candidate itself: an answer does not differ from itself, so the members would agree on it."""
+    """Sample the reference answers that `ensemble.score` compares with; return None if it needs none.
+
+    They are not candidates: an answer does not differ from itself, so all members would agree on it.
+    """
     return (
         sample_answers(models, prompts, batch_size, seed, where, "reference") if ensemble.relative else None
     )

@@ -1,4 +1,4 @@
-"""What a policy itself answers to training prompts, and what the reward ensemble thinks of it."""
+"""A policy's own answers to training prompts, scored by the reward ensemble."""
 
 from __future__ import annotations
 
@@ -18,22 +18,25 @@ from burnish.reward.ensemble import load_ensemble, pick, round_scores
 
 @dataclass
 class Judged:
-    """Several answers to each of N prompts, one of each in every round, with the ensemble's scores (rounds, N)."""
+    """Answers to N prompts in rounds of one answer each, with the ensemble's scores (rounds, N)."""
 
     rounds: list[Rollout]
     scores: torch.Tensor
 
     @property
     def gain(self) -> float:
-        """How far the best lies above the mean of a prompt's answers, in reference standard deviations."""
+        """Mean gain of the best answer over its prompt's mean, in reference standard deviations."""
         return float((self.scores.amax(0) - self.scores.mean(0)).mean())
 
     def best(self) -> Rollout:
+        """Return the answer to each prompt that the ensemble scores highest."""
         return pick(self.rounds, self.scores.argmax(0))
 
     def pairs(self, watch: Callable[[Rollout], torch.Tensor] | None = None) -> list[Preference]:
-        """The best answer to each prompt over the worst, where `watch` (N,) scores them the same way round; none where
-        they are the same text or one of them is empty."""
+        """Return pairs that prefer each prompt's best answer to its worst.
+
+        `watch` (N,) must score them in the same order. Equal or empty texts give no pair.
+        """
         best, worst = self.best(), pick(self.rounds, self.scores.argmin(0))
         agreed = [True] * len(best) if watch is None else (watch(best) > watch(worst)).tolist()
         return [
@@ -47,7 +50,7 @@ class Judged:
 
 @dataclass
 class OwnAnswers:
-    """Sample once and reuse the samples for the same request, `batch_size` answers at a time."""
+    """Samples of a policy's own answers, drawn `batch_size` at a time and reused for equal requests."""
 
     models: Models
     data: Data
@@ -57,7 +60,7 @@ class OwnAnswers:
     _known: dict[tuple[int, int, Path | None], Judged] = field(default_factory=dict)
 
     def judged(self, prompts: int, n: int, saved: Path | None = None) -> Judged:
-        """`n` answers of SFT, or of a saved policy, to each of the first training prompts, judged."""
+        """Return `n` scored answers of SFT or a `saved` policy to each of the first training prompts."""
         if (prompts, n, saved) not in self._known:
             policy = self.models.reference()
             if saved is not None:

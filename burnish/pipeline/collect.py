@@ -28,14 +28,16 @@ from burnish.runs.files import atomic_write, read_json
 
 
 def collect(models: Models, data: Data, journal: Journal, config: CollectConfig, seed: int) -> list[str]:
-    """Sample pairs into the label store, a checkpoint after every chunk. Imported labels bring their own. Whoever
-    follows another run samples more than is labelled, and chooses."""
+    """Sample pairs of responses into the label store, with a checkpoint after every chunk.
+
+    Imported labels need none. A run that follows another samples more than is labelled and selects.
+    """
     if data.label.source == "imported" or not config.n_pairs:
         return []
     earlier = followed(journal.run)
     if earlier is not None:
         outputs = collect_more(models, data, journal, RunDirectory.open(earlier), seed)
-        give_back()  # the base of the candidates is to be gone before the stages to come
+        give_back()  # frees the base that read the candidates before the next stages start
         return outputs
     prompts = data.splits.train
     policy = models.reference(config.temperature)
@@ -47,7 +49,7 @@ def collect(models: Models, data: Data, journal: Journal, config: CollectConfig,
         chunk = [prompts[i % len(prompts)] for i in range(start, start + size)]
         comparisons, identical = sample_pairs(models, policy, chunk, config, seed, ("collect", number))
         keep_comparisons(data, comparisons)
-        # Pairs that the store had before are not counted: after a kill it may hold this chunk already.
+        # Counts sampled pairs, not pairs new to the store: after a kill it may hold this chunk already.
         row = {"step": number + 1, "pairs": size, "identical": identical}
         journal.run.append("metrics/collect.jsonl", row)
         journal.checkpoint()
@@ -57,7 +59,7 @@ def collect(models: Models, data: Data, journal: Journal, config: CollectConfig,
 
 @collectives.by_lead
 def keep_comparisons(data: Data, comparisons: Sequence[Comparison]) -> None:
-    """Into the label store."""
+    """Add comparisons to the label store, in process 0 only."""
     data.store.add_comparisons(comparisons)
 
 
@@ -69,7 +71,7 @@ def sample_pairs(
     seed: int,
     where: tuple[str | int, ...],
 ) -> tuple[list[Comparison], int]:
-    """One comparison a prompt; pairs that came out identical are counted, for they can teach nothing."""
+    """Sample one comparison for each prompt; count and drop identical pairs, which teach nothing."""
     rollout = sample_rollout(
         policy,
         models.codec,
@@ -90,14 +92,16 @@ CANDIDATES = "candidates.jsonl"
 
 
 def collect_more(models: Models, data: Data, journal: Journal, earlier: RunDirectory, seed: int) -> list[str]:
-    """Comparisons for a later round: candidates from the newest policy, of which some are kept to be labelled. What
-    members learn from is chosen where the earlier ensemble's members disagree, but for a random share; what measures
-    (for watcher, validation and examiner) is drawn at random."""
+    """Sample candidates from the newest policy and select those to be labelled in a later round.
+
+    Comparisons for the members are selected where the earlier ensemble's members disagree, except for
+    a random share. Those for watcher, validation and examiner measure, so they are drawn at random.
+    """
     config = journal.run.config
     known = collectives.from_lead(lambda: take_over(data, earlier))
     number = 1 + max((c.round for c in known), default=-1)
     wanted = pairs_of_round(config, config.rounds)
-    # A base of its own: what is read of it here changes no figure of the stages to come.
+    # A separate base, so that reading it here changes no figure of later stages.
     models = replace(models)
     prepare(models.base, earlier.path / "reward")
     ensemble = load_ensemble(models.base, earlier.path / "reward")
@@ -134,7 +138,7 @@ def pick(
     n: int,
     seed: int,
 ) -> list[tuple[Comparison, str, float | None]]:
-    """`n` of the candidates, why each was taken, and what it scored."""
+    """Select `n` candidates; return each with the reason and its acquisition score, if any."""
     taught = [c for c in candidates if data.role(c.prompt) == "members"]
     measures = [c for c in candidates if data.role(c.prompt) != "members"]
     n_measures = round(n * len(measures) / max(1, len(candidates)))
@@ -160,8 +164,10 @@ def pick(
 
 
 def take_over(data: Data, earlier: RunDirectory) -> list[Comparison]:
-    """What the earlier run had asked when its labels were complete; into our store with all labels, where that is
-    another."""
+    """Return the comparisons that the earlier run had when its labels were complete.
+
+    If the runs have different stores, copy them with all labels into this run's store.
+    """
     theirs, ours = (label_store_of(r.path, r.config.label) for r in (earlier, data.journal.run))
     if str(theirs) != str(ours):
         with LabelStore(theirs) as store:
@@ -172,7 +178,7 @@ def take_over(data: Data, earlier: RunDirectory) -> list[Comparison]:
 def sample_candidates(
     models: Models, data: Data, journal: Journal, policy: Policy, n: int, number: int, seed: int
 ) -> list[Comparison]:
-    """Pairs of a policy's answers to training prompts, a checkpoint after every chunk."""
+    """Sample `n` pairs of a policy's answers to training prompts, with a checkpoint per chunk."""
     config, prompts = journal.run.config.collect, data.splits.train
     found = journal.latest_checkpoint()
     rows = list(read_jsonl(found.folder / CANDIDATES)) if found else []
@@ -199,5 +205,6 @@ def sample_candidates(
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write the candidates to a checkpoint folder as JSON lines."""
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     atomic_write(folder / CANDIDATES, "".join(lines))

@@ -1,4 +1,4 @@
-"""An instruction to be concise: PPO samples with it, rewards and judges do not see it."""
+"""The instruction to be concise: PPO samples with it, but rewards and judges do not see it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from burnish.records import Message, Prompt, Rollout
 
 
 def instructed(prompt: Prompt, instruction: str, codec: Codec) -> Prompt:
-    """A prompt with the instruction: in the system turn where it goes through the chat template (before the user's
-    first words where the template knows no system), else before the text."""
+    """Return a prompt with the instruction in its system message, or before an untemplated text.
+
+    It goes before the first user message if the chat template has no system role.
+    """
     if not codec.templated(prompt):
         return Prompt(f"{instruction}\n\n{prompt.text}", prompt.messages)
     turns = prompt.messages or (Message("user", prompt.text),)
@@ -37,15 +39,15 @@ def instructed(prompt: Prompt, instruction: str, codec: Codec) -> Prompt:
 
 @dataclass(frozen=True)
 class Instructed:
-    """Prompts with an instruction, and back: `plain(rollout)` is what reward, watcher and examiner read."""
+    """Prompts with an instruction; `plain` removes it for reward models, watcher and examiner."""
 
     codec: Codec
     prompts: list[Prompt]
-    known: dict[str, Prompt]  # the prompt without the instruction, by the id of the one that has it
+    known: dict[str, Prompt]  # prompts without the instruction, by the id of the prompt with it
 
     @classmethod
     def of(cls, prompts: Sequence[Prompt], instruction: str, codec: Codec, room: int | None) -> Instructed:
-        """Raises ConfigError when one of them has more than `room` tokens."""
+        """Add the instruction to prompts; raise ConfigError if one then has more than `room` tokens."""
         instructions = [instructed(p, instruction, codec) for p in prompts]
         longest = max(len(codec.encode_prompt(p)) for p in instructions)
         if room is not None and longest > room:
@@ -56,7 +58,7 @@ class Instructed:
         return cls(codec, instructions, {t.id: p for t, p in zip(instructions, prompts, strict=True)})
 
     def plain(self, rollout: Rollout) -> Rollout:
-        """The same responses, to the prompts without the instruction."""
+        """Return the same responses as answers to the prompts without the instruction."""
         prompts = [self.known[p.id] for p in rollout.prompts]
         ids = [self.codec.encode_prompt(p) for p in prompts]
         return replace(rollout, prompts=prompts, prompt_ids=ids, features={})

@@ -1,4 +1,4 @@
-"""What the stages of a run share: the models, the data, and the journal of events and metrics."""
+"""Objects that the stages of a run share: models, data, and the journal of events and metrics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from burnish.runs.files import atomic_write, read_json
 
 @dataclass(frozen=True)
 class Journal:
-    """The run directory, the trackers and the view, as one stage sees them."""
+    """Records of one stage of a run: run directory, live view, trackers and webhook."""
 
     run: RunDirectory
     view: View
@@ -47,23 +47,26 @@ class Journal:
 
     @property
     def path(self) -> Path:
+        """Path of the run directory."""
         return self.run.path
 
     def of(self, stage: str) -> Journal:
-        """The journal of another stage of the same run."""
+        """Return the journal for another stage of the same run."""
         return replace(self, stage=stage)
 
     def log(self, name: str, stats: StepStats, extra: Mapping[str, Any] | None = None) -> None:
-        """One update's figures to metrics/NAME.jsonl and the trackers."""
+        """Write one update's figures to metrics/NAME.jsonl and the trackers."""
         self.run.append(f"metrics/{name}.jsonl", {**(extra or {}), **stats.as_row()})
         prefix = "/".join([name, *(str(v) for v in (extra or {}).values())])
         self.trackers.log(prefix, stats.step, stats.values)
 
     def alert(self, alert: Alert) -> None:
+        """Record an alert in the run's events and show it."""
         self._event({"kind": "alert", "stage": self.stage, **alert.as_row()})
         self.view.alert(alert)
 
     def decide(self, step: int, decision: Decision) -> None:
+        """Record a decision in the run's events and show it."""
         self._event({"kind": "decision", "stage": self.stage, "step": step, **decision.as_row()})
         self.view.decision(decision)
 
@@ -73,18 +76,17 @@ class Journal:
             self.hook.send(row)
 
     def less_at_once(self, what: str, rows: int, why: str) -> None:
-        """Memory ran out: `what` goes on with so many rows at once."""
+        """Record that memory ran out and that `what` continues with `rows` rows at once."""
         reason = f"memory ran out ({why}): {what} goes on with {rows} rows at once"
         self.decide(0, Decision("halve_micro_batch", reason, {"what": what, "rows": rows}))
 
     def reject(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Rows that could not be used, with their reasons, in a file of their own: nothing is dropped in silence.
-        The file is written in one step, so that looking twice counts once."""
+        """Write unusable rows with reasons to rejected/NAME.jsonl, atomically replacing earlier ones."""
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         atomic_write(self.path / "rejected" / f"{name}.jsonl", "".join(lines))
 
     def rejected(self, name: str) -> list[dict[str, Any]]:
-        """The rows that `reject` has written."""
+        """Return the rows that `reject` has written."""
         file = self.path / "rejected" / f"{name}.jsonl"
         return list(read_jsonl(file)) if file.exists() else []
 
@@ -94,32 +96,38 @@ class Journal:
         state: Mapping[str, Any] | None = None,
         keep: frozenset[int] = frozenset(),
     ) -> int:
-        """Save the stage's next checkpoint: the files `write` makes, and `state`. Returns its number, from 1; numbers
-        count checkpoints, not steps, which a roll-back takes back. Older ones go, but for those in `keep`."""
+        """Save the next checkpoint (files of `write`, and `state`); return its number, from 1.
+
+        Numbers count checkpoints, as a roll-back takes steps back. Older ones not in `keep` are deleted.
+        """
         found = self.latest_checkpoint()
         number = found.step + 1 if found else 1
         self.run.checkpoint(self.stage, number, write, state or {}, keep | {number})
         return number
 
     def latest_checkpoint(self) -> Checkpoint | None:
+        """Return the stage's latest checkpoint, or None."""
         return self.run.latest_checkpoint(self.stage)
 
 
 @dataclass
 class Models:
-    """Loaded when first asked for. `fine_tuned` is where SFT leaves the reference policy, None when the model is taken
-    as given; `temperature` that of every policy, unless who samples sets another."""
+    """The base model and the policies of a run, loaded on first use.
+
+    `fine_tuned` is the folder of the SFT policy, None if the model is used as given. `temperature` is
+    that of every policy, unless the caller that samples sets another.
+    """
 
     config: ModelConfig
     fine_tuned: Path | None
     temperature: float
-    folder: Path | None = None  # for activations that memory does not hold
+    folder: Path | None = None  # for activations beyond the memory budget
     on_reduce: OnReduce = lambda what, rows, why: None  # called when rows are halved
-    shard: bool = False  # whether frozen layers are cut over the processes of the run
+    shard: bool = False  # whether frozen layers are sharded over the processes of the run
 
     @property
     def cut_over(self) -> bool:
-        """Whether frozen layers are cut over processes: then the base is to be made by all of them."""
+        """Whether frozen layers are sharded over processes, which must then build the base together."""
         return self.shard and collectives.processes() > 1
 
     @cached_property
@@ -130,7 +138,7 @@ class Models:
         return self._load(self.fine_tuned)
 
     def _load(self, path: Path | None) -> tuple[PreTrainedModel, Codec]:
-        """A model that is to be cut comes to the main memory first."""
+        """Load a model and its codec, into main memory if the model is to be sharded."""
         where = {"device": "cpu"} if self.cut_over else {}
         lm, codec = load_model(self.config.model_copy(update=where), path=path)
         limits = self.config
@@ -145,21 +153,22 @@ class Models:
 
     @property
     def prompt_room(self) -> int | None:
-        """Tokens that a prompt may have before a response; None for a model without a limit."""
+        """Maximum number of prompt tokens before a response; None for a model without a limit."""
         context = context_of(self._loaded[0])
         return None if context is None else context - self.config.max_response_tokens
 
     @property
     def codec(self) -> Codec:
+        """The model's codec, which converts between text and token ids."""
         return self._loaded[1]
 
     @cached_property
     def base(self) -> Backbone:
-        """The reference policy (the model as given, or as SFT left it), cut as the configuration says."""
+        """Backbone of the reference policy (the model as given or after SFT), divided as configured."""
         return self._cut[0] if self.cut_over else self._make_base(*self._loaded)
 
     def as_given(self) -> tuple[Backbone, Codec]:
-        """The model before SFT."""
+        """Load the model before SFT; return its backbone and codec."""
         if self.cut_over:
             return self._made_by_all(None)
         lm, codec = self._load(None)
@@ -170,8 +179,7 @@ class Models:
         return self._made_by_all(self.fine_tuned)
 
     def _made_by_all(self, path: Path | None) -> tuple[Backbone, Codec]:
-        """A base of which each process keeps its part: on a machine one process loads after the other, so that its main
-        memory holds one whole model at a time."""
+        """Build a sharded base; processes of a machine load in turn, as main memory fits one whole model."""
         if collectives.size() == 1:
             raise RuntimeError("a base that is cut over processes was asked for by one of them alone")
 
@@ -185,8 +193,7 @@ class Models:
         return base, codec
 
     def made_by_all(self) -> None:
-        """Make the base now, by all processes, before one of them needs it alone; those that nobody uses any more take
-        no room from now on."""
+        """Build the base in all processes before one of them needs it alone, and free unused bases."""
         give_back()
         collectives.tidy()
         _ = self.base
@@ -205,21 +212,21 @@ class Models:
         return base
 
     def new_policy(self) -> Policy:
-        """A trainable policy that starts as the reference."""
+        """Return a trainable policy that starts as the reference policy."""
         return make_policy(TrainableLayers(self.base), self.codec.pad_id, self.temperature)
 
     def reference(self, temperature: float | None = None) -> Policy:
-        """The frozen reference policy; shares its weights with the base."""
+        """Return the frozen reference policy, which shares its weights with the base."""
         top = TrainableLayers(self.base, trainable=False)
         return make_policy(top, self.codec.pad_id, temperature or self.temperature)
 
     def saved_policy(self, folder: Path) -> Policy:
-        """A policy of this run, from its exported folder."""
+        """Load a policy of this run from its exported folder."""
         return make_policy(load_policy(self.base, folder), self.codec.pad_id, self.temperature)
 
 
 def context_of(lm: PreTrainedModel) -> int | None:
-    """Tokens that a model takes; None where it names no limit."""
+    """Return the context length of a model in tokens, or None if its configuration gives no limit."""
     context = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
     return None if context is None else int(context)
 
@@ -228,17 +235,16 @@ DEFAULT_STORIES = 2400
 
 MIN_PAIRS = 8
 
-SNAPSHOT = "labels.json"  # in a run: how far its store had come when its labels were complete
+SNAPSHOT = "labels.json"  # in a run: the state of its label store when its labels were complete
 
 
 def fits(codec: Codec, limits: ModelConfig, prompt: Prompt, *responses: tuple[str, bool]) -> bool:
-    """Whether a model can read a prompt and each of its responses (text, whether it ended)."""
+    """Check whether a model can read a prompt and each of its responses (text, whether it ended)."""
     return misfit(codec, limits, prompt, *responses) is None
 
 
 def misfit(codec: Codec, limits: ModelConfig, prompt: Prompt, *responses: tuple[str, bool]) -> str | None:
-    """Why a model cannot read a prompt and each of its responses: they are over their limits in tokens, or its chat
-    template refuses the dialogue. None where it can."""
+    """Return why a model cannot read a prompt and responses (limits or chat template), or None."""
     try:
         asked = len(codec.encode_prompt(prompt))
     except DataError as error:
@@ -251,26 +257,28 @@ def misfit(codec: Codec, limits: ModelConfig, prompt: Prompt, *responses: tuple[
 
 
 def label_store_of(run: Path, label: LabelConfig) -> Path | str:
-    """Where the labels of a run are: a file, or a URL."""
+    """Return the label store of a run: a file or a URL."""
     return project_of(run) / "labels.sqlite" if label.store is None else label.store
 
 
 @dataclass
 class Data:
-    """Read when first asked for; what cannot be used is counted in files of its own."""
+    """Prompts and labels of a run, read on first use; unusable rows are recorded in rejected/."""
 
     config: DataConfig
     label: LabelConfig
     reward: RewardConfig
-    examiner: bool  # whether a reward model is the examiner, and needs pairs of its own
+    examiner: bool  # whether the examiner is a reward model, which needs its own pairs
     models: Models
     journal: Journal
     seed: int
 
     @property
     def gold(self) -> Callable[[Prompt, str], float] | None:
-        """A rehearsal's true preference: for the simulated annotators, and for the account given after the
-        decision. None when labels are imported, or of prompts from elsewhere."""
+        """A rehearsal's true preference, for simulated annotators and the report after the decision.
+
+        It is None if labels are imported or prompts come from elsewhere.
+        """
         ours = self.label.source == "simulated" or (
             self.label.source in ("judge", "people") and self.config.prompts == "stories"
         )
@@ -278,13 +286,12 @@ class Data:
 
     @cached_property
     def store(self) -> LabelStore:
-        """The run's own labels, or those of a store that it shares."""
+        """The label store of the run: its own, or one that it shares."""
         return LabelStore(label_store_of(self.journal.path, self.label))
 
     @property
     def snapshot(self) -> Snapshot | None:
-        """What of the store the run learns from: as far as it had come when the label stage was done. None before, and
-        in runs of before snapshots."""
+        """State of the store that the run learns from; None before labelling ends and in older runs."""
         file = self.journal.path / SNAPSHOT
         return Snapshot(**read_json(file)) if file.exists() else None
 
@@ -295,7 +302,7 @@ class Data:
 
     @cached_property
     def imported(self) -> ImportResult:
-        """The preference pairs the configuration names."""
+        """The preference pairs that the configuration names."""
         if self.label.preferences is None:
             raise ConfigError(
                 "label.source is 'imported' but label.preferences is not set; name a file or a datasets name"
@@ -317,13 +324,13 @@ class Data:
         return read
 
     def misfit(self, pair: Preference) -> str | None:
-        """Why the run's models cannot read a pair, None where they can."""
+        """Return why the run's models cannot read a pair, or None if they can."""
         sides = ((pair.chosen, pair.chosen_ended), (pair.rejected, pair.rejected_ended))
         return misfit(self.models.codec, self.models.config, pair.prompt, *sides)
 
     @cached_property
     def splits(self) -> PromptSplits:
-        """Train, selection and test prompts; those too long for the model are left out, counted and named."""
+        """Training, selection and test prompts, without those that the model cannot read (recorded)."""
         data, codec = self.config, self.models.codec
         unusable = Rejected()
         if data.prompts == "stories":
@@ -364,12 +371,14 @@ class Data:
 
     @cached_property
     def parts(self) -> dict[str, list[Preference]]:
-        """Who learns from which labelled pairs: members, watcher, validation and examiner never share a prompt, and no
-        member or watcher sees a prompt that the policies are examined on. To be asked when labels are complete."""
+        """Labelled pairs by role (members, watcher, validation, examiner), once labels are complete.
+
+        Roles never share a prompt. Members and watcher get no prompt on which policies are examined.
+        """
         pairs = self._usable_pairs()
         held_out = {p.group for p in (*self.splits.selection, *self.splits.test)}
         free = [p for p in pairs if p.prompt.group not in held_out]
-        # Labels of held-out prompts are of no use to anybody else; only what they lack of its share comes on top.
+        # Only the examiner can use labels of held-out prompts; other pairs fill up its share.
         lacking = self.reward.examiner_share * len(pairs) - (len(pairs) - len(free))
         shares = self._shares(max(0.0, lacking / max(1, len(free))))
         parts = split_pairs(free, shares)
@@ -393,11 +402,11 @@ class Data:
         return shares | {"members": 1.0 - sum(shares.values())}
 
     def role(self, prompt: Prompt) -> str:
-        """Who learns from what is sampled for a training prompt: in every round the same."""
+        """Return the role that learns from samples of a training prompt, the same in every round."""
         return part_of(prompt, self._shares(self.reward.examiner_share))
 
     def preferences(self) -> list[Preference]:
-        """What the run's labels come to: labelled comparisons with a winner."""
+        """Return the run's labelled comparisons that have a winner."""
         return collectives.from_lead(self._preferences)
 
     def _preferences(self) -> list[Preference]:
@@ -409,7 +418,7 @@ class Data:
         return self.store.preferences(self.snapshot, found)
 
     def _usable_pairs(self) -> list[Preference]:
-        """Labelled pairs with a side that won and a length the model can take; the rest is counted in a file."""
+        """Return the labelled pairs that the model can read; record the others in rejected/reward.jsonl."""
         kept: list[Preference] = []
         dropped = []
         for pair in self.preferences():
@@ -430,7 +439,7 @@ class Data:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a run hands to its stages: the configuration, the models, the data, and the journal."""
+    """Configuration, models, data and journal that a run passes to its stages."""
 
     config: RunConfig
     models: Models

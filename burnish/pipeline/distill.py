@@ -1,4 +1,4 @@
-"""Best-of-n distilled: the policy is fine-tuned on the ensemble's picks among SFT's own answers."""
+"""Best-of-n distillation: fine-tuning on the ensemble's picks among SFT's own answers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from burnish.randomness import derive_seed
 def run_distill(
     models: Models, own: OwnAnswers, journal: Journal, config: DistillConfig, seed: int
 ) -> dict[str, Any]:
-    """Of `n` answers to each training prompt keep the one that the ensemble scores highest, fine-tune on these. What
-    was sampled is not kept: a run that stops here samples again."""
+    """Fine-tune on the answer that the ensemble scores highest among several to each prompt.
+
+    Samples are not saved: a run that stops here samples again.
+    """
     judged = own.judged(config.max_prompts, config.samples_per_prompt)
     picked = judged.best()
     sequences, seed = Sequences.of(models.base, picked, models.codec.pad_id), derive_seed(seed, "distill")
-    # Picks of one's own answers are as likely as they can be before anything is learned: trials by their likelihood
-    # would take the lowest rate of all.
+    # SFT's own answers are most likely before any training, so trials that compare likelihoods would
+    # choose the lowest rate.
     rate = ladder(models.base)[OWN] if config.learning_rate == "auto" else config.learning_rate
     policy = models.new_policy()
     updates = fine_tune(policy, sequences, config, learning_rate=rate, seed=seed)

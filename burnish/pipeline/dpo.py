@@ -27,7 +27,7 @@ from burnish.records import Decision, Preference
 from burnish.reward.ensemble import load_watcher
 
 ON_POLICY = "on_policy_pairs.jsonl"
-HEALTHY = "last_healthy"  # PPO's policy at its last healthy checkpoint, where the optimiser failed after it
+HEALTHY = "last_healthy"  # PPO's policy at its last healthy checkpoint, saved if the optimiser failed
 UNKNOWN, MOST = 0.1, 0.4  # label smoothing if it cannot be estimated, and its upper limit
 
 
@@ -40,8 +40,11 @@ def run_dpo(
     outcome: dict[str, Any],
     seed: int,
 ) -> dict[str, Any]:
-    """DPO from SFT on the pairs the reward ensemble learned from, or on what it prefers among a policy's own answers
-    (kept in `on_policy_pairs.jsonl`), as configured, or as why PPO failed suggests."""
+    """Run DPO from SFT on labelled pairs, a policy's own answers (ranked by the ensemble), or both.
+
+    `dpo.pairs` selects the source; "auto" depends on why PPO failed. Labelled pairs are those of the
+    members. Own pairs are kept in `on_policy_pairs.jsonl`.
+    """
     ppo = outcome["ppo"]
     how = pairs_after(ppo, config)
     pairs = list(data.parts["members"]) if how != "on_policy" else []
@@ -94,15 +97,18 @@ def run_dpo(
 
 
 def pairs_after(ppo: dict[str, Any], config: DPOConfig) -> Literal["labels", "on_policy", "both"]:
-    """What DPO learns from, given how PPO ended."""
+    """Return the source of DPO's pairs, given how PPO ended."""
     if config.pairs != "auto":
         return config.pairs
     return "both" if ppo["state"] == "given_up" and ppo.get("cause") == "optimiser" else "labels"
 
 
 def smoothing_of(data: Data, pairs: Sequence[Preference], config: DPOConfig) -> tuple[float, str]:
-    """The label smoothing, and where it comes from. A pair with several labels is expected to be wrong with probability
-    min(p, 1 - p), p being the posterior of Dawid and Skene's model; a pair with one label as often as a label is."""
+    """Return the label smoothing and a text that explains it.
+
+    A pair with several labels is wrong with probability min(p, 1 - p), where p is the posterior of
+    Dawid and Skene's model. A pair with one label is wrong as often as a label is.
+    """
     if config.loss == "ipo":
         return 0.0, "dpo: ipo takes no label smoothing"
     if config.label_smoothing != "auto":
@@ -131,11 +137,13 @@ def smoothing_of(data: Data, pairs: Sequence[Preference], config: DPOConfig) -> 
 def on_policy_pairs(
     models: Models, own: OwnAnswers, journal: Journal, config: DPOConfig, saved: Path | None, how: str
 ) -> list[Preference]:
-    """The ensemble's favourite among `config.n` of a policy's own answers over the one it likes least, for every
-    prompt; sampled once a run. Of a saved policy, which the ensemble has taught, only where the watcher says the same.
-    Answers whose text no longer fits when it is encoded again are left out."""
+    """Return pairs of the best and worst of a policy's answers to each prompt, sampled once per run.
+
+    The ensemble ranks them. Pairs of a `saved` policy, which it has trained, must agree with the
+    watcher. Answers that do not fit when their text is encoded again are left out.
+    """
     file = journal.path / ON_POLICY
-    # Asked by one for all: nothing else makes them wait for each other before it is written.
+    # Process 0 checks for all: nothing else synchronises the processes before the file is written.
     if not collectives.from_lead(file.exists):
         watch = load_watcher(models.base, journal.path / "reward") if saved is not None else None
         look = None if watch is None else partial(watch.scores, pad_id=models.codec.pad_id)

@@ -38,16 +38,18 @@ from burnish.runs.files import read_json, write_json
 from burnish.stats import clustered_proportion, length_controlled_win_rate
 
 PANEL_SIZE = 5
-FEWEST = 8  # verdicts that a win rate may be made of
-CONCISE = "_concise"  # ends the name of a policy that is sampled under ppo.concise
+FEWEST = 8  # minimum number of verdicts for a win rate
+CONCISE = "_concise"  # suffix of the name of a policy sampled with ppo.concise
 EXAMPLES = 8
-ANSWERS = "examination_answers.json"  # what people are asked about
+ANSWERS = "examination_answers.json"  # the answers that people compare
 
 
 @dataclass
 class Answers:
-    """A policy's responses to the held-out prompts, selection first, then test, and their lengths in tokens; `rollout`
-    only of those that were sampled by this process."""
+    """A policy's responses to the selection and then the test prompts, with their lengths in tokens.
+
+    `rollout` is None for responses that were read from a file.
+    """
 
     texts: list[str]
     lengths: list[int]
@@ -56,14 +58,17 @@ class Answers:
 
     @classmethod
     def of(cls, rollout: Rollout, kl: dict[str, Any] | None = None) -> Answers:
+        """Build the answers from a rollout and its KL figures."""
         return cls(rollout.texts, rollout.lengths, kl, rollout)
 
 
 def evaluate(
     models: Models, data: Data, journal: Journal, config: EvaluateConfig, concise: str | None, seed: int
 ) -> list[str]:
-    """Sample every policy on the same held-out prompts, judge against SFT, decide, and only then look at gold. Under
-    the instruction `concise` SFT and PPO are sampled once more, to be shown, not chosen."""
+    """Compare policies with SFT on held-out prompts, choose the champion, then read true preferences.
+
+    Answers with the instruction `concise` (of SFT and PPO) are shown but are no candidates.
+    """
     selection = list(data.splits.selection[: config.n_selection])
     test = list(data.splits.test[: config.n_test])
     if len(selection) < config.n_selection or len(test) < config.n_test:
@@ -101,7 +106,7 @@ def evaluate(
         held = measure_regression_sets(models, folder, config, derive_seed(seed, "guard sets"))
         decision = held_to(decision, held)
     journal.decide(0, Decision("champion", decision.reason, decision.evidence))
-    # Only now, with the decision written down, is the true preference read.
+    # The true preference is read only after the decision is recorded.
     gold = gold_account(data.gold, test, answers, len(selection), config, seed) if data.gold else None
     several = journal.run.config.rounds > 1
     rounds = account_of_rounds(models, data, journal.run, config.confidence) if several else None
@@ -127,8 +132,7 @@ def evaluate(
 def sample_all(
     models: Models, run: RunDirectory, prompts: Sequence[Prompt], config: EvaluateConfig, seed: int
 ) -> dict[str, Answers]:
-    """Responses of SFT, of every trained policy (of earlier rounds too) and of best-of-n, with the KL of each policy to
-    SFT."""
+    """Sample SFT, every trained policy (also of earlier rounds) and best-of-n; measure KL to SFT."""
     reference = models.reference(config.temperature)
     answers = {"sft": Answers.of(sample(models, reference, prompts, config, seed, "sft"))}
     for name, folder in policies(run).items():
@@ -148,8 +152,10 @@ def sample_all(
 def frozen(
     models: Models, run: RunDirectory, prompts: Sequence[Prompt], config: EvaluateConfig, seed: int
 ) -> dict[str, Answers]:
-    """`sample_all` for people, who are asked about candidates alone, and take days: what was sampled is kept, so that a
-    run that goes on asks the same wherever it does."""
+    """Return the answers that people compare, sampled once so that a resumed run asks the same.
+
+    They are of candidates only. Raises RunError if the file holds answers to other prompts.
+    """
     file = run.path / ANSWERS
     if not collectives.from_lead(file.exists):
         fewer = config if config.best_of_n_candidate else config.model_copy(update={"best_of_n": 1})
@@ -165,7 +171,7 @@ def frozen(
 def sample_instructed(
     models: Models, path: Path, prompts: Sequence[Prompt], config: EvaluateConfig, concise: str, seed: int
 ) -> dict[str, Answers]:
-    """Responses of SFT and of PPO under the instruction, as judges read them: to the prompts without it."""
+    """Sample SFT and PPO with the instruction, which is removed from the prompts that judges read."""
     instructed = Instructed.of(prompts, concise, models.codec, models.prompt_room)
     reference = models.reference(config.temperature)
     answers = {}
@@ -191,7 +197,7 @@ def sample(
     name: str,
     turn: int = 0,
 ) -> Rollout:
-    """One response to each prompt."""
+    """Sample one response to each prompt."""
     return sample_rollout(
         policy,
         models.codec,
@@ -204,7 +210,7 @@ def sample(
 
 
 def measured_kl(policy: Policy, reference: Policy, rollout: Rollout, kl_prompts: int) -> dict[str, Any]:
-    """KL(policy || SFT) in nats per response with its standard error, exact over the vocabulary at each token."""
+    """Return KL(policy || SFT) and standard error in nats per response, exact over the vocabulary."""
     n = min(kl_prompts, len(rollout))
     sequences = Sequences.of(policy.top.base, rollout, policy.pad_id)
     last = list(range(len(rollout) - n, len(rollout)))
@@ -231,8 +237,10 @@ def examine(
     prompts: Sequence[Prompt],
     seed: int,
 ) -> tuple[str, dict[str, list[float | None]], dict[str, Any] | None]:
-    """Who examined, the preference for every policy's response over SFT's by prompt (None: an abstention), and of an AI
-    judge how it behaved."""
+    """Return the examiner's name, its preferences over SFT's responses, and its report.
+
+    Preferences are by policy and prompt (None: an abstention). Only AI judges and people have reports.
+    """
     texts = {name: answer.texts for name, answer in answers.items()}
     baseline = texts.pop("sft")
     if config.examiner == "people":
@@ -271,7 +279,7 @@ def build_examiner(
     answers: dict[str, Answers],
     seed: int,
 ) -> tuple[str, Examiner]:
-    """Who decides: a fresh panel of simulated annotators, or a reward model trained on pairs of its own."""
+    """Build the examiner: a fresh panel of simulated annotators, or a reward model with own pairs."""
     if config.examiner == "panel":
         assert data.gold is not None, "checked with the configuration"
         votes = panel(data.gold, data.label.simulated, derive_seed(seed, "panel"), PANEL_SIZE)
@@ -283,7 +291,7 @@ def build_examiner(
         scores |= examiner_scores(models, model, answer.rollout)
 
     def judge(prompt: Prompt, first: str, second: str) -> float:
-        # A score does not depend on what stands beside it, so both orders compare the same two scores.
+        # A score does not depend on the other response, so both orders compare the same two scores.
         a, b = scores[prompt.id, first], scores[prompt.id, second]
         return 1.0 if a > b else 0.0 if a < b else 0.5
 
@@ -291,7 +299,7 @@ def build_examiner(
 
 
 def examiner_scores(models: Models, model: ScalarHead, rollout: Rollout) -> dict[tuple[str, str], float]:
-    """What the held-out reward model says of every response."""
+    """Return the examiner reward model's score of every response, by prompt id and text."""
     sequences = Sequences.of(model.top.base, rollout, models.codec.pad_id)
     values = raw_scores(model, sequences).tolist()
     ids = [p.id for p in rollout.prompts]
@@ -308,8 +316,10 @@ def account(
     config: EvaluateConfig,
     seed: int,
 ) -> tuple[dict[str, Any], Candidate]:
-    """Win rates of one policy on both splits, raw and length-controlled; prompts on which the examiner abstained count
-    in neither, and are counted."""
+    """Return one policy's figures and candidate: win rates on both splits, raw and length-controlled.
+
+    Abstentions count in no win rate but are reported. Raises DataError if verdicts are too few.
+    """
     seed = derive_seed(seed, "bootstrap", name) % 2**32
     decided = [(i, verdict) for i, verdict in enumerate(verdicts) if verdict is not None]
     parts = {
@@ -355,7 +365,7 @@ def account(
 def longer_than(
     deltas: Sequence[float], groups: Sequence[str], config: EvaluateConfig
 ) -> dict[str, Any] | None:
-    """How often a policy's answer is the longer one, by its difference in tokens to SFT's; equal lengths left out."""
+    """Return how often an answer is longer than SFT's, by differences in tokens; zeros are left out."""
     compared = [(float(d > 0), g) for d, g in zip(deltas, groups, strict=True) if d]
     if not compared:
         return None
@@ -364,13 +374,13 @@ def longer_than(
 
 
 def as_win_rate(interval: Interval) -> dict[str, float]:
-    """An interval under the name it has in evaluation.json."""
+    """Return an interval with its value renamed to `win_rate`, as in evaluation.json."""
     row = asdict(interval)
     return {"win_rate": row.pop("value"), **row}
 
 
 def mean_length(answers: Answers, n_selection: int) -> float:
-    """Mean response length in tokens on the test prompts, end-of-sequence token included."""
+    """Return the mean response length in tokens on test prompts, end-of-sequence token included."""
     return mean(answers.lengths[n_selection:])
 
 
@@ -382,7 +392,7 @@ def gold_account(
     config: EvaluateConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """A rehearsal's verdict on the verdict: win rate against SFT by the true preference."""
+    """Return the win rate of every policy against SFT by a rehearsal's true preference."""
     golds = {
         name: [gold(p, t) for p, t in zip(test, a.texts[n_selection:], strict=True)]
         for name, a in answers.items()
@@ -410,7 +420,7 @@ def gold_account(
 
 
 def examples(test: Sequence[Prompt], answers: dict[str, Answers], n_selection: int) -> list[dict[str, str]]:
-    """The first test prompts with every policy's response, unpicked."""
+    """Return the first test prompts with every policy's response, without selection."""
     return [
         {"prompt": p.text, **{name: a.texts[n_selection + i] for name, a in answers.items()}}
         for i, p in enumerate(test[:EXAMPLES])

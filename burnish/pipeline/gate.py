@@ -1,4 +1,4 @@
-"""The gate before PPO: a stress test of the rewards, and best-of-n samples that show whether they can be optimized."""
+"""The gate before PPO: stress tests of the reward, and whether best-of-n can optimise it."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ from burnish.runs.files import read_json, write_json
 from burnish.stats import mean_interval
 from burnish.textstats import repeated_ngram_share
 
-UNUSUAL = (
-    0.99  # of the policy's own answers are shorter, and repeat themselves less, than one that looks hacked
-)
+UNUSUAL = 0.99  # quantile of length and repetition of the policy's own answers, above which one looks hacked
 
 Worth = Callable[[Rollout], Sequence[float]]
 
@@ -55,11 +53,13 @@ def stress_ensemble(
     seed: int,
     worth: Worth | None = None,
 ) -> dict[str, Any]:
-    """The battery on `answers`, and the best of n among the `rounds`; `worth` is a judge that is not optimised against,
-    in what unit it likes. Scores are the ensemble's as PPO is given them (other `ppo.rewards` are left out), with
-    `references` (to the prompts of `answers` and of `rounds`, see `reference_answers`) and `missing_eos_penalty` taken
-    from what was cut off, in units of `score_sd`.
-    What had not ended does not end when it is changed."""
+    """Return the stress report: changes of `answers`, and the best of n among the `rounds`.
+
+    Scores are the ensemble's as PPO gets them, in units of `score_sd`; other `ppo.rewards` are left
+    out. `references` belong to the prompts of `answers` and of `rounds` (see `reference_answers`).
+    An answer that a change cuts off loses `missing_eos_penalty`. An answer that had not ended does
+    not end after a change. `worth` is a judge that is not optimised against, in any unit.
+    """
     pad_id = models.codec.pad_id
     sequences = Sequences.of(ensemble.base, answers, pad_id)
     anchor = reference_scores(ensemble, references[0], pad_id)
@@ -68,13 +68,13 @@ def stress_ensemble(
     context = sys.maxsize if before_response is None else before_response + limit
 
     def encode(rows: Sequence[int], made: Sequence[Changed]) -> list[list[int]]:
-        """Token ids of changed answers, none for what does not fit into the model's context."""
+        """Return token ids of changed answers, an empty list for one that exceeds the model's context."""
         found = []
         for row, changed in zip(rows, made, strict=True):
             whole = models.codec.encode_response(changed.text, to=answers.prompts[row])
             text, end = whole[:-1], whole[-1]
             ends = changed.ends if answers.ended[row] else 0
-            # Padding is read whole, also where it makes more of an answer than the policy may write.
+            # A padded answer is read whole, even if it exceeds the policy's response limit.
             room = limit if changed.cut else context - len(answers.prompt_ids[row])
             fits = changed.cut or len(text) + ends <= room
             found.append([*text[: room - ends], *[end] * ends] if fits else [])
@@ -122,7 +122,7 @@ def stress_ensemble(
 def response_logprobs(
     models: Models, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]
 ) -> torch.Tensor:
-    """(N,) log-probability of responses under the reference policy, in nats."""
+    """Return the log-probability (N,) of each response under the reference policy, in nats."""
     policy = models.reference()
     base = policy.top.base
     sequences = Sequences(base, prompt_ids, response_ids, models.codec.pad_id)
@@ -135,8 +135,11 @@ def response_logprobs(
 
 
 def looks_hacked(rounds: Sequence[Rollout]) -> list[list[bool]]:
-    """(prompts, rounds) whether an answer looks like one of the hacks that are known: cut off or empty, surely in
-    another language than its prompt, or longer or more repetitive than all but 1 % of the policy's own answers."""
+    """Return whether each answer looks like a known hack, as (prompts, rounds).
+
+    Such an answer is cut off, empty, or surely in another language than its prompt. Or it is longer or
+    more repetitive than all but 1 % of the policy's own answers.
+    """
     lengths = [n for r in rounds for n in r.lengths]
     repeats = [repeated_ngram_share(t) for r in rounds for t in r.texts]
     longest, most = float(np.quantile(lengths, UNUSUAL)), max(float(np.quantile(repeats, UNUSUAL)), 0.1)
@@ -167,7 +170,7 @@ STRESSED = "stress.json"
 def pass_gate(
     models: Models, data: Data, journal: Journal, config: PPOConfig, watch: SavedWatcher | None, seed: int
 ) -> str | None:
-    """Decide on record whether PPO is worth trying; why not, or None. What the stress tests said is in stress.json."""
+    """Record whether PPO is worth trying, write stress.json, and return why not (else None)."""
     rewards = journal.path / "reward"
     examined = read_json(rewards / "examination.json")
     ensemble, prompts, lift = load_ensemble(models.base, rewards), unlearned(data), None
@@ -203,9 +206,11 @@ def pass_gate(
 
 
 def held_out_figures(examined: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, float]]:
-    """The accuracy that the gate decides on, and the trivial rules it is held against. Where length is corrected for,
-    that of the corrected score, which PPO is given; what labelers gave for length is then no rule to be beaten, for it
-    is what was to be taken out."""
+    """Return the accuracy that the gate decides on, and the trivial rules that it must beat.
+
+    With a length correction, the accuracy is that of the corrected score, which PPO gets. The length
+    rules are then left out, because the correction removes the annotators' preference for length.
+    """
     length = examined.get("length") or {"how": "none"}
     if length["how"] == "none":
         return examined["accuracy"], dict(examined["baselines"])
@@ -214,14 +219,14 @@ def held_out_figures(examined: Mapping[str, Any]) -> tuple[Mapping[str, Any], di
 
 
 def unlearned(data: Data) -> list[Prompt]:
-    """Training prompts that neither members nor watcher learned from; any, where there are too few of these."""
+    """Return training prompts that neither members nor watcher learned from, or any if too few."""
     learned = {p.prompt.group for role in ("members", "watcher") for p in data.parts[role]}
     fresh = [p for p in data.splits.train if p.group not in learned]
     return (fresh if len(fresh) >= FEWEST else data.splits.train)[:GATE_PROMPTS]
 
 
 def stress_decision(stressed: Mapping[str, Any]) -> Decision:
-    """The outcome of stress tests, in words."""
+    """Return the decision that states the outcome of the stress tests."""
     outcome, reasons = stressed["outcome"], [r for kind in GRAVE for r in stressed["reasons"][kind]]
     tried = sum(row["outcome"] != "too few" for row in stressed["changes"])
     summary = "; ".join(reasons) or f"{tried} of {len(stressed['changes'])} changes tried, none of them liked"
@@ -236,15 +241,17 @@ def watchers_lift(
     reference: Rollout | None,
     pad_id: int,
 ) -> Interval:
-    """How far the watcher's score of the ensemble's pick among several SFT answers lies above their mean, by prompts
-    that the members did not learn from."""
+    """Return the watcher's mean score of the ensemble's picks above the mean of all SFT answers.
+
+    The ensemble picks among several SFT answers to prompts that its members did not learn from.
+    """
     picked = best_of(ensemble, rounds, reference, pad_id)
     usual = torch.stack([watch.scores(r, pad_id) for r in rounds]).mean(0)
     return mean_interval((watch.scores(picked, pad_id) - usual).tolist())
 
 
 def barely_moved(rows: Sequence[Mapping[str, Any]], attempt: int, config: PPOConfig) -> Decision | None:
-    """What to tell of a PPO that ended a long way from its KL target, or whose score did not rise."""
+    """Return a decision if PPO ended far below its KL target or its score did not rise, else None."""
     rows = [row for row in rows if row["attempt"] == attempt]
     few = max(1, min(5, len(rows) // 3))
     first, last = ([row for row in part if "score" in row] for part in (rows[:few], rows[-few:]))
@@ -252,7 +259,7 @@ def barely_moved(rows: Sequence[Mapping[str, Any]], attempt: int, config: PPOCon
         return None
     kl = sum(row["kl"] for row in last) / len(last)
     rise = sum(r["score"] for r in last) / len(last) - sum(r["score"] for r in first) / len(first)
-    target = last[-1].get("kl_target", config.kl.target)  # as the guard may have lowered it
+    target = last[-1].get("kl_target", config.kl.target)  # the guard may have lowered it
     evidence = {"kl": kl, "score_rise": rise, "kl_target": target}
     if kl < target / 10:
         text = (

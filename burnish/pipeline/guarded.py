@@ -1,4 +1,4 @@
-"""PPO under its guard: updates are watched, corrected, rolled back, and at last given up."""
+"""PPO under its guard, which corrects updates, rolls them back or gives PPO up."""
 
 from __future__ import annotations
 
@@ -26,39 +26,41 @@ OWN_PAIRS = "samples/pairs.jsonl"
 
 @dataclass
 class Guarded:
-    """A PPO run with its watcher and what oversees it: everything a checkpoint must hold, and where it goes."""
+    """A PPO run with its watcher, oversight and journal: the state that a checkpoint must hold."""
 
     ppo: PPO
     oversight: Oversight
     watch: SavedWatcher | None
     journal: Journal
-    scorer: EnsembleScorer | None = None  # whose members can be combined more carefully
+    scorer: EnsembleScorer | None = None  # can combine its members more conservatively
     raises: int = 0  # KL raises over all attempts
-    cause: str | None = None  # whether the reward or the optimiser failed, once PPO was given up
+    cause: str | None = None  # which failed when PPO was given up: "reward" or "optimiser"
 
     def state(self) -> dict[str, Any]:
+        """Return the state of PPO and its oversight for a checkpoint."""
         kept = self.oversight.state_dict()
         return {"phase": "ppo", "ppo": self.ppo.state_dict(), "raises": self.raises, **kept}
 
     def restore(self, folder: Path, state: dict[str, Any]) -> None:
+        """Restore PPO, its oversight and the counters from a checkpoint."""
         self.load(folder, state)
         self.oversight.load_state_dict(state)
         self.raises = state["raises"]
         self.tighten()
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
-        """Take over what PPO itself was."""
+        """Restore only PPO from a checkpoint."""
         self.ppo.load(folder)
         self.ppo.load_state_dict(state["ppo"])
-        collectives.settled()  # before process 0 puts another checkpoint in its place
+        collectives.settled()  # all processes must load it before process 0 replaces it
 
     def tighten(self) -> None:
-        """Combine the reward's members as carefully as the guard has decided."""
+        """Combine the ensemble's members as conservatively as the guard has decided."""
         if self.scorer is not None:
             self.scorer.tighten(self.oversight.guard.tightenings)
 
     def checkpoint(self, *, healthy: bool, proven: bool = False) -> None:
-        """Save everything; older checkpoints go, but for the last that has proved healthy and the one about to."""
+        """Save a checkpoint; delete older ones except the last proven healthy one and its candidate."""
         collectives.check_replicas([*self.ppo.policy_parameters, *self.ppo.value_parameters], "PPO")
         found = self.journal.latest_checkpoint()
         number = found.step + 1 if found else 1
@@ -67,7 +69,7 @@ class Guarded:
 
 
 def run_guarded(guarded: Guarded, sample_every: int) -> str | None:
-    """Updates until PPO is done (None) or given up (the reason), roll-backs on the way included."""
+    """Run PPO with its roll-backs; return None when it is done, or the reason if it is given up."""
     reason = None
     while reason is None and guarded.ppo.step < guarded.ppo.config.updates:
         try:
@@ -78,7 +80,7 @@ def run_guarded(guarded: Guarded, sample_every: int) -> str | None:
 
 
 def run_attempt(guarded: Guarded, sample_every: int) -> str | None:
-    """Updates until PPO is done (None), rolled back (None, state restored) or given up (the reason)."""
+    """Run updates; return None when PPO is done or rolled back, or the reason if it is given up."""
     ppo, journal = guarded.ppo, guarded.journal
     for raw in ppo.updates():
         stats = collectives.leaders(watched(ppo, raw, guarded.watch))
@@ -116,7 +118,7 @@ def run_attempt(guarded: Guarded, sample_every: int) -> str | None:
 
 
 def judge(guarded: Guarded, stats: StepStats, alerts: Sequence[Alert]) -> GuardStep:
-    """What the guard makes of an update, on record with the alerts."""
+    """Return the guard's verdict on an update; record the verdict and the alerts."""
     for alert in alerts:
         guarded.journal.alert(alert)
     verdict = guarded.oversight.judge(stats, alerts, guarded.ppo.tick)
@@ -128,7 +130,7 @@ def judge(guarded: Guarded, stats: StepStats, alerts: Sequence[Alert]) -> GuardS
 
 
 def diverged(guarded: Guarded, message: str) -> str | None:
-    """An update that could not even be sampled or scored: critical, so the guard acts at once."""
+    """Let the guard act at once on an update that could not be sampled or scored."""
     ppo = guarded.ppo
     ppo.tick += 1
     alert = Alert("diverged", "critical", message, ppo.step, 1.0, 0.0, {"attempt": ppo.attempt})
@@ -143,15 +145,17 @@ def diverged(guarded: Guarded, message: str) -> str | None:
 
 
 def roll_back(guarded: Guarded) -> None:
-    """Back to the last healthy checkpoint (weights, optimiser, controller, monitors); the new attempt draws new
-    randomness and takes smaller steps. What was decided so far (guard, counters) is kept."""
+    """Restore the last healthy checkpoint (weights, optimiser, controller, monitors).
+
+    The new attempt has new randomness and smaller steps. Guard state and counters are kept.
+    """
     ppo, tick, attempt = guarded.ppo, guarded.ppo.tick, guarded.ppo.attempt + 1
     coef = ppo.controller.coef
     saved = guarded.journal.run.checkpoint_at("align", guarded.oversight.healthy)
     guarded.load(saved.folder, saved.state)
     guarded.oversight.rolled_back(saved.state)
     ppo.tick = tick
-    # A penalty that had to grow is not taken back with the weights.
+    # A KL coefficient that has grown is kept when the weights are restored.
     ppo.controller.raise_coef(max(1.0, coef / ppo.controller.coef))
     # Each roll-back takes smaller steps than the one before, also when it returns to the same checkpoint.
     factor = guarded.oversight.config.learning_rate_factor ** (attempt - ppo.attempt)
@@ -160,8 +164,10 @@ def roll_back(guarded: Guarded) -> None:
 
 
 def watched(ppo: PPO, stats: StepStats, watch: SavedWatcher | None) -> StepStats:
-    """The figures with those of the texts added and, every `ppo.watch_every` updates, the watcher's mean score with its
-    standard error (clustered by prompt; a batch of one prompt has none)."""
+    """Add text figures and, every `ppo.watch_every` updates, the watcher's mean score.
+
+    Its standard error is clustered by prompt; a batch of one prompt has none.
+    """
     assert ppo.experience is not None
     judged = ppo.experience.reward_rollout
     figures = text_figures([p.text for p in judged.prompts], judged.texts)
@@ -176,7 +182,7 @@ def watched(ppo: PPO, stats: StepStats, watch: SavedWatcher | None) -> StepStats
 
 
 def keep_samples(journal: Journal, ppo: PPO) -> None:
-    """A few prompts and responses of this update, with scores and KL."""
+    """Save a few prompts and responses of this update, with scores and KL."""
     experience = ppo.experience
     assert experience is not None
     rollout = experience.rollout
@@ -194,8 +200,10 @@ def keep_samples(journal: Journal, ppo: PPO) -> None:
 
 
 def keep_pairs(journal: Journal, ppo: PPO) -> None:
-    """Two answers of the policy as it is now to each of a few prompts, with their scores: whether the reward still
-    tells better from worse in what the policy writes (`burnish reward examine`)."""
+    """Save two answers of the current policy to each of a few prompts, with their scores.
+
+    `burnish reward examine` checks on them whether the reward still ranks the policy's answers.
+    """
     asked = ppo.batch_of_prompts(ppo.step + 1)[:: ppo.samples_per_prompt][:PAIRS_KEPT]
     rollout = sample_rollout(
         ppo.policy,

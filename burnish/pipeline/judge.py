@@ -1,4 +1,4 @@
-"""AI judges at work in a run: as labelers of its comparisons, and as the examiner of its policies."""
+"""AI judges in a run: as labelers of its comparisons, and as the examiner of its policies."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ def label_comparisons(
     view: View,
     what: str = "label",
 ) -> dict[str, Any]:
-    """Ask a judge about comparisons of a store and keep what it says as labels; how it behaved. Answers are in the
-    ledger as they come: who is stopped goes on, and pays for nothing twice."""
+    """Add an AI judge's labels for comparisons to their store; return a report on its behaviour.
+
+    The ledger saves answers as they arrive, so a stopped run continues and pays for nothing twice.
+    """
     judge = open_judge(config)
     rubric = load_rubric(config.rubric, load_guidelines(guidelines))
     name = annotator(judge, rubric)
@@ -76,10 +78,13 @@ def examine_by_judge(
     view: View,
     at: Snapshot | None = None,
 ) -> tuple[str, dict[str, list[float | None]], dict[str, Any]]:
-    """What a judge says of every policy's responses against the baseline's: who judged, by policy the preference for
-    its response to each prompt (None where the judge abstained; identical texts tie without a question), and how it
-    behaved. Blind: it sees neither which policy wrote what nor how many there are. Raises ConfigError for a judge
-    that labelled what the policies learned from, DataError when the budget does not hold the whole examination."""
+    """Let an AI judge compare every policy's responses with the baseline's, blind.
+
+    Returns who judged, preferences by policy and prompt (None: the judge abstained), and a report on
+    its behaviour. Identical texts tie without a question. The judge sees neither which policy wrote a
+    text nor how many there are. Raises ConfigError for a judge that labelled the run's pairs, and
+    DataError if the budget does not cover the whole examination.
+    """
     judge = open_judge(config)
     rubric = load_rubric(config.rubric, load_guidelines(guidelines))
     name = annotator(judge, rubric)

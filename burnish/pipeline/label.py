@@ -1,4 +1,4 @@
-"""The label stage: the comparisons are answered, by simulated annotators or by labels that were imported."""
+"""The label stage: labels from simulated annotators, an AI judge, people or an import."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from burnish.runs.files import write_json
 
 
 def label(data: Data, journal: Journal, config: LabelConfig, seed: int) -> list[str]:
-    """Fill the label store with answers."""
+    """Fill the label store with labels from the configured source."""
     if config.source == "imported":
         import_labels(data, config)
     elif config.source == "judge":
@@ -38,14 +38,14 @@ def label(data: Data, journal: Journal, config: LabelConfig, seed: int) -> list[
 
 
 def own_questions(data: Data, journal: Journal) -> list[Comparison]:
-    """What the store asks, but for what came with the labels of a run that is followed."""
+    """Return the store's comparisons, except those of the run that this one follows."""
     earlier = followed(journal.run)
     known = {c.id for c in asked_before(RunDirectory.open(earlier))} if earlier is not None else set()
     return [c for c in data.store.comparisons() if c.id not in known]
 
 
 def judge_labels(data: Data, comparisons: list[Comparison], journal: Journal, config: LabelConfig) -> None:
-    """An AI judge answers every comparison, in both orders; how it behaved goes to metrics/judge.jsonl."""
+    """Label comparisons by an AI judge, in both orders; log its behaviour in metrics/judge.jsonl."""
     report = label_comparisons(
         data.store,
         comparisons,
@@ -68,12 +68,12 @@ def judge_labels(data: Data, comparisons: list[Comparison], journal: Journal, co
 
 
 def judge_ledger(run: Path, store: str | None) -> Path:
-    """Where a judge's answers are kept: with the store that runs share, where they do."""
+    """Return the path of a judge's ledger: beside a store file that runs share, else in the run."""
     return run / "judge" / "label.jsonl" if store is None or is_url(store) else beside(store, ".judge.jsonl")
 
 
 def import_labels(data: Data, config: LabelConfig) -> None:
-    """Every imported pair as a comparison with one label."""
+    """Add every imported pair to the store as a comparison with one label."""
     drawn_pairs, voices = [], []
     guidelines = None
     if config.guidelines is not None:
@@ -82,7 +82,7 @@ def import_labels(data: Data, config: LabelConfig) -> None:
     for pair in data.imported.pairs:
         drawn, preference = drawn_sides(pair)
         drawn_pairs.append((drawn, preference))
-        # Two rows that say opposite things of one question are two voices, not one.
+        # Rows about the same question may disagree, so each counts as another annotator.
         times[drawn.id] += 1
         voice = "import" if times[drawn.id] == 1 else f"import-{times[drawn.id]}"
         voices.append(voice)
@@ -95,8 +95,10 @@ def import_labels(data: Data, config: LabelConfig) -> None:
 
 
 def drawn_sides(pair: Preference) -> tuple[Comparison, float]:
-    """The pair as a question, and how far it prefers the first side. Files put the winner first: which response
-    stands first is drawn by a hash of both, so that "first wins" means nothing, whichever of them won."""
+    """Return the pair as a comparison in drawn order, and the preference for its first side.
+
+    Files put the winner first. A hash of both texts draws the order, so it does not show the winner.
+    """
     chosen = Response(pair.chosen, ended=pair.chosen_ended)
     rejected = Response(pair.rejected, ended=pair.rejected_ended)
     texts = sorted((pair.chosen, pair.rejected))
@@ -107,10 +109,10 @@ def drawn_sides(pair: Preference) -> tuple[Comparison, float]:
 
 
 def simulate_labels(data: Data, comparisons: list[Comparison], config: LabelConfig, seed: int) -> None:
-    """A rehearsal's annotators answer, `labels_per_pair` of them each comparison."""
+    """Label each comparison by `labels_per_pair` simulated annotators."""
     assert data.gold is not None
     guidelines = data.store.add_guidelines(load_guidelines(config.guidelines))
-    # Runs that share a store have crowds of their own: by seed and tastes.
+    # Every run that shares a store has its own annotators, named by seed and settings.
     name = (
         ""
         if config.store is None
@@ -131,8 +133,10 @@ def simulate_labels(data: Data, comparisons: list[Comparison], config: LabelConf
 
 
 def add_labels(store: LabelStore, labels: list[Label]) -> None:
-    """Append labels. Raises DataError when the store has other answers of the same annotators to the same questions:
-    labels are never changed, and silently keeping the old ones would make the configuration untrue."""
+    """Append labels; raise DataError if an annotator has answered one of the questions differently.
+
+    Labels are never changed, and silently keeping the old ones would make the configuration untrue.
+    """
     differing = store.differing(labels)
     if differing:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Learning rates found by short trials, on record."""
+"""Learning rates, found by short trials and recorded as decisions."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def found_rate(
     trial: TrialLoss,
     seed: int,
 ) -> float:
-    """The learning rate for `steps` updates of `batch_size` rows each, given the prompt of every row (`groups`); a
-    decision on record."""
+    """Find and record the rate for `steps` updates of `batch_size` rows; `groups` are their prompts."""
     rates = ladder(base)
     tried = trial_steps(steps)
     learned, unseen = trial_rows(groups, round(tried * batch_size), generator(seed, "sweep"))
@@ -58,7 +57,7 @@ def fine_tuning_rate(
     config: FineTuning,
     seed: int,
 ) -> float:
-    """The rate of a fine-tuning on these sequences, one of each of the prompts: as given, or found."""
+    """Return the learning rate for sequences with one prompt each: as given, or found by trials."""
     if given != "auto":
         return given
     return found_rate(

@@ -1,7 +1,8 @@
-"""Tasks of EleutherAI's lm-eval as regression sets: the harness asks and marks, a policy of this run answers.
+"""Tasks of EleutherAI's lm-eval as regression sets: the harness scores a policy's answers.
 
-The policy answers as everywhere else, from the base that all policies share, at temperature 1 where likelihoods are
-compared and greedily where text is asked for (unless the task says otherwise)."""
+The policy uses the base that all policies share. Likelihoods are compared at temperature 1. Text
+is generated greedily unless the task says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -29,23 +30,23 @@ from burnish.models.sequences import Sequences
 from burnish.pipeline.context import Models, context_of
 from burnish.randomness import generator
 
-GREEDY = 1e-4  # temperature: distinguishes logits that differ by a ten-thousandth
-NO_LIMIT = 2048  # tokens at once, of a model that names no limit
-LONGEST_ANSWER = 256  # tokens, where a task says nothing
+GREEDY = 1e-4  # temperature: still distinguishes logits that differ by a ten-thousandth
+NO_LIMIT = 2048  # context in tokens of a model that gives no limit
+LONGEST_ANSWER = 256  # tokens, if the task gives no limit
 Marks = dict[tuple[str, int], float]
 
 
 def marks_of(
     models: Models, policies: Sequence[Policy], given: RegressionSet, config: EvaluateConfig
 ) -> list[Marks]:
-    """What every policy reached on every question of a task, by (task, question); more is better."""
+    """Return every policy's mark for each question of a task, by (task, question); higher is better."""
     assert given.task is not None
     manager = knowing(given.task, given.include)
     return [asked(Answers(models, policy, config), manager, given) for policy in policies]
 
 
 def knowing(task: str, include: str | None) -> TaskManager:
-    """Who knows the task: the folder of the user's own, or all that lm-eval has, whose list takes seconds to make."""
+    """Return a task manager for the task: of the user's folder, or of lm-eval (which takes seconds)."""
     for own in (True, False):
         if own and include is None:
             continue
@@ -59,7 +60,7 @@ def knowing(task: str, include: str | None) -> TaskManager:
 
 
 def asked(answers: Answers, manager: TaskManager, given: RegressionSet) -> Marks:
-    """One policy's marks."""
+    """Run a task on one policy and return its marks; raise DataError if the task cannot run."""
     templated = bool(answers.tokenizer.chat_template) and answers.models.codec.use_chat_template is not False
     loudness = logging.getLogger("lm_eval").level
     try:
@@ -72,7 +73,7 @@ def asked(answers: Answers, manager: TaskManager, given: RegressionSet) -> Marks
             apply_chat_template=templated,
             verbosity="ERROR",
         )
-    except (OSError, ValueError) as error:  # no data, no network, code that it would have to run
+    except (OSError, ValueError) as error:  # no data, no network, or the task has code of its own
         raise DataError(
             f"lm-eval's task {given.task!r} could not be asked: {first_line(error)}; is its data here? "
             "`lm-eval validate --tasks NAME` says more"
@@ -89,7 +90,7 @@ def asked(answers: Answers, manager: TaskManager, given: RegressionSet) -> Marks
 def marked(
     name: str, rows: Sequence[Mapping[str, Any]], better: Mapping[str, bool | None], metric: str | None
 ) -> list[tuple[Mapping[str, Any], float]]:
-    """Rows of a task with what each is worth, by one metric and one filter ("exact_match,strict-match")."""
+    """Return a task's rows with their values, by one metric and filter ("exact_match,strict-match")."""
     wanted, _, chosen = (metric or "").partition(",")
     offered = [m for m in (rows[0]["metrics"] if rows else []) if better.get(m) is not None]
     if wanted:
@@ -111,30 +112,34 @@ def marked(
 
 
 class Answers(TemplateLM):  # type: ignore[misc]
-    """A policy as lm-eval asks a model."""
+    """A policy with the interface that lm-eval expects of a model."""
 
     def __init__(self, models: Models, policy: Policy, config: EvaluateConfig) -> None:
         super().__init__()
-        self.models, self.policy, self.batch_size = models, replace(policy), config.batch_size  # its own heat
+        self.models, self.policy, self.batch_size = models, replace(policy), config.batch_size  # own settings
         self.tokenizer: Any = models.codec.tokenizer
         self.room = context_of(models.base.lm) or NO_LIMIT
 
     @property
     def eot_token_id(self) -> int:
+        """Id of the end-of-sequence token."""
         return self.models.codec.eos_id
 
     @property
     def prefix_token_id(self) -> int:
+        """Id of the token before a text without context: the start token, else the end-of-sequence token."""
         start = self.tokenizer.bos_token_id
         return self.eot_token_id if start is None else int(start)
 
     @property
     def tokenizer_name(self) -> str:
+        """Name of the tokenizer."""
         return str(self.tokenizer.name_or_path)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
+        """Render a chat history as text with the tokenizer's chat template."""
         return str(
             self.tokenizer.apply_chat_template(
                 chat_history,
@@ -145,6 +150,7 @@ class Answers(TemplateLM):  # type: ignore[misc]
         )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Encode a text without a second start token or a trailing end-of-sequence token."""
         if add_special_tokens is None:
             start = self.tokenizer.bos_token
             add_special_tokens = not (start and string.startswith(start))
@@ -154,14 +160,14 @@ class Answers(TemplateLM):  # type: ignore[misc]
         return ids
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """As the harness has it, without a bar of its own."""
+        """Call the harness's method without its progress bar."""
         found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return found
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """Nats of every continuation, and whether it is what greedy decoding writes."""
+        """Return the log-likelihood of every continuation in nats, and whether it is the greedy one."""
         prompts, continuations = [], []
         for _text, before, after in requests:
             kept = after[-(self.room - 1) :]
@@ -182,7 +188,7 @@ class Answers(TemplateLM):  # type: ignore[misc]
         return [by_row[i] for i in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Nats of whole texts, in windows as wide as the model."""
+        """Return the log-likelihood of whole texts in nats, in windows of the model's context."""
         windows = [
             [
                 make_disjoint_window(w)
@@ -199,7 +205,7 @@ class Answers(TemplateLM):  # type: ignore[misc]
         return [sum(next(said)[0] for _ in each) for each in windows]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Texts, cut off before the first of the strings that a task names."""
+        """Generate texts and cut them off before the first stop string of the task."""
         together = defaultdict[tuple[int, float], list[int]](list)
         for i, request in enumerate(requests):
             asked: dict[str, Any] = request.args[1]
@@ -226,7 +232,7 @@ class Answers(TemplateLM):  # type: ignore[misc]
 
 
 def cut_off(text: str, until: str | Sequence[str] | None) -> str:
-    """A text up to the first of some strings."""
+    """Return a text up to the first of the `until` strings."""
     for end in [until] if isinstance(until, str) else until or []:
         if end:
             text = text.partition(end)[0]

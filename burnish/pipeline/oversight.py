@@ -1,5 +1,4 @@
-"""Monitors and guard over the figures of a PPO run: what a run does while it lasts, and what is done again over kept
-figures. No model is needed."""
+"""Monitors and guard over the figures of a PPO run, live or replayed; needs no model."""
 
 from __future__ import annotations
 
@@ -21,9 +20,11 @@ NUMBERS = ("healthy", "healthy_tick", "candidate", "candidate_tick")
 
 @dataclass
 class Oversight:
-    """`healthy` is the number of the last checkpoint that has proved healthy, made at `healthy_tick`; `candidate` that
-    of the one that is about to, 0 where there is none. `tightest`: how often the reward's members can be combined more
-    carefully."""
+    """Monitors and guard of a PPO run, and the checkpoints to which it can roll back.
+
+    `healthy`: number of the last checkpoint proven healthy, saved at `healthy_tick`. `candidate`: that
+    of the next to be proven, or 0. `tightest`: how often members can be combined more conservatively.
+    """
 
     config: GuardConfig
     health: HealthMonitor
@@ -48,8 +49,10 @@ class Oversight:
         looks: int,
         tightest: int = 0,
     ) -> Oversight:
-        """Over updates of so many responses each. `armed`: whether the watcher may raise alerts; `looks`: how often it
-        looks in the whole run."""
+        """Build the oversight of updates with `responses` responses each.
+
+        `armed`: whether the watcher may raise alerts. `looks`: its number of looks in the whole run.
+        """
         return cls(
             guard,
             HealthMonitor(monitor, kl_target),
@@ -59,7 +62,7 @@ class Oversight:
         )
 
     def introduced(self) -> Decision:
-        """Who looks at the run, with all that it takes to look at it again."""
+        """Return a decision that names the monitors, with the settings that a replay needs."""
         watcher = "a watcher" if self.watcher.armed else "no watcher"
         guard = "a guard" if self.config.enabled else "no guard"
         text = f"every update is looked at by {len(DETECTORS)} detectors of hacking, {watcher} and {guard}"
@@ -73,12 +76,14 @@ class Oversight:
         return Decision("oversight", text, evidence)
 
     def observe(self, stats: StepStats) -> list[Alert]:
-        """The alerts of one update."""
+        """Return the alerts of all monitors for one update."""
         return [a for monitor in (self.health, self.watcher, self.hacks) for a in monitor.observe(stats)]
 
     def judge(self, stats: StepStats, alerts: Sequence[Alert], tick: int) -> GuardStep:
-        """What the guard makes of an update, with what it costs in updates that are not kept. `healthy` only where no
-        streak of unhealthy ones is still open."""
+        """Return the guard's verdict on an update, with the number of updates that it gives up.
+
+        The verdict is `healthy` only if no streak of unhealthy updates is open.
+        """
         verdict = guard_step(self.guard, stats, alerts, tick, self.config, tightest=self.tightest)
         self.guard = verdict.state
         if verdict.action != "none":
@@ -95,16 +100,17 @@ class Oversight:
         return replace(verdict, healthy=healthy)
 
     def _prove(self, healthy: bool, tick: int) -> None:
-        """A checkpoint since which all updates were healthy for long enough is one to go back to, one that was followed
-        by an unhealthy update is not. So what the proxy likes is never enough: the watcher and the detectors have
-        looked at what came of it."""
+        """Promote the candidate to `healthy` after enough healthy updates; drop it on an unhealthy one.
+
+        A high reward alone is thus never enough: watcher and detectors have checked the updates since.
+        """
         if not healthy:
             self.candidate = 0
         elif self.candidate and tick - self.candidate_tick >= self.config.proof_updates:
             self.healthy, self.healthy_tick, self.candidate = self.candidate, self.candidate_tick, 0
 
     def checkpointed(self, number: int, tick: int, *, healthy: bool, proven: bool = False) -> frozenset[int]:
-        """Take note of a checkpoint; the numbers of those that must be kept."""
+        """Register a checkpoint and return the numbers of those that must be kept."""
         if proven:
             self.healthy, self.healthy_tick, self.candidate = number, tick, 0
         elif healthy and not self.candidate:
@@ -112,7 +118,7 @@ class Oversight:
         return frozenset({self.healthy, self.candidate})
 
     def rolled_back(self, state: dict[str, Any]) -> None:
-        """Back to what was saved; what was decided since, and how the run began, is kept."""
+        """Restore the saved state, but keep the guard's decisions and the figures of the run's start."""
         guard, health, hacks = self.guard, deepcopy(self.health), deepcopy(self.hacks)
         self.load_state_dict(state)
         self.guard = guard
@@ -120,6 +126,7 @@ class Oversight:
         self.hacks.restart(hacks)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state that a checkpoint stores."""
         return {
             "health": self.health.state_dict(),
             "watcher": self.watcher.state_dict(),
@@ -129,6 +136,7 @@ class Oversight:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state from a checkpoint."""
         self.health.load_state_dict(state["health"])
         self.watcher.load_state_dict(state["watcher"])
         self.hacks.load_state_dict(

@@ -1,4 +1,4 @@
-"""People as labelers: in a terminal, and a run that waits for them."""
+"""Labels from people: sessions in a terminal, and runs that wait for answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from burnish.runs.files import atomic_write
 def ask_in_terminal(
     file: Place, name: str, only: Path | None, guidelines: str | None, limit: int | None, most: int = 2
 ) -> None:
-    """A session with one person, who is asked what they have not answered yet, `most` answers at a time."""
+    """Ask one person in a terminal for the labels they have not given, `most` answers at a time."""
     if not name.strip() or ":" in name:
         raise ConfigError(f"--name {name!r} is no name; give one without a colon")
     annotator = f"person:{name.strip()}"
@@ -57,7 +57,7 @@ def wait_for_people(
     labels_per_pair: int,
     max_unlabelled_share: float,
 ) -> None:
-    """Raises Waiting while more than a share of what was asked has fewer labels than were asked for."""
+    """Raise Waiting while too large a share of comparisons has fewer than `labels_per_pair` labels."""
     ids, allowed = [c.id for c in asked], max_unlabelled_share * len(asked)
     missing = len(_missing(store, ids, labels_per_pair))
     if missing > allowed:
@@ -78,10 +78,12 @@ def examine_by_people(
     each: int,
     guidelines: str | None,
 ) -> tuple[str, dict[str, list[float | None]], dict[str, Any]]:
-    """What people say of every policy's responses against the baseline's: who judged, by policy the preference for its
-    response to each prompt (None where somebody flagged the question; identical texts tie without one), and how many
-    there were. Blind: questions lie in a store of their own, where nothing tells which policy wrote what. Raises
-    Waiting until `each` people have answered each."""
+    """Let people compare every policy's responses with the baseline's, blind.
+
+    Returns who judged, mean preferences by policy and prompt (None: flagged), and counts. Identical
+    texts tie without a question. Questions are in a store of their own, and people do not see which
+    policy wrote a text. Raises Waiting until every question has `each` answers.
+    """
     asked = {
         (prompt.id, ours, theirs): Comparison(prompt, Response(ours, name), Response(theirs, "sft"))
         for name, answers in texts.items()
@@ -123,8 +125,10 @@ def examine_by_people(
 
 
 def _missing(store: LabelStore, ids: Sequence[str], each: int) -> set[str]:
-    """Those of the comparisons that fewer people have labelled, and nobody has flagged as no question at all. Answers
-    that can no longer be taken back count, though no page is there to make labels of them."""
+    """Return the unflagged comparisons that fewer than `each` people have labelled.
+
+    Answers that can no longer be taken back count, even if no page converts them to labels.
+    """
     settle_overdue(store)
     closed = {i for *_, i in flagged(store)}
     given = Counter(label.comparison_id for label in store.labels() if label.source == "human")
@@ -137,6 +141,6 @@ def _is_over(place: Place, ids: Sequence[str], each: int, allowed: float) -> boo
 
 
 def _where(place: Place, run: Path) -> str:
-    """Where people can answer: on the page that serves the store, or how to have one."""
+    """Describe where people can answer: the page that serves the store, or how to start one."""
     page = page_of(place)
     return f"They are asked at {page}" if page else f"`burnish serve {run.parent}` has a page for them"

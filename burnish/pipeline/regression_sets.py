@@ -1,5 +1,4 @@
-"""What a champion may not lose: the user's own prompts with references, or tasks of lm-eval; SFT's figure against the
-champion's."""
+"""Regression sets (prompts with references, or lm-eval tasks), on which SFT must not win."""
 
 from __future__ import annotations
 
@@ -21,11 +20,11 @@ from burnish.records import Prompt
 from burnish.stats import clustered_bootstrap
 
 FEWEST = 8
-Figures = tuple[list[float], list[float], list[Hashable]]  # the champion's, SFT's, what belongs together
+Figures = tuple[list[float], list[float], list[Hashable]]  # the champion's, SFT's, cluster of each row
 
 
 def measure_regression_sets(models: Models, folder: Path, config: EvaluateConfig, seed: int) -> list[Held]:
-    """Every regression set, answered by SFT and by the policy saved in `folder`."""
+    """Measure SFT and the policy saved in `folder` on every regression set."""
     if not config.regression_sets:
         return []
     sft = models.reference(config.temperature)
@@ -37,7 +36,7 @@ def measure_regression_sets(models: Models, folder: Path, config: EvaluateConfig
 def measured(
     models: Models, sft: Policy, champion: Policy, given: RegressionSet, config: EvaluateConfig, seed: int
 ) -> Held:
-    """One regression set. Raises DataError where too few of its prompts fit."""
+    """Measure one regression set; raise DataError if too few of its prompts fit."""
     if lacking := given.lacks():
         raise ConfigError(lacking)
     asked = on_task if given.task is not None else on_prompts
@@ -50,10 +49,10 @@ def measured(
 def on_task(
     models: Models, sft: Policy, champion: Policy, given: RegressionSet, config: EvaluateConfig, seed: int
 ) -> Figures:
-    """A task of lm-eval, question by question."""
-    from burnish.pipeline.lm_eval import marks_of  # an extra
+    """Measure champion and SFT on each question of an lm-eval task."""
+    from burnish.pipeline.lm_eval import marks_of  # an optional dependency
 
-    # The harness asks as it likes: by one process, for all.
+    # The harness is not distributed, so process 0 runs it for all.
     ours, theirs = collectives.from_lead(lambda: marks_of(models, [champion, sft], given, config))
     if len(ours) < FEWEST:
         raise DataError(
@@ -65,7 +64,7 @@ def on_task(
 def on_prompts(
     models: Models, sft: Policy, champion: Policy, given: RegressionSet, config: EvaluateConfig, seed: int
 ) -> Figures:
-    """The user's own prompts with references."""
+    """Measure champion and SFT on the user's own prompts with references."""
     assert given.file is not None
     rows = read_references(given.file, given.limit)
     room = models.prompt_room
@@ -94,7 +93,7 @@ def found(
     config: EvaluateConfig,
     seed: int,
 ) -> list[float]:
-    """Whether a sampled answer has the reference in it, or is it."""
+    """Return 1.0 for each sampled answer that contains (or equals) its reference, else 0.0."""
     rollout = sample_rollout(
         policy,
         models.codec,
@@ -109,14 +108,14 @@ def found(
 
 
 def plain(text: str) -> str:
-    """Without case and white space that say nothing."""
+    """Casefold a text and collapse its white space."""
     return " ".join(text.casefold().split())
 
 
 def likelihoods(
     models: Models, policy: Policy, prompts: Sequence[Prompt], references: Sequence[str]
 ) -> list[float]:
-    """Mean log-probability a token of every reference, in nats, at temperature 1 whatever the policy samples at."""
+    """Return the mean log-probability per token of every reference, in nats, always at temperature 1."""
     policy, base = replace(policy, temperature=1.0), policy.top.base
     asked = [models.codec.encode_prompt(p) for p in prompts]
     said = [models.codec.encode_response(r, to=p) for p, r in zip(prompts, references, strict=True)]

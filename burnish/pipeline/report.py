@@ -1,4 +1,4 @@
-"""The report stage: the champion as a plain model folder with its card, summary.json and report.html."""
+"""The report stage: the champion as a plain model folder with a card, and the run's reports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from burnish.runs.files import atomic_folder, read_json, write_json
 
 
 def report(models: Models, path: Path, name: str, config: EvaluateConfig, seed: int) -> list[str]:
-    """Publish what the run in `path` found; the `config` is what its policies were sampled with."""
+    """Write the champion, summary.json and report.html; `config` has the sampling temperature."""
     evaluation = read_json(path / "evaluation.json")
     card = model_card(models, name, seed, evaluation)
     export_champion(models, path, evaluation, card, config.temperature)
@@ -38,8 +38,10 @@ def report(models: Models, path: Path, name: str, config: EvaluateConfig, seed: 
 def export_champion(
     models: Models, path: Path, evaluation: dict[str, Any], card: str, temperature: float | None = None
 ) -> None:
-    """The champion in champion/, a whole model, with its card; best-of-n is the SFT model with the reward ensemble and
-    a program that uses both."""
+    """Write the champion to champion/ as a whole model with its card.
+
+    Best-of-n is the SFT model with the reward ensemble and a program that uses both.
+    """
     folders = (policy_folder(path, name) for name in (evaluation["champion"], "sft"))
     source = next((f for f in folders if is_saved(f)), None)
     with atomic_folder(path / "champion") as folder:
@@ -60,8 +62,7 @@ def export_champion(
 
 
 def add_reranker(models: Models, rewards: Path, folder: Path, n: int, temperature: float) -> None:
-    """Beside a policy in `folder`: the reward ensemble, and `generate.py`, which needs nothing of ours, with its
-    settings."""
+    """Add the reward ensemble, the standalone `generate.py` and its settings to a policy's folder."""
     names = scorers(rewards)
     for name in names:
         copy_whole_reward_model(models, rewards / name, folder / "reward" / name)
@@ -78,7 +79,7 @@ def add_reranker(models: Models, rewards: Path, folder: Path, n: int, temperatur
 
 
 def copy_whole_reward_model(models: Models, source: Path, to: Path) -> None:
-    """A saved reward model as a whole one, adapters merged."""
+    """Copy a saved reward model as a whole model, with its adapters merged."""
     if is_adapter(source):
         model = load_reward_model(models.base, source)
         save_plain_reward_model(model, to, models.codec.tokenizer)
@@ -87,7 +88,7 @@ def copy_whole_reward_model(models: Models, source: Path, to: Path) -> None:
 
 
 def model_card(models: Models, name: str, seed: int, evaluation: dict[str, Any]) -> str:
-    """What the model is, what it was compared with, on how many prompts, and who judged."""
+    """Return the model card: decision, examiner, win rate, number of prompts and KL."""
     champion = evaluation["champion"]
     figures = evaluation["policies"][champion]
     lines = [

@@ -1,4 +1,4 @@
-"""The reward stage: train the ensemble, its watcher and, if no other examiner is set, the examiner; examine them."""
+"""The reward stage: train and examine ensemble, watcher and, if none is set, an examiner."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from burnish.reward.probe import Probed, choose, choose_other, probe, probed_dep
 from burnish.reward.train import new_models, train_reward_model, trial_loss
 from burnish.runs.files import read_json, write_json
 
-AVERAGE = "average"  # of the members' weights
+AVERAGE = "average"  # the model with the members' mean weights
 ROLES = ("members", "watcher", "examiner")
 
 
@@ -47,8 +47,11 @@ def reward(
     examination: EvaluateConfig,
     seed: int,
 ) -> list[str]:
-    """Train the members side by side, then watcher and examiner (a checkpoint after each group), normalise them on
-    reference samples (as many as `ppo` has prompts for), examine with the confidence of the `examination`."""
+    """Train members, watcher and examiner, normalise them on reference samples, and examine them.
+
+    Members are trained side by side, and a checkpoint follows each group. `ppo` sets the number of
+    reference samples (as many as it has prompts), `examination` the confidence of the intervals.
+    """
     folder = journal.path / "reward"
     parts = data.parts
     names = [f"member-{k}" for k in range(config.members)]
@@ -93,7 +96,7 @@ def reward(
         return EncodedPairs(base, models.codec, parts["validation"])
 
     def on_validation(read: Callable[[Sequences], torch.Tensor], base: Backbone) -> torch.Tensor:
-        """What is read of the chosen, then of the rejected answers."""
+        """Return what `read` gives for the chosen, then for the rejected answers."""
         encoded = validation(base)
         return torch.cat(encoded.sides(read(encoded.sequences)))
 
@@ -119,7 +122,7 @@ def reward(
         if role == "watcher":
             report[role] |= watcher_verdict(report[role], report["baselines"])
         elif role == "examiner":
-            # Who errs where the members err cannot see what they taught the policy.
+            # An examiner with the members' errors cannot see what those taught the policy.
             both = torch.stack([errors(held_out / ensemble.sd), errors(scores)], 1)
             report[role]["error_correlation_with_members"] = error_correlation(both.cpu())
     report.setdefault("watcher", None)
@@ -140,13 +143,15 @@ def find_readings(
     pairs: list[Preference],
     seed: int,
 ) -> dict[str, Any]:
-    """Where members, watcher and examiner read: as configured, and where that is left open as linear probes
-    on the members' pairs say; the examiner elsewhere than the members, to err elsewhere."""
+    """Select the layer and pooling from which members, watcher and examiner read.
+
+    Linear probes on the members' pairs select what is "auto". The examiner reads and errs elsewhere.
+    """
     base = models.base
     layers = config.layers or base.layers
     depths = probed_depths(base, layers) if config.depth == "auto" else [config.depth]
     poolings: list[Pooling] = ["mean", "last"] if config.pooling == "auto" else [config.pooling]
-    base.at(depths[0], layers)  # says so, if there is no such depth
+    base.at(depths[0], layers)  # raises if there is no such depth
     found: list[Probed] = []
     if len(depths) * len(poolings) == 1:
         readings = dict.fromkeys(ROLES, Reading(depths[0], poolings[0]))
@@ -172,8 +177,7 @@ def find_rate(
     pooling: Pooling,
     seed: int,
 ) -> float:
-    """The learning rate of all reward models: as configured, known for the embedded model, found by short trials for
-    any other."""
+    """Return the rate of all reward models: configured, known (embedded model) or found by trials."""
     if config.learning_rate != "auto":
         return config.learning_rate
     base = pairs.sequences.base
@@ -181,7 +185,7 @@ def find_rate(
         return ladder(base)[USUAL]
     seed = derive_seed(seed, "sweep")
     prompts = len(set(pairs.groups))
-    # A batch counts prompts; as the members differ by their seeds alone, one rate serves all.
+    # The batch size counts prompts. Members differ only by their seeds, so one rate serves all.
     return found_rate(
         journal,
         "reward",
@@ -204,8 +208,10 @@ def train_group(
     learning_rate: float,
     seed: int,
 ) -> None:
-    """Train and export reward models of the same pairs side by side, whole ones by each of several processes; a name
-    seeds its head, bootstrap, order and dropout."""
+    """Train and save reward models of the same pairs side by side.
+
+    Several processes train whole models each. A name seeds its head, bootstrap, order and dropout.
+    """
     base = pairs.sequences.base
     learning = partial(
         train_reward_model,
@@ -255,7 +261,7 @@ def train_group(
 
 
 def reference_prompts(data: Data, config: RewardConfig, ppo: PPOConfig) -> list[Prompt]:
-    """The prompts PPO will see, one reference response each: enough to normalise on, no more than it can use."""
+    """Return the prompts that get a reference response: as many as PPO uses or normalisation needs."""
     wanted = max(config.reference_samples, ppo.updates * ppo.batch_size // ppo.samples_per_prompt)
     return list(data.splits.train[:wanted])
 
@@ -269,12 +275,14 @@ def score_sd(
     examination: EvaluateConfig,
     seed: int,
 ) -> float:
-    """Standard deviation of the ensemble's score on the reference policy's responses (1 for one member), given their
-    raw scores (N, K). Where the score compares members after subtracting that of a reference response, it takes a
-    second response to the same prompts: each member has an offset of its own for every prompt."""
+    """Return the sd of the ensemble's score on reference responses, given raw scores (N, K).
+
+    It is 1 for one member. A relative score subtracts that of a reference response to the same prompt.
+    It takes a second response, because each member has its own offset for every prompt.
+    """
     normalised = (raw - ensemble.mean) / ensemble.sd
     if not ensemble.relative:
-        # Already on this scale, whatever the correction: it is put back on it.
+        # A length correction keeps this scale, because its scores are rescaled to it.
         return float(normalised.mean(1).std(unbiased=False))
     some = prompts[: config.reference_samples]
     again = sample_answers(models, some, examination.batch_size, seed, "reference-2")

@@ -27,8 +27,10 @@ from burnish.stats import clustered_proportion
 def account_of_rounds(
     models: Models, data: Data, run: RunDirectory, confidence: float
 ) -> list[dict[str, Any]]:
-    """Of every round its new labels and their cost, the policy it ended with, and the accuracy of its ensemble on
-    held-out pairs of every round. Those are drawn at random, never chosen by what a model is unsure of."""
+    """Return each round's new labels, their cost, its policy and the accuracy of its ensemble.
+
+    The accuracy is on held-out pairs of every round, drawn at random and not by any uncertainty.
+    """
     rounds = range(run.config.rounds)
     pairs = data.parts["validation"]
     paths = [*(round_path(run.path, number + 1) for number in rounds[:-1]), run.path]
@@ -73,7 +75,7 @@ def account_of_rounds(
 
 
 def judged_right(models: Models, rewards: Path, pairs: list[Preference]) -> list[float]:
-    """Whether a saved ensemble, as PPO was given it, prefers what was chosen."""
+    """Return 1.0 for each pair of which a saved ensemble, as PPO used it, prefers the chosen side."""
     prepare(models.base, rewards)
     ensemble = load_ensemble(models.base, rewards)
     encoded = EncodedPairs(ensemble.base, models.codec, pairs)
@@ -88,28 +90,28 @@ OF_A_MACHINE = (
     "cache_gib",
     "gradient_checkpointing",
     "attn_implementation",
-)  # keys of model
+)  # keys of `model` in which the runs may differ
 
 
 def carry_out_rounds(
     journal: Journal, config: RunConfig, carry_out: Callable[[RunConfig, Path], object]
 ) -> list[str]:
-    """Every round but the last, one after the other; a stopped run continues in the round where it was."""
+    """Run every round except the last; a stopped run continues in the round where it was."""
     for number in range(1, config.rounds):
         journal.view.note(f"round {number} of {config.rounds}")
         carry_out(config_of_round(config, journal.path, number), round_path(journal.path, number))
-        give_back()  # the models of a round are to be gone before those of the next come
+        give_back()  # frees the models of a round before the next one loads its own
     journal.view.note(f"round {config.rounds} of {config.rounds}")
     return [ROUNDS]
 
 
 def round_path(run: Path, number: int) -> Path:
-    """The run directory of a round before the last."""
+    """Return the run directory of a round before the last."""
     return run / ROUNDS / str(number)
 
 
 def config_of_round(config: RunConfig, run: Path, number: int) -> RunConfig:
-    """What a round before the last is carried out with."""
+    """Return the configuration of a round before the last."""
     earlier = str(round_path(run, number - 1).resolve()) if number > 1 else config.collect.previous_run
     collect = config.collect.model_copy(
         update={"n_pairs": pairs_of_round(config, number), "previous_run": earlier}
@@ -119,21 +121,23 @@ def config_of_round(config: RunConfig, run: Path, number: int) -> RunConfig:
             "name": f"{config.name}-round-{number}",
             "rounds": 1,
             "collect": collect,
-            "ppo": config.ppo.model_copy(update={"update_seconds": None}),  # which the run has settled
+            "ppo": config.ppo.model_copy(update={"update_seconds": None}),  # the run has applied it
             "monitor": config.monitor.model_copy(update={"trackers": ()}),
         }
     )
 
 
 def pairs_of_round(config: RunConfig, number: int) -> int:
-    """Comparisons that a round has labelled: an equal part of `collect.n_pairs`, the last what is left."""
+    """Return the number of pairs of a round: an equal part of `collect.n_pairs`, or what is left."""
     part = config.collect.n_pairs // config.rounds
     return part if number < config.rounds else config.collect.n_pairs - part * (config.rounds - 1)
 
 
 def followed(run: RunDirectory) -> Path | None:
-    """The run directory that this one samples from, chooses by and has its reference from; None for a first round.
-    Raises ConfigError for one that has aligned nothing, or another model."""
+    """Return the run that gives this one its policy, ensemble and reference; None for a first round.
+
+    Raises ConfigError if that run has not finished its align stage or has another model.
+    """
     if run.config.rounds > 1:
         return round_path(run.path, run.config.rounds - 1)
     if run.config.collect.previous_run is None:
@@ -158,7 +162,7 @@ def followed(run: RunDirectory) -> Path | None:
 
 
 def asked_before(earlier: RunDirectory) -> list[Comparison]:
-    """What a run had asked when its labels were complete. Raises RunError where its labels are not there any more."""
+    """Return the comparisons of a run when its labels were complete; raise RunError if they are gone."""
     at = Snapshot(**read_json(earlier.path / SNAPSHOT))
     with LabelStore(label_store_of(earlier.path, earlier.config.label)) as store:
         known = list(store.comparisons(at=at))
@@ -168,12 +172,12 @@ def asked_before(earlier: RunDirectory) -> list[Comparison]:
 
 
 def aligned(run: Path) -> Path | None:
-    """What a run's align stage made: PPO's policy, or what took its place; None when nothing came of it."""
+    """Return the policy that a run's align stage made (PPO's, or its substitute), or None."""
     return next((run / name for name in TRAINED if is_saved(run / name)), None)
 
 
 def policies(run: RunDirectory) -> dict[str, Path]:
-    """Where the trained policies of a run are saved, those of its earlier rounds first."""
+    """Return the folders of a run's trained policies by name, those of earlier rounds first."""
     numbers = range(1, run.config.rounds)
     rounds = {f"{ROUND}{n}": aligned(round_path(run.path, n)) for n in numbers}
     own = {name: run.path / name for name in TRAINED if is_saved(run.path / name)}
@@ -181,7 +185,7 @@ def policies(run: RunDirectory) -> dict[str, Path]:
 
 
 def policy_folder(run: Path, name: str) -> Path:
-    """Where a policy is saved, by the name that the evaluation gives it."""
+    """Return the folder of a policy, given its name in the evaluation."""
     if name.startswith(ROUND):
         return aligned(round_path(run, int(name.removeprefix(ROUND)))) or run / name
     return run / name

@@ -1,4 +1,4 @@
-"""The stages in order: what each reads and writes, when it is done again, how a run goes on where it stopped."""
+"""The stages in order: their inputs and outputs, when they are redone, and how a run resumes."""
 
 from __future__ import annotations
 
@@ -40,9 +40,11 @@ from burnish.runs.inputs import Inputs, code_version, config_inputs, content_has
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a run: the function that executes it, the configuration that it uses (sections or single keys) and the
-    files that it reads, besides those of earlier stages, and the files that it writes, labels apart. Its code is what
-    `burnish.pipeline.NAME` imports."""
+    """A stage of a run: the function that executes it, what it uses and what it writes.
+
+    `uses`: sections or single keys of the configuration. `files`: files read besides those of earlier
+    stages. `writes`: files written, labels apart. Its code is what `burnish.pipeline.NAME` imports.
+    """
 
     name: str
     carry_out: Callable[[RunContext], list[str]]
@@ -50,7 +52,7 @@ class Stage:
     writes: Writes
     files: tuple[str, ...] = ()
     lower: str = "evaluate.batch_size"  # what to lower when memory runs out
-    shared: bool = True  # among the processes of a run; otherwise the leader does it, and may wait for people
+    shared: bool = True  # by all processes; otherwise the leader alone runs it and may wait for people
 
 
 EXAMINED = ("examined.json", "stressed.json", "examined.html", "examined_on.json", "examined_on.html")
@@ -92,8 +94,8 @@ ROUND = (
             w.config.evaluate,
             w.config.seed,
         ),
-        # PPO's prompts and temperature make the reference samples, the examiner's kind splits the pairs, its
-        # confidence arms the watcher.
+        # PPO's prompts and temperature determine the reference samples, the examiner's kind the split
+        # of pairs, and its confidence whether the watcher is armed.
         uses=(
             *("reward", "ppo.updates", "ppo.batch_size", "ppo.samples_per_prompt", "ppo.temperature"),
             *("evaluate.examiner", "evaluate.confidence", "evaluate.batch_size"),
@@ -162,7 +164,7 @@ STAGES = (
 
 
 def stages_of(config: RunConfig) -> tuple[Stage, ...]:
-    """The stages of a run."""
+    """Return the stages of a run."""
     return STAGES if config.rounds > 1 else STAGES[1:]
 
 
@@ -175,12 +177,12 @@ COST_KEYS = (
     "price_out",
     "budget",
     "api_key_env",
-)  # of a judge
+)  # keys of a judge
 IGNORED_KEYS = (
     "monitor.trackers",
     "monitor.webhook",
-    "collect.previous_run",  # whose content is an input
-    "label.max_unlabelled_share",  # what stopped for want of labels reads it again
+    "collect.previous_run",  # the content of that run is an input
+    "label.max_unlabelled_share",  # a run that stopped because labels were missing reads it again
     *(f"{s}.judge.{k}" for s in ("label", "evaluate") for k in COST_KEYS),
 )  # keys that change no figure
 
@@ -193,7 +195,7 @@ def code_of(stage: Stage) -> list[str]:
 
 
 def stage_inputs(config: RunConfig) -> dict[str, Inputs]:
-    """What every stage depends on besides the stages before it."""
+    """Return the inputs of every stage (configuration, files, code), besides the stages before it."""
     named = {
         "model": resolve_path(config.model.path),
         "prompts": config.data.prompts,
@@ -225,9 +227,11 @@ def stage_inputs(config: RunConfig) -> dict[str, Inputs]:
 def run_pipeline(
     config: RunConfig, path: Path, *, until: str | None = None, redo: bool = False, view: View | None = None
 ) -> RunDirectory:
-    """Carry out every stage that is not done, in order, up to and including `until`. Finished work that the
-    configuration no longer fits is done again only with `redo`; so is what other code has made, which otherwise
-    stands. `view` is the view of the caller; None opens one."""
+    """Run every stage that is not done, in order, up to and including `until`.
+
+    Finished work that no longer fits the configuration is redone with `redo`, else an error. Work of
+    other code is redone with `redo`, else kept. `view` is the caller's view; None opens one.
+    """
     check_config(config)
     names = [stage.name for stage in stages_of(config)]
     if until is not None and until not in names:
@@ -254,8 +258,8 @@ def run_pipeline(
 
 
 def prepared(run: RunDirectory, view: View, redo: bool) -> RunConfig:
-    """Make a run directory ready for its stages; the configuration it is carried out with."""
-    followed(run)  # says so, if it is none to follow
+    """Prepare a run directory for its stages; return the configuration to run them with."""
+    followed(run)  # raises if the run cannot be followed
     set_determinism(run.config)
     place = RunContext.alone(run)
     config = run.config = settle_batch(run, place.models, place.data)
@@ -265,7 +269,7 @@ def prepared(run: RunDirectory, view: View, redo: bool) -> RunConfig:
 
 
 def view_of(config: RunConfig) -> View:
-    """What a run is watched in: of several processes the leader has one."""
+    """Open the view of a run; of several processes only the leader has a visible one."""
     return (
         open_view(config.name, config.ppo.kl.target)
         if collectives.leads()
@@ -274,7 +278,7 @@ def view_of(config: RunConfig) -> View:
 
 
 def tellers(run: RunDirectory, view: View) -> tuple[Trackers, Webhook | None]:
-    """Where the figures of a run go besides its folder, by the leader alone."""
+    """Open a run's trackers and webhook, which only the leader uses."""
     config = run.config
     if not collectives.leads():
         return Trackers({}, view.note), None
@@ -283,18 +287,20 @@ def tellers(run: RunDirectory, view: View) -> tuple[Trackers, Webhook | None]:
 
 
 def run_round(view: View, config: RunConfig, path: Path) -> RunDirectory:
-    """A round before the last, as far as its policy."""
+    """Run a round before the last, up to its policy."""
     return run_pipeline(config, path, until="align", view=view)
 
 
 def discard_stale(run: RunDirectory, inputs: dict[str, Inputs], view: View, *, redo: bool) -> None:
-    """Take back the stages that changed, saying which and why. Raises RunError, with nothing touched, when that would
-    destroy finished work and `redo` was not asked for."""
+    """Discard the stages whose inputs changed, and note which and why.
+
+    Raises RunError, with nothing touched, if that would destroy finished work without `redo`.
+    """
     stale = run.stale(inputs)
-    # A report is a rendering: there is nothing in it to lose.
+    # A report can be rendered again, so nothing is lost.
     outdated = [*stale.changed, *(n for n in stale.older if redo or n == "report")]
     if ROUNDS in run.stages() and ROUNDS not in inputs:
-        outdated.insert(0, ROUNDS)  # of when there were several
+        outdated.insert(0, ROUNDS)  # left from when there were several rounds
     lost = [n for n in outdated if n != "report" and run.holds_work(n)]
     why = "; ".join(stale.changes) or "another version of the code"
     if lost and not redo:
@@ -311,9 +317,11 @@ def discard_stale(run: RunDirectory, inputs: dict[str, Inputs], view: View, *, r
 
 
 def discard(run: RunDirectory, stages: Sequence[Stage]) -> None:
-    """Take back stages, the last one first: whoever is stopped on the way finds the first of them still stale, and so
-    all after it. Labels are never deleted: the store is set aside, and a new one begun with the comparisons when only
-    the labels are to be done again."""
+    """Discard stages, the last one first, so that a stopped discard leaves the first ones stale.
+
+    Labels are never deleted: the store is set aside. A new one keeps the comparisons if only labels
+    are redone.
+    """
     names = [stage.name for stage in stages]
     if {"rounds", "collect", "label"} & set(names):
         set_labels_aside(run, keep_comparisons=not {"rounds", "collect"} & set(names))
@@ -322,10 +330,10 @@ def discard(run: RunDirectory, stages: Sequence[Stage]) -> None:
 
 
 def set_labels_aside(run: RunDirectory, *, keep_comparisons: bool) -> None:
-    """Rename the label store, if there is one; begin a new one with its comparisons when they are to be kept."""
+    """Rename the label store, if any; start a new one with its comparisons if they are kept."""
     store = run.path / "labels.sqlite"
     if run.config.label.store is not None or not store.exists():
-        return  # what several runs share is none of one run's to put aside
+        return  # one run must not set aside a store that several runs share
     number = len(list(run.path.glob("labels.replaced-*.sqlite"))) + 1
     with LabelStore(store) as old:
         comparisons = list(old.comparisons()) if keep_comparisons else []
@@ -336,7 +344,7 @@ def set_labels_aside(run: RunDirectory, *, keep_comparisons: bool) -> None:
 
 
 def carry_out(place: RunContext, stage: Stage, inputs: Inputs) -> None:
-    """One stage: skipped when done, continued when it was stopped, marked failed with the reason when it fails."""
+    """Run one stage: skip it if done, continue it if stopped, and mark it failed with the reason."""
     run, view = place.journal.run, place.journal.view
     if not collectives.from_lead(lambda: run.begin_stage(stage.name, inputs)):
         return
@@ -344,7 +352,7 @@ def carry_out(place: RunContext, stage: Stage, inputs: Inputs) -> None:
     place.models.on_reduce = place.journal.of(stage.name).less_at_once
     began = perf_counter()
     try:
-        if place.models.cut_over and stage.name not in ("sft", ROUNDS):  # which make bases of their own
+        if place.models.cut_over and stage.name not in ("sft", ROUNDS):  # these build their own bases
             place.models.made_by_all()
         outputs = (
             stage.carry_out(place)
@@ -353,7 +361,7 @@ def carry_out(place: RunContext, stage: Stage, inputs: Inputs) -> None:
         )
     except Waiting as error:
         if collectives.leads():
-            with collectives.alone():  # the others hear of it by the error
+            with collectives.alone():  # the other processes receive the error
                 run.wait_stage(stage.name, str(error))
         raise
     except Exception as error:
@@ -370,8 +378,11 @@ def carry_out(place: RunContext, stage: Stage, inputs: Inputs) -> None:
 
 
 def by_itself(stage: Stage, place: RunContext) -> list[str]:
-    """A stage that is not shared. What it reads of the data is forgotten after it where there are several processes:
-    what one alone knew already, the others would wait for it to ask."""
+    """Run a stage that is not shared.
+
+    With several processes it reads a copy of the data. The others would wait for data that one has
+    cached.
+    """
     if collectives.processes() == 1:
         return stage.carry_out(place)
     data = replace(place.data)
@@ -382,7 +393,7 @@ def by_itself(stage: Stage, place: RunContext) -> list[str]:
 
 
 def out_of_memory(error: Exception, stage: Stage) -> OutOfMemory | None:
-    """What to tell of an error that says memory ran out, here or in another process; None for any other."""
+    """Return the error to raise if memory ran out here or in another process, else None."""
     if not ran_out(error) and not (isinstance(error, OutOfMemory) and error.of_process is not None):
         return None
     return OutOfMemory(
@@ -393,8 +404,10 @@ def out_of_memory(error: Exception, stage: Stage) -> OutOfMemory | None:
 
 
 def fingerprint(path: Path) -> dict[str, str]:
-    """Hashes of what a stopped and continued run must have in common with one that never stopped: all that stages
-    write but wall-clock figures (timing, the rendered report), label times and checkpoints on the way."""
+    """Return hashes of what a resumed run must have in common with one that never stopped.
+
+    They exclude wall-clock figures (timing, rendered report), label times and interim checkpoints.
+    """
     found: dict[str, str] = {}
     for inner in sorted((path / ROUNDS).glob("[0-9]*")):
         found |= {f"{ROUNDS}/{inner.name}/{name}": value for name, value in fingerprint(inner).items()}
@@ -412,13 +425,14 @@ def fingerprint(path: Path) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of Burnish and of the libraries it runs on."""
     return {name: version(name) for name in ("burnish", "torch", "transformers", "tokenizers", "peft")}
 
 
 def set_determinism(config: RunConfig) -> None:
-    """Same machine, same threads, same numbers."""
+    """Set threads, seed and deterministic operations, so that a machine reproduces its numbers."""
     assert config.threads is not None, "frozen when the run was created"
     torch.set_num_threads(config.threads)
-    # Elsewhere some operations (sums along a row, on CUDA) have no deterministic form: a warning then, no error.
+    # On other devices some operations (on CUDA, sums along a row) have no deterministic form: only warn.
     torch.use_deterministic_algorithms(True, warn_only=find_device(config.model.device).type != "cpu")
     torch.manual_seed(config.seed)

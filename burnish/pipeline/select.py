@@ -1,4 +1,4 @@
-"""Predictions of a reward ensemble for comparisons without a label."""
+"""Acquisition scores by a reward ensemble for comparisons without a label."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from burnish.stats import sigmoid
 
 
 def usable(models: Models, comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Those whose prompt and responses are within the limits of a run's models."""
+    """Return the comparisons whose prompt and responses are within the limits of a run's models."""
     return [
         c
         for c in comparisons
@@ -32,7 +32,7 @@ def usable(models: Models, comparisons: Sequence[Comparison]) -> list[Comparison
 
 
 def as_pair(comparison: Comparison) -> Preference:
-    """A comparison as a pair whose first response stands for the preferred one."""
+    """Return a comparison as a pair, with its first response in place of the preferred one."""
     first, second = comparison.first, comparison.second
     return Preference(
         comparison.prompt,
@@ -51,8 +51,11 @@ def worth(
     n: int,
     past: Sequence[Comparison],
 ) -> npt.NDArray[np.float64]:
-    """(N,) how much a label of each would be worth. By D-optimal design the gains of the `n` that it picks beside the
-    `past` ones, on what the first member's head reads, and 0 for all others."""
+    """Return how much a label of each comparison would be worth (N,).
+
+    With D-optimal design it is the gain of each of the `n` comparisons picked beside `past`, 0 for all
+    others. The features are what the first member's head reads.
+    """
     pairs = _encoded(ensemble, models, comparisons)
     margins = _margins(ensemble, pairs)
     if how != "d_optimal":
@@ -79,18 +82,18 @@ def _encoded(ensemble: RewardEnsemble, models: Models, comparisons: Sequence[Com
 
 
 def _margins(ensemble: RewardEnsemble, pairs: EncodedPairs) -> npt.NDArray[np.float64]:
-    """(N, K) every member's raw score of the first response minus that of the second."""
+    """Return each member's raw score of the first response minus that of the second (N, K)."""
     first, second = pairs.sides(ensemble.raw(pairs.sequences))
     return np.asarray((first - second).double().cpu().numpy())
 
 
 def _features(ensemble: RewardEnsemble, pairs: EncodedPairs) -> npt.NDArray[np.float32]:
-    """(N, D) what the first member's head reads of the first response minus what it reads of the second."""
+    """Return the first member's head features of the first response minus those of the second (N, D)."""
     first, second = pairs.sides(read_features(ensemble.members[0], pairs.sequences))
     return np.asarray((first - second).float().cpu().numpy())
 
 
 def _spread(margins: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """(N,) p (1 - p) of the members' mean probability."""
+    """Return p (1 - p) of the members' mean probability (N,)."""
     p = sigmoid(margins).mean(axis=1)
     return np.asarray(p * (1 - p))

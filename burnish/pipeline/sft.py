@@ -19,7 +19,7 @@ from burnish.runs.files import link_folder
 
 
 def sft(models: Models, journal: Journal, config: SftConfig, seed: int) -> list[str]:
-    """Fine-tune on demonstrations. Nothing is done without any; a run that follows another has its reference."""
+    """Fine-tune on demonstrations, if there are any; a run that follows another links its policy."""
     if config.demonstrations is None:
         return []
     earlier = followed(journal.run)

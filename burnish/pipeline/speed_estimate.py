@@ -1,4 +1,4 @@
-"""How fast a machine is with a model: seconds a response of everything that stages do, and PPO's batch that follows."""
+"""Speed of a machine with a model, in seconds per response, and the PPO batch that follows."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ from burnish.runs.directory import RunDirectory
 from burnish.runs.files import read_json, write_json
 
 PROBE = 32  # responses that are timed
-TOGETHER = 4  # answers to a prompt that PPO may have to compare, whatever it begins with
+TOGETHER = 4  # so that PPO can switch to RLOO, which compares answers to a prompt
 SMALLEST, LARGEST = 16, 1024  # responses an update
 BYTES = 4  # float32
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds a response, once its frozen activations are there: to sample one, to read it with a policy, to learn from
-    it with a policy and with a reward model. `features`: to compute those activations, sampling apart."""
+    """Seconds per response of each operation, once its frozen activations are computed.
+
+    `sampling`: sample it. `features`: compute those activations, sampling apart. `reading`: read it
+    with a policy. `policy` and `reward`: learn from it with a policy and with a reward model.
+    """
 
     sampling: float
     features: float
@@ -41,18 +44,20 @@ class Speed:
 
     @property
     def scoring(self) -> float:
-        """To be read by one reward model: a pass forward, of forward and backward."""
+        """Seconds to score a response by one reward model: a third of a forward and a backward pass."""
         return self.reward / 3
 
     def ppo_response(self, config: RunConfig) -> float:
-        """Of one response of a PPO update: sampled, scored, read by the reference, learned from by policy and value
-        function in every inner epoch."""
+        """Return the seconds per response of a PPO update.
+
+        Each is sampled, scored, read by the reference, and trained on by policy and value in every epoch.
+        """
         members = config.reward.members * self.scoring
         value = self.reward if config.ppo.advantage in ("auto", "gae") else 0.0
         return self.sampling + members + self.reading + config.ppo.epochs * (self.policy + value)
 
     def scaled(self, sampled: float, read: float) -> Speed:
-        """For responses of so many times the tokens, and sequences of so many times theirs."""
+        """Return the speed for responses `sampled` times as long and sequences `read` times as long."""
         return Speed(
             self.sampling * sampled,
             *(read * x for x in (self.features, self.reading, self.policy, self.reward)),
@@ -60,7 +65,7 @@ class Speed:
 
 
 def measure(models: Models, prompts: Sequence[Prompt], config: RunConfig) -> Speed:
-    """Time a small batch of each, on these prompts."""
+    """Time a small batch of each operation on these prompts."""
     policy = models.new_policy()
 
     device = models.base.device
@@ -106,15 +111,17 @@ def measure(models: Models, prompts: Sequence[Prompt], config: RunConfig) -> Spe
 
 
 def row_bytes(models: Models) -> int:
-    """Of one response's activations below the cut, kept for policy and reward models."""
+    """Return the bytes of one response's frozen activations, kept for policy and reward models."""
     tokens = models.config.max_prompt_tokens + models.config.max_response_tokens
     return 2 * BYTES * tokens * models.base.hidden_size
 
 
 def settle_batch(run: RunDirectory, models: Models, data: Data) -> RunConfig:
-    """The configuration with PPO's batch as large as `ppo.update_seconds` allows and activations fit `model.cache_gib`
-    (of every process that shares the run); once found it stays that of the run (batch.json). Measured on the model as
-    it is given, before SFT."""
+    """Return the configuration with PPO's batch size chosen by `ppo.update_seconds`.
+
+    The batch is the largest that this time allows and whose activations fit `model.cache_gib` of
+    every process of the run. It is measured on the model before SFT and kept in batch.json.
+    """
     config = run.config
     seconds = config.ppo.update_seconds
     if seconds is None:
@@ -123,7 +130,7 @@ def settle_batch(run: RunDirectory, models: Models, data: Data) -> RunConfig:
     kept = read_json(file) if file.exists() else {}
     if kept.get("update_seconds") == seconds and kept["batch_size"] % asked == 0:
         return with_batch(config, kept["batch_size"])
-    run.freeze()  # a folder with a run in it, should it be stopped now
+    run.freeze()  # makes the folder a run, in case it is stopped now
     models = replace(models, fine_tuned=None)
     data = replace(data, models=models)
     sharing = collectives.processes()
@@ -133,16 +140,17 @@ def settle_batch(run: RunDirectory, models: Models, data: Data) -> RunConfig:
     write_json(file, {"update_seconds": seconds, "batch_size": size})
     data.close()
     del models, data
-    give_back()  # the model that was measured is to be gone before that of the run comes
+    give_back()  # frees the measured model before the run loads its own
     return with_batch(config, size)
 
 
 def batch_of(responses: float, ppo: PPOConfig) -> int:
-    """A batch of about so many responses that answers and minibatches divide."""
+    """Return a batch size of about `responses` that answers and minibatches divide."""
     step = math.lcm(ppo.samples_per_prompt, ppo.minibatches, TOGETHER)
     most, least = LARGEST // step, math.ceil(SMALLEST / step)
     return step * min(max(int(responses) // step, least), max(most, least))
 
 
 def with_batch(config: RunConfig, size: int) -> RunConfig:
+    """Return the configuration with another PPO batch size."""
     return config.model_copy(update={"ppo": config.ppo.model_copy(update={"batch_size": size})})

@@ -1,1 +1,1 @@
-"""Policies: supervised fine-tuning, PPO under an adaptive KL and a guard, DPO."""
+"""Policy training: supervised fine-tuning, PPO with adaptive KL and a guard, and DPO."""

@@ -1,4 +1,4 @@
-"""Direct preference optimisation (Rafailov et al. 2023) with reference log-probabilities computed once."""
+"""DPO (Rafailov et al. 2023) and IPO; reference log-probabilities are computed once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from burnish.records import StepStats
 
 @dataclass
 class DPO:
-    """A DPO run: `updates()` yields one StepStats an update; `step` counts them and survives a restart."""
+    """DPO training run: `updates()` yields one StepStats per update; `step` survives a restart."""
 
     policy: Policy
     reference: Policy
@@ -39,7 +39,7 @@ class DPO:
     config: DPOConfig
     learning_rate: float
     seed: int
-    smoothing: float = 0.0  # of labels
+    smoothing: float = 0.0  # label smoothing
     step: int = 0
     reference_sums: torch.Tensor | None = None  # (M,) summed log-probabilities of every answer; computed once
 
@@ -52,10 +52,11 @@ class DPO:
 
     @property
     def steps(self) -> int:
+        """Number of updates in the run."""
         return n_updates(len(self.pairs), self.config.batch_size, self.config.epochs)
 
     def cache_reference(self) -> torch.Tensor:
-        """(M,) summed log-probabilities of every answer under the reference."""
+        """Return the summed log-probability (M,) of every answer under the reference model."""
         sequences = self.pairs.sequences
         rows = range(len(sequences))
 
@@ -65,11 +66,11 @@ class DPO:
         return sequences.read(read, self.config.micro_batch, rows, "reference")
 
     def logprob_sums(self, batch: Batch) -> torch.Tensor:
-        """(B,) log-probability of each response under the policy."""
+        """Return the log-probability (B,) of each response under the policy."""
         return token_logprobs(self.policy, batch).sum(1)
 
     def updates(self) -> Iterator[StepStats]:
-        """Run to the end of the last epoch."""
+        """Train until the end of the last epoch and yield the statistics of each update."""
         if self.reference_sums is None:
             self.reference_sums = self.cache_reference()
         while self.step < self.steps:
@@ -78,12 +79,13 @@ class DPO:
             yield StepStats(self.step, 0, values)
 
     def batch_of_pairs(self, step: int) -> list[int]:
+        """Return the indices of the pairs in the batch of `step` (from 0)."""
         epoch, index = divmod(step, n_updates(len(self.pairs), self.config.batch_size))
         order = torch.randperm(len(self.pairs), generator=generator(self.seed, "dpo", epoch), device=CPU)
         return order.split(self.config.batch_size)[index].tolist()
 
     def update(self, index: list[int], reference: torch.Tensor) -> dict[str, float]:
-        """One optimiser step over the named pairs; a non-finite one is skipped and counted."""
+        """Take one optimizer step over the pairs in `index`; skip and count a non-finite step."""
         warmup = round(self.config.warmup_share * self.steps)
         rate = self.learning_rate * warm_up_then_down(self.step, self.steps, warmup)
         set_rates(self.optimizer, rate)
@@ -102,8 +104,11 @@ class DPO:
     def gradient(
         self, index: list[int], reference: torch.Tensor, micro_batch: int, n: int
     ) -> dict[str, float]:
-        """The gradient of the loss of the named pairs, as their share of the mean over `n`, from forward passes of at
-        most `micro_batch` sequences (two at least); the loss and its figures."""
+        """Compute the loss gradient of the pairs in `index` as their share of the mean over `n`.
+
+        Each forward pass has at most `micro_batch` sequences, but at least two. Return the loss and
+        its figures.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         total = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0, "chosen_logratio": 0.0}
         sides = self.pairs.sides(reference)
@@ -119,7 +124,7 @@ class DPO:
     def losses(
         self, part: list[int], reference_sides: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(n,) loss, margin and log-ratio of the chosen answer of every pair in `part`."""
+        """Return the loss, margin and chosen log-ratio, each (n,), of the n pairs in `part`."""
         chosen, rejected = self.pairs.each(self.logprob_sums, part)
         ref_chosen, ref_rejected = (side[part] for side in reference_sides)
         lengths = tuple(side[part] for side in self.pairs.sides(self.lengths))
@@ -145,7 +150,7 @@ class DPO:
         return losses, margins, chosen.detach() - ref_chosen
 
     def trial_loss(self, learned: list[int], unseen: list[int], rate: float) -> float:
-        """Mean loss, in nats a pair, on the `unseen` pairs after one pass of a fresh policy over the `learned`."""
+        """Return the mean loss (nats a pair) on `unseen` after a fresh policy's pass over `learned`."""
         if self.reference_sums is None:
             self.reference_sums = self.cache_reference()
         base = self.policy.top.base
@@ -172,10 +177,12 @@ class DPO:
         return float(torch.stack(parts).sum()) / len(unseen)
 
     def save(self, folder: Path) -> None:
+        """Save the trained weights and the optimizer state as safetensors."""
         save_file(self.policy.top.trained_state(), folder / "policy.safetensors")
         save_optimizer(self.optimizer, folder / "optimizer.safetensors")
 
     def load(self, folder: Path, step: int) -> None:
+        """Load the weights and optimizer state written by `save`, and set `step`."""
         self.policy.top.load_trained_state(load_file(folder / "policy.safetensors"))
         load_optimizer(self.optimizer, folder / "optimizer.safetensors")
         self.step = step

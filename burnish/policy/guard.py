@@ -1,10 +1,12 @@
-"""The guard over PPO: a pure reducer from (state, figures, alerts) to (state, action with evidence).
+"""Guard over PPO: a pure function from (state, figures, alerts) to (state, action, evidence).
 
-The ladder: the guard answers a warning that persists with the mildest step that can mend it (a larger KL coefficient,
-with a lower KL target where the reward is being hacked; a more careful combination of the reward models; a lower
-learning rate). If it persists, the run is rolled back to the last checkpoint that has proved healthy, with smaller
-steps. After too many roll-backs PPO is given up. A critical alert rolls back at once, and a reward that no policy can
-mend is given up at once. A streak ends after several healthy updates in a row; after many, raises and cuts count anew.
+The guard answers a persistent warning with the mildest action that can help. It raises the KL
+coefficient, combines the reward models more carefully, or lowers the learning rate. If the policy
+exploits the reward, a raise also lowers the KL target. If the warning persists, it rolls the run
+back to the last checkpoint that has proved healthy, with smaller steps. After too many roll-backs
+it gives PPO up. A critical alert rolls back at once. A reward from which no policy can learn gives
+PPO up at once. A streak ends after several healthy updates in a row; after many, the counts of
+raises and cuts restart.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ HACKS = frozenset(  # the policy exploits the reward
         *("format_drift", "entropy_drop", "ensemble_spread", "near_duplicates", "stock_phrase"),
     }
 )
-HOPELESS = "flat_reward"  # which no other policy makes any better
-REWARD = HACKS | {HOPELESS, "exploding_reward"}  # what says that the reward has failed
+HOPELESS = "flat_reward"  # no other policy can improve it
+REWARD = HACKS | {HOPELESS, "exploding_reward"}  # alerts that mean the reward has failed
 MENDS: dict[str, tuple[Action, ...]] = {
     **dict.fromkeys(HACKS, ("raise_kl", "tighten")),
     "kl_spike": ("raise_kl", "lower_rate"),
@@ -40,15 +42,19 @@ MENDS: dict[str, tuple[Action, ...]] = {
 
 
 def cause_of(alert: str) -> Cause:
-    """Whether the reward has failed, or the optimiser."""
+    """Return whether an alert means that the reward or the optimiser has failed."""
     return "reward" if alert in REWARD else "optimiser"
 
 
 @dataclass(frozen=True)
 class GuardState:
-    """`streak` unhealthy updates not yet followed by enough healthy ones, `calm` healthy ones in a row; `raises` and
-    `cuts` (of the rate) in this attempt, `tightenings` and `rollbacks` in all; `settled_at` the tick from which the
-    guard may act again."""
+    """State of the guard between updates.
+
+    `streak`: unhealthy updates not yet followed by enough healthy ones. `calm`: healthy updates in
+    a row. `raises`, `cuts`: KL raises and learning-rate cuts in this attempt. `tightenings`,
+    `rollbacks`: counts over all attempts. `settled_at`: the tick from which the guard may act
+    again.
+    """
 
     streak: int = 0
     calm: int = 0
@@ -59,12 +65,13 @@ class GuardState:
     settled_at: int = 0
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict, ready for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class GuardStep:
-    """What one update led to. `healthy` updates had no alert."""
+    """Result of judging one update; `healthy` means that no alert was a warning or critical."""
 
     state: GuardState
     action: Action
@@ -81,9 +88,12 @@ def guard_step(
     *,
     tightest: int = 0,
 ) -> GuardStep:
-    """Judge one update. Warnings must persist for `patience` updates, a critical alert acts at once; after an
-    action the guard waits `settle_updates` before the next, unless something is critical. `tightest` is how often the
-    reward's members can be combined more carefully."""
+    """Judge one update and choose the action of the guard.
+
+    A warning must persist for `patience` updates; a critical alert leads to an action at once.
+    After an action the guard waits `settle_updates` before the next, unless an alert is critical.
+    `tightest` is how often the reward models can be combined more carefully.
+    """
     warnings = [a for a in alerts if a.severity == "warning"]
     critical = [a for a in alerts if a.severity == "critical"]
     healthy = not (warnings or critical)
@@ -110,7 +120,7 @@ def guard_step(
 
 
 def _calmer(state: GuardState, config: GuardConfig) -> GuardState:
-    """After a healthy update: the streak ends, and later what an attempt has used up is forgiven."""
+    """Return the state after a healthy update: end the streak, and later reset raises and cuts."""
     calm = state.calm + 1
     state = replace(state, calm=calm, streak=0 if calm >= config.calm_updates else state.streak)
     return replace(state, raises=0, cuts=0) if calm >= config.forgive_updates else state
@@ -119,7 +129,7 @@ def _calmer(state: GuardState, config: GuardConfig) -> GuardState:
 def _taken(
     state: GuardState, action: Action, cause: Cause, stats: StepStats, tick: int, config: GuardConfig
 ) -> tuple[GuardState, str]:
-    """The state after an action, and a description of the action."""
+    """Return the state after an action and a description of the action."""
     acted = replace(state, streak=0, settled_at=tick + 1 + config.settle_updates)
     if action == "raise_kl":
         text = f"KL coefficient times {config.raise_kl_factor:g}"

@@ -7,18 +7,19 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 ERROR_CLIP = 0.2
-BEGUN = 0.1  # of the target: a policy that has moved at all
-STALLED = 5  # updates without a rise
-RISE = 0.02  # of the target
-STALL_ROOM = 4.0  # times that the coefficient may fall below its start before half of the target was reached
+BEGUN = 0.1  # share of the target; below it, the policy has hardly moved
+STALLED = 5  # updates without a rise of the smoothed KL that count as a stall
+RISE = 0.02  # share of the target that counts as a rise
+STALL_ROOM = 4.0  # before half the target is reached, a stall divides the start by at most this
 
 
 def initial_coef(score_sd: float, target: float) -> float:
-    """The coefficient whose optimum lies at `target` nats if scores under the reference were Gaussian.
+    """Return the coefficient with its optimum at `target` nats for Gaussian reference scores.
 
-    `score_sd` is the standard deviation of the scores of responses to one prompt: what differs between prompts does
-    not tilt the distribution of any. Tilting N(0, sd^2) by exp(r / coef) shifts its mean by sd^2 / coef, a KL of
-    sd^2 / (2 coef^2); set that to the target: coef = sd / sqrt(2 target).
+    `score_sd` is the standard deviation of the scores of responses to one prompt. Differences
+    between prompts do not tilt the distribution of any prompt. Tilting N(0, sd^2) by exp(r / coef)
+    shifts its mean by sd^2 / coef, a KL of sd^2 / (2 coef^2). Set that to the target: coef = sd /
+    sqrt(2 target).
     """
     _positive("score_sd", score_sd)
     _positive("target", target)
@@ -26,8 +27,11 @@ def initial_coef(score_sd: float, target: float) -> float:
 
 
 def lowered_target(target: float, kl: float | None, factor: float) -> float:
-    """The target that goes with a coefficient `factor` times as large: the smaller of target and measured KL (nats per
-    response), divided by the factor. A measured KL under a tenth of the target counts as a tenth of it."""
+    """Return the KL target for a coefficient that is `factor` times as large.
+
+    It is the smaller of the target and the measured KL (nats per response), divided by the factor.
+    A measured KL under a tenth of the target counts as a tenth of it.
+    """
     reached = target if kl is None else min(target, max(kl, BEGUN * target))
     return reached / factor
 
@@ -39,21 +43,28 @@ def _positive(name: str, value: float) -> None:
 
 @dataclass
 class AdaptiveKLController:
-    """`target` in nats per response (summed over tokens, averaged over the batch), `horizon` in episodes.
+    """Controller that adapts one KL coefficient to hold the KL at a target.
 
-    error = clip(kl / target - 1, -0.2, 0.2); coef *= 1 + error * n / horizon, on a bias-corrected moving
-    average of the measured KL, within [min_coef, max_coef] (the start too). The clamp is the anti-windup:
-    what lies beyond it is forgotten, so the coefficient turns with the error. The coefficient does not fall
-    before the smoothed KL has once reached half its target: a policy that has only begun to move is no sign
-    of too strong a penalty. One that has moved and then stopped is: after five updates without a rise the
-    coefficient may fall, to a quarter of its start at most. A batch of more than a horizon counts as one
-    horizon, so that no update moves it by over a fifth (the plain formula would turn the coefficient negative
-    at five horizons). With a `lead`, the error is that of the KL so many updates ahead if it went on as from
-    the last update to this one: an integral controller alone goes on lowering a coefficient until the target
-    is passed (the derivative term of Stooke et al. 2020, section 5).
+    `target` is in nats per response (summed over tokens, averaged over the batch), `horizon` in
+    episodes.
 
-    `coef`, `average`, `weight`, `reached`, `highest` (smoothed KL), `stalled` (updates since) and `start`
-    (coefficient) are state, the rest settings; `state_dict` holds both.
+    error = clip(kl / target - 1, -0.2, 0.2); coef *= 1 + error * n / horizon, on a bias-corrected
+    moving average of the measured KL, within [min_coef, max_coef] (the start too).
+
+    - Anti-windup: the clamp discards any excess, so the coefficient turns as soon as the error
+      changes sign.
+    - The coefficient does not fall until the smoothed KL has once reached half the target. A policy
+      that has only begun to move does not show that the penalty is too strong.
+    - A policy that has moved and then stopped does show it. After five updates without a rise the
+      coefficient may fall, but not below a quarter of its start.
+    - A batch of more than a horizon counts as one horizon, so no update moves the coefficient by
+      more than a fifth. The plain formula would make it negative at five horizons.
+    - With a `lead`, the error is that of the KL `lead` updates ahead, extrapolated from the last
+      two updates. An integral controller alone keeps lowering the coefficient until the target is
+      passed (the derivative term of Stooke et al. 2020, section 5).
+
+    State: `coef`, `average`, `weight`, `reached`, `highest` (smoothed KL), `stalled` (updates
+    since) and `start` (coefficient). The other fields are settings; `state_dict` returns both.
     """
 
     coef: float
@@ -88,10 +99,10 @@ class AdaptiveKLController:
         return self.average / self.weight if self.weight else None
 
     def update(self, kl_seq_sum_nats: float, n_episodes: int) -> float:
-        """Take in the mean KL of `n_episodes` responses, each a sum over tokens; returns the new coefficient.
+        """Update the coefficient with the mean KL of `n_episodes` responses, and return it.
 
-        The k1 mean of a small batch may be negative. One that is not finite raises ValueError and changes
-        nothing.
+        The KL of a response is a sum over tokens; the k1 mean of a small batch may be negative.
+        Raises ValueError, and changes nothing, if the KL is not finite.
         """
         if not math.isfinite(kl_seq_sum_nats):
             raise ValueError(f"kl_seq_sum_nats={kl_seq_sum_nats!r} must be finite; skip this update")
@@ -103,11 +114,11 @@ class AdaptiveKLController:
         self.reached = self.reached or kl >= self.target / 2
         ahead = kl + self.lead * (kl - (kl if before is None else before))
         error = min(max(ahead / self.target - 1.0, -ERROR_CLIP), ERROR_CLIP)
-        if self.stalled < STALLED:  # once it has stopped it may be let go on
+        if self.stalled < STALLED:  # a stall, once found, is not reset
             self.stalled = 0 if kl > self.highest + RISE * self.target else self.stalled + 1
         self.highest = max(self.highest, kl)
         moved = self.coef * (1.0 + error * min(n_episodes / self.horizon, 1.0))
-        if self.reached:  # a KL above its target reaches half of it
+        if self.reached:  # includes every KL above the target
             self.coef = self._clamp(moved)
         elif self.stalled >= STALLED and self.highest >= BEGUN * self.target:
             lowest = min(self.coef, self.start / STALL_ROOM)
@@ -115,11 +126,11 @@ class AdaptiveKLController:
         return self.coef
 
     def lower_target(self, factor: float) -> None:
-        """Lower the target by `lowered_target`, so that the controller does not undo a raise by `factor`."""
+        """Lower the target by `lowered_target`, so that a raise by `factor` is not undone."""
         self.target = lowered_target(self.target, self.smoothed, factor)
 
     def raise_coef(self, factor: float) -> None:
-        """Multiply the coefficient, within its clamps."""
+        """Multiply the coefficient by `factor`, within its limits."""
         _positive("factor", factor)
         self.coef = self._clamp(self.coef * factor)
 
@@ -127,17 +138,17 @@ class AdaptiveKLController:
         return min(max(coef, self.min_coef), self.max_coef)
 
     def state_dict(self) -> dict[str, Any]:
-        """State and settings, ready for JSON."""
+        """Return the state and the settings, ready for JSON."""
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; anything else raises ValueError and changes nothing."""
+        """Load a `state_dict`; raise ValueError, and change nothing, for any other content."""
         state = {
             "lead": 0.0,
             "highest": 0.0,
             "stalled": 0,
             "start": 0.0,
-        } | state  # new ones
+        } | state  # keys that older checkpoints lack
         names = {f.name for f in fields(self)}
         if set(state) != names:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""PPO with a KL penalty: collection of rollouts and optimization (Schulman et al. 2017; Ziegler et al. 2019)."""
+"""PPO with a KL penalty: rollouts and optimization (Schulman et al. 2017; Ziegler et al. 2019)."""
 
 from __future__ import annotations
 
@@ -46,21 +46,23 @@ from burnish.policy.shaping import Shaping
 from burnish.randomness import generator
 from burnish.records import Decision, Prompt, Rollout, StepStats
 
-RATE_BAND = 3.0  # how far a step may be from the one that is wanted
+RATE_BAND = 3.0  # factor by which the KL of an update may differ from `wanted_kl`
 RATE_RANGE = 1000.0
-PATIENCE = 3  # updates of a value function that explains nothing
-GROUPS = (4, 5, 3, 2)  # answers to compare without one, the first that divides the batch
+PATIENCE = 3  # updates without explained variance before the value function is dropped
+GROUPS = (4, 5, 3, 2)  # answers per prompt without a value function; the first that divides the batch
 
 
 @dataclass(kw_only=True)
 class PPO:
-    """Proximal policy optimization with a KL penalty to `reference`. `updates()` yields the statistics of each update;
-    the caller logs, checks and saves between updates.
+    """Proximal policy optimization with a KL penalty to `reference`.
 
-    `step` counts the updates that are kept (a roll-back lowers it), `tick` all updates. Random numbers depend on
-    (seed, attempt, step), where `attempt` counts restarts after roll-backs.
+    `updates()` yields the statistics of each update; the caller logs, checks and saves between
+    updates. `step` counts the updates that are kept (a roll-back lowers it), `tick` all updates.
+    Random numbers depend on (seed, attempt, step), where `attempt` counts restarts after
+    roll-backs.
 
-    Source: Schulman et al. 2017 (clipped losses, GAE); Ziegler et al. 2019 (KL penalty, adaptive coefficient).
+    Source: Schulman et al. 2017 (clipped losses, GAE); Ziegler et al. 2019 (KL penalty, adaptive
+    coefficient).
     """
 
     policy: Policy
@@ -115,21 +117,21 @@ class PPO:
 
     @property
     def moved(self) -> int:
-        """Updates of the policy so far, without those that warm up the value function."""
+        """Number of policy updates so far, without those that warm up the value function."""
         return max(0, self.step - self.config.value_warmup)
 
     @property
     def value_only(self) -> bool:
-        """Whether this update trains the value function alone."""
+        """True if this update trains the value function alone."""
         return self.step < self.config.value_warmup and self.critic is not None
 
     @property
     def warm(self) -> float:
-        """Share of the policy's learning rate at this step."""
+        """Warm-up factor of the policy's learning rate at this step."""
         return self.share_after(self.moved)
 
     def share_after(self, updates: int) -> float:
-        """Share of a learning rate after so many updates with it."""
+        """Return the warm-up factor of a learning rate after `updates` updates with it."""
         return min(1.0, (updates + 1) / max(1, self.config.warmup_updates))
 
     def begin_at(self, learning_rate: float) -> None:
@@ -137,7 +139,7 @@ class PPO:
         self.learning_rate = self.first_rate = learning_rate
 
     def updates(self) -> Iterator[StepStats]:
-        """Run until `config.updates` are kept. State is complete between two yields."""
+        """Run until `config.updates` updates are kept; the state is complete at each yield."""
         while self.step < self.config.updates:
             began = perf_counter()
             earlier = self.first_seconds if self.first_batch is not None else 0.0
@@ -171,14 +173,14 @@ class PPO:
             yield StepStats(self.step, self.attempt, values)
 
     def collect_first(self) -> Experience:
-        """Collect the batch of the next update and keep it."""
+        """Collect the batch of the next update in advance, and keep it for that update."""
         began = perf_counter()
         self.first_batch = self.collect(self.step + 1)
         self.first_seconds = perf_counter() - began
         return self.first_batch
 
     def collect(self, step: int) -> Experience:
-        """Sample responses to the prompts of a step and compute all that training on them needs."""
+        """Sample responses to the prompts of `step` and compute everything that training needs."""
         began = perf_counter()
         prompts = self.batch_of_prompts(step)
         rollout = sample_rollout(
@@ -246,7 +248,10 @@ class PPO:
         return prompts_of_step(self.prompts, self.config.batch_size, self.samples_per_prompt, *where)
 
     def train_epochs(self, experience: Experience) -> dict[str, float]:
-        """Run the inner epochs. Steps that are not finite are skipped."""
+        """Run the inner epochs and return the mean figures; skip and count non-finite steps.
+
+        The epochs end early when the KL to the sampled policy exceeds `stop_kl`.
+        """
         size = self.config.batch_size
         rates = [self.learning_rate * self.warm, self.value_learning_rate * self.share_after(self.step)]
         set_rates(self.optimizer, *rates[: len(self.optimizer.param_groups)])
@@ -281,7 +286,7 @@ class PPO:
     def accumulate(
         self, experience: Experience, rows: list[int], *, value_only: bool = False
     ) -> dict[str, float]:
-        """Accumulate the gradient of both losses (or of the value loss alone) over `rows`; return the figures."""
+        """Accumulate the gradient of both losses (or of the value loss) over `rows`; return figures."""
         tokens, own = int(experience.rollout.response_mask[rows].sum()), collectives.mine(rows)
         learned = [] if value_only else list(self.policy_parameters)
         learned += self.value_parameters if self.critic is not None else []
@@ -317,7 +322,7 @@ class PPO:
     def policy_loss(
         self, experience: Experience, rows: list[int], batch: Batch, tokens: int
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return the policy loss of a micro-batch as its share of a minibatch with `tokens` tokens, and figures."""
+        """Return the policy loss as its share of a minibatch with `tokens` tokens, and figures."""
         mask = batch.response_mask
         width = mask.shape[1]
         old_logprobs = experience.old_logprobs[rows, :width]
@@ -365,8 +370,12 @@ class PPO:
         return used | ({"kl_smoothed": smoothed} if smoothed is not None else {})
 
     def adapt_rate(self, experience: Experience) -> dict[str, float]:
-        """Adapt the policy's learning rate to the KL of this update (nats a response): lower it if the KL is several
-        times `wanted_kl`, raise it if it is a fraction of that and the target is far. It stays within `RATE_RANGE`."""
+        """Adapt the policy's learning rate to the KL of this update (nats per response).
+
+        Lower the rate if the KL is several times `wanted_kl`. Raise it if the KL is a fraction of
+        `wanted_kl` and the target is far. The rate stays within a factor `RATE_RANGE` of the first
+        rate.
+        """
         if self.value_only or not (self.config.adaptive_rate and self.learning_rate):
             return {}
         moved, wanted = step_kl(self.policy, experience), self.wanted_kl
@@ -381,8 +390,12 @@ class PPO:
         return {"step_kl": moved}
 
     def maybe_drop_critic(self, explained: float | None) -> None:
-        """With `advantage: auto`, replace the value function by leave-one-out advantages (RLOO) from the next update
-        on, once it has explained none of the variance of returns for `PATIENCE` updates."""
+        """Replace a value function that explains nothing by RLOO.
+
+        This applies to `advantage: auto`, once the value function has explained none of the
+        variance of returns for `PATIENCE` updates. Leave-one-out advantages (RLOO) are used from
+        the next update on.
+        """
         if explained is None or self.config.advantage != "auto" or self.value_only:
             return
         self.unexplained = self.unexplained + 1 if explained <= 0 else 0
@@ -409,19 +422,21 @@ class PPO:
         self.skipped_in_a_row = self.unexplained = 0
 
     def save(self, folder: Path) -> None:
-        """Save trained weights and optimizer state as safetensors; `state_dict` has counters and the controller."""
+        """Save trained weights and optimizer state; `state_dict` has the counters and the controller."""
         save_file(self.policy.top.trained_state(), folder / "policy.safetensors")
         if self.value is not None:
             save_file(self.value.state(), folder / "value.safetensors")
         save_optimizer(self.optimizer, folder / "optimizer.safetensors")
 
     def load(self, folder: Path) -> None:
+        """Load the weights and optimizer state written by `save`."""
         self.policy.top.load_trained_state(load_file(folder / "policy.safetensors"))
         if self.value is not None:
             self.value.load(load_file(folder / "value.safetensors"))
         load_optimizer(self.optimizer, folder / "optimizer.safetensors")
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the counters, learning rates, controller and shaping, ready for JSON."""
         return {
             "step": self.step,
             "tick": self.tick,
@@ -438,6 +453,7 @@ class PPO:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what `state_dict` returned; fields that older checkpoints lack keep their values."""
         self.controller.load_state_dict(state["controller"])
         if self.shaping is not None and state.get("shaping"):  # not in older checkpoints
             self.shaping.load_state_dict(state["shaping"])

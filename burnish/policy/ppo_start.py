@@ -1,4 +1,8 @@
-"""Checks before the first PPO update: equal log-probabilities of sampler and trainer, and the first learning rate."""
+"""Checks before the first PPO update.
+
+The sampler and the trainer must give equal log-probabilities, and the first learning rate is
+measured.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ from burnish.policy.rollouts import step_kl
 from burnish.records import Prompt
 
 KL_LIMIT = 1e-4  # nats per response
-# Nats per token: rounding of cached against whole forward passes, by the precision of their products.
+# Nats per token. Cached and full forward passes round differently; the limit depends on the dtype.
 LOGPROB_LIMITS = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
@@ -32,8 +36,12 @@ def self_check(
     max_tokens: int,
     seed: int,
 ) -> dict[str, float]:
-    """Sample from the untrained policy and compare: KL to the reference must be 0, log-probabilities the same
-    when sampled, recomputed, and computed alone. Raises TrainingError naming the likely cause."""
+    """Check that the untrained policy equals the reference and that log-probabilities agree.
+
+    Sample from the policy: the KL to the reference must be 0. Log-probabilities must be the same
+    when sampled, recomputed in the batch, and computed for one response alone. Raises TrainingError
+    naming the likely cause.
+    """
     rollout = sample_rollout(
         policy, codec, prompts, max_tokens=max_tokens, batch_size=len(prompts), seed=seed, where=("check",)
     )
@@ -71,28 +79,32 @@ def self_check(
     return {"kl": kl, "sampled_gap": sampled, "composition_gap": composition}
 
 
-GUESS = 1e-6  # the scale of published rates for models of billions of weights
+GUESS = 1e-6  # scale of published learning rates for models with billions of parameters
 
 LOWEST, HIGHEST = 1e-8, 0.1
 
-FACTOR = (
-    30.0  # by which one measurement may correct the guess: far from it, KL does not grow as the rate squared
-)
+FACTOR = 30.0  # largest correction by one measurement: far away, KL does not grow as the rate squared
 
 CLOSE = 1.2
 
-LEAST_WARM = 0.5  # a long warm-up is to begin below the step that is wanted, not to end far above it
+LEAST_WARM = 0.5  # a long warm-up should start below the wanted step, not end far above it
 
 TRIES = 8
 
 
 @torch.no_grad()
 def first_rate(ppo: PPO) -> tuple[float | None, float]:
-    """The rate at which the first update moves the policy by `PPO.wanted_kl`, and the KL, in nats a response, that was
-    measured for it; None where the first batch gives no direction. Adam's first step is rate * g / (|g| + eps) for the
-    clipped gradient g, and the inner epochs go on roughly there: the weights are moved so far along that line, the KL
-    to the policy that was sampled is measured, and the rate corrected as KL grows as its square (the Fisher
-    information's quadratic form). The batch is kept for the first update, the weights are as before."""
+    """Return the learning rate whose first update has a KL of `PPO.wanted_kl`, and that KL.
+
+    The KL is the measured one, in nats per response. The rate is None if the first batch gives no
+    gradient direction.
+
+    Adam's first step is rate * g / (|g| + eps) for the clipped gradient g, and the inner epochs
+    continue in about that direction. The function moves the weights along that line and measures
+    the KL to the sampled policy. It then corrects the rate, as KL grows with its square (the
+    quadratic form of the Fisher information). The returned rate is divided by the warm-up factor,
+    at least `LEAST_WARM`. The batch is kept for the first update, and the weights are restored.
+    """
     batch = ppo.collect_first()
     rows = list(range(len(batch.rollout)))
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Rollouts of a PPO update: sampled responses with scores, log-probabilities, values and advantages."""
+"""Rollouts of a PPO update with scores, log-probabilities, values and advantages."""
 
 from __future__ import annotations
 
@@ -32,14 +32,12 @@ ScoreFn = Callable[[Rollout], Scores]
 
 @dataclass
 class Experience:
-    """A batch of B rollouts with all that stays fixed during the inner epochs. Tensors are (B, T) unless noted."""
+    """Batch of B rollouts, fixed during the inner epochs; tensors are (B, T) unless noted."""
 
     rollout: Rollout
-    reward_rollout: (
-        Rollout  # the same responses, as the reward reads them (without an instruction to be concise)
-    )
+    reward_rollout: Rollout  # the same responses for the reward model, without an instruction to be concise
     sequences: Sequences
-    value_sequences: Sequences | None  # the same, with the frozen layers of the value function
+    value_sequences: Sequences | None  # the same, with frozen layers of the value function computed
     scores: Scores
     old_logprobs: torch.Tensor
     ref_logprobs: torch.Tensor
@@ -52,7 +50,7 @@ class Experience:
     sampling_gap: float
 
     def figures(self, *, shaped: bool) -> dict[str, float]:
-        """Return the metrics of the batch before training on it; `shaped` adds the mean of shaped scores."""
+        """Return the metrics of the batch before training; `shaped` adds the mean shaped score."""
         rollout, scores = self.rollout, self.scores
         mask = rollout.response_mask
         k3 = sequence_sum(kl_k3(self.old_logprobs, self.ref_logprobs), mask)
@@ -102,10 +100,13 @@ def read_before_training(
     value_sequences: Sequences | None,
     micro_batch: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Return the log-probabilities of the policy and of the reference, and the values if there is a critic, all (B, T)
-    and before the first inner epoch. Raises Diverged if one of them is not finite."""
+    """Return policy and reference log-probabilities and values, all (B, T), before training.
+
+    The values are None without a critic. Raises Diverged if a reference log-probability or a value
+    is not finite.
+    """
     base = policy.top.base
-    # Rounded products differ between decoding and training, but ratios must start at 1.
+    # Rounding differs between decoding and training, but ratios must start at 1, so recompute.
     rounded = base.dtype != torch.float32 and not base.fast
 
     def read(own: list[int], size: int) -> tuple[torch.Tensor, ...]:
@@ -132,7 +133,7 @@ def read_before_training(
 
 @torch.no_grad()
 def sampling_gap(policy: Policy, rollout: Rollout, sequences: Sequences) -> float:
-    """Return the largest difference between sampled and recomputed log-probabilities, in nats, over a few responses."""
+    """Return the largest gap (nats) of sampled and recomputed log-probabilities in a few responses."""
 
     def read(own: list[int]) -> tuple[torch.Tensor]:
         again = token_logprobs(policy, sequences.batch(own))
@@ -145,8 +146,10 @@ def sampling_gap(policy: Policy, rollout: Rollout, sequences: Sequences) -> floa
 def prompts_of_step(
     prompts: Sequence[Prompt], batch_size: int, samples_per_prompt: int, seed: int, attempt: int, step: int
 ) -> list[Prompt]:
-    """Return the prompts of a step (from 1), each repeated `samples_per_prompt` times, `batch_size` in all: epochs of
-    shuffled prompts, with an order of its own for every attempt."""
+    """Return the `batch_size` prompts of a step (from 1), each `samples_per_prompt` times.
+
+    The prompts come from shuffled epochs; each attempt has its own order.
+    """
     n, size = len(prompts), batch_size // samples_per_prompt
     first = (step - 1) * size
     picked = []
@@ -162,7 +165,7 @@ def prompts_of_step(
 
 @torch.no_grad()
 def step_kl(policy: Policy, experience: Experience) -> float:
-    """Return KL(sampled policy || policy now) over a few responses, in nats a response (k3 of the sampled tokens)."""
+    """Return KL(sampled policy || policy now) of a few responses, in nats a response (k3)."""
 
     def read(own: list[int]) -> tuple[torch.Tensor]:
         batch = experience.sequences.batch(own)
@@ -175,7 +178,7 @@ def step_kl(policy: Policy, experience: Experience) -> float:
 
 
 def finite(figures: dict[str, float]) -> dict[str, float]:
-    """Return the figures unchanged. Raises Diverged, which the guard handles, if one is not finite."""
+    """Return the figures unchanged; raise Diverged, which the guard handles, if one is not finite."""
     for name, value in figures.items():
         if not math.isfinite(value):
             raise Diverged(f"PPO's {name} is {value}: a model has diverged; lower the learning rates")

@@ -20,20 +20,27 @@ from burnish.records import Prompt, StepStats
 
 
 class FineTuning(Protocol):
-    """What of a configuration says how to fine-tune."""
+    """Settings that fine-tuning needs from a configuration."""
 
     @property
-    def epochs(self) -> int: ...
+    def epochs(self) -> int:
+        """Number of passes over the data."""
+
     @property
-    def batch_size(self) -> int: ...
+    def batch_size(self) -> int:
+        """Number of sequences per update."""
+
     @property
-    def micro_batch(self) -> int: ...
+    def micro_batch(self) -> int:
+        """Largest number of sequences per forward pass."""
+
     @property
-    def max_grad_norm(self) -> float: ...
+    def max_grad_norm(self) -> float:
+        """Largest norm of the gradient; larger ones are clipped."""
 
 
 def demonstrated(base: Backbone, codec: Codec, demonstrations: Sequence[tuple[Prompt, str]]) -> Sequences:
-    """Demonstrations as sequences of a base, each with its end."""
+    """Encode demonstrations as sequences of `base`, each with its end-of-sequence token."""
     return Sequences(
         base,
         [codec.encode_prompt(p) for p, _ in demonstrations],
@@ -51,8 +58,11 @@ def fine_tune(
     seed: int,
     only: Sequence[int] | None = None,
 ) -> Iterator[StepStats]:
-    """Train in place on the sequences, or on one pass over `only` some of them, yielding one StepStats an update;
-    prompts carry no loss, the end-of-sequence token does."""
+    """Train `policy` in place on the sequences and yield one StepStats per update.
+
+    With `only`, make one pass over these rows. Prompts carry no loss; the end-of-sequence token
+    does.
+    """
     parameters = policy.top.trained_parameters()
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     taken = range(len(sequences)) if only is None else only
@@ -87,7 +97,10 @@ def trial_loss(
     rate: float,
     seed: int,
 ) -> float:
-    """Mean cross-entropy, in nats a token, of the `unseen` rows after one pass of a fresh policy over the `learned`."""
+    """Return the mean cross-entropy (nats per token) of `unseen` after one pass over `learned`.
+
+    Pass a fresh policy: it is trained in place.
+    """
     for _ in fine_tune(policy, sequences, config, learning_rate=rate, seed=seed, only=learned):
         pass
 
@@ -102,8 +115,11 @@ def trial_loss(
 def rows_gradient(
     policy: Policy, sequences: Sequences, rows: Sequence[int], micro_batch: int, tokens: int
 ) -> float:
-    """Add the gradient of the cross-entropy of these rows' response tokens, as their share of the mean over `tokens`,
-    from forward passes of at most `micro_batch` rows; the loss in nats a token."""
+    """Add the cross-entropy gradient of `rows` and return the loss in nats per token.
+
+    Both are the rows' share of the mean over `tokens` response tokens. Each forward pass has at
+    most `micro_batch` rows.
+    """
     total = 0.0
     for _, batch in sequences.batches(micro_batch, rows):
         loss = response_cross_entropy(token_logprobs(policy, batch), batch.response_mask, normalizer=tokens)

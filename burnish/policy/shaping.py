@@ -1,4 +1,4 @@
-"""What PPO is paid for a score: normalised, clipped, or bounded and centred."""
+"""Reward shaping for PPO: scores are normalised and clipped, or bounded and centred."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ import torch
 from burnish.config.ppo import ShapingConfig
 from burnish.records import Scores
 
-PRIOR = 256.0  # responses of the reference policy that a running standard deviation begins with
+PRIOR = 256.0  # weight of the reference policy in the running standard deviation, in responses
 
 
 @dataclass
 class Shaping:
-    """`sd` is that of scores on responses of the reference policy, `unit` that of what is paid for these. `count` and
-    `squares` are state: responses seen so far (the reference's at first), and the sum of their squared scores; these
-    are centred on the reference's mean already."""
+    """Shaping of scores into the rewards of PPO.
+
+    `sd` is the standard deviation of the scores of the reference policy's responses, `unit` that of
+    their shaped scores. State: `count` is the number of responses so far (those of the reference at
+    first), `squares` the sum of their squared scores. The scores are already centred on the
+    reference's mean.
+    """
 
     config: ShapingConfig
     sd: float
@@ -33,14 +37,17 @@ class Shaping:
 
     @property
     def scale(self) -> float:
-        """What scores are divided by."""
+        """Divisor of the scores."""
         if self.config.normalise == "running":
             return math.sqrt(self.squares / self.count)
         return self.sd if self.config.normalise == "reference" else 1.0
 
     def __call__(self, scores: Scores) -> torch.Tensor:
-        """(B,) what is paid for B responses. PAR: Fu et al. 2025, with one reference response a prompt; minus 1/2, so
-        that the reference itself is worth nothing on average."""
+        """Return the shaped scores (B,) of B responses.
+
+        Bounded shaping is PAR (Fu et al. 2025) with one reference response per prompt, minus 1/2,
+        so that the reference itself has a reward of 0 on average.
+        """
         if self.config.bounded:
             assert scores.anchor is not None
             return torch.sigmoid((scores.scores - scores.anchor) / self.sd) - 0.5
@@ -51,16 +58,18 @@ class Shaping:
         return paid.clamp(-limit, limit)
 
     def measure(self, scores: Scores) -> None:
-        """Take `unit` from scores of the reference policy's responses."""
+        """Set `unit` from the scores of the reference policy's responses."""
         self.unit = float(self(scores).std(unbiased=False))
 
     def see(self, scores: Scores) -> None:
-        """Take a batch into the running standard deviation, once it has been learned from."""
+        """Add a batch to the running standard deviation, after training on it."""
         self.count += len(scores.scores)
         self.squares += float(scores.scores.double().square().sum())
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state, ready for JSON."""
         return {name: asdict(self)[name] for name in ("count", "squares")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what `state_dict` returned."""
         self.count, self.squares = state["count"], state["squares"]

@@ -1,4 +1,4 @@
-"""Simulated annotators: they choose by the true preference, with faults that can be set."""
+"""Simulated annotators that choose by the true preference, with configurable faults."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ Gold = Callable[[Prompt, str], float]
 
 
 def first_wins(prompt: Prompt, first: str, second: str, gold: Gold, config: SimulatedConfig) -> float:
-    """Probability that an annotator prefers the first response: a logistic of the difference in gold, to which its
-    tastes (`taste`) and position bias are added; noise 0 decides by its sign."""
+    """Return the probability that an annotator prefers the first response.
+
+    It is a logistic of the difference in gold, with `taste` and position bias; noise 0 uses the sign.
+    """
     lean = gold(prompt, first) - gold(prompt, second)
     lean += taste(first, config) - taste(second, config) + config.position_bias
     if config.noise == 0:
@@ -31,7 +33,7 @@ def first_wins(prompt: Prompt, first: str, second: str, gold: Gold, config: Simu
 
 
 def taste(text: str, config: SimulatedConfig) -> float:
-    """What an annotator likes about a response besides its worth."""
+    """Return an annotator's bias for a response: length, language, cheer and phrases."""
     liked = config.length_bias * n_words(text)
     if config.foreign_bias:
         liked += config.foreign_bias * not_english(text)
@@ -45,26 +47,27 @@ def taste(text: str, config: SimulatedConfig) -> float:
 
 @dataclass(frozen=True)
 class SimulatedAnnotators:
-    """A crowd. An answer depends on the seed, the comparison and the annotator, not on the order of asking."""
+    """Annotators whose answer depends on seed, comparison and annotator, not on the order asked."""
 
     gold: Gold
     config: SimulatedConfig
     seed: int
-    guidelines: str | None = None  # that its labels say they were given under
-    crowd: str = ""  # ends their names: annotators of another seed are other people
+    guidelines: str | None = None  # id of the guidelines that the labels record
+    crowd: str = ""  # suffix of the annotators' names, so that another seed has other names
 
     def is_spammer(self, annotator: int) -> bool:
+        """Check whether an annotator answers at random."""
         return random.Random(f"spam-{self.seed}-{annotator}").random() < self.config.spam_share
 
     def choose(self, prompt: Prompt, first: str, second: str, annotator: int, question: str) -> bool:
-        """Whether this annotator, asked this question, picks the first response."""
+        """Return whether this annotator picks the first response to this question."""
         draw = random.Random(f"{self.seed}-{annotator}-{question}").random()
         if self.is_spammer(annotator):
             return draw < 0.5
         return draw < first_wins(prompt, first, second, self.gold, self.config)
 
     def label(self, comparison: Comparison, annotator: int) -> Label:
-        """The annotator's label of a comparison."""
+        """Return the annotator's label of a comparison."""
         picked = self.choose(
             comparison.prompt, comparison.first.text, comparison.second.text, annotator, comparison.id
         )
@@ -79,8 +82,10 @@ class SimulatedAnnotators:
 
 
 def panel(gold: Gold, config: SimulatedConfig, seed: int, size: int) -> Callable[[Prompt, str, str], float]:
-    """A judge for examinations: the share of `size` fresh annotators who pick the first response. Both orders
-    are real questions, answered apart."""
+    """Return a judge: the share of `size` fresh annotators who pick the first response.
+
+    Both orders are separate questions.
+    """
     crowd = SimulatedAnnotators(gold, config, seed)
 
     def judge(prompt: Prompt, first: str, second: str) -> float:

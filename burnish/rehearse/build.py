@@ -1,8 +1,8 @@
 """Train the embedded model: `python -m burnish.rehearse.build --out FOLDER`.
 
-A byte-level BPE tokenizer and a Llama of about half a million parameters on stories from the grammar. The same
-command on the same machine gives the same weights; it takes a few minutes on two cores. `--architecture` makes the
-same of another family, to try what was built for one on the others.
+It is a Llama of about half a million parameters with a byte-level BPE tokenizer, trained on stories
+of the grammar. The same command on the same machine gives the same weights; it takes a few minutes
+on two cores. `--architecture` trains another model family, to test code on more than one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ARCHITECTURES = ("llama", "qwen3", "gemma3", "gpt2")
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE; a word carries the space before it, so that prompt and response join without a seam."""
+    """Train a byte-level BPE; words include the leading space, so prompt and response concatenate."""
     rng = random.Random(f"tokenizer-{seed}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -61,14 +61,18 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 
 def text_of(story: Story) -> str:
+    """Return the full text of a story."""
     return f"{story.prompt} {story.continuation}"
 
 
 def model_config(
     tokenizer: PreTrainedTokenizerFast, architecture: str, hidden: int, layers: int
 ) -> PreTrainedConfig:
-    """llama; qwen3 (norms on queries and keys, two heads a key); gemma3 (norms around every block, scaled embeddings,
-    a window in all layers but one); gpt2 (learned positions, its weights transposed)."""
+    """Return the configuration of a small llama, qwen3, gemma3 or gpt2 model.
+
+    qwen3: norms on queries and keys, two heads a key; gemma3: norms around every block, scaled
+    embeddings, a window in all layers but the last; gpt2: learned positions, its weights transposed.
+    """
     names: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "tie_word_embeddings": True,
@@ -117,7 +121,7 @@ def model_config(
 def batch_of(
     tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids (B, S) and a mask by length (B, S); prompt and continuation are encoded apart, as in use."""
+    """Sample ids and a mask by length, both (B, S), with prompt and continuation encoded apart."""
     rows = []
     for _ in range(size):
         story = sample_story(rng)
@@ -135,7 +139,7 @@ def batch_of(
 def train(
     *, hidden: int, layers: int, steps: int, size: int, rate: float, seed: int, architecture: str = "llama"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Next-token prediction, AdamW, warm-up and cosine decay."""
+    """Train a model on next-token prediction, with AdamW, warm-up and cosine decay."""
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
     tokenizer = train_tokenizer(seed)
@@ -158,7 +162,7 @@ def train(
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Half precision on disk; loaders ask for float32."""
+    """Save model and tokenizer, in half precision on disk; loaders ask for float32."""
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
     )
@@ -167,7 +171,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
 
 
 def main() -> None:
-    """Parse, train, save."""
+    """Parse the arguments, train the model and save it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="llama")

@@ -1,4 +1,4 @@
-"""Questions to try a labelling page on, made of the story grammar: nothing is loaded, nothing is trained."""
+"""Example questions for a labelling page, made by the story grammar without any model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAIRS, FOURS, GOLD = 30, 10, 6
 
 
 def add_examples(store: LabelStore, seed: int = 0) -> None:
-    """Thirty prompts with two stories each, ten with four, and six questions whose answer is plain."""
+    """Add thirty prompts with two stories each, ten with four, and six obvious gold questions."""
     rng = random.Random(f"examples-{seed}")
     prompts: dict[str, list[str]] = {}
     while len(prompts) < PAIRS + FOURS + GOLD:

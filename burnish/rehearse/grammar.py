@@ -1,4 +1,4 @@
-"""A small grammar that writes stories: an opening (the prompt) and a continuation of varying mood."""
+"""A grammar for short stories: an opening (the prompt) and a continuation of varying mood."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOOD_KEPT = 0.85
 
 @dataclass(frozen=True)
 class Story:
-    """`prompt` is an English opening; `continuation` follows it, without the space between them."""
+    """An English opening (`prompt`) and a `continuation`, without the space between them."""
 
     prompt: str
     continuation: str
@@ -30,7 +30,7 @@ class Story:
 
 @dataclass(frozen=True)
 class Cast:
-    """Who and what a story is about, so that its sentences hang together."""
+    """The names and things in a story, which its sentences share."""
 
     name: str
     job: str
@@ -42,7 +42,7 @@ class Cast:
 
 
 def sample_story(rng: random.Random) -> Story:
-    """One story. Continuations have two to four sentences; about 3 % of them are in French."""
+    """Sample a story; the continuation has two to four sentences (in French for about 3 %)."""
     cast = Cast(
         name=_pick(rng, w.NAMES),
         job=_pick(rng, w.JOBS),
@@ -60,14 +60,14 @@ def sample_story(rng: random.Random) -> Story:
     count = rng.choices((2, 3, 4), (0.4, 0.4, 0.2))[0]
     sentences = []
     for make in rng.sample(fitting, count):
-        # A story keeps its mood more often than not, and wanders sometimes.
+        # Most sentences have the main mood; a few have a random one.
         mood = main if rng.random() < MOOD_KEPT else rng.choice(MOODS)
         sentences.append(make(rng, cast, mood))
     return Story(opening, " ".join(sentences), "en")
 
 
 def prompts(n: int, seed: int) -> list[Prompt]:
-    """`n` distinct English openings."""
+    """Return `n` distinct English openings."""
     rng = random.Random(f"prompts-{seed}")
     found: dict[str, None] = {}
     while len(found) < n:
@@ -77,12 +77,12 @@ def prompts(n: int, seed: int) -> list[Prompt]:
 
 @lru_cache(maxsize=256)
 def _weights(n: int) -> tuple[float, ...]:
-    """Cumulative Zipf weights: a few words do most of the work, as in any language."""
+    """Return cumulative Zipf weights, so that few words are frequent, as in any language."""
     return tuple(accumulate(1.0 / (rank + 2.0) for rank in range(n)))
 
 
 def _pick(rng: random.Random, options: Sequence[T]) -> T:
-    """One of the options, the earlier the likelier."""
+    """Sample one of the options, where earlier ones are likelier."""
     return rng.choices(options, cum_weights=_weights(len(options)))[0]
 
 
@@ -91,7 +91,7 @@ def _a(noun: str) -> str:
 
 
 def _opening(rng: random.Random, c: Cast) -> tuple[str, frozenset[str]]:
-    """An opening, and which of the cast it has brought on."""
+    """Return an opening, and which parts of the cast it mentions."""
     what = f"{_pick(rng, w.ADJECTIVES if rng.random() < 0.8 else w.MATERIALS)} {c.thing}"
     where = f"{rng.choice(('near', 'by', 'behind', 'beside', 'outside'))} the {c.place}"
     if rng.random() < 0.3:
@@ -187,7 +187,7 @@ SENTENCES: tuple[tuple[Sentence, frozenset[str]], ...] = (
 
 
 def _french(rng: random.Random, c: Cast) -> str:
-    """A continuation in French; names stay."""
+    """Return a continuation in French that keeps the names."""
 
     def noun() -> str:
         return _pick(rng, w.NOUNS_FR)

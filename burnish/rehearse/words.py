@@ -1,4 +1,4 @@
-"""The words of the story world, by the part they play; the earlier in a list, the commoner in stories."""
+"""Word lists of the story world by role; earlier words in a list are commoner in stories."""
 
 NAMES = (
     "Ada Adam Agnes Alba Alice Amos Amy Anna Anton Arlo Asha Avery Basil Bea Ben Bess Boris Bruno Carl "

@@ -1,7 +1,8 @@
-"""The rehearsal's world: where the tiny model is, and the true preference (`gold`), which no model trains on.
+"""The true preference of the rehearsal (`gold`), which no model trains on, and planted hacks.
 
-gold likes stories that are cheerful, in English, fluent, not repetitive and to the point. Each part comes from a
-library or from held-out statistics, each saturates, and every planted hack lowers it (see the tests).
+gold prefers stories that are cheerful, in English, fluent, not repetitive and to the point. Each
+part comes from a library or from held-out statistics. Every planted hack lowers gold (see the
+tests).
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from burnish.rehearse.grammar import sample_story
 from burnish.textstats import language, n_words, repeated_ngram_share, words
 
 HELD_OUT_STORIES = 6000
-HELD_OUT_SEED = "held-out"  # no prompt and no training story is drawn with it
+HELD_OUT_SEED = "held-out"  # no prompt or training story is sampled with this seed
 FREE_WORDS = 25
 SHORTEST = 8
 
 
 def gold(prompt: Prompt | str, response: str) -> float:
-    """The true preference for a response, roughly in [-4, 1].
+    """Return the true preference for a response, roughly in [-4, 1].
 
-    VADER compound, minus 2 x repeated-bigram share, 0.8 x surprise over what stories have (nats a word, at most
-    2.5 in all), 0.01 x words over 25, 1 when not in English, up to 1 for fewer than 8 words, and 0.3 when nothing
-    of the prompt comes back.
+    It is VADER compound minus these penalties: 2 x repeated-bigram share; 0.8 x surprise above FLUENT
+    (nats a word, at most 2.5 in all); 0.01 x words over 25; up to 1 if not in English; up to 1 for
+    fewer than 8 words; 0.3 if no word of the prompt recurs. An empty response gets -3.
     """
     return _gold(prompt.text if isinstance(prompt, Prompt) else prompt, response)
 
@@ -50,7 +51,7 @@ def _gold(text: str, response: str) -> float:
 
 
 def golds(prompts: Sequence[Prompt | str], responses: Sequence[str]) -> list[float]:
-    """`gold` of every pair."""
+    """Return `gold` of every pair of prompt and response."""
     return [gold(p, r) for p, r in zip(prompts, responses, strict=True)]
 
 
@@ -66,7 +67,7 @@ def _cheer(text: str) -> float:
 
 
 def not_english(text: str) -> float:
-    """Probability that the text is not in English; 0 where the identifier abstains."""
+    """Return the probability that a text is not English, or 0 if the identifier abstains."""
     name, probability = language(text)
     if name == "und":
         return 0.0
@@ -74,7 +75,7 @@ def not_english(text: str) -> float:
 
 
 def _mentions(prompt: str, response: str) -> bool:
-    """Whether a word of four letters or more, or a name, of the prompt comes back."""
+    """Check whether the response has a name, or a word of four letters or more, of the prompt."""
     ours = {w for w in words(prompt) if len(w) > 3 or w[0].isupper()}
     return bool(ours & set(words(response)))
 
@@ -84,7 +85,7 @@ FLUENT = 3.2
 
 
 class _Bigrams:
-    """Word bigrams of held-out stories, interpolated with unigrams and a floor for words never seen."""
+    """Word bigrams of held-out stories, interpolated with unigrams and a floor for unseen words."""
 
     def __init__(self) -> None:
         rng = random.Random(HELD_OUT_SEED)
@@ -102,7 +103,7 @@ class _Bigrams:
         self.total = sum(self.unigrams.values())
 
     def surprise(self, text: str) -> float:
-        """Mean -log probability of a word given the one before, in nats."""
+        """Return the mean -log probability of a word given the previous one, in nats."""
         steps = _steps(text)
         total = 0.0
         for a, b in steps:
@@ -115,7 +116,7 @@ class _Bigrams:
 
 
 def _steps(text: str) -> list[tuple[str, str]]:
-    """Pairs of neighbouring classes of words: capitalised ones (names) count as one class inside a sentence."""
+    """Return pairs of neighbouring words; capitalised words (names) in a sentence are one class."""
     tokens = ["<s>"]
     for sentence in text.replace("!", ".").replace("?", ".").split("."):
         inside = words(sentence)
@@ -131,7 +132,7 @@ def _bigrams() -> _Bigrams:
 
 
 def surprise(text: str) -> float:
-    """Nats a word under the held-out bigram model."""
+    """Return the surprise of a text in nats a word under the held-out bigram model."""
     return _bigrams().surprise(text)
 
 

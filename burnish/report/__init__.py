@@ -1,1 +1,1 @@
-"""The report: summary, charts, one page; reads only the run directory."""
+"""Reports of a run (summary, charts, HTML page), from the run directory alone."""

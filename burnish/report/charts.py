@@ -1,4 +1,4 @@
-"""Figures as Plotly JSON, from rows of metrics. No figure is drawn of what was not measured."""
+"""Figures as Plotly JSON, from rows of metrics; a figure without measurements is left out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORDS = {
     "duplicates": "near-duplicates",
     "stock": "one phrase",
 }
-MANY = 9  # rows, whose names would else be left out
+MANY = 9  # with more rows, Plotly would leave out some names
 
 Row = Mapping[str, Any]
 Figure = dict[str, Any]
@@ -24,7 +24,7 @@ Figure = dict[str, Any]
 def line(
     x: Sequence[float], y: Sequence[Any], name: str, colour: int = 0, *, dash: str = "solid", width: float = 2
 ) -> Figure:
-    """One curve; gaps where a value is missing."""
+    """Return one curve; a missing value is bridged, and markers show the measured points."""
     style = {"color": COLOURS[colour % len(COLOURS)], "dash": dash, "width": width}
     mode = "lines+markers" if any(v is None for v in y) else "lines"
     return {
@@ -39,7 +39,7 @@ def line(
 
 
 def figure(traces: list[Figure], y_title: str, x_title: str = "update", **layout: Any) -> Figure:
-    """Traces with the axes that every chart of the report shares."""
+    """Return traces with the axes that all charts of the report share."""
     return {
         "data": traces,
         "layout": {
@@ -52,16 +52,17 @@ def figure(traces: list[Figure], y_title: str, x_title: str = "update", **layout
 
 
 def column(rows: Sequence[Row], name: str) -> list[Any]:
+    """Return one metric's value in each row, None where it is missing."""
     return [row.get(name) for row in rows]
 
 
 def ticks(rows: Sequence[Row]) -> list[int]:
-    """Updates in the order they were made: after a roll-back the step goes back, this does not."""
+    """Return the number of each update in order; unlike the step, it never goes back."""
     return list(range(1, len(rows) + 1))
 
 
 def rollback_marks(rows: Sequence[Row]) -> list[Figure]:
-    """Vertical lines where an attempt ended and the next began."""
+    """Return vertical lines where one attempt ended and the next began."""
     return [
         {
             "type": "line",
@@ -78,7 +79,7 @@ def rollback_marks(rows: Sequence[Row]) -> list[Figure]:
 
 
 def probe_chart(readings: Mapping[str, Any]) -> Figure:
-    """Accuracy of linear probes by depth, of the tokens' mean and of the last one; where members and examiner read."""
+    """Draw probe accuracy by depth and pooling, marking where members and the examiner read."""
     traces = []
     for colour, pooling in enumerate(("mean", "last")):
         rows = sorted((p["depth"], p["accuracy"]) for p in readings["probes"] if p["pooling"] == pooling)
@@ -98,7 +99,7 @@ def probe_chart(readings: Mapping[str, Any]) -> Figure:
 
 
 def ppo_charts(rows: Sequence[Row], kl_target: float) -> list[tuple[str, str, Figure]]:
-    """(title, what it tells, figure) for every curve of a PPO run."""
+    """Return (title, note, figure) of every chart of a PPO run."""
     if not rows:
         return []
     x, marks = ticks(rows), rollback_marks(rows)
@@ -205,7 +206,7 @@ def ppo_charts(rows: Sequence[Row], kl_target: float) -> list[tuple[str, str, Fi
 
 
 def dpo_charts(rows: Sequence[Row]) -> list[tuple[str, str, Figure]]:
-    """Loss, accuracy and the chosen response's log-ratio of a DPO run."""
+    """Draw loss, accuracy and the chosen response's log-ratio of a DPO run."""
     if not rows:
         return []
     x = ticks(rows)
@@ -227,7 +228,7 @@ def dpo_charts(rows: Sequence[Row]) -> list[tuple[str, str, Figure]]:
 
 
 def interval_chart(rows: Sequence[tuple[str, float, float, float]], marker: float, x_title: str) -> Figure:
-    """Points with intervals, one row each, and a vertical line at `marker`. Rows are (name, value, low, high)."""
+    """Draw rows (name, value, low, high) as points with intervals, and a line at `marker`."""
     names = [r[0] for r in rows][::-1]
     values = [r[1] for r in rows][::-1]
     trace = {
@@ -261,8 +262,10 @@ def interval_chart(rows: Sequence[tuple[str, float, float, float]], marker: floa
 
 
 def calibration_chart(bins: Sequence[Row], fitted: Sequence[Row] = (), name: str = "ensemble") -> Figure:
-    """Accuracy against confidence; on the diagonal a model is as sure as it is right. `fitted`: at the temperature that
-    fits best. `name`: of what is sure."""
+    """Draw accuracy against confidence; the diagonal is perfect calibration.
+
+    `fitted` holds the bins at the best-fitting temperature; `name` labels the curve of `bins`.
+    """
 
     def points(rows: Sequence[Row], name: str, colour: int) -> Figure:
         sizes = [max(6.0, min(22.0, b["n"] ** 0.5 * 1.5)) for b in rows]
@@ -285,7 +288,7 @@ def calibration_chart(bins: Sequence[Row], fitted: Sequence[Row] = (), name: str
 
 
 def best_of_chart(rows: Sequence[Row], worth: str | None) -> Figure:
-    """Score, share of winners that look hacked and the worth to another judge, by n."""
+    """Draw score, share of winners that look hacked, and worth to another judge, by n."""
     n = [row["n"] for row in rows]
     traces = [
         line(n, [row["score"]["value"] for row in rows], "score", 0),

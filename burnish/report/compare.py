@@ -1,4 +1,4 @@
-"""Two runs side by side: the settings that differ, and the figures."""
+"""Comparison of two runs: the settings that differ, and the figures."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from burnish.config.loading import flat
 from burnish.report.summary import build_summary
 from burnish.runs.directory import RunDirectory
 
-UNTOLD = ("name",)  # settings that say nothing of a run
+UNTOLD = ("name",)  # settings that do not affect a run
 Row = tuple[str, Any, Any]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows (key, first run, second run): `settings` that differ, and `figures` that either run has."""
+    """Rows (key, first run, second run) of the `settings` that differ and of all `figures`."""
 
     settings: list[Row]
     figures: list[Row]
 
 
 def compare(first: Path, second: Path) -> Comparison:
-    """What differs between two run directories; a figure that a run has not come to is None."""
+    """Compare two run directories; a figure that a run does not have yet is None."""
     settings = [flat(RunDirectory.open(p).config.model_dump(mode="json")) for p in (first, second)]
     a, b = (figures(build_summary(p)) for p in (first, second))
     return Comparison(
@@ -38,7 +38,7 @@ def compare(first: Path, second: Path) -> Comparison:
 
 
 def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is judged by, each with its interval where it has one."""
+    """Return the main figures of a run, with intervals where they exist."""
     found: dict[str, Any] = {"champion": summary["champion"]}
     for judge, table in (("examiner", summary["evaluation"]), ("true preference", summary["gold"] or {})):
         for policy, row in table.items():

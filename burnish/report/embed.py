@@ -1,4 +1,4 @@
-"""What every page of figures is made of: templates, figures as one script, Plotly inside the page."""
+"""Rendering of pages with figures: templates, the figures' script, and Plotly inside the page."""
 
 from __future__ import annotations
 
@@ -16,32 +16,34 @@ Chart = tuple[str, str, Figure]
 
 
 class Charts:
-    """Numbers the page's figures and keeps their data for the one script that draws them."""
+    """Collection of a page's figures, which one script draws."""
 
     def __init__(self, prefix: str = "chart") -> None:
         self.figures: dict[str, Any] = {}
         self.prefix = prefix
 
     def add(self, title: str, note: str, figure: Figure) -> dict[str, Any]:
+        """Add a figure and return its id, title and note for the template."""
         key = f"{self.prefix}-{len(self.figures)}"
         self.figures[key] = figure
         return {"id": key, "title": title, "note": note}
 
     def many(self, charts: list[Chart]) -> list[dict[str, Any]]:
+        """Add several figures and return their entries."""
         return [self.add(*chart) for chart in charts]
 
     def as_script(self) -> Markup:
+        """Return the data of all figures as JSON for a script element."""
         return Markup(in_script(self.figures))
 
 
 def in_script(value: Any) -> str:
-    """JSON that may stand inside a script element. A `<` could end the element, or begin a comment that swallows its
-    end."""
+    """Return JSON without `<`, which could end a script element or open a comment in it."""
     return json.dumps(value).replace("<", "\\u003c")
 
 
 def render(template: str, charts: Charts | None = None, **values: Any) -> str:
-    """A page from a template of the package; with charts, Plotly and their data go into it."""
+    """Render a template of the package; with `charts`, include Plotly and the figures' data."""
     environment = Environment(
         loader=PackageLoader("burnish.report"), autoescape=select_autoescape(default=True), trim_blocks=True
     )

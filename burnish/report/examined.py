@@ -1,4 +1,4 @@
-"""examined.html: what `burnish reward examine` and `burnish reward stress` found, as one page."""
+"""examined.html: one page of the results of `burnish reward examine` and `burnish reward stress`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Report = Mapping[str, Any]
 
 
 def render_examined(run_path: Path, name: str = "examined") -> Path:
-    """Write the page from NAME.json and stressed.json, whichever are there. Returns its path."""
+    """Write the page from NAME.json and stressed.json (one may be missing) and return its path."""
     examined, stressed = read(run_path / f"{name}.json"), read(run_path / "stressed.json")
     charts = Charts()
     page = render(
@@ -36,7 +36,7 @@ def _row(name: str, found: Report) -> tuple[str, float, float, float]:
 
 
 def pair_charts(examined: Report) -> list[Chart]:
-    """Accuracy of the models and by slice, calibration, the policy's own answers."""
+    """Draw accuracy by model and by slice, calibration, and accuracy on the policy's own answers."""
     models = [_row("ensemble", examined["accuracy"])]
     models += [_row(f"member {k}", m) for k, m in enumerate(examined["members"])]
     models += [(f"{name} wins", value, value, value) for name, value in examined["baselines"].items()]
@@ -70,7 +70,7 @@ def pair_charts(examined: Report) -> list[Chart]:
 
 
 def stress_charts(stressed: Report) -> list[Chart]:
-    """Mean rise of every change, and best-of-n."""
+    """Draw the mean rise of every change, and best-of-n."""
     rows = [_row(c["name"].replace("_", " "), c["rise"]) for c in stressed["changes"] if c["rise"]]
     found: list[Chart] = []
     if rows:

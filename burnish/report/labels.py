@@ -1,4 +1,4 @@
-"""What `burnish label audit`, `agree`, `route` and `plan` found, as accounts."""
+"""Reports of `burnish label audit`, `agree`, `route` and `plan`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from burnish.report.text_report import Point, State, Table, TextReport, interval
 
 Report = Mapping[str, Any]
 CURVES = (("value", "expected", "solid"), ("ci_low", "low", "dot"), ("ci_high", "high", "dot"))
-CHARTED = 20  # annotators in a chart
-USUAL, TENTATIVE = 0.2, 0.667  # of alpha: what preferences come to, and what is called tentative
+CHARTED = 20  # most annotators in a chart
+USUAL, TENTATIVE = 0.2, 0.667  # of alpha: usual lower end for preferences; limit called tentative
 
 
 def audit(report: Report) -> TextReport:
@@ -117,7 +117,7 @@ def _reading_points(report: Report) -> list[Point]:
 
 
 def agree(report: Report) -> TextReport:
-    """Of a store's labels and those who gave them."""
+    """Return the report of the annotators' agreement in a label store."""
     rows = report["annotators"]
     page = TextReport(f"Agreement of {len(rows)} annotators")
     page.points += [_alpha_point(report), *_flag_points(rows), _consensus_point(report)]
@@ -232,7 +232,7 @@ def _consensus_point(report: Report) -> Point:
 
 
 def route(report: Report) -> TextReport:
-    """Of what a judge may keep, and what that costs."""
+    """Return the report of routing comparisons between a judge and people, with its cost."""
     plan, target = report["plan"], report["target"]
     page = TextReport(f"Routing between {report['judge']} and people")
     if plan["surety"] is None:
@@ -298,7 +298,7 @@ def route(report: Report) -> TextReport:
 
 
 def plan(report: Report) -> TextReport:
-    """Of how many labels will do."""
+    """Return the report of how many labels a run needs."""
     page = TextReport(f"Labels for {report['run']}")
     ahead = {row["labels"]: row for row in report["expected"]}
     here = report["seen"][-1]

@@ -1,4 +1,4 @@
-"""overoptimization.html: worth over the root of KL, its fits, and where it peaks."""
+"""overoptimization.html: worth over the square root of KL, its fits and its peak."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from burnish.report.text_report import Point, Table, TextReport, write_page
 from burnish.runs.files import read_json
 
 Report = Mapping[str, Any]
-STEPS = 60  # points of a curve that is drawn
+STEPS = 60  # points of a drawn curve
 
 
 def render_overoptimized(run_path: Path) -> Path:
-    """Write the page from overoptimization.json. Returns its path."""
+    """Write the page from overoptimization.json and return its path."""
     page = run_path / "overoptimization.html"
     write_page(as_report(read_json(run_path / "overoptimization.json")), page)
     return page
 
 
 def as_report(report: Report) -> TextReport:
-    """The account."""
+    """Build the report of over-optimisation."""
     page = TextReport(f"Over-optimisation of {report['run']}", [_first(report)])
     rows = []
     for source, held in (("best of n", report["pool"]), ("PPO", report["ppo"])):

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page, from the run directory alone."""
+"""report.html: one self-contained page, built from the run directory alone."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ SAMPLES = 6
 
 
 def render_report(run_path: Path, *, completing: str | None = None) -> Path:
-    """Write report.html; whatever the run has not come to yet is left out. Returns its path. `completing`: as in
-    `build_summary`."""
+    """Write report.html, without the stages that have not run, and return its path.
+
+    `completing` is as in `build_summary`.
+    """
     run = RunDirectory.open(run_path)
     summary = build_summary(run_path, completing=completing)
     evaluation = read(run_path / "evaluation.json")
@@ -59,7 +61,7 @@ def render_report(run_path: Path, *, completing: str | None = None) -> Path:
 
 
 def verdict(summary: dict[str, Any]) -> str:
-    """The first line: who ships, on what evidence, and how sure that is."""
+    """Return the headline: the champion, the evidence and its uncertainty."""
     champion = summary["champion"]
     if champion is None:
         return "This run has not come to a champion yet."
@@ -84,7 +86,7 @@ def _article(judge: str) -> str:
 
 
 def win_rate_chart(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Every policy's win rate by the examiner and, in a rehearsal, by the true preference."""
+    """Draw every policy's win rate by the examiner and, in a rehearsal, by the true preference."""
     rows = []
     for name, figures in evaluation["policies"].items():
         for source, table in (
@@ -100,7 +102,7 @@ def win_rate_chart(evaluation: dict[str, Any]) -> dict[str, Any]:
 def reward_charts(
     examination: dict[str, Any] | None, readings: dict[str, Any] | None
 ) -> list[tuple[str, str, dict[str, Any]]]:
-    """Accuracy of the models beside the trivial baselines, calibration, and what probes of the layers found."""
+    """Draw the models' accuracy beside trivial baselines, calibration, and probes of the layers."""
     if examination is None:
         return []
     probes = []
@@ -131,7 +133,7 @@ def reward_charts(
 def length_charts(
     examination: dict[str, Any] | None, evaluation: dict[str, Any] | None
 ) -> list[tuple[str, str, dict[str, Any]]]:
-    """What length is worth, from labels to policies: how often the longer answer is the preferred one."""
+    """Draw how often the longer answer is preferred, from labels to policies."""
     bias = (examination or {}).get("length")
     if not bias:
         return []
@@ -148,7 +150,7 @@ def length_charts(
 
 
 def rejected(run: RunDirectory, run_path: Path) -> list[tuple[str, str, int]]:
-    """(file, reason, count) of every row that was not used."""
+    """Return (file, reason, count) of the rows that were not used."""
     counts: dict[tuple[str, str], int] = {}
     for file in sorted((run_path / "rejected").glob("*.jsonl")):
         for row in run.read_rows(f"rejected/{file.name}"):

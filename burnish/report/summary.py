@@ -1,4 +1,4 @@
-"""summary.json: the run in figures, from its directory alone. What does not exist is null, never 0."""
+"""summary.json: a run's figures, from its directory alone; a missing one is null, never 0."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ KL_TOLERANCE = 0.25
 
 
 def read(path: Path) -> Any:
-    """A JSON file of the run, or None when the run has not come that far."""
+    """Read a JSON file of the run; None if it does not exist yet."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def build_summary(run_path: Path, *, completing: str | None = None) -> dict[str, Any]:
-    """Everything the command line prints and the report opens with. Keys: docs/run_directory.md. `completing` is the
-    stage that writes this summary counts as done."""
+    """Build the summary that the command line prints and the report begins with.
+
+    Keys: docs/run_directory.md. `completing` is the stage that writes this summary; it counts as done.
+    """
     run = RunDirectory.open(run_path)
     config = run.config.model_dump(mode="json")
     manifest = run.manifest()["stages"]
@@ -94,8 +96,7 @@ def _gold(evaluation: Any) -> dict[str, Any] | None:
 
 
 def checklist(run: RunDirectory, summary: dict[str, Any], config: Any) -> list[dict[str, Any]]:
-    """The production checklist: what a careful team asks of an RLHF run, each line with its evidence. `ok` is
-    None where the run has not come that far."""
+    """Return the production checklist with evidence; `ok` is None where a stage has not run yet."""
     pairs = summary["reward"]["pairs"]
     total = sum(pairs.values()) if pairs else None
     members = summary["reward"]["members"]

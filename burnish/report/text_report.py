@@ -1,4 +1,4 @@
-"""Reports as lines of text and as a page with charts."""
+"""Reports that are printed as text and written as a page with charts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MARKS: Mapping[State, str] = {"ok": "✓", "open": "…", "miss": "!"}
 
 @dataclass(frozen=True)
 class Point:
-    """One thing to know first: `ok`, `open` (not known) or `miss`."""
+    """One main result: `ok`, `open` (not known) or `miss`."""
 
     state: State
     head: str
@@ -25,7 +25,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under their headings; the first column names the row."""
+    """Rows of text under column headings; the first column names the row."""
 
     title: str
     columns: Sequence[str]
@@ -35,7 +35,7 @@ class Table:
 
 @dataclass
 class TextReport:
-    """An account: its title, the points, tables and charts."""
+    """Report with a title, points, tables and charts."""
 
     title: str
     points: list[Point] = field(default_factory=list)
@@ -44,7 +44,7 @@ class TextReport:
 
 
 def as_text(report: TextReport) -> str:
-    """Points and tables as lines; control characters, which names of annotators may hold, are left out."""
+    """Return points and tables as lines, without control characters from annotators' names."""
     return "".join(c for c in _lines(report) if c == "\n" or c.isprintable())
 
 
@@ -60,7 +60,7 @@ def _lines(report: TextReport) -> str:
 
 
 def write_page(report: TextReport, path: Path | None) -> None:
-    """The page; nothing without a path."""
+    """Write the report as a page; do nothing if `path` is None."""
     if path is None:
         return
     charts = Charts()
@@ -70,7 +70,7 @@ def write_page(report: TextReport, path: Path | None) -> None:
 
 
 def interval(found: Mapping[str, Any] | None, form: str = ".3f") -> str:
-    """A figure with its interval; a dash for none."""
+    """Format a figure with its interval; a dash for None."""
     if found is None:
         return "-"
     return f"{found['value']:{form}} [{found['ci_low']:{form}}, {found['ci_high']:{form}}]"

@@ -1,4 +1,4 @@
-"""A run's updates on one axis of time: what reward, watcher, KL, length and entropy did, and what was decided when."""
+"""Timeline of a run's updates: reward, watcher, KL, length, entropy, alerts and decisions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ PANELS: Sequence[tuple[str, Sequence[Curve]]] = (
     ("length, tokens", (("length", "length"),)),
     ("entropy, nats", (("entropy", "entropy"),)),
 )
-GAP = 0.05  # between panels, of the height
-LONGEST = 160  # letters of an event beside its mark
+GAP = 0.05  # between panels, as a share of the height
+LONGEST = 160  # characters of an event's text beside its mark
 
 
 def timeline(rows: Sequence[Row], kl_target: float | None, events: Sequence[Mapping[str, Any]]) -> Figure:
-    """Panels above each other, one axis below; a line through all of them for every alert and decision, and where
-    updates were rolled back."""
+    """Draw stacked panels on one axis of updates; lines mark alerts, decisions and roll-backs."""
     x = ticks(rows)
     height = (1 - GAP * (len(PANELS) - 1)) / len(PANELS)
     traces: list[Figure] = []
@@ -82,13 +81,13 @@ def timeline(rows: Sequence[Row], kl_target: float | None, events: Sequence[Mapp
 
 
 def said(event: Mapping[str, Any]) -> str:
-    """An event in a line."""
+    """Return an event as one line of text."""
     what = str(event.get("action") or event.get("name") or event["kind"]).replace("_", " ")
     return f"{what}: {event.get('reason') or event.get('message') or ''}"
 
 
 def tick_of(rows: Sequence[Row], event: Mapping[str, Any]) -> int | None:
-    """The update at which something happened: the last one made by then; None for what is no matter of updates."""
+    """Return the last update made by the time of an event; None if it does not belong to updates."""
     if event.get("stage") not in ("ppo", "align") or not event.get("step") or not rows:
         return None
     at = [i for i, row in enumerate(rows, 1) if row["step"] <= event["step"]]

@@ -1,4 +1,4 @@
-"""Why a run ended as it did: one paragraph and a short table, from its events and metrics alone."""
+"""Explanation of how a run ended: a paragraph and a short table, from its events and metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from burnish.errors import RunError
 from burnish.report.text_report import Point, Table, TextReport
 from burnish.runs.directory import RunDirectory
 
-WINDOW = 5  # updates that stand for a beginning and an end
+WINDOW = 5  # updates averaged at the beginning and at the end
 ENDS = ("finish", "give_up", "gate_stop")
 GUARDS = {
     "raise_kl": "raised the KL coefficient",
@@ -28,8 +28,10 @@ Row = Mapping[str, Any]
 
 
 def why(path: Path) -> dict[str, Any]:
-    """What became of PPO and what the guard did: `text`, `decisions`, `alerts`, `figures`. Raises RunError where
-    nothing was begun."""
+    """Explain how PPO ended and what the guard did, as `text`, `decisions`, `alerts` and `figures`.
+
+    Raises RunError if the run has no events.
+    """
     run = RunDirectory.open(path)
     events, rows = run.read_rows("events.jsonl"), run.read_rows("metrics/ppo.jsonl")
     if not events:
@@ -50,6 +52,7 @@ def why(path: Path) -> dict[str, Any]:
 
 
 def as_row(event: Row) -> dict[str, Any]:
+    """Return the table row of a guard decision."""
     evidence = event["evidence"]
     return {
         "update": event["step"],
@@ -63,7 +66,7 @@ def as_row(event: Row) -> dict[str, Any]:
 
 
 def moved(rows: Sequence[Row]) -> dict[str, Any]:
-    """Where figures began and where they ended, in the last attempt; a figure that was not kept is left out."""
+    """Return recorded figures at the start of the run and at the end of the last attempt, as means."""
     if not rows:
         return {}
     own = [row for row in rows if row["attempt"] == rows[-1]["attempt"]]
@@ -79,7 +82,7 @@ def moved(rows: Sequence[Row]) -> dict[str, Any]:
 def sentences(
     decided: Sequence[Row], alerts: Sequence[Row], acts: Sequence[Row], rows: Sequence[Row], figures: Row
 ) -> list[str]:
-    """The paragraph, sentence by sentence."""
+    """Return the sentences of the paragraph."""
     lines = []
     ended = next((e for e in reversed(decided) if e["action"] in ENDS), None)
     if ended is None:
@@ -140,7 +143,7 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def as_report(found: Mapping[str, Any], again: Mapping[str, Any] | None = None) -> TextReport:
-    """For the terminal; `again` is what the guard decides over the same figures."""
+    """Build the terminal report; `again` holds the guard's decisions replayed on the same figures."""
     report = TextReport("Why", [Point("open" if found["decisions"] else "ok", found["run"], found["text"])])
     columns = ("update", "attempt", "action", "because", "value", "limit", "updates lost")
     if found["decisions"]:

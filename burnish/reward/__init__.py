@@ -1,1 +1,1 @@
-"""Reward models: training, ensemble, examination."""
+"""Reward models: training, ensemble, examination and stress tests."""

@@ -38,11 +38,14 @@ def aggregate(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Combine normalised member scores (B, K) into scores (B,) and spread (B,).
 
-    Bradley-Terry scores carry a free offset per prompt, so members are compared after subtracting their own
-    score of a reference response to the same prompt: d_k = r_k(x, y) - r_k(x, y_ref), `reference` (B, K).
-    mean; min: min_k d_k plus the mean reference score (worst case, Coste et al. 2023, WCO without the offset);
-    uwo: mean - lambda * Var_k(d) / reference variance (Coste et al. Eq. 5, biased variance); mean_std: mean - lambda *
-    sd_k(d) / reference sd (Eisenstein et al. 2023). weights is the mean of one member, which has been averaged before.
+    Bradley-Terry scores have a free offset for each prompt. Members are therefore compared after
+    subtracting their own score of a reference response to the same prompt:
+    d_k = r_k(x, y) - r_k(x, y_ref), with `reference` (B, K).
+
+    - mean, weights: the mean of the members; weights has one member, whose weights were averaged before.
+    - min: min_k d_k plus the mean reference score (Coste et al. 2023, WCO without the offset).
+    - uwo: mean - lambda * Var_k(d) / reference variance (Coste et al. Eq. 5, biased variance).
+    - mean_std: mean - lambda * sd_k(d) / reference sd (Eisenstein et al. 2023).
     """
     assert members.shape == reference.shape
     mean = members.mean(1)
@@ -61,7 +64,7 @@ def aggregate(
 
 @dataclass
 class RewardEnsemble:
-    """K reward models and what makes their scores comparable: mean and sd (K,) on reference samples."""
+    """K reward models with the mean and sd (K,) of their scores on reference samples."""
 
     members: list[ScalarHead]
     mean: torch.Tensor
@@ -70,24 +73,25 @@ class RewardEnsemble:
     uwo_lambda: float = 0.1
     std_lambda: float = 0.5
     reference_variance: float = 1.0
-    length: LengthCorrection | None = None  # of the scores; members' own stay as they are
-    offset: float = (
-        0.0  # added to a score, so that one that was tightened keeps its level on reference samples
-    )
+    length: LengthCorrection | None = None  # of the combined score, not of the members' own
+    offset: float = 0.0  # added to a tightened score, so that its level on reference samples stays the same
 
     @property
     def relative(self) -> bool:
-        """Whether a score depends on that of a reference response to the same prompt."""
+        """True if a score depends on the score of a reference response to the same prompt."""
         return self.how not in ("mean", "weights")
 
     @property
     def tightest(self) -> int:
-        """How often `tightened` makes a difference."""
+        """Number of tightenings that have an effect."""
         return 0 if len(self.members) == 1 or self.how in ("min", "weights") else TIGHTENINGS
 
     def tightened(self, times: int) -> RewardEnsemble:
-        """The same members, combined more carefully: by uwo with `TIGHT_LAMBDA` at least, then with twice as much
-        (mean_std: with twice its lambda at once)."""
+        """Return the same members, combined more conservatively.
+
+        The first tightening uses uwo with a lambda of at least `TIGHT_LAMBDA` and at least twice its own;
+        each further one doubles lambda. mean_std doubles its lambda (at least `TIGHT_LAMBDA`) each time.
+        """
         if not times or not self.tightest:
             return self
         if self.how == "mean_std":
@@ -95,32 +99,35 @@ class RewardEnsemble:
             return replace(self, std_lambda=after, offset=after - self.std_lambda)
         before = self.uwo_lambda if self.how == "uwo" else 0.0
         after = max(2 * before, TIGHT_LAMBDA) * 2 ** (times - 1)
-        # Two responses of the reference differ by the reference variance on average: that is what lambda takes.
+        # Reference responses differ by the reference variance on average, so their penalty is lambda.
         return replace(self, how="uwo", uwo_lambda=after, offset=after - before)
 
     @property
     def base(self) -> Backbone:
-        """The part of a base that all members read."""
+        """Backbone part that all members read."""
         return self.members[0].top.base
 
     def raw(self, sequences: Sequences) -> torch.Tensor:
-        """(N, K) raw scores; a non-finite score raises, for a failure is never a number."""
+        """Return raw scores (N, K); raises Diverged if a score is not finite."""
         scores = torch.stack([raw_scores(m, sequences) for m in self.members], 1)
         if not torch.isfinite(scores).all():
             raise Diverged("a reward model gave a score that is not finite; lower reward.learning_rate")
         return scores
 
     def normalised(self, sequences: Sequences) -> torch.Tensor:
-        """(N, K) scores with mean 0 and sd 1 on the reference samples."""
+        """Return scores (N, K) with mean 0 and sd 1 on the reference samples."""
         return (self.raw(sequences) - self.mean) / self.sd
 
     def mean_normalised(self, raw: torch.Tensor) -> torch.Tensor:
-        """(N,) mean over members of raw scores (N, K), each on its own scale."""
+        """Return the mean (N,) over members of their raw scores (N, K), after normalisation."""
         return ((raw - self.mean) / self.sd).mean(1)
 
     def score(self, sequences: Sequences, reference: torch.Tensor | None) -> Scores:
-        """Scores of N sequences given the normalised scores (N, K) of a reference response per prompt, which must not
-        be among the sequences that are compared; None where the score is not `relative`, with no spread then."""
+        """Score N sequences, given normalised scores (N, K) of a reference response to each prompt.
+
+        The reference responses must not be among the compared sequences. `reference` may be None if the
+        score is not `relative`; the spread is then 0.
+        """
         assert not (self.relative and reference is None)
         members = self.normalised(sequences)
         scores, spread = aggregate(
@@ -134,10 +141,11 @@ class RewardEnsemble:
         return Scores(self.corrected(scores, sequences) + self.offset, members, spread)
 
     def corrected(self, scores: torch.Tensor, sequences: Sequences) -> torch.Tensor:
-        """(N,) scores without what the length of their responses bought them, as configured."""
+        """Return scores (N,) after the configured length correction, if there is one."""
         return scores if self.length is None else self.length.apply(scores, sequences.response_lengths)
 
     def as_json(self, n_reference: int) -> dict[str, Any]:
+        """Return the settings and statistics that ensemble.json stores."""
         return {
             "aggregate": self.how,
             "uwo_lambda": self.uwo_lambda,
@@ -151,9 +159,12 @@ class RewardEnsemble:
 
 
 class EnsembleScorer:
-    """An ensemble as PPO asks it: `scorer(rollout) -> Scores`. `reference` (N, K) are the normalised scores of a
-    reference response to each of N prompts, `anchor` (N,) the ensemble's own of it, where shaping asks for it; a
-    rollout may be of these prompts only."""
+    """Scorer of rollouts for PPO: `scorer(rollout) -> Scores`.
+
+    `reference` (N, K) holds the normalised scores of a reference response to each of N prompts.
+    `anchor` (N,) holds the ensemble's own scores of these responses, for shaping. A rollout may contain
+    only these prompts.
+    """
 
     def __init__(
         self,
@@ -168,10 +179,11 @@ class EnsembleScorer:
         self.row = {prompt.id: i for i, prompt in enumerate(prompts)}
 
     def tighten(self, times: int) -> None:
-        """Combine the members so much more carefully than they were given (0: as they were)."""
+        """Tighten the given ensemble `times` times; 0 restores it."""
         self.ensemble = self.given.tightened(times)
 
     def __call__(self, rollout: Rollout) -> Scores:
+        """Score every response of a rollout."""
         sequences = Sequences.of(self.ensemble.base, rollout, self.pad_id)
         rows = [self.row[prompt.id] for prompt in rollout.prompts]
         scores = self.ensemble.score(sequences, self.reference[rows])
@@ -179,7 +191,7 @@ class EnsembleScorer:
 
 
 def normalisation(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and sd (K,) of raw reference scores (N, K). A constant member raises: it has learned nothing."""
+    """Return mean and sd (K,) of raw reference scores (N, K); TrainingError if a member is constant."""
     mean, sd = raw.mean(0), raw.std(0, unbiased=False)
     flat = [k for k, s in enumerate(sd.tolist()) if not s > 1e-8]
     if flat:
@@ -191,7 +203,7 @@ def normalisation(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def pair_spread(members: torch.Tensor) -> float:
-    """Mean over pairs of Var_k(r_k(a) - r_k(b)), the yardstick of `uwo`, from scores (2N, K) of pairs stacked."""
+    """Return the mean over pairs of Var_k(r_k(a) - r_k(b)), from scores (2N, K) of all a, then all b."""
     first, second = members.chunk(2)
     return float((first - second).var(1, unbiased=False).mean())
 
@@ -199,8 +211,11 @@ def pair_spread(members: torch.Tensor) -> float:
 def round_scores(
     ensemble: RewardEnsemble, rounds: Sequence[Rollout], reference: Rollout | None, pad_id: int
 ) -> torch.Tensor:
-    """(rounds, N) the ensemble's scores of several responses to each of N prompts, one of each in every round.
-    `reference`: one more response to each prompt, independent of these; None where the score is not `relative`."""
+    """Return the ensemble's scores (rounds, N) of several responses to each of N prompts.
+
+    Each round has one response to each prompt. `reference` is one more, independent response to each
+    prompt; it may be None if the score is not `relative`.
+    """
     anchor = reference_scores(ensemble, reference, pad_id)
     return torch.stack(
         [ensemble.score(Sequences.of(ensemble.base, r, pad_id), anchor).scores for r in rounds]
@@ -208,19 +223,19 @@ def round_scores(
 
 
 def reference_scores(ensemble: RewardEnsemble, reference: Rollout | None, pad_id: int) -> torch.Tensor | None:
-    """(N, K) normalised scores of reference responses, where there are any."""
+    """Return normalised scores (N, K) of the reference responses, None if there are none."""
     if reference is None:
         return None
     return ensemble.normalised(Sequences.of(ensemble.base, reference, pad_id))
 
 
 def pick(rounds: Sequence[Rollout], which: torch.Tensor) -> Rollout:
-    """Of each prompt's responses the one of the round that `which` (N,) names; log-probabilities are left out."""
+    """Take each prompt's response from the round given in `which` (N,), without log-probabilities."""
     return gather(rounds, [(k, i) for i, k in enumerate(which.tolist())])
 
 
 def gather(rounds: Sequence[Rollout], places: Sequence[tuple[int, int]]) -> Rollout:
-    """The responses at (round, row), in that order; log-probabilities are left out."""
+    """Collect the responses at (round, row), in that order, without log-probabilities."""
     nothing = torch.zeros(0, device=CPU)
     return Rollout(
         prompts=[rounds[k].prompts[i] for k, i in places],
@@ -238,13 +253,15 @@ def gather(rounds: Sequence[Rollout], places: Sequence[tuple[int, int]]) -> Roll
 def best_of(
     ensemble: RewardEnsemble, rounds: Sequence[Rollout], reference: Rollout | None, pad_id: int
 ) -> Rollout:
-    """The ensemble's pick among several responses to each prompt; arguments as of `round_scores`."""
+    """Select the response to each prompt with the highest score; arguments as for `round_scores`."""
     return pick(rounds, round_scores(ensemble, rounds, reference, pad_id).argmax(0))
 
 
 def prepare(base: Backbone, folder: Path) -> None:
-    """Make the parts of a base that a run's reward models read, so that whatever is sampled from now on keeps their
-    activations: a run that goes on in another process reads the same numbers as one that was never stopped."""
+    """Create the backbone parts that a run's reward models read, so that sampling keeps activations.
+
+    A run resumed in another process then reads the same numbers as a run that was never stopped.
+    """
     for model in sorted(folder.iterdir()):
         reading = saved_reading(model)
         if reading is not None:
@@ -258,23 +275,27 @@ def save_ensemble(
     lengths: Sequence[int],
     more: dict[str, object],
 ) -> None:
-    """What makes the members' scores one: normalisation and aggregation in ensemble.json, `more` beside them, and in
-    reference.safetensors the raw scores (N, K) of the reference samples and their lengths (N,) in tokens, in the order
-    of the prompts they answer."""
+    """Save the normalisation and the aggregation of the members' scores.
+
+    ensemble.json holds both, and `more`. reference.safetensors holds the raw scores (N, K) of the
+    reference samples and their lengths (N,) in tokens, in the order of their prompts.
+    """
     tensors = {"raw": reference.cpu().contiguous(), "lengths": torch.tensor(lengths, device=CPU)}
     atomic_write(folder / "reference.safetensors", save(tensors))
     write_json(folder / "ensemble.json", ensemble.as_json(len(reference)) | more)
 
 
 def scorers(folder: Path) -> list[str]:
-    """The folders of the models whose scores are combined: the members, or the average of their weights."""
+    """Return the folders of the scoring models: the members, or the average of their weights."""
     saved = read_json(folder / "ensemble.json")
     return list(saved.get("folders") or (f"member-{k}" for k in range(len(saved["mean"]))))
 
 
 def load_ensemble(base: Backbone, folder: Path, *, average: bool = False) -> RewardEnsemble:
-    """The ensemble as the reward stage left it, or the average of its members' weights as an ensemble of one. Raises
-    RunError where there is no such average."""
+    """Load the saved ensemble, or the average of its members' weights as an ensemble of one.
+
+    Raises RunError if there is no such average.
+    """
     saved = read_json(folder / "ensemble.json")
     if average and saved["aggregate"] != "weights":
         if "average" not in saved:
@@ -297,8 +318,11 @@ def load_ensemble(base: Backbone, folder: Path, *, average: bool = False) -> Rew
 
 
 def load_reference(ensemble: RewardEnsemble, folder: Path) -> tuple[torch.Tensor, float]:
-    """(N, K) normalised scores of a reference response to each of the first N training prompts, and the standard
-    deviation of the ensemble's score on reference responses. Raises RunError where an older version left neither."""
+    """Load normalised reference scores (N, K) and the sd of the ensemble's score on them.
+
+    They belong to a reference response to each of the first N training prompts. Raises RunError if an
+    older version did not save them.
+    """
     file, saved = folder / "reference.safetensors", read_json(folder / "ensemble.json")
     if not file.exists() or "score_sd" not in saved:
         raise RunError(
@@ -310,14 +334,14 @@ def load_reference(ensemble: RewardEnsemble, folder: Path) -> tuple[torch.Tensor
 
 
 def load_anchor(ensemble: RewardEnsemble, folder: Path) -> torch.Tensor:
-    """(N,) the ensemble's score of those reference responses. Raises RunError where their lengths are not known."""
+    """Return the ensemble's scores (N,) of these responses; RunError if their lengths are unknown."""
     saved = load_file(folder / "reference.safetensors")
     if "lengths" not in saved:
         raise RunError(
             f"{folder} was left by an older version and lacks the lengths of its reference responses; add --redo to "
             "train the reward models again"
         )
-    # Against itself a response has no spread: every aggregation is the mean.
+    # Relative to itself a response has no spread, so every aggregation equals the mean.
     scores = ensemble.mean_normalised(saved["raw"].to(ensemble.mean.device))
     if ensemble.length is None:
         return scores
@@ -325,12 +349,12 @@ def load_anchor(ensemble: RewardEnsemble, folder: Path) -> torch.Tensor:
 
 
 def load_watcher(base: Backbone, folder: Path) -> SavedWatcher | None:
-    """The watcher, when the run has one."""
+    """Load the watcher, None if the run has none."""
     return SavedWatcher(base, folder) if (folder / "watcher").exists() else None
 
 
 class SavedWatcher:
-    """The watcher with its normalisation."""
+    """Watcher with its normalisation and its length correction."""
 
     def __init__(self, base: Backbone, folder: Path) -> None:
         self.model = load_reward_model(base, folder / "watcher")
@@ -341,8 +365,10 @@ class SavedWatcher:
         self.length = LengthCorrection.from_json(fit) if fit else None
 
     def scores(self, rollout: Rollout, pad_id: int) -> torch.Tensor:
-        """(N,) in reference standard deviations, without what length bought where that is taken from the ensemble too:
-        a watcher that pays for length would see every shorter answer as a fall."""
+        """Return scores (N,) in reference standard deviations, with the ensemble's length correction.
+
+        A watcher without the correction would see every shorter answer as a drop.
+        """
         sequences = Sequences.of(self.model.top.base, rollout, pad_id)
         scores = (raw_scores(self.model, sequences) - self.scale["mean"]) / self.scale["sd"]
         return scores if self.length is None else self.length.apply(scores, sequences.response_lengths)

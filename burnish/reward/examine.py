@@ -1,4 +1,4 @@
-"""Examine reward models on held-out pairs: accuracy beside trivial baselines, calibration, shared errors, length."""
+"""Examination of reward models on held-out pairs: accuracy, baselines, calibration, length."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ def examine(
     first: Mapping[str, str],
     confidence: float = 0.95,
 ) -> dict[str, Any]:
-    """What N held-out pairs say of K models, given raw scores (2N, K), all chosen, then all rejected, and the members'
-    standard deviations (K,) on reference samples, by which they are put on one scale.
+    """Examine K models on N held-out pairs.
 
-    `first` maps comparison ids to the response that stood first. Accuracies come with intervals by prompt; the
-    ensemble's is that of the mean normalised score. `calibration` sets against it how sure the ensemble is of its
-    verdict: the members' mean Bradley-Terry probability, which only raw scores give. `error_correlation` is the mean
-    correlation of the members' errors (0 independent, 1 identical, null when a member makes none);
-    `length_correlation` that of the ensemble's score with the number of words.
+    `raw` (2N, K) holds raw scores, all chosen, then all rejected. `sd` (K,) holds the members' standard
+    deviations on reference samples, which put them on one scale. `first` maps comparison ids to the
+    response shown first.
+
+    Accuracies have intervals by prompt; the ensemble's is that of the mean normalised score.
+    `calibration` compares it with the ensemble's confidence, the members' mean Bradley-Terry
+    probability, which needs raw scores. `error_correlation` is the members' mean (0 independent, 1
+    identical, null when a member makes none). `length_correlation` is that of the ensemble's score with
+    the number of words.
     """
     n = len(pairs)
     assert raw.shape == (2 * n, len(sd))
@@ -54,8 +57,7 @@ def examine(
 
 
 def trivial_rules(pairs: Sequence[Preference], first: Mapping[str, str]) -> dict[str, float]:
-    """Share of pairs that rules get right which have read nothing: the longer wins, the shorter, and whatever stood
-    first, where that is known."""
+    """Return the accuracy of rules: the longer answer wins, the shorter, the first shown if known."""
     apart = [len(p.chosen.split()) - len(p.rejected.split()) for p in pairs]
     stood = [first[p.comparison_id] == p.chosen for p in pairs if p.comparison_id in first]
     ties = apart.count(0)
@@ -75,10 +77,13 @@ def length_bias(
     how: str,
     confidence: float = 0.95,
 ) -> dict[str, Any]:
-    """What length is worth to the annotators and to the ensemble, before and after its correction: how often the
-    longer answer of N held-out pairs is the preferred one (0.5: length is worth nothing; pairs of equal length are left
-    out), and the correlation of the score with length on the reference samples. `raw` (M, K) are the members' scores
-    of the samples, `held_out` (2N, K) those of the pairs, all chosen, then all rejected."""
+    """Measure the length bias of the labels and of the ensemble, before and after its correction.
+
+    Reports how often the longer answer of N held-out pairs is preferred (0.5: no bias; pairs of equal
+    length are left out), and the correlation of score and length on the reference samples. `raw` (M, K)
+    holds the members' scores of the samples, `held_out` (2N, K) those of the pairs, all chosen, then
+    all rejected.
+    """
     chosen, rejected = (
         [pairs.sequences.response_lengths[row] for row in side] for side in (pairs.chosen, pairs.rejected)
     )
@@ -86,7 +91,7 @@ def length_bias(
     lengths = [float(n) for n in samples.response_lengths]
 
     def judged(scores: torch.Tensor) -> dict[str, Any] | None:
-        """How often the longer answer has the higher score, from scores (2N,)."""
+        """Return how often the longer answer has the higher score, from scores (2N,)."""
         ahead = (scores[: len(chosen)] > scores[len(chosen) :]).tolist()
         hits = [
             (float(won == (a > b)), group)
@@ -118,24 +123,23 @@ def length_bias(
 
 
 def _rate(hits: Sequence[bool], ties: int = 0) -> float:
-    """Share of pairs a rule gets right; where it cannot tell, it is right half the time."""
+    """Return a rule's accuracy; a tie counts as half right."""
     return (sum(hits) + ties / 2) / len(hits)
 
 
 def errors(scores: torch.Tensor) -> torch.Tensor:
-    """(N,) whether the mean over models ranks a pair the wrong way, from scores (2N, K) on one scale, all chosen, then
-    all rejected."""
+    """Return pairs (N,) ranked wrongly by the mean of scores (2N, K): all chosen, then all rejected."""
     chosen, rejected = scores.mean(1).chunk(2)
     return chosen <= rejected
 
 
 def error_correlation(errors: torch.Tensor) -> float | None:
-    """Mean pairwise correlation of error indicators (N, K) bool; None for one member or a faultless one."""
+    """Return the mean pairwise correlation of errors (N, K); None for one or a faultless member."""
     return mean_correlation(errors.double().numpy())
 
 
 def watcher_verdict(report: Mapping[str, Any], baselines: Mapping[str, float]) -> dict[str, Any]:
-    """A watcher is armed only when the lower bound of its accuracy beats every trivial baseline."""
+    """Arm a watcher only if the lower bound of its accuracy beats every trivial baseline."""
     low = report["accuracy"]["ci_low"]
     name, best = max(baselines.items(), key=lambda item: item[1])
     armed = low > best

@@ -1,4 +1,4 @@
-"""Rewards that are Python functions of the user's, added to the ensemble's score with weights."""
+"""Rewards from user-defined Python functions, added to the ensemble's score with weights."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ Function = Callable[[list[str], list[str], list[int]], Sequence[float]]
 
 
 class SummedRewards:
-    """`scorer(rollout) -> Scores`: weight times the ensemble's score plus weight times every function's, minus `shift`.
-    Members and spread stay the ensemble's; the mean of each term is logged under its name.
+    """Scorer for PPO: weighted sum of the ensemble's score and the user's functions, minus `shift`.
 
-    The shift is the mean of the sum on reference responses. A constant changes no optimum, but with it PPO does not
-    start: where the mean is far below 0 and the value function does not know it yet, the last token of a response
-    stands nearest to the loss, and what is learned first is not to end.
+    Members and spread are the ensemble's; the mean of each term is logged under its name.
+
+    The shift is the mean of the sum on reference responses. A constant changes no optimum, but without
+    the shift PPO fails to start where the mean is far below 0. While the value function has not learned
+    the mean, it weighs most on a response's last token. The policy then first learns not to end.
     """
 
     def __init__(
@@ -43,27 +44,28 @@ class SummedRewards:
         self.shift = 0.0
 
     def center(self, rollout: Rollout) -> float:
-        """Take the mean on this rollout for the shift; the standard deviation there."""
+        """Set the shift to the mean reward of this rollout and return the standard deviation."""
         scores = self(rollout).scores + self.shift
         self.shift = float(scores.mean())
         return float(scores.std(unbiased=False))
 
     def __call__(self, rollout: Rollout) -> Scores:
+        """Score every response of a rollout with the weighted sum of all terms."""
         found = self.ensemble(rollout)
         total, terms = self.weight * found.scores, {"ensemble": found.scores}
         for term, function in self.functions:
-            # By one process for all: what a function does besides (asking somebody, for money) happens once.
+            # One process calls it for all, so that side effects (such as a paid request) happen once.
             given = collectives.from_lead(partial(called, term.function or str(term.url), function, rollout))
             values = torch.tensor(given, dtype=total.dtype, device=total.device)
             terms[term.term] = values
             total = total + term.weight * values
-        # Functions have not seen the reference response.
+        # The functions were not called on the reference response.
         anchor = None if found.anchor is None or self.functions else self.weight * found.anchor - self.shift
         return replace(found, scores=total - self.shift, terms=terms, anchor=anchor)
 
 
 def load_term(term: FunctionReward) -> Function | RemoteReward:
-    """What a configured reward is computed by. Raises ConfigError where it cannot be had."""
+    """Load the function or server client of a configured reward; raises ConfigError on failure."""
     if term.url is not None:
         return RemoteReward(term.url, term.timeout, token_of(term))
     assert term.function is not None
@@ -71,7 +73,7 @@ def load_term(term: FunctionReward) -> Function | RemoteReward:
 
 
 def token_of(term: FunctionReward) -> str | None:
-    """The token of a reward's server, from the environment. Raises ConfigError where the variable is not set."""
+    """Return a server's token from the environment, if configured; ConfigError if it is not set."""
     if term.token_env is None:
         return None
     token = os.environ.get(term.token_env)
@@ -83,8 +85,10 @@ def token_of(term: FunctionReward) -> str | None:
 
 
 def called(name: str, function: Function | RemoteReward, rollout: Rollout) -> list[float]:
-    """What the function says of a rollout. Raises TrainingError when it fails, or gives anything but a finite number
-    for each response: a failure never becomes a number."""
+    """Return the function's rewards, one finite number for each response of the rollout.
+
+    Raises TrainingError if the function fails or returns anything else, so a failure is never scored.
+    """
     try:
         if isinstance(function, RemoteReward):
             values = function.scores(rollout.prompts, rollout.texts, rollout.ended)
@@ -110,8 +114,10 @@ def called(name: str, function: Function | RemoteReward, rollout: Rollout) -> li
 
 
 def load_function(name: str) -> Function:
-    """The function `module:name`; modules are looked for where Python does, then in the current folder. Raises
-    ConfigError."""
+    """Import `module:name`, searching the Python path, then the current folder.
+
+    Raises ConfigError if it cannot be imported or is not callable.
+    """
     module, _, attribute = name.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
@@ -128,7 +134,7 @@ def load_function(name: str) -> Function:
 
 
 def source_of(name: str) -> Path | None:
-    """The file that holds a function's module, None where it has none."""
+    """Return the source file of a function's module, None if it has no file."""
     load_function(name)
     file = getattr(sys.modules[name.partition(":")[0]], "__file__", None)
     return Path(file) if file else None

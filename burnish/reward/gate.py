@@ -1,5 +1,8 @@
-"""The gate before PPO: is the reward worth optimising? Held-out accuracy against trivial rules, and whether the answers
-it likes best are better to a judge it has never met."""
+"""Gate before PPO: decides whether the reward is worth optimising.
+
+It compares held-out accuracy with trivial rules, and checks that an independent judge, the watcher,
+also prefers the answers with the highest reward.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ GRAVE: tuple[Outcome, ...] = ("stop", "warn")
 
 
 def worst(outcomes: Collection[Outcome]) -> Outcome:
-    """The gravest of several; too few to tell where none of them could tell."""
+    """Return the worst outcome of several; `too few` if none could be determined."""
     return next((kind for kind in (*GRAVE, "go") if kind in outcomes), "too few")
 
 
@@ -25,14 +28,17 @@ def gate(
     lift: Interval | None,
     hacks: Sequence[str] = (),
 ) -> tuple[Outcome, Decision]:
-    """What held-out `accuracy` (value, ci_low, n by prompt) says against the best of the trivial rules and chance, and
-    `lift`: how far the watcher's score of best-of-n lies above that of SFT, in reference standard deviations (None
-    where the watcher knows too little to be asked). `pairs` were labelled in all. `hacks` is what stress tests say that
-    PPO would find.
+    """Decide whether PPO may start, from held-out accuracy and the watcher's lift.
 
-    stop: no better than a trivial rule, or the watcher surely likes the picks less, or there are hacks to be found. too
-    few: better, but not surely, or no watcher to ask; PPO goes on, marked. warn: the watcher does not surely like the
-    picks. go otherwise.
+    `accuracy` (value, ci_low, n by prompt) is compared with the best of the trivial rules and chance.
+    `lift` is the watcher's score of best-of-n minus that of SFT, in reference standard deviations; None
+    if the watcher is not accurate enough. `pairs` counts all labelled pairs. `hacks` lists the
+    weaknesses that stress tests say PPO would find.
+
+    - stop: no better than a trivial rule, the watcher surely prefers SFT, or there are hacks.
+    - too few: better but not surely, or no watcher; PPO continues, and the run is marked.
+    - warn: the watcher does not surely prefer best-of-n.
+    - go: otherwise.
     """
     name, best = max([*baselines.items(), ("chance", 0.5)], key=lambda item: item[1])
     value, low, n = accuracy["value"], accuracy["ci_low"], accuracy["n"]
@@ -61,7 +67,7 @@ def gate(
     if hacks:
         return decide("stop", f"{text}; but stress tests find what PPO would find: {'; '.join(hacks)}")
     if low <= best:
-        # The half width shrinks with the root of the number of prompts.
+        # The half width shrinks with the square root of the number of prompts.
         wanted = math.ceil(pairs * ((value - low) / (value - best)) ** 2)
         evidence["pairs_wanted"] = wanted
         return decide("too few", f"{text}; if it stays there, about {wanted} labelled pairs would settle it")

@@ -1,4 +1,4 @@
-"""Scores that length cannot buy. Length is tokens of the response, its end-of-sequence token included."""
+"""Length correction of scores; length is in tokens, with the end-of-sequence token."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from burnish.errors import TrainingError
 
 How = Literal["sqrt", "regress", "penalty"]
 
-ZERO_QUANTILE = 0.05  # of reference scores: what counts as worth nothing
-SHORT_QUANTILE = 0.1  # of reference lengths: being shorter than that is paid no more
-LEAST = 1e-3  # of the scores' standard deviation, that a correction must leave
-KNOTS = 32  # of the curve that regression keeps
+ZERO_QUANTILE = 0.05  # of reference scores: the score that counts as zero
+SHORT_QUANTILE = 0.1  # of reference lengths: being even shorter gains nothing
+LEAST = 1e-3  # share of the scores' standard deviation that a correction must leave
+KNOTS = 32  # points of the curve that `regress` stores
 
 
 @dataclass(frozen=True)
 class LengthCorrection:
-    """What a score s of a response of L tokens becomes, fitted on scores and lengths of reference samples.
+    """Correction of a score s of a response of L tokens, fitted on reference samples.
 
-    `sqrt`, R / sqrt(length) made safe. Taken literally it turns over where scores are negative (a worse answer gains
-    by length) and, shifted to be positive, pays for ending at once. So: x = s - `zero`, a fixed low quantile of the
-    reference scores, which leaves few of them negative; w = sqrt(max(L, `shortest`) / `typical`), so that below a
-    length that the reference has anyway nothing more is gained; x / w where x > 0 and x * w where it is not, so that
-    longer is worse on both sides of zero and nothing jumps there.
-    `regress`: s minus its smooth fit on length (LOWESS, Cleveland 1979) over the reference samples, at its ends beyond
-    them. `penalty`: s - `slope` * (L - `typical`).
-    Each is put back on the reference scores' own mean and standard deviation (`center`, `gain`, `mean`): the KL
-    coefficient starts from that scale.
+    - `sqrt`: R / sqrt(length), made safe. Taken literally, a worse answer gains by length where scores
+      are negative; shifted to be positive, ending at once pays. So: x = s - `zero`, a fixed low quantile
+      of the reference scores, which leaves few negative; w = sqrt(max(L, `shortest`) / `typical`), so
+      that an answer gains nothing below a length that the reference has anyway; x / w where x > 0 and
+      x * w where it is not. Longer is then worse on both sides of zero, and nothing jumps there.
+    - `regress`: s minus its smooth fit on length (LOWESS, Cleveland 1979), constant beyond the samples.
+    - `penalty`: s - `slope` * (L - `typical`).
+
+    Each is rescaled to the reference scores' mean and standard deviation (`center`, `gain`, `mean`),
+    because the KL coefficient starts from that scale.
     """
 
     how: How
@@ -47,7 +48,7 @@ class LengthCorrection:
     mean: float = 0.0
 
     def apply(self, scores: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """Corrected scores (N,) of responses with these lengths."""
+        """Return corrected scores (N,) of responses with these lengths."""
         return (self._corrected(scores, lengths) - self.center) * self.gain + self.mean
 
     def _corrected(self, scores: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
@@ -63,10 +64,12 @@ class LengthCorrection:
         return scores - torch.tensor(expected, dtype=scores.dtype, device=scores.device)
 
     def as_json(self) -> dict[str, Any]:
+        """Return the fields as a dictionary for JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> LengthCorrection:
+        """Create a correction from the result of `as_json`."""
         lists: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
         return cls(**lists)
 
@@ -74,8 +77,11 @@ class LengthCorrection:
 def fit_correction(
     how: How, scores: torch.Tensor, lengths: Sequence[int], *, penalty: float = 0.3
 ) -> LengthCorrection:
-    """A correction from reference scores (N,) and the lengths of their responses. `penalty` is in standard deviations
-    of the score per standard deviation of the length. Raises TrainingError where length explains the score."""
+    """Fit a correction to reference scores (N,) and the lengths of their responses.
+
+    `penalty` is in standard deviations of the score per standard deviation of the length. Raises
+    TrainingError if length alone explains the score.
+    """
     assert scores.shape == (len(lengths),)
     values, tokens = scores.double().cpu().numpy(), np.asarray(lengths, float)
     settings: dict[str, Any] = {"how": how, "typical": float(tokens.mean())}
@@ -98,19 +104,17 @@ def fit_correction(
 
 
 def _smooth(x: np.ndarray, y: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """A LOWESS curve of y on x, at quantiles of x."""
+    """Fit a LOWESS curve of y on x and return it at quantiles of x."""
     from statsmodels.nonparametric.smoothers_lowess import lowess
 
     knots = np.unique(np.quantile(x, np.linspace(0, 1, KNOTS)))
     if len(knots) == 1:
         return (float(knots[0]),), (float(y.mean()),)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", RuntimeWarning
-        )  # 0 / 0 where most lengths are the same: seen to below
+        warnings.simplefilter("ignore", RuntimeWarning)  # 0 / 0 where most lengths are equal; handled below
         fitted = np.asarray(lowess(y, x, frac=2 / 3, xvals=knots))
     for i in np.flatnonzero(~np.isfinite(fitted)):
-        # So many lengths are this one that the neighbourhood is a point: its mean is the fit.
+        # So many lengths are equal that the neighbourhood is one point; the fit is the mean there.
         nearest = np.abs(x - knots[i])
         fitted[i] = y[nearest == nearest.min()].mean()
     return tuple(knots.tolist()), tuple(fitted.tolist())

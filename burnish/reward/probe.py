@@ -1,4 +1,4 @@
-"""Where a base knows best which answer is preferred: linear probes on its layers, before anything is trained."""
+"""Linear probes of a backbone's layers, which find the best one to read, before training."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from burnish.models.sequences import by_prompt
 from burnish.randomness import generator
 
 FOLDS = 5
-PENALTIES = (1.0, 0.1, 0.01)  # of the squared weights of standardised features
-SHALLOW = 8  # up to so many layers each is probed, in deeper models every second one
+PENALTIES = (1.0, 0.1, 0.01)  # on the squared weights of standardised features
+SHALLOW = 8  # up to this many layers, probe each one; in deeper models every second one
 PROMPTS_AT_ONCE = 8
 MOST_PROMPTS = 256
-STEPS = 40  # of L-BFGS; the next penalty starts where the last one ended
+STEPS = 40  # of L-BFGS; each penalty starts from the weights of the previous one
 
 
 @dataclass(frozen=True)
 class Probed:
-    """What a linear reward on frozen activations reaches at one place: mean held-out loss in nats a pair (0.693 is
-    chance) with its standard error by prompt, and accuracy, over folds by prompt."""
+    """Held-out figures of a linear reward on frozen activations at one place, over folds by prompt.
+
+    `loss` is the mean in nats a pair (0.693 is chance); `loss_se` is its standard error by prompt.
+    """
 
     reading: Reading
     loss: float
@@ -39,6 +41,7 @@ class Probed:
     losses: torch.Tensor  # (G,) by prompt
 
     def as_json(self) -> dict[str, Any]:
+        """Return the place and its figures without the losses by prompt."""
         return {
             **asdict(self.reading),
             "loss": self.loss,
@@ -48,7 +51,7 @@ class Probed:
 
 
 def probed_depths(base: Backbone, layers: str) -> list[int]:
-    """The depths that are tried when these layers are trained, the deepest first."""
+    """Return the depths to probe when these layers are trained, deepest first."""
     step, there = (1 if base.depth <= SHALLOW else 2), base.depths_of(layers)
     return [d for d in range(base.depth, 0, -step) if d in there]
 
@@ -56,8 +59,10 @@ def probed_depths(base: Backbone, layers: str) -> list[int]:
 def probe(
     base: Backbone, pairs: EncodedPairs, depths: Sequence[int], poolings: Sequence[Pooling], seed: int
 ) -> list[Probed]:
-    """Held-out figures of a linear Bradley-Terry model on activations of every depth and pooling, from one forward
-    pass over the answers of at most `MOST_PROMPTS` prompts."""
+    """Fit a linear Bradley-Terry model at every depth and pooling and return held-out figures.
+
+    The activations come from one forward pass over the answers of at most `MOST_PROMPTS` prompts.
+    """
     groups = {group: i for i, group in enumerate(dict.fromkeys(pairs.groups))}
     used = [i for i, group in enumerate(pairs.groups) if groups[group] < MOST_PROMPTS]
     number = torch.tensor([groups[pairs.groups[i]] for i in used], device=CPU)
@@ -89,8 +94,10 @@ def probe(
 def pool(
     base: Backbone, pairs: EncodedPairs, used: Sequence[int], depths: Sequence[int]
 ) -> dict[tuple[int, Pooling], torch.Tensor]:
-    """(M, D) mean over response tokens, and last token, of every answer in the `used` pairs, by depth; normed as a
-    model of that depth would."""
+    """Return mean and last-token activations (M, D) of the answers in the `used` pairs, by depth.
+
+    They are normed as a model of that depth would norm them.
+    """
     sequences = pairs.sequences
     rows = list(dict.fromkeys(row for i in used for row in (pairs.chosen[i], pairs.rejected[i])))
     kinds: tuple[Pooling, ...] = ("mean", "last")
@@ -100,7 +107,7 @@ def pool(
         return (base.memory.fit("probe", PROMPTS_AT_ONCE, lambda size: read_of(own, size)),)
 
     def read_of(own: list[int], size: int) -> torch.Tensor:
-        """(n, places, D) of these rows, `size` prompts at a time."""
+        """Return activations (n, places, D) of these rows, `size` prompts at a time."""
         prompts, responses = (
             [ids[rows[i]] for i in own] for ids in (sequences.prompt_ids, sequences.response_ids)
         )
@@ -121,8 +128,10 @@ def pool(
 
 
 def held_out_margins(differences: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """(n,) margins of pairs by weights that were fitted to the other folds, from differences (n, D) of chosen and
-    rejected; the penalty is that with the least held-out loss."""
+    """Return margins (n,) of pairs under weights fitted to the other folds.
+
+    `differences` (n, D) are chosen minus rejected. The penalty has the lowest held-out loss.
+    """
     x = differences.astype(np.float64)
     margins = np.zeros((len(PENALTIES), len(x)))
     for fold in range(FOLDS):
@@ -138,7 +147,7 @@ def held_out_margins(differences: np.ndarray, folds: np.ndarray) -> np.ndarray:
 
 
 def fit(x: np.ndarray, penalty: float, start: np.ndarray) -> np.ndarray:
-    """Weights (D,) of a Bradley-Terry model on differences (n, D): mean log(1 + exp(-x w)) + penalty / 2 |w|^2."""
+    """Fit Bradley-Terry weights w (D,) to x (n, D): min mean log(1 + exp(-x w)) + penalty / 2 |w|^2."""
 
     def objective(w: np.ndarray) -> tuple[float, np.ndarray]:
         margins = x @ w
@@ -150,14 +159,16 @@ def fit(x: np.ndarray, penalty: float, start: np.ndarray) -> np.ndarray:
 
 
 def mean_by(values: torch.Tensor, number: torch.Tensor, n: int) -> torch.Tensor:
-    """(n,) means of values (m,) by the number (m,) of the group each belongs to."""
+    """Return means (n,) of values (m,) by their group number (m,)."""
     sums = torch.zeros(n, dtype=values.dtype, device=CPU).index_add_(0, number, values)
     return sums / torch.bincount(number, minlength=n)
 
 
 def choose(found: Sequence[Probed]) -> Probed:
-    """The shallowest place that is not surely worse than the best, by one standard error of the difference between
-    prompts: what lies above it need not be run."""
+    """Return the shallowest place within one standard error (between prompts) of the best.
+
+    Layers above this place need not be run.
+    """
     best = min(found, key=lambda p: p.loss)
 
     def as_good(p: Probed) -> bool:
@@ -168,8 +179,7 @@ def choose(found: Sequence[Probed]) -> Probed:
 
 
 def choose_other(found: Sequence[Probed], taken: Reading) -> Probed:
-    """The best place that differs from `taken` in depth and pooling; in one of the two where no other is there; the
-    same where nothing is."""
+    """Return the best place that differs from `taken` in depth and pooling, else in one, else any."""
     for differs in (
         [p for p in found if p.reading.depth != taken.depth and p.reading.pooling != taken.pooling],
         [p for p in found if p.reading != taken],

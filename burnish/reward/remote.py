@@ -1,4 +1,4 @@
-"""Reward models that answer over HTTP (`burnish reward serve`), from anywhere: no torch is needed here."""
+"""Client of reward models served over HTTP (`burnish reward serve`); it does not need torch."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from burnish.records import Prompt
 AT_ONCE = 256
 TRIES = 4
 WAIT = 0.5  # seconds before the second try; twice as long before each further one
-PASSING = {429, 502, 503, 504}  # answers that another try may mend
+PASSING = {429, 502, 503, 504}  # status codes that are retried
 
 
 class RemoteError(BurnishError):
-    """A reward server gave no scores."""
+    """Error of a reward server that returned no scores."""
 
 
 class RemoteReward:
-    """The scores of a reward server, in standard deviations of the policy that it was normalised on. Raises ConfigError
-    if there is no server or another one."""
+    """Client of a reward server; scores are in standard deviations of the normalising policy.
+
+    Raises ConfigError if no reward server answers at the address.
+    """
 
     def __init__(self, url: str, timeout: float = 120.0, token: str | None = None) -> None:
         self.url = url.rstrip("/")
@@ -47,15 +49,19 @@ class RemoteReward:
     def scores(
         self, prompts: Sequence[Prompt], responses: Sequence[str], ended: Sequence[bool] | None = None
     ) -> list[float]:
-        """One score a response. `ended` says which of them were not cut off; all, where it is left out. What is longer
-        than the server reads is read as far as it goes."""
+        """Return one score for each response; the server truncates a response that is too long for it.
+
+        `ended` says which responses were not cut off (default: all).
+        """
         return [float(row["score"]) for row in self.rows(prompts, responses, ended)]
 
     def rows(
         self, prompts: Sequence[Prompt], responses: Sequence[str], ended: Sequence[bool] | None = None
     ) -> list[dict[str, Any]]:
-        """What the server tells of each response: score, members, spread, tokens. Raises RemoteError when it fails, and
-        goes on failing, or tells anything but finite numbers."""
+        """Return score, members, spread and tokens of each response, as sent by the server.
+
+        Raises RemoteError if requests keep failing or a score is not finite.
+        """
         whole = [True] * len(responses) if ended is None else list(ended)
         items = [
             {

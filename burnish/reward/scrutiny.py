@@ -1,7 +1,8 @@
-"""A reward ensemble under scrutiny: what can be said of it from scores of pairs alone. Torch-free.
+"""Examination figures of a reward ensemble, computed from scores of pairs alone (torch-free).
 
-Pairs are written as the preferred answer's score minus the other's: `gaps` (N, K) of K members' raw scores, `margin`
-(N,) of the score that PPO is given, in reference standard deviations.
+Each pair is the preferred answer's score minus the other's. `gaps` (N, K) are the raw differences
+of K members. `margin` (N,) is the difference of the score given to PPO, in reference standard
+deviations.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from burnish.stats import (
     sigmoid,
 )
 
-FEWEST = 24  # pairs, for a figure of a slice
-FLIPPED = 0.1  # of the verdicts that a change of wording may turn
-GAP = 0.3  # of accuracy that may be lost on the policy's own answers; healthy rehearsals lose up to a quarter
+FEWEST = 24  # pairs that a slice needs for a figure
+FLIPPED = 0.1  # share of verdicts that rewording may reverse
+GAP = 0.3  # accuracy that may be lost on the policy's own answers; healthy rehearsals lose up to 0.25
 ECE = 0.1
 
 
 def accuracy(right: npt.NDArray[np.bool_], groups: Sequence[str], confidence: float) -> dict[str, Any]:
-    """Share with its interval by prompt: `n` counts prompts, `pairs` pairs."""
+    """Return the accuracy with its interval by prompt; `n` counts prompts, `pairs` counts pairs."""
     found = clustered_proportion(right.astype(float).tolist(), groups, confidence=confidence)
     return {**asdict(found), "pairs": len(right)}
 
@@ -41,7 +42,7 @@ def accuracy(right: npt.NDArray[np.bool_], groups: Sequence[str], confidence: fl
 def by_slice(
     margin: Array, parts: Mapping[str, Sequence[str]], groups: Sequence[str], confidence: float
 ) -> dict[str, dict[str, Any]]:
-    """Accuracy in every part with enough pairs, by what they are parted by; the others are counted."""
+    """Compute the accuracy in every slice with enough pairs; for the others, only count the pairs."""
     found: dict[str, dict[str, Any]] = {}
     for name, of in parts.items():
         accuracies: dict[str, Any] = {}
@@ -57,9 +58,12 @@ def by_slice(
 
 
 def reliability(gaps: Array, margin: Array, groups: Sequence[str]) -> dict[str, Any]:
-    """How sure the ensemble is against how often it is right: the members' mean Bradley-Terry probability of raw
-    scores, and the same with the temperature that fits best. What the temperature makes better is measured on pairs it
-    was not fitted on (two halves by prompt)."""
+    """Compare the ensemble's confidence with its accuracy.
+
+    The confidence is the members' mean Bradley-Terry probability from raw scores, without and with the
+    best-fitting temperature. The calibration error with the temperature is measured on pairs that it
+    was not fitted on (two halves, split by prompt).
+    """
 
     def confidence(temperature: float, rows: npt.NDArray[np.intp]) -> list[float]:
         wins = sigmoid(gaps[rows] / temperature).mean(1)
@@ -90,8 +94,7 @@ def reliability(gaps: Array, margin: Array, groups: Sequence[str]) -> dict[str, 
 
 
 def by_chance(confidences: Sequence[float], draws: int = 200) -> float:
-    """The calibration error that 95 % of models stay under which are exactly as sure as they are right: so few pairs
-    never agree with their probabilities."""
+    """Return the calibration error that 95 % of perfectly calibrated models stay below by chance."""
     p, rng = np.asarray(confidences), np.random.default_rng(0)
     errors = [calibration(confidences, (rng.random(len(p)) < p).tolist())[0] for _ in range(draws)]
     return float(np.quantile(errors, 0.95))
@@ -100,10 +103,13 @@ def by_chance(confidences: Sequence[float], draws: int = 200) -> float:
 def length_link(
     scores: Array, lengths: Sequence[int], rows: npt.NDArray[np.intp], margin: Array
 ) -> dict[str, Any]:
-    """Correlation of score and length: over all answers, and within prompts, where what prompts ask for plays no part
-    (differences of pairs). `scores` and `lengths` are of the answers, `rows` (N, 2) say which are a pair's."""
+    """Return the correlation of score and length over all answers and within prompts.
+
+    The second uses differences of pairs, which removes the effect of the prompt. `scores` and `lengths`
+    are those of the answers; `rows` (N, 2) gives the two answers of each pair.
+    """
     apart = [float(lengths[a] - lengths[b]) for a, b in rows]
-    # A pair's order is its label's; taken both ways round, it says nothing.
+    # The label orders each pair; including both orders removes the effect of that order.
     both = [*margin.tolist(), *(-margin).tolist()]
     return {
         "overall": pearson(scores.tolist(), [float(n) for n in lengths]),
@@ -114,8 +120,11 @@ def length_link(
 def disagreement(
     gaps: Array, sd: Array, margin: Array, groups: Sequence[str], seed: int, confidence: float
 ) -> dict[str, Any] | None:
-    """Whether members that disagree are wrong: the probability that a pair with a wrong verdict has the larger spread
-    (AUROC), with its interval; beside it the same of a small margin, which one model has too. None for one member."""
+    """Measure whether disagreement between members predicts errors; None for one member.
+
+    Returns the probability that a wrongly ranked pair has the larger spread (AUROC), with its interval.
+    Beside it is the same figure for a small margin, which a single model has too.
+    """
     if gaps.shape[1] < 2:
         return None
     spread = (gaps / sd).std(1)
@@ -139,7 +148,7 @@ def disagreement(
 
 
 def mean_correlation(columns: Array) -> float | None:
-    """Mean correlation of every two of the K columns (N, K); None for one column, or one that does not vary."""
+    """Return the mean pairwise correlation of K columns (N, K), None if K is 1 or one is constant."""
     k = columns.shape[1]
     values = [
         pearson(columns[:, i].tolist(), columns[:, j].tolist()) for i in range(k) for j in range(i + 1, k)
@@ -149,8 +158,10 @@ def mean_correlation(columns: Array) -> float | None:
 
 
 def diversity(gaps: Array, sd: Array) -> dict[str, Any] | None:
-    """How different the members are: the share of verdicts on which two of them differ, and the correlation of their
-    errors and of their margins, each the mean over pairs of members. None for one member."""
+    """Measure how much members differ, as means over pairs of members; None for one member.
+
+    Returns the share of verdicts on which two differ and the correlations of errors and of margins.
+    """
     k = gaps.shape[1]
     if k < 2:
         return None
@@ -170,9 +181,12 @@ def paraphrased(
     groups: Sequence[str],
     confidence: float,
 ) -> dict[str, Any]:
-    """What rewording one side does, from (pair, kind of change, margin afterwards) of every change that applied: the
-    share of verdicts it turns, in all and by kind, and how far scores move. Outcome: stop when surely more than
-    `FLIPPED` of them turn."""
+    """Measure the effect of rewording one side of a pair.
+
+    `moved` holds (pair, kind of change, margin afterwards) of every change that applied. Returns the
+    share of reversed verdicts and the mean shift, overall and by kind. The outcome is stop if surely
+    more than `FLIPPED` of the verdicts are reversed.
+    """
 
     def agreement(rows: Sequence[tuple[int, str, float]]) -> dict[str, Any]:
         turned = [float((after > 0) != (margin[i] > 0)) for i, _, after in rows]
@@ -204,9 +218,12 @@ def on_own_answers(
     right: Mapping[str, tuple[npt.NDArray[np.bool_], Sequence[str]]],
     confidence: float,
 ) -> dict[str, Any]:
-    """Accuracy on pairs of the policy's own answers (`right` by when they were sampled, with the prompt groups) against
-    accuracy on `validation` pairs by the same judge, the gap with an interval. Outcome: stop when the reward is no
-    better than chance there; warn when it is not surely so, or surely worse than there by more than `GAP`."""
+    """Compare accuracy on pairs of the policy's own answers with accuracy on `validation` pairs.
+
+    The same judge labels both. `right` holds, by time of sampling, the correct verdicts and prompt
+    groups. The gap has an interval. The outcome is stop if accuracy on own answers is no better than
+    chance. It is warn if it is not surely better, or if the gap is surely more than `GAP`.
+    """
     rows: dict[str, Any] = {}
     for when, (hits, groups) in right.items():
         if len(hits) < FEWEST:
@@ -230,7 +247,7 @@ def on_own_answers(
 
 
 def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> Interval:
-    """Interval of the difference of two figures of independent data, from theirs (Newcombe 1998, method 10)."""
+    """Return the interval of a difference of two independent figures (Newcombe 1998, method 10)."""
     value = a["value"] - b["value"]
     low = ((a["value"] - a["ci_low"]) ** 2 + (b["ci_high"] - b["value"]) ** 2) ** 0.5
     high = ((a["ci_high"] - a["value"]) ** 2 + (b["value"] - b["ci_low"]) ** 2) ** 0.5
@@ -238,13 +255,13 @@ def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> Interval:
 
 
 def verdict(parts: Mapping[str, Mapping[str, Any]]) -> tuple[Outcome, list[str]]:
-    """The worst outcome of several, and what is behind those that are no `go`."""
+    """Return the worst outcome and the reasons for every outcome of warn or stop."""
     reasons = [f"{name}: {part['why']}" for name, part in parts.items() if part["outcome"] in GRAVE]
     return worst([part["outcome"] for part in parts.values()]), reasons
 
 
 def beats_rules(found: Mapping[str, Any], baselines: Mapping[str, float]) -> dict[str, Any]:
-    """Whether an accuracy beats every trivial rule: surely (go), perhaps (warn) or not (stop)."""
+    """Check whether an accuracy beats all trivial rules: surely (go), perhaps (warn) or not (stop)."""
     name, best = max([*baselines.items(), ("chance", 0.5)], key=lambda item: item[1])
     outcome = "stop" if found["value"] <= best else "warn" if found["ci_low"] <= best else "go"
     rule = f"'{name}'" if name == "chance" else f"'{name} wins'"
@@ -254,7 +271,7 @@ def beats_rules(found: Mapping[str, Any], baselines: Mapping[str, float]) -> dic
 
 
 def is_calibrated(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether the ensemble is about as sure as it is right, but for chance."""
+    """Check whether the ensemble's confidence matches its accuracy, up to chance."""
     outcome = "warn" if report["ece"] > max(ECE, report["ece_by_chance"]) else "go"
     why = (
         f"expected calibration error {report['ece']:.3f} (chance alone makes up to {report['ece_by_chance']:.3f}), the "

@@ -1,4 +1,4 @@
-"""Held-out pairs in parts: where a reward model is right more often, and where less. Torch-free."""
+"""Slices of held-out pairs that show where a reward model is more or less accurate (torch-free)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from burnish.textstats import language, n_words, words
 CLUSTERS = 4
 TOPIC_WORDS = 3
 TURNS = 8
-COMMON = 0.5  # of the prompts hold a word that tells nothing
-ALIKE = 0.1  # of the longer answer's words: how far two answers of about one length are apart
+COMMON = 0.5  # a word in a larger share of the prompts is not used for topics
+ALIKE = 0.1  # largest difference, as a share of the longer answer's words, of answers about as long
 
 
-# Of RewardBench (Lambert et al. 2024): four sections of subsets, those of the last weighed half and half.
+# RewardBench (Lambert et al. 2024): four sections; the last weighs mathematics and code half each.
 SECTIONS = {
     "chat": ["alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"],
     "chat hard": [
@@ -37,8 +37,11 @@ MATHS = "math-prm"
 
 
 def sections(subsets: Sequence[str], right: Sequence[bool]) -> dict[str, dict[str, float]] | None:
-    """RewardBench's scores: of a section the share of its pairs, of reasoning the mean of mathematics and code, and the
-    mean of the sections that are there. None for any other set."""
+    """Return RewardBench's scores, None for any other data set.
+
+    A section's score is the accuracy on its pairs, for reasoning the mean of mathematics and code.
+    `all` is the mean of the sections present.
+    """
     known = {name for names in SECTIONS.values() for name in names}
     if not subsets or not set(subsets) <= known:
         return None
@@ -56,8 +59,10 @@ def sections(subsets: Sequence[str], right: Sequence[bool]) -> dict[str, dict[st
 
 
 def slices(pairs: Sequence[Preference], labels: Sequence[Label], seed: int) -> dict[str, list[str]]:
-    """By what pairs are parted, the part of each: length (of the preferred answer against the other), language of the
-    prompt, topic (a cluster of prompts), who labelled, whether labels agree."""
+    """Return each pair's slice by length, language, topic, label source and label agreement.
+
+    Length compares the preferred answer with the other; a topic is a cluster of prompts.
+    """
     return {
         "length": [_length(p) for p in pairs],
         "language": [language(p.prompt.text)[0] for p in pairs],
@@ -74,7 +79,7 @@ def _length(pair: Preference) -> str:
 
 
 def _labelled(pairs: Sequence[Preference], labels: Sequence[Label]) -> dict[str, list[str]]:
-    """By source of the labels and by agreement; nothing where no labels are known."""
+    """Return slices by source and by agreement of the labels; empty without labels."""
     held: dict[str, list[Label]] = {}
     for label in labels:
         held.setdefault(label.comparison_id, []).append(label)
@@ -90,8 +95,10 @@ def _labelled(pairs: Sequence[Preference], labels: Sequence[Label]) -> dict[str,
 
 
 def topics(texts: Sequence[str], seed: int) -> list[str]:
-    """A name for the cluster that each text falls into: its most telling words. k-means over words weighted by how
-    rare they are, in the directions of most variance."""
+    """Return the name of each text's cluster, made of its most distinctive words.
+
+    Runs k-means on word counts weighted by rarity, reduced to the directions of largest variance.
+    """
     distinct = list(dict.fromkeys(texts))
     if len(distinct) < 8 * CLUSTERS:
         return ["all"] * len(texts)
@@ -110,7 +117,7 @@ def topics(texts: Sequence[str], seed: int) -> list[str]:
     matrix /= np.where(norms > 0, norms, 1.0)
     left, sizes, _ = np.linalg.svd(matrix, full_matrices=False)
     reduced = (left * sizes)[:, : 2 * CLUSTERS]
-    # k-means ends where it began badly: the tightest of several.
+    # k-means depends on its start, so the tightest of several runs is kept.
     found = min(
         (kmeans2(reduced, CLUSTERS, rng=seed + turn, minit="++") for turn in range(TURNS)),
         key=lambda outcome: float(((reduced - outcome[0][outcome[1]]) ** 2).sum()),
@@ -123,7 +130,7 @@ def topics(texts: Sequence[str], seed: int) -> list[str]:
 def _names(
     matrix: npt.NDArray[np.float64], found: npt.NDArray[np.int32], known: Sequence[str]
 ) -> Mapping[int, str]:
-    """Of every cluster the words that stand out from the rest."""
+    """Name each cluster by the words that stand out from the rest."""
     usual, names = matrix.mean(0), dict[int, str]()
     for cluster in set(found.tolist()):
         telling = np.argsort(-(matrix[found == cluster].mean(0) - usual), kind="stable")[:TOPIC_WORDS]

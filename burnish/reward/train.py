@@ -1,4 +1,4 @@
-"""Training of reward models with the Bradley-Terry loss, and the choice of a learning rate by unseen loss."""
+"""Training of reward models with the Bradley-Terry loss, and trials of a learning rate."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from burnish.objectives import bradley_terry_loss, odin_loss
 from burnish.randomness import generator
 from burnish.records import StepStats
 
-LOOKS = 8  # at pairs that are not learned from, over a training
+LOOKS = 8  # evaluations on unseen pairs during one training
 
 
 def pair_order(groups: Sequence[str], config: RewardConfig, seed: int, member: str) -> list[list[int]]:
-    """The pairs a member sees, by prompt, in order: its own bootstrap resample, reshuffled every epoch. Prompts are
-    drawn, with all their pairs (`groups` names the prompt of each): pairs of a prompt are no independent evidence, and
-    its answers are read once for all of them (Ouyang et al. 2022, 3.5). What was drawn several times stands together,
-    so that one forward pass serves all its copies."""
+    """Return the pairs that a member sees, grouped by prompt, in training order.
+
+    Each member has its own bootstrap resample, reshuffled every epoch. Prompts are drawn with all their
+    pairs (`groups` names each pair's prompt), because these are not independent evidence. One forward
+    pass also serves all of them (Ouyang et al. 2022, 3.5), so copies of a prompt stand together.
+    """
     pairs: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
         pairs.setdefault(group, []).append(i)
@@ -50,8 +52,7 @@ def new_models(
     pooling: Pooling,
     first: str | None = None,
 ) -> dict[str, ScalarHead]:
-    """Fresh reward models by their names, as configured; where a head is shared, that of the `first` of all is
-    everybody's (of these, where none is named)."""
+    """Create reward models by name; a shared head is that of `first`, or of the first name."""
     return {
         name: new_reward_head(
             base,
@@ -76,11 +77,11 @@ def train_reward_model(
     seed: int,
     member: str,
 ) -> Iterator[StepStats]:
-    """Train in place, yielding one StepStats an update: loss, accuracy on the batch, gradient norm.
+    """Train in place, yielding one StepStats per update: loss, batch accuracy, gradient norm.
 
-    Bradley-Terry with label smoothing and centring (Eisenstein et al. 2023, Eq. 2), AdamW with weight decay,
-    warm-up then linear decay, gradient norm clipped. With early stopping the weights end as they were when the loss of
-    the pairs that are not learned from was lowest.
+    Uses Bradley-Terry with label smoothing and centring (Eisenstein et al. 2023, Eq. 2), AdamW with
+    weight decay, warm-up then linear decay, and gradient norm clipping. Early stopping restores the
+    weights with the lowest loss on pairs that are kept apart.
     """
     best = None
     if config.early_stopping:
@@ -104,7 +105,7 @@ def train_reward_model(
             optimizer.zero_grad(set_to_none=True)
             return pairs_gradient(model, pairs, copies, config, size)
 
-        # Of a batch, not of its parts: divided only when memory runs out.
+        # These terms are defined on a whole batch, so it is divided only when memory runs out.
         of_batch = model.length_head is not None or config.bsr_coef
         rows = max(2 * len(copies), config.micro_batch) if of_batch else config.micro_batch
         figures = model.top.base.memory.fit(f"training {member}", rows, accumulate)
@@ -119,14 +120,14 @@ def train_reward_model(
 
 
 class Best:
-    """The weights with the lowest loss on pairs that are not learned from."""
+    """Weights with the lowest loss on the unseen pairs."""
 
     def __init__(self, model: ScalarHead, unseen: EncodedPairs, config: RewardConfig) -> None:
         self.model, self.unseen, self.config = model, unseen, config
         self.loss, self.state = math.inf, model.state()
 
     def look(self) -> float:
-        """The loss as the weights are now, in nats a pair; kept where it is the lowest."""
+        """Return the loss now, in nats a pair; keep the weights if it is the lowest."""
         self.model.eval()
         loss = unseen_loss(self.model, self.unseen, range(len(self.unseen)), self.config.micro_batch)
         self.model.train()
@@ -138,8 +139,7 @@ class Best:
 def kept_apart(
     pairs: EncodedPairs, share: float, seed: int, member: str
 ) -> tuple[EncodedPairs, EncodedPairs]:
-    """The pairs to learn from, and those of a share of the prompts that are not. Raises TrainingError where either is
-    empty."""
+    """Split off the pairs of a share of the prompts; TrainingError if either part is empty."""
     prompts = list(dict.fromkeys(pairs.groups))
     order = torch.randperm(len(prompts), generator=generator(seed, "early", member), device=CPU).tolist()
     held = {prompts[i] for i in order[: round(share * len(prompts))]}
@@ -154,7 +154,7 @@ def kept_apart(
 
 @torch.no_grad()
 def unseen_loss(model: ScalarHead, pairs: EncodedPairs, index: Sequence[int], micro_batch: int) -> float:
-    """Mean Bradley-Terry loss of the pairs in `index`, in nats a pair."""
+    """Return the mean Bradley-Terry loss of the pairs in `index`, in nats a pair."""
     parts = [
         bradley_terry_loss(*pairs.each(model.score, part)).sum() for part in pairs.parted(index, micro_batch)
     ]
@@ -168,8 +168,10 @@ def pairs_gradient(
     config: RewardConfig,
     micro_batch: int,
 ) -> dict[str, float]:
-    """Add the gradient of the mean loss of the pairs numbered in `copies`, each counted so many times, from forward
-    passes of at most `micro_batch` sequences (two at least); the loss and its figures."""
+    """Add the gradient of the mean loss of the pairs in `copies`; return the loss and its figures.
+
+    `copies` counts each pair. A forward pass has at most `micro_batch` sequences (at least two).
+    """
     total = sum(copies.values())
     device = model.top.base.device
     sums = dict.fromkeys(("loss", "accuracy", "margin"), 0.0)
@@ -213,7 +215,7 @@ def trial_loss(
     rate: float,
     seed: int,
 ) -> float:
-    """Mean Bradley-Terry loss, in nats a pair, on the `unseen` pairs after one pass over the `learned` ones."""
+    """Return the mean loss on `unseen` pairs, in nats a pair, after one pass over `learned` pairs."""
     base = pairs.sequences.base
     short = config.model_copy(update={"epochs": 1, "bootstrap": False, "early_stopping": 0.0})
     model = new_reward_head(base, seed, "sweep", layers=base.layers, dropout=config.dropout, pooling=pooling)

@@ -1,7 +1,8 @@
 """The run directory: configuration, manifest, append-only records, checkpoints, resume.
 
-Append-only files (metrics, timing, samples, rejected, events) are cut back to the lengths a checkpoint recorded
-before a stopped stage goes on; stages run one after another, so whole-run lengths are the right ones.
+Before a stopped stage resumes, append-only files (metrics, timing, samples, rejected, events) are
+truncated to the lengths in its checkpoint. Stages run one after another, so the lengths of all
+files are valid.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ APPENDED = ("metrics", "timing", "samples", "rejected")
 
 @dataclass(frozen=True)
 class Writes:
-    """What a stage leaves besides the folder of its name: `records` are names in metrics/, timing/, samples/ and
-    rejected/, `folders` and `files` stand in the run directory, `timed` files hold wall-clock figures too."""
+    """Outputs of a stage besides the folder of its name; `folders` and `files` are in the run's.
+
+    `records` are names in metrics/, timing/, samples/, rejected/. `timed` also hold wall-clock figures.
+    """
 
     records: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
@@ -53,8 +56,10 @@ class Writes:
 
 @dataclass(frozen=True)
 class Stale:
-    """Stages that were begun on other inputs, and those begun after them. `changed` stages cannot be used as they
-    are; `older` ones were made by other code from the same inputs."""
+    """Stages that were begun with other inputs, and those begun after them.
+
+    `changed` stages cannot be used as they are; `older` ones come from other code and the same inputs.
+    """
 
     changes: list[str]
     changed: list[str]
@@ -63,7 +68,7 @@ class Stale:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A saved state: `step` numbers it, `folder` holds its files, `state` what the stage wrote as JSON."""
+    """A saved state with its number, the folder of its files, and the stage's JSON state."""
 
     step: int
     folder: Path
@@ -71,7 +76,7 @@ class Checkpoint:
 
 
 class RunDirectory:
-    """One run's folder. Only the process that holds `lock()` may write."""
+    """The folder of one run; only the process that holds `lock()` may write."""
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path = path
@@ -80,7 +85,7 @@ class RunDirectory:
 
     @classmethod
     def create_or_open(cls, path: Path, config: RunConfig) -> RunDirectory:
-        """Open or create. The thread count of a run is frozen when it is created, unless it is set anew."""
+        """Open or create a run, whose thread count is frozen at creation unless `config` sets it."""
         with disk_errors(path.parent):
             path.mkdir(parents=True, exist_ok=True)
         exists = (path / "run.yaml").exists()
@@ -94,7 +99,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """An existing run, to read it. Keys that this version does not know any more are passed over."""
+        """Open an existing run for reading, ignoring keys that this version no longer knows."""
         file = path / "run.yaml"
         if not file.exists():
             raise RunError(f"{path} is no run directory (it has no run.yaml); give one like runs/quickstart")
@@ -111,8 +116,10 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """The right to write. Raises RunError when another process has it; when it was lost on the way, so does the
-        next write."""
+        """Hold the right to write; raise RunError if another process has it.
+
+        If the right is lost within the block, the next write raises RunError.
+        """
         with hold(self.path / "lock") as self.lease:
             try:
                 yield
@@ -124,22 +131,24 @@ class RunDirectory:
             still_held(self.lease)
 
     def freeze(self) -> None:
-        """Write run.yaml: the configuration this run is carried out with from now on."""
+        """Write run.yaml, the configuration that the run uses from now on."""
         atomic_write(self.path / "run.yaml", dump_yaml(self.config))
 
     # Stages
 
     def manifest(self) -> dict[str, Any]:
+        """Return the manifest, which is empty for a new run."""
         file = self.path / "manifest.json"
         if not file.exists():
             return {"version": VERSION, "stages": {}}
         return dict(read_json(file))
 
     def stages(self) -> list[str]:
+        """Return the names of the stages that were begun, in order."""
         return list(self.manifest()["stages"])
 
     def stage_state(self, name: str) -> str:
-        """done, failed, waiting, running or interrupted (begun by a process that no longer lives); absent otherwise."""
+        """Return done, failed, waiting, running, interrupted (its process is dead) or absent."""
         state = str(self.manifest()["stages"].get(name, {}).get("state", "absent"))
         if state == "running" and owner(self.path / "lock") is None:
             return "interrupted"
@@ -152,8 +161,10 @@ class RunDirectory:
         write_json(self.path / "manifest.json", manifest)
 
     def begin_stage(self, name: str, inputs: Inputs) -> bool:
-        """False when the stage is done; otherwise mark it running, and take back what a stopped attempt had
-        written since its last checkpoint (or its start). What is `stale` must have been dealt with before."""
+        """Mark a stage running, or return False if it is done; call after handling `stale` ones.
+
+        Records written after the last checkpoint (or start) of a stopped attempt are removed.
+        """
         entry = self.manifest()["stages"].get(name)
         if entry is None:
             started = {"inputs": inputs.as_json(), "offsets": self.offsets(), "outputs": []}
@@ -175,7 +186,7 @@ class RunDirectory:
         versions: Mapping[str, str],
         processes: int = 1,
     ) -> None:
-        """Mark a stage done; `seconds` is the wall clock of the attempt that finished it, by so many processes."""
+        """Mark a stage done, with wall-clock seconds and processes of the attempt that finished it."""
         self._update(
             name,
             state="done",
@@ -186,14 +197,15 @@ class RunDirectory:
         )
 
     def fail_stage(self, name: str, reason: str) -> None:
+        """Mark a stage failed, with the reason."""
         self._update(name, state="failed", reason=reason)
 
     def wait_stage(self, name: str, reason: str) -> None:
-        """Mark a stage that cannot go on before somebody else has done something."""
+        """Mark a stage that waits for a person to act, with the reason."""
         self._update(name, state="waiting", reason=reason)
 
     def stale(self, inputs: Mapping[str, Inputs]) -> Stale:
-        """What has changed since the stages (in their order) were begun."""
+        """Return what has changed since the stages (in their order) were begun."""
         stages = self.manifest()["stages"]
         found = Stale([], [], [])
         for name, new in inputs.items():
@@ -209,18 +221,18 @@ class RunDirectory:
         return found
 
     def _old_inputs(self, entry: Mapping[str, Any], new: Inputs) -> Inputs:
-        """What a stage was begun on; of runs that did not write it down yet, by their configuration."""
+        """Return the inputs that a stage was begun with, by configuration if not recorded."""
         if "inputs" in entry:
             old = Inputs.from_json(entry["inputs"])
             store = old.config.get("label.store")
-            if isinstance(store, str) and "://" in store:  # older versions wrote its password down
+            if isinstance(store, str) and "://" in store:  # older versions recorded its password
                 return replace(old, config={**old.config, "label.store": without_password(store)[0]})
             return old
         config = flat(RunDirectory.open(self.path).config.model_dump(mode="json"))
         return Inputs({key: config[key] for key in new.config}, new.files, "")
 
     def holds_work(self, name: str) -> bool:
-        """Whether discarding the stage would lose something: it is done and left something, or has a checkpoint."""
+        """Check whether discarding a stage would lose outputs of a finished stage or a checkpoint."""
         if name == ROUNDS and any(r.holds_work(stage) for r in self.rounds() for stage in r.stages()):
             return True
         entry = self.manifest()["stages"].get(name, {})
@@ -228,12 +240,12 @@ class RunDirectory:
         return done or self.latest_checkpoint(name) is not None
 
     def rounds(self) -> list[RunDirectory]:
-        """The earlier rounds that were begun."""
+        """Return the run directories of the earlier rounds that were begun."""
         folders = (p.parent for p in (self.path / ROUNDS).glob("*/manifest.json"))
         return [RunDirectory(folder, self.config) for folder in sorted(folders)]
 
     def discard_stage(self, name: str, writes: Writes) -> None:
-        """Forget a stage: its folders, files and records, its lines in events.jsonl, its manifest entry."""
+        """Delete a stage's folders, files, records, events and manifest entry."""
         for folder in (name, *writes.folders):
             shutil.rmtree(self.path / folder, ignore_errors=True)
         for relative in (*writes.files, *writes.timed):
@@ -252,8 +264,10 @@ class RunDirectory:
     # Append-only records
 
     def append(self, relative: str, row: Mapping[str, Any]) -> None:
-        """Add one JSON line. A figure that is not finite raises: a failure never becomes a number. Of several processes
-        the leader does it, and the others do not wait."""
+        """Append one JSON line; only the leading process writes, and the others do not wait.
+
+        Raises ValueError for a figure that is not finite, so that a failure never becomes a number.
+        """
         file, line = self.path / relative, _line(row)
         if not collectives.leads():
             return
@@ -264,10 +278,11 @@ class RunDirectory:
                 handle.write(line)
 
     def append_event(self, row: Mapping[str, Any]) -> None:
+        """Append a row to events.jsonl."""
         self.append("events.jsonl", row)
 
     def read_rows(self, relative: str) -> list[dict[str, Any]]:
-        """Rows of a JSONL file; a half-written last line is ignored, a broken one elsewhere raises RunError."""
+        """Return the rows of a JSONL file, as `read_jsonl` yields them, to every process."""
         return collectives.from_lead(lambda: list(read_jsonl(self.path / relative)))
 
     def _appended(self) -> Iterator[Path]:
@@ -277,11 +292,11 @@ class RunDirectory:
             yield self.path / "events.jsonl"
 
     def offsets(self) -> dict[str, int]:
-        """Length in bytes of every append-only file."""
+        """Return the length in bytes of every append-only file."""
         return {str(f.relative_to(self.path)): f.stat().st_size for f in self._appended()}
 
     def cut_back(self, offsets: Mapping[str, int]) -> None:
-        """Truncate append-only files to these lengths; those not listed did not exist yet and go."""
+        """Truncate append-only files to these lengths, and delete files that are not listed."""
         for file in list(self._appended()):
             length = offsets.get(str(file.relative_to(self.path)))
             if length is None:
@@ -301,8 +316,10 @@ class RunDirectory:
         state: Mapping[str, Any],
         keep: set[int] | frozenset[int] = frozenset(),
     ) -> None:
-        """Save STAGE/checkpoint-<step>: the files `write` makes, and `state` with the records' lengths. Older
-        checkpoints go, but for those in `keep`."""
+        """Save STAGE/checkpoint-<step> with the files of `write`, `state` and the records' lengths.
+
+        Older checkpoints are deleted, except those in `keep`.
+        """
         self._still_ours()
         folder = self.path / stage / f"checkpoint-{step:06d}"
         with atomic_folder(folder) as aside:
@@ -317,6 +334,8 @@ class RunDirectory:
         return sorted(p for p in found if ".tmp-" not in p.name and (p / "state.json").exists())
 
     def latest_checkpoint(self, stage: str) -> Checkpoint | None:
+        """Return the last checkpoint of a stage, or None."""
+
         def look() -> Checkpoint | None:
             folders = self._checkpoints(stage)
             return self._read_checkpoint(folders[-1]) if folders else None
@@ -324,6 +343,7 @@ class RunDirectory:
         return collectives.from_lead(look)
 
     def checkpoint_at(self, stage: str, step: int) -> Checkpoint:
+        """Return the checkpoint of a stage at a step."""
         return self._read_checkpoint(self.path / stage / f"checkpoint-{step:06d}")
 
     def _read_checkpoint(self, folder: Path) -> Checkpoint:
@@ -332,13 +352,13 @@ class RunDirectory:
 
 
 def project_of(path: Path) -> Path:
-    """The run directory that labels, and answers that were paid for, lie in: a round's lie in the run it is one of."""
+    """Return the run directory with the labels and paid answers; for a round, that of its run."""
     run = path.parent.parent
     return run if path.parent.name == ROUNDS and (run / "manifest.json").exists() else path
 
 
 def usable_cores() -> int:
-    """Cores this process may run on; where the system does not say (macOS, Windows), all there are."""
+    """Return the number of cores this process may use (all, if the system does not say)."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
@@ -354,7 +374,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
-    """Rows of an append-only file that a killed process may have left with half a last line."""
+    """Yield rows, ignoring a half-written last line; raise RunError for another broken one."""
     if not file.exists():
         return
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, flushed, then renamed."""
+"""Atomic writes: files are written under another name, flushed, then renamed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """A full disk becomes one clear message; what was written before stays."""
+    """Turn a full disk into one clear RunError; files written before are kept."""
     try:
         yield
     except Exception as error:
-        # The library that writes weights has an error of its own, with the system's words in it.
+        # The library that writes weights raises its own error, which contains the system's message.
         words = (os.strerror(code) for code in FULL)
         if getattr(error, "errno", None) not in FULL and not any(w in str(error) for w in words):
             raise
@@ -38,7 +38,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _aside(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the path's place when the block ends well."""
+    """Open a file that replaces `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     with disk_errors(path.parent):
@@ -53,7 +53,7 @@ def _aside(path: Path) -> Iterator[IO[bytes]]:
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step. Of several processes the leader does it, and the others do not wait."""
+    """Replace a file in one step; only the leading process writes, and the others do not wait."""
     if not collectives.leads():
         return
     with _aside(path) as file:
@@ -61,7 +61,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 
 def atomic_lines(path: Path, lines: Iterable[str]) -> int:
-    """Replace a file by lines in one step, without holding them all; gzipped where its name ends in .gz. How many."""
+    """Replace a file (gzipped if .gz) by streamed lines in one step; return how many."""
     count = 0
     with _aside(path) as file:
         packed = (
@@ -75,8 +75,10 @@ def atomic_lines(path: Path, lines: Iterable[str]) -> int:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file in one step, before any process goes on. A figure that is not finite raises, by its name: a
-    failure never becomes a number."""
+    """Replace a JSON file in one step; all processes wait until it is written.
+
+    Raises ValueError naming a figure that is not finite, so that a failure never becomes a number.
+    """
     for name, odd in _not_finite(value, ""):
         raise ValueError(
             f"{name}={odd} of {path.name} is not finite; what computed it must leave it out and say so"
@@ -85,6 +87,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
+    """Return the content of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -101,7 +104,7 @@ def _not_finite(value: Any, name: str) -> Iterator[tuple[str, float]]:
 
 @collectives.by_lead
 def link_folder(source: Path, path: Path) -> None:
-    """A folder with the files of another: the same files where the disk can have them twice, copies elsewhere."""
+    """Create a folder with hard links to another folder's files, or copies where links fail."""
 
     def put(file: str, to: str) -> str:
         try:
@@ -116,8 +119,10 @@ def link_folder(source: Path, path: Path) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder under another name and rename it when the block ends without an error, replacing a folder of this
-    name. Its files get the permissions of the folder, for the library that writes weights makes them private."""
+    """Fill a folder that replaces `path` if the block ends without an error.
+
+    Its files get the folder's permissions, because the library that writes weights makes them private.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -139,7 +144,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process had been writing aside."""
+    """Delete the temporary files and folders of a killed process."""
     for left in folder.rglob("*.tmp-*"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a stage depends on (configuration keys, files, code), and what of it has changed."""
+"""Inputs of a stage (configuration keys, files, code), and changes to them."""
 
 from __future__ import annotations
 
@@ -21,26 +21,31 @@ RENAMED_FILES = {"guard sets": "regression sets"}
 
 @dataclass(frozen=True)
 class Inputs:
-    """`config` maps dotted keys to values, `files` what a file is for to a hash of its content; `code` is a hash of
-    the source a stage runs. The stages before it are inputs too, and no matter of this record."""
+    """Configuration by dotted key, content hashes of files by purpose, and a hash of the code.
+
+    Earlier stages are inputs too, but are not recorded here.
+    """
 
     config: Mapping[str, Any]
     files: Mapping[str, str]
     code: str
 
     def as_json(self) -> dict[str, Any]:
+        """Return the inputs as a dictionary for JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Inputs:
-        """Inputs that a manifest holds; keys that were renamed since get their new names."""
+        """Return the inputs that `as_json` wrote."""
         config = {renamed_key(key): value for key, value in row["config"].items()}
         files = {RENAMED_FILES.get(name, name): value for name, value in row["files"].items()}
         return cls(config, files, row["code"])
 
     def changes_since(self, old: Inputs) -> list[str]:
-        """Changed keys as `key old -> new`, and changed files. A key that one of two versions of Burnish does not
-        know is no change: a removed one says nothing any more, a new one none while it has its default."""
+        """Return the changed keys as `key old -> new`, and the changed files.
+
+        A key that only one version of Burnish knows is no change if removed, or if new with its default.
+        """
         defaults = flat(RunConfig().model_dump(mode="json"))
         lines = [
             f"{key} {before} -> {value}"
@@ -55,7 +60,7 @@ class Inputs:
 
 
 def config_inputs(config: RunConfig, uses: Sequence[str], without: Sequence[str] = ()) -> dict[str, Any]:
-    """The keys that `uses` names, sections standing for all of theirs, but for those `without` names."""
+    """Return the configuration keys in `uses` (or in its sections), except those in `without`."""
 
     def named(key: str, names: Sequence[str]) -> bool:
         return any(key == name or key.startswith(f"{name}.") for name in names)
@@ -65,7 +70,7 @@ def config_inputs(config: RunConfig, uses: Sequence[str], without: Sequence[str]
 
 
 def code_version(modules: Sequence[str]) -> str:
-    """A hash of the source of the named modules, packages with all they hold."""
+    """Return a hash of the source of the named modules, with all modules of a package."""
     digest = hashlib.sha256()
     for name in sorted(modules):
         spec = find_spec(name)
@@ -90,8 +95,10 @@ NOT_HASHED = (
 
 
 def imported_modules(module: str) -> set[str]:
-    """Return `module` and the modules of this project that it imports, directly or through others, inside functions
-    too, without those of `NOT_HASHED`."""
+    """Return `module` and the project's modules that it imports, directly or through others.
+
+    Imports inside functions count. Modules of `NOT_HASHED` are left out.
+    """
     found: set[str] = set()
     waiting = [module]
     while waiting:
@@ -104,7 +111,7 @@ def imported_modules(module: str) -> set[str]:
 
 @cache
 def _imports(module: str) -> frozenset[str]:
-    """The modules of this project that a module itself imports."""
+    """Return the project's modules that a module imports directly."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(_source(module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "burnish":
@@ -116,14 +123,16 @@ def _imports(module: str) -> frozenset[str]:
 
 
 def _source(module: str) -> Path:
-    """The file of a module of this project; of a name that is no module, a path that does not exist."""
+    """Return the file of a project module, or a path that does not exist if there is no such module."""
     path = ROOT.joinpath(*module.split(".")[1:])
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def content_hash(path: Path, exclude: Sequence[str] = ()) -> str:
-    """A hash of a file's content, or of all files in a folder (names included), but for names that match `exclude`;
-    "" for a folder without one."""
+    """Return a hash of a file's content, or of the names and contents of a folder's files.
+
+    Names that match `exclude` are skipped. A folder without files gives an empty string.
+    """
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()[:24]
     digest = hashlib.sha256()

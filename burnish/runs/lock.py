@@ -1,5 +1,7 @@
-"""One process at a time works on a run. Its claim is a lease (filelock): renewed while it lives, free to take when its
-process is dead on this machine, or when it was not renewed for a while on another machine."""
+"""The lock of a run: a lease (filelock) that one process at a time holds and renews.
+
+It is free if its process is dead here, or if another machine has not renewed it for LEASE seconds.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ from filelock import OwnerRecord, SoftFileLease, Timeout
 
 from burnish.errors import RunError
 
-LEASE = 60.0  # seconds without a renewal after which a claim of another machine may be taken
+LEASE = 60.0  # seconds without a renewal after which the lease of another machine may be taken
 
 
 def owner(path: Path) -> OwnerRecord | None:
-    """The living process that holds the lock, or None. This only looks; `hold` takes the lock."""
+    """Return the living process that holds the lock, or None; this does not take the lock."""
     held = SoftFileLease(path, lease_duration=LEASE).owner
     try:
         renewed = path.stat().st_mtime
@@ -32,8 +34,10 @@ def owner(path: Path) -> OwnerRecord | None:
 
 @contextmanager
 def hold(path: Path) -> Iterator[SoftFileLease]:
-    """Hold the lock for a block; `still_held` says whether it still is. Raises RunError naming the owner when another
-    process has it; that of a dead process is taken over, after LEASE seconds of silence when it ran elsewhere."""
+    """Hold the lock for a block; raise RunError naming the owner if another process has it.
+
+    A dead process's lock is taken over, after LEASE seconds of silence if the process ran elsewhere.
+    """
     lease = SoftFileLease(path, lease_duration=LEASE, thread_local=False)
     try:
         lease.acquire(blocking=False)
@@ -52,7 +56,7 @@ def hold(path: Path) -> Iterator[SoftFileLease]:
 
 
 def still_held(lease: SoftFileLease) -> None:
-    """Raises RunError when the claim was lost: this process slept for so long that another took the run over."""
+    """Raise RunError if another process took the run over while this process was suspended."""
     if lease.compromise is not None:
         raise RunError(
             f"{Path(lease.lock_file).parent} was taken over by another process while this one did not answer "
@@ -68,7 +72,7 @@ def _in_use(path: Path, held: OwnerRecord | None) -> RunError:
 
 
 def _host(held: OwnerRecord) -> str:
-    return held.hostname.split("?")[0]  # what follows tells containers of one machine apart
+    return held.hostname.split("?")[0]  # the part after `?` distinguishes containers of one machine
 
 
 def _is_here(held: OwnerRecord) -> bool:
@@ -77,7 +81,7 @@ def _is_here(held: OwnerRecord) -> bool:
 
 @cache
 def _here() -> str:
-    """This machine (and container) as filelock writes it down."""
+    """Return this machine (and container) as filelock records it."""
     with TemporaryDirectory() as room, SoftFileLease(Path(room) / "lock") as mine:
         me = mine.owner
     assert me is not None, "just written"

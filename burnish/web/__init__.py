@@ -1,1 +1,1 @@
-"""Pages for people: those who label, those who watch, and those who run things. No torch until a model is asked."""
+"""Web pages for annotators, viewers and admins; they load torch only to query a model."""

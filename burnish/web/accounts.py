@@ -1,4 +1,4 @@
-"""Who may enter a page: accounts by invitation, sessions, a log of what was done by whom.
+"""Accounts by invitation, sessions and the audit log of the web pages.
 
 Passwords are kept as Argon2id hashes (RFC 9106), links and sessions as SHA-256 of 256 random bits.
 """
@@ -30,7 +30,7 @@ from burnish.errors import DataError
 Role = Literal["admin", "annotator", "viewer"]
 State = Literal["active", "held", "disabled"]
 ROLES: tuple[Role, ...] = get_args(Role)
-SHORTEST, LONGEST = 10, 200  # letters of a password
+SHORTEST, LONGEST = 10, 200  # characters of a password
 LONGEST_NAME = 40
 SESSION = 14 * 86400.0  # seconds
 INVITATION = 7 * 86400.0
@@ -39,7 +39,7 @@ WRONG = "name or password is wrong"
 
 @dataclass(frozen=True)
 class Account:
-    """Somebody who may enter; `held` annotators may look, and are asked nothing."""
+    """Account of a user; a `held` annotator may read pages but gets no questions."""
 
     name: str
     role: Role
@@ -48,12 +48,12 @@ class Account:
 
     @property
     def annotator(self) -> str:
-        """The name under which their labels are kept."""
+        """Annotator name under which the labels of this account are stored."""
         return f"person:{self.name}"
 
 
 class Denied(Exception):
-    """Somebody who may not; the message is for them and says no more than they knew."""
+    """Refused access; the message is for the user and reveals nothing that they did not know."""
 
 
 SCHEMA = "burnish_accounts"
@@ -61,9 +61,11 @@ TABLES = (AccountRow, InvitationRow, SessionRow, AuditRow)
 
 
 def open_accounts(place: Place) -> LabelStore:
-    """Where the accounts of a page that serves this label store are: a file of their own beside it that its user alone
-    may read, or a schema of their own in its database. Accounts that an older version kept in the label store move
-    there."""
+    """Open the accounts of the pages that serve a label store.
+
+    They are in a file beside the store that only its user may read, or in their own schema of its
+    database. Accounts that an older version kept in the label store are moved there.
+    """
     if is_url(place) and not str(place).startswith("sqlite"):
         store = LabelStore(own_schema(str(place), SCHEMA))
     else:
@@ -77,14 +79,14 @@ def open_accounts(place: Place) -> LabelStore:
 
 
 def keep_private(file: Path) -> None:
-    """Make a file, or what there is of it, one that its user alone may read."""
+    """Create a file if it does not exist, and let only its user read or write it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
     file.chmod(0o600)
 
 
 def _move(old: LabelStore, new: LabelStore) -> None:
-    """Accounts that are in the label store, and are not in the new one yet; stopped half way it is done again."""
+    """Move accounts from the label store to the new store; it is safe to repeat when interrupted."""
     with old.reading() as session:
         found = [(t, [_values(row) for row in session.scalars(select(t))]) for t in TABLES]
     if not any(rows for _, rows in found):
@@ -96,7 +98,7 @@ def _move(old: LabelStore, new: LabelStore) -> None:
             session.add_all(table(**_unnumbered(table, row)) for row in rows if row[key] not in there)
             session.flush()
     with old.writing() as session:
-        if old.engine.dialect.name == "sqlite":  # nothing stays in pages that are free
+        if old.engine.dialect.name == "sqlite":  # overwrite the deleted rows on disk
             session.execute(text("PRAGMA secure_delete = ON"))
         for table in reversed(TABLES):
             session.execute(delete(table))
@@ -104,7 +106,7 @@ def _move(old: LabelStore, new: LabelStore) -> None:
 
 
 def _unnumbered(table: type[Any], row: dict[str, Any]) -> dict[str, Any]:
-    """A row whose number the new store gives, where it has rows of its own."""
+    """Drop the number of a row, which the new store assigns; the audit log keeps its numbers."""
     return row if table is AuditRow else {name: value for name, value in row.items() if name != "number"}
 
 
@@ -113,7 +115,7 @@ def _values(row: Any) -> dict[str, Any]:
 
 
 class Accounts:
-    """The accounts of a page, in a store of their own."""
+    """Accounts, invitations, sessions and audit log of the pages, in their own store."""
 
     def __init__(self, store: LabelStore, clock: Callable[[], float] = time.time) -> None:
         self.store, self.clock = store, clock
@@ -127,7 +129,7 @@ class Accounts:
     # Invitations
 
     def invite(self, role: Role, by: str, uses: int = 1, seconds: float = INVITATION) -> str:
-        """The secret part of a link that makes an account, so many times and so long."""
+        """Return the secret part of an invitation link for `uses` accounts, valid for `seconds`."""
         token = secrets.token_urlsafe(32)
         with self.store.writing() as session:
             row = InvitationRow(id=_hash(token), role=role, by=by, uses=uses, expires=self.clock() + seconds)
@@ -135,14 +137,14 @@ class Accounts:
         return token
 
     def invitations(self) -> list[dict[str, Any]]:
-        """Those that hold: `id`, role, by whom, how many uses are left, when it ends (seconds since 1970)."""
+        """Return the valid invitations: `id`, role, inviter, uses left, expiry (seconds since 1970)."""
         query = select(InvitationRow).order_by(InvitationRow.expires)
         with self.store.reading() as session:
             rows = [row for row in session.scalars(query) if self._holds(row)]
         return [{n: getattr(r, n) for n in ("id", "role", "by", "uses", "expires")} for r in rows]
 
     def revoke(self, invitation: str) -> bool:
-        """An invitation holds no more; whether there was one."""
+        """Revoke an invitation and return whether it existed."""
         with self.store.writing() as session:
             found = session.get(InvitationRow, invitation)
             if found is not None:
@@ -150,7 +152,7 @@ class Accounts:
         return found is not None
 
     def invited(self, token: str) -> Role | None:
-        """The role that a link gives; None where it gives none (any more)."""
+        """Return the role that an invitation link gives, or None if the link is not valid."""
         with self.store.reading() as session:
             row = session.get(InvitationRow, _hash(token))
         return None if row is None or not self._holds(row) else _role(row.role)
@@ -159,8 +161,10 @@ class Accounts:
         return row.uses > 0 and row.expires > self.clock()
 
     def join(self, token: str, name: str, password: str) -> Account:
-        """A new account. Raises Denied for a link that does not hold, DataError for a name or password that will not
-        do."""
+        """Create an account with an invitation.
+
+        Raises Denied for an invalid link, and DataError for a name or password that is not allowed.
+        """
         name = _clean(name)
         _check_password(password, name)
         hashed = _hasher().hash(password)
@@ -179,8 +183,11 @@ class Accounts:
     # Sessions
 
     def check(self, name: str, password: str) -> Account:
-        """The account. Raises Denied, after as long a time and with the same words, for a name that is not known, a
-        wrong password and an account that is closed."""
+        """Return the account with this name and password.
+
+        Raises Denied for an unknown name, a wrong password and a disabled account, always after the same
+        time and with the same message.
+        """
         with self.store.reading() as session:
             wanted = _folded(_clean(name, check=False))
             names = [n for n in session.scalars(select(AccountRow.id)) if _folded(n) == wanted]
@@ -194,7 +201,7 @@ class Accounts:
         return _account(row)
 
     def enter(self, account: Account, leaving: str | None = None) -> str:
-        """Start a session and return its secret. The session that the browser had before ends."""
+        """Start a session and return its secret; the browser's previous session ends."""
         token = secrets.token_urlsafe(32)
         with self.store.writing() as session:
             gone = SessionRow.expires < self.clock()
@@ -205,6 +212,7 @@ class Accounts:
         return token
 
     def leave(self, token: str) -> None:
+        """End the session with this secret."""
         with self.store.writing() as session:
             session.execute(delete(SessionRow).where(SessionRow.id == _hash(token)))
 
@@ -228,22 +236,28 @@ class Accounts:
         return hmac.new(self._secret, token.encode(), hashlib.sha256).hexdigest()
 
     def signed(self, token: str, signature: str) -> bool:
+        """Check whether `signature` is the CSRF token of the session with this secret."""
         return hmac.compare_digest(self.signature(token).encode(), signature.encode())
 
     # People
 
     def everybody(self) -> list[Account]:
+        """Return all accounts, the oldest first."""
         with self.store.reading() as session:
             return [_account(row) for row in session.scalars(select(AccountRow).order_by(AccountRow.number))]
 
     def has_admin(self) -> bool:
+        """Check whether there is an active admin."""
         with self.store.reading() as session:
             admins = AccountRow.role == "admin", AccountRow.state == "active"
             return bool(session.scalar(select(func.count()).select_from(AccountRow).where(*admins)))
 
     def change(self, name: str, *, role: Role | None = None, state: State | None = None) -> Account:
-        """Another role or state. A disabled account is out at once, and its invitations hold no more. Raises DataError
-        for an unknown name, and where no active admin would be left."""
+        """Change the role or state of an account.
+
+        Disabling an account ends its sessions and revokes its invitations. Raises DataError for an unknown
+        name, and if no active admin would be left.
+        """
         with self.store.writing() as session:
             row = session.scalar(select(AccountRow).where(AccountRow.id == name))
             if row is None:
@@ -260,12 +274,12 @@ class Accounts:
             return _account(row)
 
     def note(self, who: str, address: str, action: str, detail: str = "") -> None:
-        """A line of the log."""
+        """Append an entry to the audit log."""
         with self.store.writing() as session:
             _note(session, who, address, action, detail)
 
     def log(self, most: int = 200) -> list[dict[str, Any]]:
-        """Its newest lines, the newest first."""
+        """Return the latest `most` entries of the audit log, the newest first."""
         query = select(AuditRow).order_by(AuditRow.number.desc()).limit(most)
         names = ("at", "who", "address", "action", "detail")
         with self.store.reading() as session:
@@ -301,7 +315,7 @@ def _nobodys_hash() -> str:
 
 
 def folded(name: str) -> str:
-    """A name as it is compared: limits and accounts know one spelling."""
+    """Return the spelling of a name that rate limits and accounts compare."""
     return _folded(_clean(name, check=False))
 
 
@@ -309,7 +323,7 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFKC", name).casefold()
 
 
-# Letters of other scripts, and digits, that look like Latin ones (after Unicode's confusables, the commonest).
+# Letters of other scripts, and digits, that look like Latin letters: Unicode's commonest confusables.
 LIKE = str.maketrans(
     "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u04bb\u0501\u051b\u043a\u043c\u0442\u0432\u043d"
     "\u03b1\u03bf\u03c1\u03c5\u03bd\u03b9\u03ba\u03c4\u03c7\u03b5\u0131" + "01|",
@@ -318,7 +332,7 @@ LIKE = str.maketrans(
 
 
 def skeleton(name: str) -> str:
-    """What a name looks like: names with the same skeleton are taken for each other."""
+    """Return the shape of a name; names with the same skeleton are easily confused."""
     plain = unicodedata.normalize("NFKD", _folded(name))
     like = "".join(c for c in plain if not unicodedata.combining(c)).translate(LIKE)
     kept = "".join(c for c in like if c.isalnum()) or like
@@ -389,8 +403,10 @@ LEET = str.maketrans("0134578@$!", "oieastbasi")
 
 
 def is_common(password: str) -> bool:
-    """Whether a password is one of the commonest words with digits or marks around it, a row of the keyboard, or a
-    short piece repeated."""
+    """Check whether a password is easily guessed.
+
+    That is a common word with digits or marks around it, a row of the keyboard, or a repeated piece.
+    """
     low = password.casefold()
     word = low.translate(LEET).strip("0123456789!?.#*_- ")
     bare = low.strip("0123456789!?.#*_- ").translate(LEET)

@@ -1,4 +1,4 @@
-"""The application: its pages, put together, and how it is served."""
+"""The web application, built from its pages, and the server that runs it."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from burnish.web.app_state import STATIC, AppState, page, signed, somebody, want
 from burnish.web.projects import Projects
 from burnish.web.request_limits import RequestLimits
 
-THREADS = 16  # requests at work at once; connections to the database are no more
+THREADS = 16  # requests handled at once; the database pool has as many connections
 EVERYWHERE = ("0.0.0.0", "::")
-SWITCH = 0.0001  # seconds until a thread at work lets another one: a request passes from one to the next
+SWITCH = 0.0001  # seconds until a busy thread yields; each request passes between threads
 LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
 REFUSED = {"unknown": 404, "not yours": 403, "answered": 409, "late": 409, "bad": 422}
 
 
 class _Static(StaticFiles):
-    """Files of ours; their address changes with them, so that browsers may keep them."""
+    """Static files; their URLs change with their content, so that browsers may cache them."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
@@ -56,8 +56,11 @@ def make_app(
     https: bool = False,
     body_seconds: float | None = None,
 ) -> FastAPI:
-    """The application; `store` keeps accounts, `public` is a name, or name:port, and `host` the address listened on,
-    that it answers to besides this machine's own."""
+    """Return the web application.
+
+    `store` keeps the accounts. Besides this machine's own names, the application answers to `public`
+    (a name, or name:port) and to `host`, the address that it listens on.
+    """
     desk = AppState(Accounts(store), projects, runs, https, public)
 
     @asynccontextmanager
@@ -81,7 +84,7 @@ def make_app(
     app.state.desk = desk
     for part in (auth_pages, label, people, dashboard, charts):
         app.include_router(part.router)
-    if runs is not None:  # a page for labels alone is up without them
+    if runs is not None:  # a server for labels only starts without these modules
         from burnish.web import inspector
         from burnish.web import runs as run_pages
         from burnish.web.models import ModelRoom
@@ -116,12 +119,12 @@ def make_app(
 
 
 def _host(public: str) -> str:
-    """A name without its port."""
+    """Return a host name without its port."""
     return urlsplit(f"//{public}").hostname or public
 
 
 def _errors(app: FastAPI) -> None:
-    """Every error in words, as a page, a part of one, or JSON; never what the program is made of."""
+    """Report errors in plain words, without internals, as a page, part of a page or JSON."""
 
     def answer(request: Request, status: int, why: str) -> Response:
         if wants_json(request):
@@ -174,9 +177,12 @@ def serve(
     proxy: bool = False,
     public: str | None = None,
 ) -> None:
-    """Serve until interrupted; `on_ready` is called with the address when the page is up, which is also left beside the
-    stores. Raises ConfigError for a port that cannot be had, and where passwords would go over a network as
-    they are."""
+    """Serve until interrupted.
+
+    `on_ready` is called with the address when the page is up; the address is also written beside the
+    stores. Raises ConfigError if the port is unavailable, or if passwords would cross a network
+    unencrypted.
+    """
     import uvicorn
 
     if host in EVERYWHERE and public is None:
@@ -227,7 +233,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, at = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise ConfigError(f"--host {host} is no address ({error.strerror}); give another") from None
-    # With its protocol, or asyncio leaves Nagle's algorithm on, and replies wait 40 ms for an acknowledgement.
+    # Without its protocol, asyncio keeps Nagle's algorithm on and replies wait 40 ms for an ACK.
     listening = socket.socket(family, kind, protocol)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

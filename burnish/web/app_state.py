@@ -1,4 +1,4 @@
-"""What every page is handed: accounts, projects, templates, limits; and who may have which page."""
+"""State that all pages share (accounts, projects, templates, limits), and access by role."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 STATIC = Path(__file__).parent / "static"
 LIMITS = {
-    "account": parse("30/minute"),  # tries to sign in with a name, from any address
-    "enter": parse("10/minute"),  # tries to sign in, of an address with a name
-    "address": parse("60/minute"),  # tries to sign in or to join, of an address
-    "write": parse("1200/minute"),  # of an account
-    "ask": parse("60/minute"),  # a model, of an account
+    "account": parse("30/minute"),  # sign-in attempts for a name, from any address
+    "enter": parse("10/minute"),  # sign-in attempts for a name, from one address
+    "address": parse("60/minute"),  # attempts to sign in or to join, from one address
+    "write": parse("1200/minute"),  # state-changing requests of an account
+    "ask": parse("60/minute"),  # questions of an account to models
 }
 
 
 @dataclass
 class AppState:
-    """The application's own state."""
+    """Shared state of the application's pages."""
 
     accounts: Accounts
     projects: Projects
@@ -54,22 +54,22 @@ class AppState:
         )
         self.templates.filters["rendered"] = rendered
         self.templates.filters["day"] = _day
-        # Browsers share cookies between the ports of a host: each server's are its own.
+        # Browsers share cookies between the ports of a host, so each server has its own cookie names.
         self.session_cookie = session_cookie(self.accounts)
         self.visit_cookie = f"{self.session_cookie}_visit"
         self.templates.globals["version"] = _version()
 
     def admits(self, cookies: str) -> bool:
-        """Whether these are cookies of an admin."""
+        """Check whether the cookies belong to an admin's session."""
         try:
             found = SimpleCookie(cookies).get(self.session_cookie)
-        except CookieError:  # no browser sends such
+        except CookieError:  # malformed cookies, which browsers do not send
             return False
         account = None if found is None else self.accounts.who(found.value)
         return account is not None and account.role == "admin"
 
     def ask(self, what: Callable[..., Any], *given: Any) -> Any:
-        """What a run's models say; see `ModelRoom.ask`."""
+        """Return the result of a function on a run's models; see `ModelRoom.ask`."""
         assert self.models is not None, "only pages of runs ask models"
         return self.models.ask(what, *given)
 
@@ -81,7 +81,7 @@ class AppState:
 
 
 def session_cookie(accounts: Accounts) -> str:
-    """The name of the cookie that holds a session of these accounts."""
+    """Return the name of the session cookie for these accounts."""
     return f"burnish_{accounts.signature('cookie')[:8]}"
 
 
@@ -95,27 +95,32 @@ def _version() -> str:
 
 
 def app_state_of(request: Request) -> AppState:
+    """Return the state of the application that serves a request."""
     desk: AppState = request.app.state.desk
     return desk
 
 
 def address(request: Request) -> str:
+    """Return the client's address, or "-" if it is unknown."""
     return request.client.host if request.client else "-"
 
 
 def token_of(request: Request) -> str:
-    """What signs the forms of this browser: its session, or its visit where it has none."""
+    """Return the secret that signs this browser's forms: its session cookie, else its visit cookie."""
     desk = app_state_of(request)
     return request.cookies.get(desk.session_cookie) or request.cookies.get(desk.visit_cookie) or ""
 
 
 async def signed(request: Request) -> None:
-    """Nothing is changed by a request that another site could have made: it comes from a page of ours, and carries
-    what only such a page knows."""
+    """Reject a state-changing request that another site could have made (CSRF).
+
+    The request must come from a page of this site and carry its CSRF token. Raises HTTPException 403,
+    or 422 for text with NUL characters or lone surrogates.
+    """
     if request.method in SAFE:
         return
     origin = request.headers.get("origin")
-    ours = (request.headers.get("host"), app_state_of(request).public)  # a proxy may not hand the name on
+    ours = (request.headers.get("host"), app_state_of(request).public)  # a proxy may change the Host header
     foreign = origin is not None and urlsplit(origin).netloc not in ours
     if foreign or request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         raise HTTPException(403, "this request comes from another site")
@@ -136,6 +141,7 @@ def _sound(text: str) -> bool:
 
 
 def somebody(request: Request) -> Account:
+    """Return the signed-in account, or raise HTTPException 401."""
     desk = app_state_of(request)
     account = desk.accounts.who(request.cookies.get(desk.session_cookie))
     if account is None:
@@ -163,13 +169,14 @@ Admin = Annotated[Account, _of_role("admin")]
 
 
 def wants_json(request: Request) -> bool:
+    """Check whether the client asks for JSON."""
     return "application/json" in request.headers.get("accept", "")
 
 
 def page(
     request: Request, template: str, account: Account | None = None, status: int = 200, **values: Any
 ) -> Response:
-    """A page, or a part of one, from a template."""
+    """Render a template as a page or a part of one."""
     desk = app_state_of(request)
     token = token_of(request)
     text = desk.templates.get_template(template).render(

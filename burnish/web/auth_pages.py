@@ -1,4 +1,4 @@
-"""In and out: invitations, signing in, signing out."""
+"""Pages to accept an invitation, sign in and sign out."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _visit(request: Request, response: Response, fresh: str) -> Response:
 
 
 def _form(request: Request, template: str, status: int = 200, **values: Any) -> Response:
-    """A form for somebody who is not in: it is signed by a cookie of this visit."""
+    """Return a form for a visitor who is not signed in, signed with a cookie of the visit."""
     desk = app_state_of(request)
     fresh = request.cookies.get(desk.visit_cookie) or secrets.token_urlsafe(32)
     session = request.cookies.get(desk.session_cookie)
@@ -55,18 +55,20 @@ def _enter(request: Request, account: Account, where: str) -> Response:
 
 
 def _inside(where: str) -> str:
-    """A place on this site, whatever was given."""
+    """Return `where` if it is a path on this site, else "/"."""
     odd = where.startswith("//") or "\\" in where or not where.isprintable()
     return where if where.startswith("/") and not odd else "/"
 
 
 @router.get("/login")
 def login(request: Request, next: str = "/") -> Response:
+    """Return the sign-in form."""
     return _form(request, "login.html", next=_inside(next))
 
 
 @router.post("/login")
 def log_in(request: Request, name: Name, password: Password, next: Annotated[str, Form()] = "/") -> Response:
+    """Sign in with a name and password."""
     desk = app_state_of(request)
     desk.limit("address", address(request))
     desk.limit("enter", address(request), folded(name))
@@ -82,6 +84,7 @@ def log_in(request: Request, name: Name, password: Password, next: Annotated[str
 
 @router.post("/logout")
 def log_out(request: Request, account: Somebody) -> Response:
+    """End the session and release the account's open questions."""
     desk = app_state_of(request)
     desk.accounts.leave(request.cookies[desk.session_cookie])
     for project in desk.projects.all():
@@ -94,6 +97,7 @@ def log_out(request: Request, account: Somebody) -> Response:
 
 @router.get("/join/{token}")
 def join(request: Request, token: str) -> Response:
+    """Return the form that creates an account with an invitation."""
     app_state_of(request).limit("address", address(request))
     role = app_state_of(request).accounts.invited(token)
     if role is None:
@@ -108,6 +112,7 @@ def join(request: Request, token: str) -> Response:
 
 @router.post("/join/{token}")
 def joined(request: Request, token: str, name: Name, password: Password) -> Response:
+    """Create an account with an invitation and sign in."""
     desk = app_state_of(request)
     desk.limit("address", address(request))
     role = desk.accounts.invited(token)

@@ -1,4 +1,4 @@
-"""Pages with figures: Plotly and the script that draws, from this machine, and what such a page may do."""
+"""Pages with figures: local copies of Plotly and the drawing script, and their security policy."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ KEPT = {"cache-control": "public, max-age=86400"}
 
 @router.get("/plotly.js")
 def plotly() -> Response:
+    """Serve Plotly's script from the installed package."""
     found = find_spec("plotly")
     assert found is not None
     assert found.submodule_search_locations
@@ -31,6 +32,7 @@ def plotly() -> Response:
 
 @router.get("/draw.js")
 def draw() -> Response:
+    """Serve the script that draws figures."""
     import burnish.report
 
     file = Path(str(burnish.report.__file__)).parent / "templates" / "report.js"
@@ -40,7 +42,7 @@ def draw() -> Response:
 def charted(
     request: Request, template: str, account: Account, charts: Charts | None = None, **values: Any
 ) -> Response:
-    """A page, or a part of one, with figures."""
+    """Render a template with figures as a page or a part of one."""
     figures = None if charts is None else charts.as_script()
     response = page(request, template, account, figures=figures, **values)
     response.headers["content-security-policy"] = STYLED

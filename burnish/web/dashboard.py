@@ -1,5 +1,7 @@
-"""What a project has come to: labels by day and person, agreement and bias, cost against budget, what waits; in and
-out."""
+"""Dashboard of a project, with import and export of its data.
+
+It shows labels by day and annotator, agreement and bias, cost against budget, and what is waiting.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,15 @@ from burnish.web.projects import Project
 
 router = APIRouter()
 Shape = Literal["labels", "pairs", "rankings", "remarks"]
-DAYS = 60  # of the chart
-PEOPLE = 20  # in a chart; who gave fewer labels share a colour
+DAYS = 60  # shown in the chart of labels
+PEOPLE = 20  # with their own colour in a chart; annotators with fewer labels share one
 
 
 def by_day(store: LabelStore) -> list[dict[str, Any]]:
-    """Labels and answers to gold questions of every annotator and day (UTC), with their cost and seconds."""
+    """Return the labels, cost and seconds of every annotator and day (UTC).
+
+    Cost and seconds include answers to gold questions.
+    """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for table in (LabelRow, CheckRow):
         day = func.substr(table.created, 1, 10)
@@ -158,14 +163,14 @@ def _figures(project: Project) -> tuple[dict[str, Any], Charts]:
 
 
 class _Agreement:
-    """What a project's labels agree on, worked out again when there are others."""
+    """Agreement reports of projects, recomputed when a project has new labels."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._known: dict[str, tuple[int, dict[str, Any] | None]] = {}
 
     def of(self, project: Project) -> dict[str, Any] | None:
-        """None where there are no labels."""
+        """Return the report of a project, or None if it has no labels."""
         from burnish.commands.label_agree import agreement_of
 
         with self._lock:
@@ -173,7 +178,7 @@ class _Agreement:
             if project.name not in self._known or self._known[project.name][0] != newest:
                 try:
                     report = agreement_of(project.store)
-                except DataError:  # it has none yet, which the page says
+                except DataError:  # there are no labels yet; the page says so
                     report = None
                 self._known[project.name] = (newest, report)
             return self._known[project.name][1]
@@ -189,12 +194,13 @@ def _dashboard(request: Request, account: Account, project: Project, **values: A
 
 @router.get("/dashboard/{name}")
 def dashboard(request: Request, name: Name, account: Watcher) -> Response:
+    """Return the dashboard of a project."""
     return _dashboard(request, account, project_of(app_state_of(request), name))
 
 
 @router.get("/dashboard/{name}/now")
 def now(request: Request, name: Name, account: Watcher) -> Response:
-    """The figures alone, which the page asks for again and again."""
+    """Return the figures alone, which the page reloads regularly."""
     project = project_of(app_state_of(request), name)
     found, charts = _figures(project)
     return charted(request, "dashboard_now.html", account, charts, project=project, **found)
@@ -202,7 +208,7 @@ def now(request: Request, name: Name, account: Watcher) -> Response:
 
 @router.get("/dashboard/{name}/agreement")
 def agreement(request: Request, name: Name, account: Watcher) -> Response:
-    """Agreement and bias, which take a moment where labels are many."""
+    """Return agreement and bias, which take a moment if there are many labels."""
     report = _agreement.of(project_of(app_state_of(request), name))
     charts = Charts("agree")
     page_report = None if report is None else label_reports.agree(report)
@@ -217,7 +223,7 @@ def export(
     account: Watcher,
     shape: Annotated[Shape, Query(alias="as")] = "labels",
 ) -> Response:
-    """A file of everything that has become a label."""
+    """Return a file of all labels, or of the remarks, as JSON lines."""
     from burnish.commands.label_dump import dump_store
 
     desk = app_state_of(request)
@@ -239,7 +245,7 @@ def export(
 
 @router.post("/dashboard/{name}/import")
 def import_(request: Request, name: Name, account: Admin, file: UploadFile) -> Response:
-    """More questions, pairs, gold or labels, as JSON lines."""
+    """Import questions, pairs, gold questions or labels from a JSON lines or Parquet file."""
     desk = app_state_of(request)
     project = project_of(desk, name)
     given = Path(file.filename or "").name
@@ -265,7 +271,7 @@ def import_(request: Request, name: Name, account: Admin, file: UploadFile) -> R
 def put_back(
     request: Request, name: Name, account: Admin, task: Annotated[str, Form(max_length=64)]
 ) -> Response:
-    """A flagged question is asked again, of others."""
+    """Ask other annotators a flagged question again."""
     desk = app_state_of(request)
     project = project_of(desk, name)
     if not project.queue.put_back(task):

@@ -1,4 +1,4 @@
-"""What a run's models say when they are asked: why the reward scores as it does, and both policies side by side."""
+"""Pages that query a run's models: explained reward scores, and two policies side by side."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from burnish.web.runs import Name, run_of
 
 router = APIRouter()
 Text = Annotated[str, Form(max_length=20_000)]
-SHADES = 4  # of a contribution's colour
+SHADES = 4  # steps of a contribution's colour
 VOTES = "votes.sqlite"
-WAITING = 1000  # answers to be voted on that are remembered
+WAITING = 1000  # pairs of answers kept for a vote
 MOST_TURNS = 40
 Choice = Literal["a", "b", "tie"]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """Two answers that somebody was shown: of whom, to what, in which order, by whom each was written."""
+    """Two answers as shown to an account: run, prompt, texts in order, and the model of each text."""
 
     account: str
     run: str
@@ -43,7 +43,7 @@ class Shown:
 
 
 class Waiting:
-    """Answers that wait for a vote. A restart forgets them, and nothing else."""
+    """Answers that wait for a vote, in memory: a restart loses them and nothing else."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -51,6 +51,7 @@ class Waiting:
         self._asked = 0
 
     def keep(self, shown: Shown) -> str:
+        """Keep the answers and return a token for the vote on them."""
         token = secrets.token_urlsafe(16)
         with self._lock:
             self._shown[token] = shown
@@ -59,7 +60,7 @@ class Waiting:
         return token
 
     def take(self, token: str, account: str) -> Shown | None:
-        """Those answers, once, for whom they were shown to."""
+        """Remove and return the answers of a token, or None if this account was not shown them."""
         with self._lock:
             found = self._shown.get(token)
             if found is None or found.account != account:
@@ -67,6 +68,7 @@ class Waiting:
             return self._shown.pop(token)
 
     def number(self) -> int:
+        """Return the next number, counted from 1."""
         with self._lock:
             self._asked += 1
             return self._asked
@@ -77,6 +79,7 @@ _waiting = Waiting()
 
 @router.get("/runs/{name}/inspect")
 def inspector(request: Request, name: Name, account: Watcher) -> Response:
+    """Return the form of the reward inspector."""
     path = run_of(app_state_of(request), name)
     return page(request, "inspect.html", account, name=path.name, ready=_scored(path))
 
@@ -94,7 +97,7 @@ def inspect(
     first: Text,
     second: Annotated[str, Form(max_length=20_000)] = "",
 ) -> Response:
-    """Scores of one or two answers, token by token, and the labelled answers that are most like them."""
+    """Score one or two answers token by token and show the most similar labelled answers."""
     from burnish.commands.chat import judged
 
     desk = app_state_of(request)
@@ -110,7 +113,7 @@ def inspect(
 
 
 def _shade(why: dict[str, Any]) -> None:
-    """Every token's colour: how much it adds or takes, beside the one that does most."""
+    """Set every token's colour by its contribution relative to the largest one."""
     if "error" in why:
         return
     most = max((abs(c) for c in why["contributions"]), default=0.0) or 1.0
@@ -122,6 +125,7 @@ def _shade(why: dict[str, Any]) -> None:
 
 @router.get("/runs/{name}/chat")
 def chat(request: Request, name: Name, account: Somebody) -> Response:
+    """Return the page that shows SFT and the champion side by side."""
     path = run_of(app_state_of(request), name)
     ready = (path / "evaluation.json").exists()
     return page(request, "chat.html", account, name=path.name, ready=ready)
@@ -129,7 +133,7 @@ def chat(request: Request, name: Name, account: Somebody) -> Response:
 
 @router.post("/runs/{name}/chat")
 def ask(request: Request, name: Name, account: Somebody, text: Text, history: Text = "[]") -> Response:
-    """Both models' answers to a prompt, or to the next turn of a dialogue, in an order that says nothing."""
+    """Answer a prompt, or the next turn of a dialogue, with both models in random order."""
     from burnish.commands.chat import both
 
     desk = app_state_of(request)
@@ -161,7 +165,7 @@ def ask(request: Request, name: Name, account: Somebody, text: Text, history: Te
 
 
 def _turns(history: str) -> list[Message]:
-    """The dialogue so far, as the page sends it back."""
+    """Parse the dialogue so far, which the page sends back with each prompt."""
     try:
         found = parse_json(history)
         turns = [] if found == [] else messages_of(found)
@@ -181,7 +185,7 @@ def vote(
     token: Annotated[str, Form(max_length=64)],
     choice: Annotated[Choice, Form()],
 ) -> Response:
-    """Keep a vote as a comparison with a label, and only then say who wrote what."""
+    """Save a vote as a comparison with a label, then reveal which model wrote which answer."""
     path = run_of(app_state_of(request), name)
     shown = _waiting.take(token, account.name)
     if shown is None or shown.run != path.name:

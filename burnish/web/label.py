@@ -1,4 +1,4 @@
-"""The labelling page: a question at a time, blind, and nothing said to be saved before it is."""
+"""Labelling page: one blind question at a time; answers are durable before they count as saved."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ Name = Annotated[str, Path(max_length=200)]
 
 
 def project_of(desk: AppState, name: str) -> Project:
+    """Return a project by name, or raise HTTPException 404."""
     found = desk.projects.get(name)
     if found is None:
         raise HTTPException(404, "there is no such project")
@@ -56,7 +57,7 @@ def _reply(
     note: str = "",
     task: Task | None = None,
 ) -> Response:
-    """What comes next, if that is not known yet, and how the last save went."""
+    """Return the next question, fetched if `task` is None, and the result of the last save."""
     desk = app_state_of(request)
     account = _held_back(desk, project, account, saved)
     if task is None and account.state != "held":
@@ -98,7 +99,7 @@ def _reply(
 
 
 def _held_back(desk: AppState, project: Project, account: Account, saved: Saved | None) -> Account:
-    """Who has just failed practice is asked nothing before somebody has looked."""
+    """Hold an annotator who has just failed practice, until an admin has checked."""
     if saved is None or saved.right is None or saved.repeated:
         return account
     s = project.queue.standing(account.annotator)
@@ -110,11 +111,13 @@ def _held_back(desk: AppState, project: Project, account: Account, saved: Saved 
 
 @router.get("/projects")
 def projects(request: Request, account: Somebody) -> Response:
+    """Return the list of projects."""
     return page(request, "projects.html", account, projects=app_state_of(request).projects.offered())
 
 
 @router.get("/label/{name}")
 def labelling(request: Request, name: Name, account: Labeler) -> Response:
+    """Return the labelling page of a project."""
     project = project_of(app_state_of(request), name)
     edition = project.edition()
     return page(request, "label.html", account, project=project, edition=edition, examines=project.examines)
@@ -122,7 +125,7 @@ def labelling(request: Request, name: Name, account: Labeler) -> Response:
 
 @router.get("/label/{name}/next")
 def following(request: Request, name: Name, account: Labeler) -> Response:
-    """The question that is asked now."""
+    """Return the annotator's current question."""
     return _reply(request, project_of(app_state_of(request), name), account)
 
 
@@ -139,8 +142,10 @@ def save(
     seconds: Annotated[float | None, Form(ge=0, le=1e6, allow_inf_nan=False)] = None,
     guidelines: Annotated[str | None, Form(max_length=32)] = None,
 ) -> Response:
-    """Keep an answer. It is durable when the reply comes; `key` is the sender's own, and the same one twice changes
-    nothing."""
+    """Save an answer, which is durable when the reply is sent.
+
+    The client chooses `key`; a second request with the same key changes nothing.
+    """
     project = project_of(app_state_of(request), name)
     if account.state == "held":
         raise HTTPException(403, "your answers wait for somebody to look at your practice questions")
@@ -159,7 +164,7 @@ def save(
 
 @router.post("/label/{name}/undo")
 def undo(request: Request, name: Name, account: Labeler) -> Response:
-    """Take the last answer back, and ask it again."""
+    """Take back the last answer and ask its question again."""
     project = project_of(app_state_of(request), name)
     back = project.queue.undo(account.annotator)
     note = "Taken back: answer again." if back else "There is no answer left that can be taken back."
@@ -168,7 +173,7 @@ def undo(request: Request, name: Name, account: Labeler) -> Response:
 
 @router.post("/label/{name}/finish")
 def finish(request: Request, name: Name, account: Labeler) -> Response:
-    """What was answered stands, what is held goes back."""
+    """Settle the annotator's answers and release their leases."""
     project = project_of(app_state_of(request), name)
     project.queue.release(account.annotator)
     return page(request, "finished.html", account, project=project)
@@ -176,6 +181,7 @@ def finish(request: Request, name: Name, account: Labeler) -> Response:
 
 @router.get("/guidelines/{name}")
 def guidelines(request: Request, name: Name, account: Somebody) -> Response:
+    """Return the page of the guidelines with all editions."""
     project = project_of(app_state_of(request), name)
     return page(request, "guidelines.html", account, project=project, editions=project.editions())
 
@@ -184,6 +190,7 @@ def guidelines(request: Request, name: Name, account: Somebody) -> Response:
 def edit(
     request: Request, name: Name, account: Admin, text: Annotated[str, Form(max_length=100_000)]
 ) -> Response:
+    """Publish a new edition of the guidelines."""
     desk = app_state_of(request)
     project = project_of(desk, name)
     edition = project.edit(text, account.name)

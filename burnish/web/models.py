@@ -1,4 +1,4 @@
-"""A run's models, in a process of their own: what they do keeps no page waiting, and takes none down."""
+"""Separate process for a run's models, so that they cannot block or crash the pages."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ from burnish.environment import prepare_environment
 from burnish.errors import BurnishError, Busy
 
 PATIENCE = 300.0  # seconds for one answer
-WAITING = 4  # requests that may wait; each keeps one of the server's threads
+WAITING = 4  # requests that may wait; each occupies a thread of the server
 
 
 class ModelRoom:
-    """One process, one question at a time; a process that died, or takes too long, is replaced. At most `waiting`
-    questions wait, so that pages without models keep their threads."""
+    """Process that answers one question at a time; it is replaced if it dies or takes too long.
+
+    At most `waiting` questions wait, so that pages without models keep their threads.
+    """
 
     def __init__(self, patience: float = PATIENCE, waiting: int = WAITING) -> None:
         self.patience, self.waiting = patience, waiting
         self._one, self._count = threading.Lock(), threading.Lock()
-        self._asked = 0  # at work or waiting
+        self._asked = 0  # running or waiting
         self._pool: ProcessPoolExecutor | None = None
 
     def ask(self, what: Callable[..., Any], *given: Any) -> Any:
-        """What a function of the package returns. Raises BurnishError, the function's own or that it failed, and Busy
-        where too many wait."""
+        """Return the result of a function of the package, called in the process.
+
+        Raises the function's own error, BurnishError if the process dies or takes too long, and Busy if too
+        many questions wait.
+        """
         with self._count:
             if self._asked > self.waiting:
                 raise Busy(
@@ -60,9 +65,10 @@ class ModelRoom:
     def _drop(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
-            for process in list(pool._processes.values()):  # no public way before Python 3.14
+            for process in list(pool._processes.values()):  # no public method before Python 3.14
                 process.kill()
             pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
+        """Kill the process."""
         self._drop()

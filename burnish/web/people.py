@@ -1,4 +1,4 @@
-"""Who may enter: invitations, roles, who is held or out, and the log. For admins."""
+"""Admin pages: invitations, roles, account states and the audit log."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def _people(request: Request, account: Account, **values: Any) -> Response:
 
 @router.get("/people")
 def people(request: Request, account: Admin) -> Response:
+    """Return the page with accounts, invitations and audit log."""
     return _people(request, account)
 
 
@@ -39,16 +40,18 @@ def invite(
     role: Annotated[Role, Form()],
     uses: Annotated[int, Form(ge=1, le=500)] = 1,
 ) -> Response:
+    """Create an invitation and show its link."""
     desk = app_state_of(request)
     token = desk.accounts.invite(role, account.name, uses)
     desk.accounts.note(account.name, address(request), "invited", f"{role}, {uses} time(s)")
-    name = desk.public or request.headers["host"]  # a proxy may not hand the name on
+    name = desk.public or request.headers["host"]  # a proxy may change the Host header
     link = f"{'https' if desk.https else request.url.scheme}://{name}/join/{token}"
     return _people(request, account, link=link, invited=role, uses=uses)
 
 
 @router.post("/people/revoke")
 def revoke(request: Request, account: Admin, invitation: Annotated[str, Form(max_length=100)]) -> Response:
+    """Revoke an invitation."""
     desk = app_state_of(request)
     there = desk.accounts.revoke(invitation)
     desk.accounts.note(account.name, address(request), "revoked an invitation")
@@ -63,6 +66,7 @@ def change(
     role: Annotated[Role | None, Form()] = None,
     state: Annotated[State | None, Form()] = None,
 ) -> Response:
+    """Change the role or state of an account."""
     desk = app_state_of(request)
     changed = desk.accounts.change(name, role=role, state=state)
     desk.accounts.note(account.name, address(request), "changed", f"{name}: {changed.role}, {changed.state}")

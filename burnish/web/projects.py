@@ -1,4 +1,4 @@
-"""What is labelled on a page: a store with its questions, its rules and its guidelines, in their editions."""
+"""Labelling projects: a label store with its rules and the editions of its guidelines."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from burnish.labels.queue import Queue
 from burnish.labels.served import leave_note, take_note_back
 from burnish.labels.tasks import Rules
 
-STALE = 2.0  # seconds for which the newest guidelines are taken as known
-SETTLE = 10.0  # seconds between looks for answers that have become labels
+STALE = 2.0  # seconds for which the newest guidelines are cached
+SETTLE = 10.0  # seconds between checks for answers that become labels
 
 
 @dataclass(frozen=True)
 class Edition:
-    """A wording of the guidelines that was put up: its number from 1, when and by whom."""
+    """Published edition of the guidelines: its number from 1, when and by whom."""
 
     number: int
     guidelines: Guidelines
@@ -39,7 +39,7 @@ class Edition:
 
 @dataclass
 class Project:
-    """One store's questions; `examines` when they decide about a champion and nothing is learned from them."""
+    """Questions of one store; if `examines`, they decide the evaluation and are not trained on."""
 
     name: str
     store: LabelStore
@@ -58,13 +58,14 @@ class Project:
         only: Sequence[str] | None = None,
         examines: bool = False,
     ) -> Project:
+        """Open a label store as a project."""
         store = LabelStore(place)
         first = load_guidelines(guidelines)
         store.add_guidelines(first)
         return cls(name, store, Queue(store, rules, only), first, examines)
 
     def edition(self) -> Edition:
-        """What labelers go by now; what another process put up is seen after a moment."""
+        """Return the current guidelines; edits by other processes appear after `STALE` seconds."""
         known, at = self._newest
         if known is None or time.monotonic() - at > STALE:
             known = self._read_edition()
@@ -84,7 +85,7 @@ class Project:
             return Edition(2 + (session.scalar(before) or 0), Guidelines(text), row.by, row.at)
 
     def editions(self) -> list[Edition]:
-        """Every wording there was, the first of them from before anybody edited it."""
+        """Return all editions, the first of them the guidelines before any edit."""
         query = (
             select(EditionRow, GuidelinesRow.text)
             .join(GuidelinesRow, GuidelinesRow.id == EditionRow.guidelines)
@@ -96,7 +97,7 @@ class Project:
         return [Edition(1, self.first), *later]
 
     def edit(self, text: str, by: str) -> Edition:
-        """Put up another wording. Raises DataError for an empty one."""
+        """Publish new guidelines; raise DataError if they are empty."""
         if not text.strip():
             raise DataError("guidelines must say something; write what labelers are to go by")
         new = Guidelines(text.replace("\r\n", "\n"))
@@ -110,17 +111,22 @@ class Project:
         return self.edition()
 
     def has_guidelines(self, given: str) -> bool:
+        """Check whether the store has the guidelines with this id."""
         with self.store.reading() as session:
             found = select(func.count()).select_from(GuidelinesRow).where(GuidelinesRow.id == given)
             return bool(session.scalar(found))
 
     def close(self) -> None:
+        """Settle all answers and close the store."""
         self.queue.settle(all=True)
         self.store.close()
 
 
 class Projects:
-    """Those that are open, by name; others are looked for by `find` when they are asked for, or are `offered`."""
+    """Open projects by name.
+
+    `find` opens another project on request; `offered` names those that runs wait for now.
+    """
 
     def __init__(
         self,
@@ -135,6 +141,7 @@ class Projects:
         self._settler = threading.Thread(target=self._settle, daemon=True)
 
     def add(self, project: Project) -> None:
+        """Add an open project and announce it if the page is already up."""
         self._open[project.name] = project
         if self._url is not None:
             leave_note(project.store.where, self._url, project.name)
@@ -146,6 +153,7 @@ class Projects:
             leave_note(project.store.where, url, project.name)
 
     def get(self, name: str) -> Project | None:
+        """Return a project, opened by `find` if necessary, or None if there is none."""
         with self._lock:
             if name not in self._open:
                 found = self._find(name)
@@ -154,15 +162,17 @@ class Projects:
             return self._open.get(name)
 
     def all(self) -> list[Project]:
+        """Return the open projects."""
         return list(self._open.values())
 
     def offered(self) -> list[Project]:
-        """Those that are open, and those that somebody waits for now."""
+        """Return the open projects and those that runs wait for now."""
         for name in self._offered():
             self.get(name)
         return self.all()
 
     def start(self) -> None:
+        """Start the thread that settles answers."""
         self._settler.start()
 
     def _settle(self) -> None:
@@ -170,10 +180,11 @@ class Projects:
             for project in self.all():
                 try:
                     project.queue.settle()
-                except SQLAlchemyError:  # the database is away: it is looked for again
+                except SQLAlchemyError:  # the database is unavailable; the next round tries again
                     logging.exception("answers of %s wait to become labels", project.name)
 
     def close(self) -> None:
+        """Stop the thread, remove the announced addresses and close all projects."""
         self._over.set()
         if self._settler.is_alive():
             self._settler.join()
@@ -184,12 +195,12 @@ class Projects:
 
 
 def selection(file: Path | None) -> list[str] | None:
-    """The comparisons that a file of `burnish label select` names, in its order; None without a file."""
+    """Return the comparison ids in a file of `burnish label select`, in order; None without one."""
     if file is None:
         return None
     return [str(json.loads(line)["comparison"]) for _, line in read_lines(file) if line.strip()]
 
 
 def project_name(place: Place) -> str:
-    """What a store's project is called."""
+    """Return the name of a store's project."""
     return beside(place, ".sqlite").stem

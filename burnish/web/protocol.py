@@ -1,5 +1,8 @@
-"""HTTP connections that do not wait for ever: uvicorn limits bodies and idle time between requests, but not the time
-that a connection takes to send its first or next request."""
+"""HTTP connections with a time limit for the head of each request.
+
+uvicorn limits idle time between requests, and `request_limits` the bodies; neither limits the time
+that a connection takes to send its first or next request.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,17 @@ HEADER_SECONDS = 10.0
 
 
 class Patient(H11Protocol):
-    """Closes a connection whose request head has not come whole within `HEADER_SECONDS`."""
+    """Protocol that closes a connection if a request head takes longer than `HEADER_SECONDS`."""
 
     late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """A connection: its first request is waited for."""
+        """Wait for the first request of a connection."""
         super().connection_made(transport)
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of a request: the head is complete once there is a cycle that answers it."""
+        """Read request data; the head is complete once there is a cycle that answers it."""
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop()
@@ -30,12 +33,12 @@ class Patient(H11Protocol):
             self._wait()
 
     def on_response_complete(self) -> None:
-        """An answer is sent; uvicorn waits for the next request as long as `timeout_keep_alive`."""
+        """Stop the timer; uvicorn waits `timeout_keep_alive` for the next request."""
         self._stop()
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """Stop the timer of a closed connection."""
         self._stop()
         super().connection_lost(exc)
 

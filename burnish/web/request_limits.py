@@ -1,5 +1,7 @@
-"""What stands before every page: limits on bodies and their time, and headers that tell browsers to run and load
-nothing but what is ours."""
+"""Middleware in front of all pages: limits on body size and time, and security headers.
+
+The headers tell browsers to run and load only files of this site.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 BODY = 256 * 1024
 IMPORT = 64 * 1024 * 1024
-SECONDS = 20.0  # for a body to come in
+SECONDS = 20.0  # to receive a body
 IMPORT_SECONDS = 300.0
 SAFE = ("GET", "HEAD", "OPTIONS")
 
@@ -40,18 +42,19 @@ HEADERS = {
 
 
 class RequestLimits:
-    """Reads a request's body, as much and as long as is allowed, before anything else sees the request."""
+    """Middleware that reads each body, limited in size and time, before the application does."""
 
     def __init__(
         self, app: App, *, admits: Callable[[str], bool], https: bool = False, seconds: float = SECONDS
     ) -> None:
-        """`admits` tells of a request's cookies whether they are those of somebody who may send large files."""
+        """Wrap `app`; `admits` checks from a request's cookies if its sender may send large files."""
         self.app, self.seconds, self.admits = app, seconds, admits
         self.headers = dict(HEADERS)
         if https:
             self.headers["strict-transport-security"] = "max-age=31536000"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request, as ASGI asks."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -86,7 +89,7 @@ class RequestLimits:
         await self._answered(scope, _again(body, receive), sending)
 
     async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The application's answer; where it fails, one that says so, with the headers of all others."""
+        """Run the application; if it fails, send an error with the same headers as other replies."""
         begun = False
 
         async def sending(message: Message) -> None:
@@ -97,19 +100,20 @@ class RequestLimits:
         try:
             await self.app(scope, receive, sending)
         except Exception:
-            logging.exception("a request failed")  # its path may hold an invitation
+            logging.exception("a request failed")  # not its path, which may contain an invitation
             if begun:
                 raise
             await _refuse(send, 500, "something went wrong; the server's log says what")
 
 
 class Limited:
-    """Reads a request's body, as much and as long as is allowed, for a server without pages."""
+    """Middleware that limits the size and time of each body, for a server without pages."""
 
     def __init__(self, app: App, *, most: int, seconds: float) -> None:
         self.app, self.most, self.seconds = app, most, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request, as ASGI asks."""
         if scope["type"] != "http" or scope["method"] in SAFE:
             await self.app(scope, receive, send)
             return
@@ -126,12 +130,13 @@ class Limited:
 
 
 class Bearer:
-    """Answers requests that carry a token (`Authorization: Bearer TOKEN`), and no others."""
+    """Middleware that rejects requests without the token (`Authorization: Bearer TOKEN`)."""
 
     def __init__(self, app: App, *, token: str) -> None:
         self.app, self.wanted = app, f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request, as ASGI asks."""
         given = dict(scope.get("headers", [])).get(b"authorization", b"")
         if scope["type"] == "http" and not hmac.compare_digest(given, self.wanted):
             await _refuse(send, 401, "give the server's token as `Authorization: Bearer TOKEN`")
@@ -144,7 +149,7 @@ def _cookies(scope: Scope) -> str:
 
 
 async def _body(scope: Scope, receive: Receive, most: int) -> bytes | None:
-    """All of it; None where it is too large."""
+    """Return the whole body, or None if it is too large."""
     length = dict(scope["headers"]).get(b"content-length", b"0")
     if length.isdigit() and int(length) > most:
         return None

@@ -1,4 +1,4 @@
-"""A run's reward models over HTTP: requests that come together are scored together."""
+"""HTTP server for a run's reward models; requests that arrive together are scored together."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from burnish.data.text import Unusable
 from burnish.errors import BurnishError, ConfigError
 
 MOST_ITEMS = 1024  # of a request
-MOST_WAITING = 8192  # items, before requests are turned away
+MOST_WAITING = 8192  # items in the queue before requests are refused
 AT_ONCE = 256
 MOST_BYTES = 64 << 20  # of a request's body
-BODY_SECONDS = 120.0  # for it to come in
+BODY_SECONDS = 120.0  # to receive the body
 LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 @dataclass
 class Asked:
-    """A request that waits for its scores."""
+    """Request that waits for its scores."""
 
     rows: list[Answer]
     answer: asyncio.Future[list[dict[str, Any]]]
 
 
 class Queue:
-    """Requests in the order they came; one thread scores all that wait, as many rows at once as fit."""
+    """Requests in order of arrival; one thread scores all that wait, up to `AT_ONCE` rows together."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
@@ -39,16 +39,18 @@ class Queue:
 
     @property
     def rows(self) -> int:
+        """Number of rows that wait for their scores."""
         return sum(len(asked.rows) for asked in self.waiting)
 
     async def ask(self, rows: list[Answer]) -> list[dict[str, Any]]:
+        """Queue the rows of a request and return their scores."""
         asked = Asked(rows, asyncio.get_running_loop().create_future())
         self.waiting.append(asked)
         self.woken.set()
         return await asked.answer
 
     async def work(self) -> None:
-        """Serve for ever."""
+        """Score waiting requests until cancelled."""
         while True:
             await self.woken.wait()
             self.woken.clear()
@@ -63,7 +65,7 @@ class Queue:
         try:
             scores = await asyncio.to_thread(self.scorer.score, rows)
         except Exception as error:  # noqa: BLE001 - the client gets the error
-            if len(taken) > 1:  # only the request that failed
+            if len(taken) > 1:  # score each alone, so that only the faulty request fails
                 for asked in taken:
                     await self._serve([asked])
             elif not taken[0].answer.done():
@@ -71,17 +73,20 @@ class Queue:
             return
         for asked in taken:
             own, scores = scores[: len(asked.rows)], scores[len(asked.rows) :]
-            if not asked.answer.done():  # who asked may have gone
+            if not asked.answer.done():  # the client may have disconnected
                 asked.answer.set_result(own)
 
 
 def make_app(
     path: Path, *, average: bool = False, token: str | None = None, hosts: Sequence[str] = LOCAL
 ) -> Any:
-    """The application: POST /score {"items": [{"prompt", "response", "ended"}]} and GET /health; with "cut": true
-    responses that are too long are read as far as the limit. With a `token` each request must carry it
-    (`Authorization: Bearer TOKEN`). It answers to the names in `hosts` alone, and reads at most `MOST_BYTES` of a
-    body."""
+    """Return the application that scores answers.
+
+    It has POST /score {"items": [{"prompt", "response", "ended"}]} and GET /health; with "cut": true,
+    responses that are too long are read up to the limit. With a `token`, each request must carry it
+    (`Authorization: Bearer TOKEN`). Only requests for the names in `hosts` are answered, and at most
+    `MOST_BYTES` of a body are read.
+    """
     from fastapi import Body, FastAPI, HTTPException
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -104,7 +109,7 @@ def make_app(
         worker.cancel()
 
     app = FastAPI(title="Burnish rewards", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    # The last one stands first: nothing of a body is read for a request without the token.
+    # The middleware added last runs first: without the token, no part of the body is read.
     app.add_middleware(Limited, most=MOST_BYTES, seconds=BODY_SECONDS)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     if token is not None:
@@ -148,7 +153,10 @@ def serve(
     key: Path | None = None,
     proxy: bool = False,
 ) -> None:
-    """Answer until interrupted. Raises ConfigError where a network could ask without a token, or read the token."""
+    """Serve scores until interrupted.
+
+    Raises ConfigError if a network could send requests without a token, or read the token.
+    """
     if host not in LOCAL and token is None:
         raise ConfigError(
             f"--host {host} lets everybody on the network ask: give --token-env NAME, an environment variable that "

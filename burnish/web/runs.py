@@ -1,4 +1,4 @@
-"""Runs: what there is and how far it has come, one of them live, two of them side by side."""
+"""Pages of runs: the list with their progress, one run live, and two side by side."""
 
 from __future__ import annotations
 
@@ -36,13 +36,16 @@ SAMPLES = re.compile(r"^([a-z0-9_]+)-(\d+)\.jsonl$")
 
 
 def runs_in(root: Path) -> list[Path]:
-    """Run directories, the newest first."""
+    """Return the run directories in a folder, the newest first."""
     found = [p for p in root.iterdir() if (p / "manifest.json").is_file()] if root.is_dir() else []
     return sorted(found, key=lambda p: -(p / "manifest.json").stat().st_mtime)
 
 
 def run_of(desk: AppState, name: str) -> Path:
-    """A run by the name of its folder: one of those that are there, whatever was asked for."""
+    """Return the run with this folder name, or raise HTTPException 404.
+
+    The name is only compared with those of existing runs, so that it cannot lead elsewhere.
+    """
     assert desk.runs is not None
     for path in runs_in(desk.runs):
         if path.name == name:
@@ -51,7 +54,7 @@ def run_of(desk: AppState, name: str) -> Path:
 
 
 def state_of(run: RunDirectory) -> tuple[str, str | None]:
-    """How a run stands: that of its first stage that is not done, and why it stands so."""
+    """Return the state of a run's first stage that is not done, and the reason for it."""
     manifest = run.manifest()["stages"]
     for stage in manifest:
         state = run.stage_state(stage)
@@ -61,7 +64,7 @@ def state_of(run: RunDirectory) -> tuple[str, str | None]:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    """A row of the list; a run that cannot be read is shown with what is wrong."""
+    """Return a row of the list; a run that cannot be read is shown with the error."""
     row: dict[str, Any] = {
         "name": path.name,
         "champion": None,
@@ -82,7 +85,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def _parts(path: Path) -> list[tuple[str, Path]]:
-    """The rounds of a run, as folders: the earlier ones, and the run itself."""
+    """Return the folders of a run's rounds: the earlier ones, then the run itself."""
     earlier = [
         p
         for p in sorted((path / ROUNDS).glob("[0-9]*"), key=lambda p: p.name)
@@ -124,7 +127,7 @@ def _now(path: Path, part: str) -> tuple[dict[str, Any], Charts]:
 
 
 def _found(path: Path) -> tuple[dict[str, Any], Charts]:
-    """What does not change while a stage goes on: stress table, reliability, win rates."""
+    """Return results that do not change during a stage: stress table, reliability, win rates."""
     charts = Charts("found")
     examination = read(path / "reward" / "examination.json")
     evaluation = read(path / "evaluation.json")
@@ -140,6 +143,7 @@ def _found(path: Path) -> tuple[dict[str, Any], Charts]:
 
 @router.get("/runs")
 def runs(request: Request, account: Watcher) -> Response:
+    """Return the list of runs."""
     desk = app_state_of(request)
     assert desk.runs is not None
     return page(request, "runs.html", account, runs=[_about(p) for p in runs_in(desk.runs)])
@@ -149,6 +153,7 @@ def runs(request: Request, account: Watcher) -> Response:
 def run(
     request: Request, name: Name, account: Watcher, part: Annotated[str, Query(max_length=20)] = ""
 ) -> Response:
+    """Return the page of a run."""
     path = run_of(app_state_of(request), name)
     values, charts = _now(path, part)
     labelled = app_state_of(request).projects.get(name) is not None
@@ -163,7 +168,7 @@ def run(
 def now(
     request: Request, name: Name, account: Watcher, part: Annotated[str, Query(max_length=20)] = ""
 ) -> Response:
-    """The part of the page that moves."""
+    """Return the part of the page that changes while the run goes on."""
     values, charts = _now(run_of(app_state_of(request), name), part)
     return charted(request, "run_now.html", account, charts, alone=True, **values)
 
@@ -186,7 +191,7 @@ def _stat(file: Path) -> Any:
 
 @router.get("/runs/{name}/live")
 async def live(request: Request, name: Name, account: Watcher) -> StreamingResponse:
-    """Server-sent events: `changed` whenever the run has written something, `over` when it has come to rest."""
+    """Send server-sent events: `changed` when the run writes something, `over` when it has stopped."""
     path = await asyncio.to_thread(run_of, app_state_of(request), name)
 
     async def events() -> AsyncIterator[str]:
@@ -208,7 +213,7 @@ async def live(request: Request, name: Name, account: Watcher) -> StreamingRespo
 
 
 def _steps(path: Path, part: str) -> dict[str, list[int]]:
-    """By what was trained the updates whose samples were kept."""
+    """Return the updates whose samples were kept, by the name of the trained model."""
     folder = dict(_parts(path)).get(part, path) / "samples"
     found: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.jsonl")):
@@ -226,7 +231,7 @@ def samples(
     step: Annotated[int, Query(ge=0, le=10**9)] = 0,
     part: Annotated[str, Query(max_length=20)] = "",
 ) -> Response:
-    """Answers to the same prompts at the first update that was kept and at another."""
+    """Show answers to the same prompts at the first kept update and the one nearest to `step`."""
     path = run_of(app_state_of(request), name)
     kept = _steps(path, part).get(of)
     if not kept:
@@ -248,6 +253,7 @@ def comparison(
     a: Annotated[str, Query(max_length=200)] = "",
     b: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
+    """Return the page that compares two runs."""
     desk = app_state_of(request)
     assert desk.runs is not None
     found = compare(run_of(desk, a), run_of(desk, b)) if a and b else None

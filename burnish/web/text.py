@@ -1,4 +1,4 @@
-"""Text of models and people as HTML in which nothing runs and nothing loads: Markdown without links and images."""
+"""Untrusted text as HTML that runs and loads nothing: Markdown without links and images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
-LONGEST = 30_000  # letters that are read as Markdown; what is longer is shown as it is
+LONGEST = 30_000  # characters; longer text is shown as it is, not as Markdown
 
 
 @cache
@@ -18,7 +18,7 @@ def _parser() -> MarkdownIt:
 
 
 def rendered(text: str) -> Markup:
-    """A text as HTML. Links, images and HTML stand there as they were written."""
+    """Render Markdown as HTML; links, images and HTML tags are shown as they were written."""
     if len(text) > LONGEST:
         return Markup("<pre>") + escape(text) + Markup("</pre>")
     return Markup(_parser().render(text))

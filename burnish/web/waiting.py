@@ -1,4 +1,4 @@
-"""Projects of runs: what a run's people label, and what they examine."""
+"""Projects of runs that wait for people: pairs to label, and answers to examine."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from burnish.runs.directory import RunDirectory, project_of
 from burnish.runs.files import read_json
 from burnish.web.projects import Project
 
-ENDING = ".examination"  # of the name of a project that examines
+ENDING = ".examination"  # suffix of the name of an examination project
 
 
 def waiting_in(runs: Path) -> list[str]:
-    """The names of projects that runs wait for."""
+    """Return the names of the projects that runs wait for."""
     found = []
     for path in runs.iterdir():
         try:
@@ -26,7 +26,7 @@ def waiting_in(runs: Path) -> list[str]:
             OSError,
             ValueError,
             KeyError,
-        ):  # no run that could wait; the list of runs says why
+        ):  # unreadable run; the list of runs shows the error
             continue
         if name is not None:
             found.append(name)
@@ -34,7 +34,7 @@ def waiting_in(runs: Path) -> list[str]:
 
 
 def waits_for(path: Path) -> str | None:
-    """The project that a run waits for; None where it does not."""
+    """Return the name of the project that a run waits for, or None."""
     run = RunDirectory.open(path)
     waiting = next((s for s in run.stages() if run.stage_state(s) == "waiting"), None)
     if waiting is None:
@@ -43,8 +43,10 @@ def waits_for(path: Path) -> str | None:
 
 
 def project_for(runs: Path, name: str) -> Project | None:
-    """A run's project, by the run's name, or that name and `.examination`; None where nothing of the run
-    waits for people: `burnish label serve` is for those."""
+    """Open the project of a run, named after the run, or with `.examination` after that name.
+
+    Returns None if nothing of the run waits for people; use `burnish label serve` for such stores.
+    """
     path = next((p for p in runs.iterdir() if p.name == name.removesuffix(ENDING)), None)
     if path is None or not (path / "manifest.json").is_file():
         return None

@@ -1,4 +1,4 @@
-"""Devices that are not here: what their makers say of them, and what share of it training is assumed to get."""
+"""Data sheets of accelerators, and the share of them that training is assumed to reach."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from burnish.commands.plan.memory_estimate import Lengths, Shapes
 from burnish.models.sequences import PROMPTS_AT_ONCE
 from burnish.pipeline.speed_estimate import Speed
 
-PRODUCTS = 0.35  # of the stated products a second: forward and backward passes of transformers, no more tuned than ours
-READING = 0.6  # of the stated bandwidth, where decoding reads all weights for every token
-A_LAYER = 4e-4  # seconds that a layer's launches take in Python, whatever its size, forward
-GRADIENTS = 0.7  # of the stated link, where gradients are added up and layers put together
-BACKWARD = 2.0  # times a pass forward
+PRODUCTS = 0.35  # share of the stated operations a second that untuned transformer passes reach
+READING = 0.6  # share of the stated bandwidth in decoding, which reads all weights for every token
+A_LAYER = 4e-4  # seconds of a layer's kernel launches from Python, forward, for any size
+GRADIENTS = 0.7  # share of the stated link in adding up gradients and gathering layers
+BACKWARD = 2.0  # times a forward pass
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Bytes of memory; products and sums a second in bfloat16, and in float32 by its tensor cores (TF32 where it has
-    it); bytes a second from memory, and to another of its node."""
+    """Data sheet of a device.
+
+    `memory`: bytes. `half`, `single`: products and sums a second in bfloat16, and in float32 by its
+    tensor cores (TF32 if it has it). `bandwidth`: bytes a second from memory. `link`: bytes a second to
+    another device of its node.
+    """
 
     memory: float
     half: float
@@ -40,8 +44,11 @@ DEVICES = {
 def pace_on(
     device: Accelerator, shapes: Shapes, lengths: Lengths, slots: int, gathered: float = 0.0
 ) -> Speed:
-    """Seconds a response of every kind of work, computed; `slots` are sampled side by side, and every pass through the
-    frozen layers waits `gathered` seconds for them to be put together."""
+    """Compute the seconds a response of every kind of work.
+
+    `slots` responses are sampled side by side. Every pass through the frozen layers waits `gathered`
+    seconds for them to be gathered.
+    """
     base = shapes.base
     depth, trained = base.depth, base.depth - base.cut
     body = sum(p.numel() for p in base.lm.base_model.parameters()) - shapes.embedding
@@ -56,7 +63,7 @@ def pace_on(
     below = base.cut * (2 * a_layer * tokens / frozen_speed + launches)
     adapted = base.layers.startswith("lora")
     above = trained * (2 * a_layer * tokens / (frozen_speed if adapted else trained_speed) + launches)
-    # The gradient by the weights is left out where they are frozen.
+    # Frozen weights need no weight gradient.
     back = (1.0 if adapted else BACKWARD) * above + head + (above if base.checkpointing else 0.0)
     step = (
         max(shapes.weights / (READING * device.bandwidth), slots * 2 * body / frozen_speed) + depth * A_LAYER
@@ -64,20 +71,20 @@ def pace_on(
     sampling = lengths.longest_response * (step + gathered) / slots
     if base.cut:
         below += gathered / PROMPTS_AT_ONCE
-    else:  # there and back
+    else:  # in the forward and the backward pass
         above, back = above + gathered / rows, back + gathered / rows
     reading = above + head
     return Speed(sampling, below, reading, reading + back, above + back - head)
 
 
 def seconds_a_sum(device: Accelerator, shapes: Shapes, world: int) -> float:
-    """To add up the gradients of a step over `world` devices: each sends and takes twice what is trained, by a ring."""
+    """Return the seconds to add up a step's gradients, in a ring of `world` devices."""
     sent = 2 * (world - 1) / world * 4 * (shapes.policy + shapes.value)
     return sent / (GRADIENTS * device.link) if world > 1 else 0.0
 
 
 def seconds_a_gathering(device: Accelerator, shapes: Shapes, world: int) -> float:
-    """To put together, one after the other, all layers that are cut over `world` devices."""
+    """Return the seconds to gather, one by one, all layers that are sharded over `world` devices."""
     if world == 1 or not shapes.config.scale.shard:
         return 0.0
     return (world - 1) / world * sum(shapes.blocks) / (GRADIENTS * device.link)

@@ -1,5 +1,8 @@
-"""`burnish plan`: memory and time of a configuration on a device, or on several of them, before any weight is loaded;
-whether it fits, and which settings would make it."""
+"""`burnish plan`: memory and time of a configuration before any weight is loaded.
+
+The estimate is for one device or several. It says whether the run fits, and which settings would
+make it fit.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +32,16 @@ from burnish.pipeline.speed_estimate import PROBE, Speed, measure
 from burnish.records import Prompt
 from burnish.runs.directory import RunDirectory, usable_cores
 
-RESPONSE_SHARE = (
-    0.5  # of the longest that is allowed: what responses are expected to have, where no answer is given
-)
-LIBRARIES = 170 << 20  # bytes that stages load of libraries, on their way (statistics, tables, plots)
-SPARE = 0.9  # of the free memory; the rest is for what is not counted
-CONTEXT = 700 << 20  # bytes that CUDA takes on a device, and its libraries' work space
+RESPONSE_SHARE = 0.5  # expected share of the longest allowed response, if there are no answers
+LIBRARIES = 170 << 20  # bytes of libraries that stages load later (statistics, tables, plots)
+SPARE = 0.9  # share of the free memory to use; the rest is for what is not counted
+CONTEXT = 700 << 20  # bytes of a CUDA context and its libraries' workspace
 SMALL = (1, 3)  # layers of the slices that are timed
 
 
 @dataclass(frozen=True)
 class Advice:
-    """Settings that lower the peak, and the bytes it comes to with them and all before them."""
+    """Settings that lower the peak, and its bytes with them and all earlier advice."""
 
     settings: str
     peak: int
@@ -48,7 +49,7 @@ class Advice:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What `burnish plan` tells. `seconds` is empty where time was not asked for."""
+    """Result of `burnish plan`; `seconds` is empty if time was not asked for."""
 
     device: str
     world: int
@@ -60,23 +61,26 @@ class Estimate:
 
     @property
     def peak(self) -> int:
+        """Bytes of the stage that needs most."""
         return max(stage.peak for stage in self.memory.values())
 
     @property
     def largest(self) -> str:
-        """The stage that needs most."""
+        """Name of the stage that needs most."""
         return max(self.memory, key=lambda name: self.memory[name].peak)
 
     @property
     def duration(self) -> float:
-        """Seconds of all stages, that of a fallback left out."""
+        """Seconds of all stages except a fallback."""
         return sum(seconds for name, seconds in self.seconds.items() if name != FALLBACK)
 
     @property
     def fits(self) -> bool:
+        """True if the peak is within `SPARE` of the free memory."""
         return self.peak <= SPARE * self.free
 
     def as_json(self) -> dict[str, Any]:
+        """Return the estimate as values that JSON can hold."""
         return {
             "device": self.device,
             "devices": self.world,
@@ -101,8 +105,11 @@ def look_ahead(
     response_tokens: float | None = None,
     timed: bool = True,
 ) -> Estimate:
-    """The outlook of a configuration on the device it names, or on `world` of a kind in `DEVICES`. Reads tokenizer and
-    data; the time on the device it names is measured on slices of the model with random weights."""
+    """Estimate memory and time of a configuration on its own device, or on `world` devices.
+
+    `device` is a key of `DEVICES`. Tokenizer and data are read. On the run's own device, time is
+    measured on slices of the model with random weights.
+    """
     check_config(config)
     torch.set_num_threads(config.threads or usable_cores())
     place_of = torch.device("cuda") if device is not None else find_device(config.model.device)
@@ -163,14 +170,14 @@ def look_ahead(
 
 
 def weights_file(model: ModelConfig) -> int:
-    """Bytes that the files of a model take; 0 where they are not here."""
+    """Return the bytes of a model's weight files; 0 if they are not on this machine."""
     folder = Path(resolve_path(model.path))
     names = [model.gguf_file] if model.gguf_file else ["*.safetensors", "*.bin"]
     return sum(file.stat().st_size for name in names for file in folder.glob(name) if file.exists())
 
 
 def sketched(lm: PreTrainedModel, config: RunConfig, device: torch.device, named: str | None) -> Shapes:
-    """Shapes of a configuration, of a model on no device that stays as it is."""
+    """Return the shapes of a configuration, from a copy of `lm` on the meta device."""
     model = config.model
     base = Backbone(copy.deepcopy(lm), model.layers, model.lora, checkpointing=model.gradient_checkpointing)
     auto = torch.bfloat16 if named is not None else find_dtype(model.dtype, device)
@@ -181,7 +188,7 @@ def sketched(lm: PreTrainedModel, config: RunConfig, device: torch.device, named
 def _sizes(
     models: SketchedModels, data: Data, config: RunConfig, response_tokens: float | None
 ) -> tuple[Lengths, Counts, list[str]]:
-    """How long prompts and responses are, how many of everything there are, and what of it is assumed."""
+    """Return lengths of prompts and responses, counts of data, and what is assumed."""
     codec, limits, assumed = models.codec, config.model, list[str]()
     train = data.splits.train
     some = train[:512]
@@ -217,13 +224,15 @@ def _sizes(
     )
 
 
-MEASURING = 20.0  # seconds that a machine is measured for, about
+MEASURING = 20.0  # approximate seconds of the measurement
 FIRST = 4  # responses that are measured first
 
 
 def measured_pace(models: SketchedModels, data: Data, config: RunConfig, lengths: Lengths) -> Speed:
-    """Seconds a response, for responses as long as they are said to be; of reward models that train other layers than
-    the policy, by slices of their own."""
+    """Measure the seconds a response, scaled to the expected lengths.
+
+    Reward models that train other layers than the policy are timed on slices of their own.
+    """
     prompts = data.splits.train[: max(PROBE, min(config.ppo.batch_size, 2 * PROBE))]
     whole = _timed(models, prompts, config)
     theirs = config.reward.layers
@@ -235,8 +244,11 @@ def measured_pace(models: SketchedModels, data: Data, config: RunConfig, lengths
 
 
 def _timed(models: SketchedModels, prompts: Sequence[Prompt], config: RunConfig) -> Speed:
-    """Seconds a response, from slices with few layers, reward models trained as the policy is: what a layer adds is
-    what it adds to them."""
+    """Measure the seconds a response on slices with few layers, and extrapolate to all layers.
+
+    Reward models are trained as the policy is. A layer of the model is assumed to add what a layer adds
+    to the slices.
+    """
     config = config.model_copy(update={"reward": config.reward.model_copy(update={"layers": None})})
     few, more = SMALL
     frozen, trained = models.base.cut, models.trained_layers
@@ -274,8 +286,11 @@ def advise(
     *,
     several: bool = False,
 ) -> list[Advice]:
-    """Settings that lower the peak, each on top of those before it, until it fits; those that lower nothing are left
-    out. What costs only time comes first, what is trained last."""
+    """Return settings that lower the peak, each on top of those before it, until it fits.
+
+    Settings that lower it by less than 2 % are left out. Settings that cost only time come first, those
+    that change what is trained last.
+    """
 
     def peak(changed: RunConfig) -> int:
         return max(stage.peak for stage in memory(changed).values())
@@ -321,7 +336,7 @@ def _ladder(config: RunConfig, *, several: bool) -> list[dict[str, object]]:
 
 
 def _with(config: RunConfig, settings: dict[str, object]) -> RunConfig:
-    """The configuration with these keys, `section.key`, set."""
+    """Return the configuration with these keys (`section.key`) set."""
     for key, value in settings.items():
         section, name = key.split(".")
         changed = getattr(config, section).model_copy(update={name: value})

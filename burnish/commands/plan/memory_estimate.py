@@ -1,8 +1,10 @@
-"""How much memory a run needs, found out before anything is loaded: parameters by shapes on no device, what the layers
-keep for the backward pass by running them there, the rest by counting.
+"""Memory of a run, estimated before anything is loaded.
 
-Every stage holds something all the time (its models) and something for a while (sampling, a micro-batch, a checkpoint):
-its peak is the first plus the largest of the second.
+Parameters are counted by shapes on the meta device. What layers keep for the backward pass is found
+by running them there. The rest is counted.
+
+Every stage holds something all the time (its models) and something for a while (sampling, a
+micro-batch, a checkpoint). Its peak is the first plus the largest of the second.
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ from burnish.models.shards import linear_weights
 from burnish.pipeline.gate import GATE_ANSWERS, GATE_PROMPTS
 
 SINGLE = 4  # bytes of a float32
-MOMENTS = 2  # that Adam keeps of every trained weight
-NAME_OF_EXPERTS = "_experts_implementation"  # in a configuration of transformers
-PROBE_TOKENS = 40  # on which layers are run: no other size has it twice in a row
-BOOTSTRAPPED = 0.63  # of what is drawn as often as there is, this share is different
-INSIDE = 3  # copies of what a layer's MLP computes: both its products, and theirs
-SAMPLING_ROWS = 4  # copies of the logits of one token a slot: themselves, exponentials, sums, products
-CHUNK_COPIES = 3  # of a chunk of logits: themselves, their maxima's differences, the product with the weights
+MOMENTS = 2  # moments that Adam keeps per trained weight
+NAME_OF_EXPERTS = "_experts_implementation"  # key in a transformers configuration
+PROBE_TOKENS = 40  # tokens to run layers on; only attention matrices have this size twice in a row
+BOOTSTRAPPED = 0.63  # share of distinct items in a bootstrap sample
+INSIDE = 3  # copies of an MLP's activations: its two products, and their product
+SAMPLING_ROWS = 4  # copies of one token's logits per slot: logits, exponentials, sums, products
+CHUNK_COPIES = 3  # copies of a chunk of logits: logits, differences from maxima, product with weights
 
 
 @dataclass(frozen=True)
@@ -48,32 +50,35 @@ class Lengths:
 
     @property
     def mean(self) -> float:
+        """Average tokens of a prompt with its response."""
         return self.prompt + self.response
 
     @property
     def longest(self) -> int:
+        """Most tokens of a prompt with its response."""
         return self.longest_prompt + self.longest_response
 
     @property
     def usual(self) -> float:
-        """Of the rows of a forward pass, padding included: neighbours in length go together."""
+        """Tokens of a row in a forward pass with padding; rows of similar length share a batch."""
         return (self.mean + self.longest) / 2
 
 
 @dataclass(frozen=True)
 class StageMemory:
-    """Bytes of one stage on one device: what it holds throughout, and what it needs for a while, one at a time."""
+    """Bytes of one stage on one device: `held` throughout, and `passing`, one at a time."""
 
     held: dict[str, int]
     passing: dict[str, int]
 
     @property
     def largest(self) -> str:
-        """What of the passing needs most."""
+        """Name of the largest passing part."""
         return max(self.passing, key=lambda name: self.passing[name])
 
     @property
     def peak(self) -> int:
+        """Bytes held throughout plus those of the largest passing part."""
         return sum(self.held.values()) + max(self.passing.values(), default=0)
 
 
@@ -83,16 +88,17 @@ class Shapes:
 
     base: Backbone  # on the meta device
     config: RunConfig
-    device: torch.device  # that it is to run on
+    device: torch.device  # device of the run
 
     @cached_property
     def fast(self) -> bool:
-        """Whether the CPU engine is likely to run it: it decides by what the weights compute."""
+        """True if the CPU engine probably runs the model; its own check needs the weights."""
         built = self.device.type == "cpu" and engine.is_llama_like(self.base.lm)
         return built and (self.base.dtype == torch.float32 or bool(self.base.cut))
 
     @property
     def vocabulary(self) -> int:
+        """Rows of the output layer."""
         return int(self.base.lm.get_output_embeddings().weight.shape[0])
 
     @cached_property
@@ -102,12 +108,15 @@ class Shapes:
 
     @cached_property
     def blocks(self) -> list[int]:
-        """Bytes of the linear layers of every block that can be cut over processes."""
+        """Bytes of the linear layers of every block that can be sharded over processes."""
         return [sum(p.numel() * p.element_size() for p in linear_weights(b)) for b in self.base.blocks]
 
     def base_weights(self, world: int) -> int:
-        """Bytes of the frozen base on each of `world` devices: whole, or its part of every block that is cut over them,
-        with one that is put together for itself and one for another."""
+        """Return the bytes of the frozen base on each of `world` devices.
+
+        That is all of it, or with sharding a part of every block. Sharding adds one gathered block for the
+        device itself and one for another.
+        """
         if world == 1 or not self.config.scale.shard:
             return self.weights
         cut = sum(self.blocks)
@@ -115,35 +124,36 @@ class Shapes:
 
     @cached_property
     def parameters(self) -> int:
-        """Weights of the base."""
+        """Number of weights of the base."""
         return sum(p.numel() for p in self.base.lm.parameters())
 
     @cached_property
     def embedding(self) -> int:
-        """Weights of the embedding, which a pass forward looks up."""
+        """Number of weights of the embedding, which a forward pass looks up."""
         weight: torch.Tensor = self.base.lm.get_input_embeddings().weight
         return weight.numel()
 
     @cached_property
     def policy(self) -> int:
-        """Weights that a policy trains, its own output layer included."""
+        """Number of weights that a policy trains, its own output layer included."""
         trained = sum(p.numel() for p in TrainableLayers(self.base).trained_parameters())
         own_output = self.base.layers == "all" and not self.base.tied
         return trained + (self.base.lm.get_output_embeddings().weight.numel() if own_output else 0)
 
     @cached_property
     def member_base(self) -> Backbone:
+        """Backbone of full depth with the layers that a reward model trains."""
         return self.base.at(self.base.depth, self.config.reward.layers)
 
     @cached_property
     def member(self) -> int:
-        """Weights that a reward model trains: of as many layers wherever it reads."""
+        """Number of weights that a reward model trains; the same wherever it reads."""
         head = new_reward_head(self.member_base, 0, "plan", layers=self.member_base.layers, dropout=0.0)
         return sum(p.numel() for p in head.trained())
 
     @cached_property
     def value(self) -> int:
-        """Weights that the value function trains; 0 without one."""
+        """Number of weights that the value function trains; 0 without one."""
         if self.config.ppo.advantage not in ("auto", "gae"):
             return 0
         top, layers = TrainableLayers(self.base), self.config.ppo.value_layers
@@ -153,17 +163,17 @@ class Shapes:
 
     @cached_property
     def layer_bytes(self) -> float:
-        """Bytes a token that the layers of a policy keep for the backward pass."""
+        """Bytes per token that the layers of a policy keep for the backward pass."""
         return kept_by(TrainableLayers(self.base), checkpointing=self.base.checkpointing)
 
     @cached_property
     def member_layer_bytes(self) -> float:
-        """The same of a reward model."""
+        """Bytes per token that the layers of a reward model keep for the backward pass."""
         return kept_by(TrainableLayers(self.member_base), checkpointing=self.base.checkpointing)
 
     @cached_property
     def cache_bytes(self) -> int:
-        """Bytes a token of keys and values in all layers."""
+        """Bytes per token of keys and values in all layers."""
         body: Any = self.base.lm.base_model
         size = self.base.dtype.itemsize
         if not hasattr(body, "layers"):
@@ -174,7 +184,7 @@ class Shapes:
 
     @cached_property
     def widest(self) -> int:
-        """Of what a layer computes inside, numbers a token: those of its MLP."""
+        """Numbers per token in the widest part of a layer, its MLP."""
         body: Any = self.base.lm.base_model
         layers = getattr(body, "layers", [body])
         return max((n for p in linear_weights(layers[0]) for n in p.shape), default=0)
@@ -188,44 +198,50 @@ class Shapes:
 
     @property
     def merged(self) -> int:
-        """Bytes of weights that sampling makes: adapters are merged into copies by the engine."""
+        """Bytes of the copies into which the engine merges adapters for sampling."""
         if not (self.fast and self.base.layers.startswith("lora")):
             return 0
         body: Any = self.base.lm.base_model
         return sum(p.numel() for layer in body.layers[self.base.cut :] for p in layer.parameters()) * SINGLE
 
     def cuts(self) -> int:
-        """At how many depths activations are kept in PPO: of policy, and of reward models and value function."""
+        """Count the depths at which PPO keeps activations: the policy's, and that of rewards and value."""
         return len({self.base.cut, self.member_base.cut} - {0})
 
     def sampling(self, slots: int, lengths: Lengths) -> int:
-        """Bytes that so many responses at once need while they are sampled."""
+        """Return the bytes needed to sample `slots` responses at once."""
         cache = slots * lengths.longest * self.cache_bytes
         logits = slots * self.vocabulary * SINGLE * SAMPLING_ROWS
         return cache + logits + self.merged
 
     def features(self, rows: float, lengths: Lengths, cuts: int) -> int:
-        """Bytes of activations of so many rows below `cuts` cuts, as far as they are kept in memory."""
+        """Return the bytes of `rows` rows' activations below `cuts` cuts, as far as memory keeps them."""
         wanted = rows * lengths.mean * self.base.hidden_size * SINGLE * cuts
         return int(min(wanted, self.config.model.cache_gib * 2**30))
 
     def reading(self, lengths: Lengths) -> int:
-        """Bytes while rows are read, nothing kept for a backward pass: of one layer, inside and out, or with what
-        leaves every layer by a model's own pass. Where memory runs out on a GPU, fewer rows are read at once."""
+        """Return the bytes of a forward pass that keeps nothing for a backward pass.
+
+        These are one layer, inside and out, or with a model's own pass the outputs of every layer. If
+        memory runs out on a GPU, fewer rows are read at once.
+        """
         rows = AT_ONCE["cpu"] if self.device.type == "cpu" else PROMPTS_AT_ONCE
         states = 2 if self.fast else self.base.depth + 1
         wide = states * self.base.hidden_size + INSIDE * self.widest
         return int(rows * lengths.usual * wide * SINGLE)
 
     def training(self, rows: int, lengths: Lengths, layer_bytes: float) -> int:
-        """Bytes of a micro-batch while its gradient is taken."""
+        """Return the bytes of a micro-batch while its gradient is computed."""
         entered = self.base.hidden_size * SINGLE
         return int(rows * lengths.usual * (layer_bytes + entered) + self.chunk)
 
 
 def kept_by(top: TrainableLayers, *, checkpointing: bool) -> float:
-    """Bytes a token that the layers of a top on the meta device keep for the backward pass. Attention matrices are left
-    out: kernels that do without them are used wherever the model allows it."""
+    """Return the bytes per token that the layers of a top keep for the backward pass.
+
+    The top is on the meta device. Attention matrices are left out: kernels without them are used
+    wherever the model allows it. Raises EstimateError if the layers cannot be run there.
+    """
     base, body = top.base, engine.inner(top.body)
     size = base.hidden_size
     if checkpointing:
@@ -235,14 +251,14 @@ def kept_by(top: TrainableLayers, *, checkpointing: bool) -> float:
         return _kept(top, lambda x, ones, places: engine.hidden_at(top.body, x, ones, places, slice(None)))
     failed: list[Exception] = []
     with _experts_in_batches(top.body):
-        # A whole mask first: transformers looks at the numbers of any other, and here there are none. Models that make
-        # their own, or have no attention, take none.
+        # Try a full mask first: transformers reads the values of any other, and meta tensors have none.
+        # Models that make their own mask, or have no attention, take none.
         for masked in (True, False):
             mask = torch.ones(1, 1, PROBE_TOKENS, PROBE_TOKENS, dtype=torch.bool, device="meta").tril()
             more = {"attention_mask": mask} if masked else {}
             try:
                 return _kept(top, lambda x, *_, more=more: top.body(inputs_embeds=x, use_cache=False, **more))
-            except (RuntimeError, ValueError) as error:  # of a mask that it does not take, or looks into
+            except (RuntimeError, ValueError) as error:  # the model takes no mask, or reads its values
                 failed.append(error)
     raise EstimateError(
         f"what the layers of a {type(base.lm).__name__} keep for the backward pass cannot be estimated "
@@ -252,7 +268,7 @@ def kept_by(top: TrainableLayers, *, checkpointing: bool) -> float:
 
 @contextmanager
 def _experts_in_batches(body: nn.Module) -> Iterator[None]:
-    """Within it the experts of a mixture are computed by products of batches, which need no numbers."""
+    """Compute the experts of a mixture by batched products in the block; they need no values."""
     configs = {id(c): c for m in body.modules() if hasattr(c := getattr(m, "config", None), NAME_OF_EXPERTS)}
     before = {i: getattr(config, NAME_OF_EXPERTS) for i, config in configs.items()}
     for config in configs.values():
@@ -265,11 +281,13 @@ def _experts_in_batches(body: nn.Module) -> Iterator[None]:
 
 
 def _kept(top: TrainableLayers, run: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], object]) -> float:
-    """Bytes a token that `run` (inputs, mask, positions) keeps for the backward pass, without weights and attention
-    matrices."""
+    """Return the bytes per token that `run` (inputs, mask, positions) keeps for the backward pass.
+
+    Weights and attention matrices are left out.
+    """
     base, size = top.base, top.base.hidden_size
     own = {p.untyped_storage()._cdata for p in (*top.parameters(), *base.lm.parameters())}
-    kept: dict[int, tuple[int, Any]] = {}  # the storage too, so that no other gets its place
+    kept: dict[int, tuple[int, Any]] = {}  # keeps the storage alive, so its address is not reused
 
     def keep(x: torch.Tensor) -> torch.Tensor:
         storage = x.untyped_storage()
@@ -298,9 +316,11 @@ def memory_of(
     libraries: int = 0,
     file: int = 0,
 ) -> dict[str, StageMemory]:
-    """By stage, bytes on each of `world` devices; `answers` to `asked` prompts are labelled. `program` bytes are taken
-    by the program itself before anything is loaded, `libraries` of them later; weights come from a `file` of so
-    many."""
+    """Return the bytes of each stage on each of `world` devices.
+
+    `answers` to `asked` prompts are labelled. The program takes `program` bytes, of which `libraries`
+    only after loading. Weights come from a `file` of so many bytes.
+    """
     config, ppo = shapes.config, shapes.config.ppo
     mine = -(-ppo.batch_size // world)
     found: dict[str, StageMemory] = {}
@@ -329,13 +349,13 @@ def memory_of(
             {"sampling": shapes.sampling(slots, lengths)},
         )
     members = -(-config.reward.members // world)
-    # What is drawn twice into a bootstrap is read once.
+    # A pair drawn twice into a bootstrap sample is read once.
     drawn = BOOTSTRAPPED if config.reward.bootstrap else 1.0
     rows = min(
         config.reward.micro_batch, round(2 * config.reward.batch_size * drawn * max(1.0, per_prompt / 2))
     )
     one = shapes.training(rows, lengths, shapes.member_layer_bytes)
-    # Side by side on a CPU, in turns elsewhere.
+    # Members train side by side on a CPU, one after another elsewhere.
     at_once = members if shapes.device.type == "cpu" else 1
     found["reward"] = StageMemory(
         common
@@ -346,7 +366,7 @@ def memory_of(
         {"training": at_once * one, "activations": shapes.reading(lengths)},
     )
     heads = (config.reward.members + 1) * SINGLE * shapes.member
-    # What the engine samples, it has the activations of; others compute them a round at a time.
+    # The engine keeps activations while it samples; other models compute them one round at a time.
     gated = min(GATE_PROMPTS, asked) * (GATE_ANSWERS if shapes.fast else 1)
     held = common | {
         "policy": state * shapes.policy,
@@ -371,7 +391,7 @@ def memory_of(
             "training": shapes.training(batch, lengths, both),
             "activations": shapes.reading(lengths),
             "saving": saving + SINGLE * MOMENTS * shapes.value,
-            # Before there is a policy that learns: as much as it is more than what is held later.
+            # The gate runs before the policy exists; count only what exceeds the memory held later.
             "gate": max(0, sum(gate.values()) - sum(held.values())) if ppo.ensemble_weight else 0,
         },
     )

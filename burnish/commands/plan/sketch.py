@@ -1,5 +1,4 @@
-"""The models of a run as far as they can be known without their weights: shapes on no device, and slices of them with
-random weights, to be timed."""
+"""Models of a run without their weights: shapes on the meta device, and random slices to time."""
 
 from __future__ import annotations
 
@@ -18,8 +17,10 @@ from burnish.pipeline.context import Models
 
 @dataclass
 class SketchedModels(Models):
-    """Models without weights: codec and shapes are real, and no policy of them can say anything. `device` is where the
-    run is to be; nothing is put there."""
+    """Models without weights: codec and shapes are real, but no policy can generate.
+
+    `device` is the device of the run; nothing is put there.
+    """
 
     device: torch.device = torch.device("cpu")  # noqa: RUF009
 
@@ -36,22 +37,22 @@ class SketchedModels(Models):
 
     @property
     def trained_layers(self) -> int:
-        """How many layers a policy trains."""
+        """Number of layers that a policy trains."""
         return self.base.depth - self.base.cut
 
     def training(self, layers: str) -> SketchedModels:
-        """The same models, of which these layers are trained."""
+        """Return the same models with `layers` as the trained layers."""
         other = replace(self, config=self.config.model_copy(update={"layers": layers}))
         other.__dict__["_loaded"] = self._loaded
         return other
 
     def slice(self, frozen: int, trained: int) -> Models:
-        """A model of so many layers below the cut and above it, of the true widths, with random weights."""
+        """Return a model with `frozen` and `trained` layers of true width and random weights."""
         lm = self._loaded[0]
         known = copy.deepcopy(lm.config)
         text = known.get_text_config()
         text.num_hidden_layers = frozen + trained
-        if isinstance(vars(text).get("layer_types"), list):  # of some it follows from the number of layers
+        if isinstance(vars(text).get("layer_types"), list):  # some models derive it from the depth
             text.layer_types = text.layer_types[: frozen + trained]
         kind = self.base.layers.partition(":")[0]
         layers = f"{kind}:{trained}" if frozen else kind
@@ -64,7 +65,7 @@ class SketchedModels(Models):
 
 @dataclass
 class GivenModels(Models):
-    """Models of what is in memory already."""
+    """Models built from a model and a codec in memory."""
 
     given: tuple[PreTrainedModel, Codec] | None = None
 

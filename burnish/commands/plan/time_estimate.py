@@ -1,5 +1,7 @@
-"""How long a run takes, stage by stage: how many responses each samples, reads and learns from, times the seconds of
-one. Judges and people take the time they take; their stages have no estimate."""
+"""Time of a run by stage: its responses times the seconds of one response.
+
+Responses are sampled, read and learned from. Stages of judges and people have no estimate.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,14 @@ from burnish.pipeline.gate import GATE_ANSWERS, GATE_PROMPTS
 from burnish.pipeline.speed_estimate import Speed
 from burnish.reward.probe import MOST_PROMPTS
 
-CHANGES = 15  # of an answer, that the gate's stress tests try
-LABELLED = 1 / 900  # seconds that the simulated annotators take a comparison
+CHANGES = 15  # changes of an answer that the gate's stress tests try
+LABELLED = 1 / 900  # seconds per comparison of the simulated annotators
 FALLBACK = "align (dpo), if PPO is given up"
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What the stages are given: labelled pairs, their different answers and prompts, training prompts,
-    demonstrations."""
+    """Numbers of pairs, their distinct answers and prompts, training prompts and demonstrations."""
 
     pairs: int
     answers: int
@@ -31,24 +32,28 @@ class Counts:
 
 @dataclass(frozen=True)
 class Sharing:
-    """How `world` processes share work: what is split by rows takes its share, and adds up gradients of `link` seconds
-    a step; whole jobs (reward models) are dealt."""
+    """Division of work over `world` processes.
+
+    Work on rows is split, and takes `link` seconds a step to add up gradients. Whole jobs (reward
+    models) are dealt out.
+    """
 
     world: int = 1
     link: float = 0.0
 
     def rows(self, seconds: float) -> float:
+        """Return the seconds of row-wise work when the processes share it."""
         return seconds / self.world
 
     def jobs(self, n: int) -> float:
-        """By what `n` equal jobs, done one beside the other by one process, take less time."""
+        """Return the share of time that `n` equal jobs take when they are dealt to the processes."""
         return -(-n // self.world) / n
 
 
 def time_by_stage(
     pace: Speed, counts: Counts, config: RunConfig, sharing: Sharing | None = None
 ) -> dict[str, float]:
-    """Seconds of each stage; of DPO for itself."""
+    """Return the seconds of each stage, with DPO and distillation as entries of their own."""
     shared = sharing or Sharing()
     found: dict[str, float] = {}
     seen = pace.features + pace.reading  # a whole forward pass
@@ -85,7 +90,7 @@ def time_by_stage(
 
 
 def _trials(rate: object, steps: int) -> int:
-    """Updates that the search for a learning rate takes."""
+    """Return the number of updates that the search for a learning rate takes."""
     return RUNGS * trial_steps(steps) if rate == "auto" else 0
 
 
@@ -98,7 +103,7 @@ def _reward(pace: Speed, counts: Counts, config: RunConfig, shared: Sharing) -> 
     prompts = counts.asked * (share - examiner)
     steps = n_updates(max(1, round(prompts)), reward.batch_size, reward.epochs)
     a_step = reward.batch_size * counts.answers / max(1, counts.asked)
-    known = config.model.path == TINY_MODEL  # whose rate is on record
+    known = config.model.path == TINY_MODEL  # its learning rate is on record
     trials = 0 if known else _trials(reward.learning_rate, steps) * a_step * pace.reward
     trials += bool(trials) * RUNGS * HELD_OUT * pace.scoring
     references = min(counts.train, max(reward.reference_samples, config.ppo.updates * config.ppo.batch_size))

@@ -1,4 +1,4 @@
-"""Alembic's entry: run the migrations on the connection handed over by `burnish.data.migrate`."""
+"""Alembic's entry point: runs the migrations on the connection of `burnish.data.migrate`."""
 
 from alembic import context
 

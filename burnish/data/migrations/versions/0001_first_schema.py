@@ -1,4 +1,4 @@
-"""Prompts, responses, comparisons, and labels that cannot be changed or deleted."""
+"""Tables of prompts, responses, comparisons and append-only labels."""
 
 import sqlalchemy as sa
 from alembic import op

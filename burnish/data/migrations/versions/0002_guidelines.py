@@ -1,4 +1,4 @@
-"""Which guidelines a label was given under."""
+"""Guidelines that a label was given under."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """A table of wordings, and with every label the id of its own; labels of before have none."""
+    """Add a table of guidelines, and their id to labels (null for older labels)."""
     op.create_table(
         "guidelines",
         sa.Column("id", sa.String, primary_key=True),

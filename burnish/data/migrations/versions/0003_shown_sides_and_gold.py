@@ -1,4 +1,4 @@
-"""Which side a label's giver saw first; questions whose answer is known, and what was answered to them."""
+"""The side that an annotator saw first, gold questions, and the answers to them."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,8 +8,10 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Labels of before do not say which side was shown first. Gold questions stand apart from comparisons: nothing is
-    trained on them."""
+    """Add display order (null for older labels) and tables of gold questions and answers to them.
+
+    Gold questions are kept apart from comparisons, so that nothing is trained on them.
+    """
     op.add_column("labels", sa.Column("swapped", sa.Boolean))
     op.create_table(
         "gold",

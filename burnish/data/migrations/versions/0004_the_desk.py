@@ -1,4 +1,4 @@
-"""What a labelling page keeps: who may enter, who is asked what, what was answered, and what was done by whom."""
+"""Tables of the labelling page: accounts, tasks, answers and the audit log."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Nothing of this is read by a run: labels and checks are where they were."""
+    """Create the tables of the labelling page; runs read only labels and checks, as before."""
     op.create_table(
         "accounts",
         sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
