@@ -22,7 +22,7 @@ EXIT_CODES = {
     22: "audit: broken (a critical alert)",
     130: "interrupted (the run can be continued)",
 }
-"""What the command line ends with: every code, said once."""
+"""Exit codes of the command line."""
 
 
 class BurnishError(Exception):

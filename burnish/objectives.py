@@ -45,7 +45,7 @@ def _assert_right_padded(response_mask: torch.Tensor) -> None:
     assert response_mask.ndim == 2
     assert response_mask.dtype == torch.bool
     assert bool((response_mask[:, 1:] <= response_mask[:, :-1]).all()), (
-        "a response stands left, padding right"
+        "responses must be padded on the right"
     )
 
 
@@ -69,9 +69,7 @@ def shape_rewards(
     lengths = response_mask.sum(1)
     if bool((lengths == 0).any()):
         row = int((lengths == 0).nonzero()[0])
-        raise ValueError(
-            f"response {row} has 0 tokens; its score needs one to stand on: keep at least its EOS"
-        )
+        raise ValueError(f"response {row} has 0 tokens; its score is added at a token: keep at least the EOS")
     rewards = (-kl_coef * kl_k1(logprobs, ref_logprobs)).masked_fill(~response_mask, 0.0)
     last = lengths - 1
     return rewards.scatter_add(1, last[:, None], scores[:, None].to(rewards.dtype))
@@ -115,7 +113,7 @@ def group_advantages(
     rows = len(rewards)
     if answers < 2 or rows % answers:
         raise ValueError(
-            f"{rows} responses are not groups of {answers}: it takes two answers a prompt, or more"
+            f"{rows} responses are not groups of {answers}: each prompt needs two answers or more"
         )
     totals = rewards.masked_fill(~response_mask, 0.0).sum(1).view(-1, answers)
     above = totals - totals.mean(1, keepdim=True)

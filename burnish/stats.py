@@ -374,7 +374,7 @@ def _logistic_at_zero(x: Array, y: Array, weight: Array, ridge: float = 0.1) -> 
         beta += np.clip(step, -1.0, 1.0)
         if np.abs(step).max() < 1e-8:
             return float(0.5 * (1.0 + np.tanh(beta[0] / 2)))
-    raise ArithmeticError(f"logistic regression of {len(x)} outcomes did not settle in 100 Newton steps")
+    raise ArithmeticError(f"logistic regression of {len(x)} outcomes did not converge in 100 Newton steps")
 
 
 def _wilson(p: float, n: float, confidence: float) -> Interval:
@@ -411,7 +411,7 @@ def _finite(name: str, values: Sequence[float]) -> Array:
         raise ValueError(f"{name} is empty; an estimate needs at least one value")
     if not np.isfinite(x).all():
         at = int(np.flatnonzero(~np.isfinite(x))[0])
-        raise ValueError(f"{name}[{at}]={x[at]} is not finite; leave it out and count it, or mend it")
+        raise ValueError(f"{name}[{at}]={x[at]} is not finite; correct it, or leave it out and count it")
     return x
 
 
@@ -419,7 +419,7 @@ def _unit(name: str, values: Sequence[float]) -> Array:
     x = _finite(name, values)
     outside = np.flatnonzero((x < 0) | (x > 1))
     if outside.size:
-        raise ValueError(f"{name}[{outside[0]}]={x[outside[0]]} must lie in [0, 1]; mend what made it")
+        raise ValueError(f"{name}[{outside[0]}]={x[outside[0]]} must lie in [0, 1]; correct its source")
     return x
 
 

@@ -294,7 +294,7 @@ def test_a_run_of_an_older_version_can_be_read(tmp_path: Path) -> None:
     assert run.stale({"align": inputs_of(3)}) == Stale([], [], ["align"])
     assert run.stale({"align": inputs_of(4)}).changed == ["align"]
     file.write_text(file.read_text().replace("epochs: 3", "epochs: many"))
-    with pytest.raises(RunError, match=r"ppo\.epochs='many', which this version does not take"):
+    with pytest.raises(RunError, match=r"ppo\.epochs='many', which this version cannot use"):
         RunDirectory.open(run.path)
 
 

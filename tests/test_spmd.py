@@ -261,8 +261,8 @@ def test_processes_that_went_different_ways_are_told() -> None:
                 return str(error)
 
         told = shared(2, work, timeout=20)
-        assert "they went different ways" in told[1]
-        assert f"process 0 shares what is done at {__name__}, line " in told[1]
+        assert "they took different paths" in told[1]
+        assert f"process 0 shares work at {__name__}, line " in told[1]
 
 
 @pytest.mark.e2e
@@ -284,7 +284,7 @@ def test_replicas_that_differ_are_noticed() -> None:
 @pytest.mark.parametrize("sleeper", [0, 1])
 @pytest.mark.parametrize("how", ["gather", "word"])
 def test_a_process_that_hangs_ends_the_others_in_words_within_the_timeout(sleeper: int, how: str) -> None:
-    """Stopped as a whole, as by the system: it gives no sign of life."""
+    """Stopped as a whole, as by the system: it sends no heartbeat."""
 
     def gather() -> None:
         collectives.gather(4, lambda own: (torch.tensor(own),))

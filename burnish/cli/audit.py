@@ -21,13 +21,13 @@ CODES = {
     "broken": EXIT_BROKEN,
 }
 
-app = typer.Typer(no_args_is_help=True, help="What a run came to, looked at again.")
+app = typer.Typer(no_args_is_help=True, help="Further measurements of a run's result.")
 
 
 def why(
     directory: RunArg,
     replay: Annotated[
-        bool, typer.Option("--replay", help="Let the guard decide again over the kept figures.")
+        bool, typer.Option("--replay", help="Replay the guard's decisions on the recorded figures.")
     ] = False,
     sets: Annotated[
         list[str],
@@ -55,11 +55,11 @@ def why(
 
 def audit(
     log: Annotated[
-        Path, typer.Argument(help="A trainer's log: JSON lines, one an update, or trainer_state.json.")
+        Path, typer.Argument(help="A trainer's log: JSON lines, one per update, or trainer_state.json.")
     ],
-    responses: Annotated[int, typer.Option(min=1, help="Responses that an update was made from.")] = 64,
+    responses: Annotated[int, typer.Option(min=1, help="Responses per update.")] = 64,
     kl_target: Annotated[
-        float | None, typer.Option(min=0.0, help="KL the run was held to, in the unit of its log.")
+        float | None, typer.Option(min=0.0, help="Target KL of the run, in the unit of its log.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -81,7 +81,7 @@ def audit(
 def overoptimization(
     directory: RunArg,
     prompts: Annotated[int, typer.Option(min=2, help="Held-out prompts.")] = 32,
-    answers: Annotated[int, typer.Option(min=16, help="Answers of SFT to each.")] = 256,
+    answers: Annotated[int, typer.Option(min=16, help="SFT answers to each prompt.")] = 256,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how far a run's reward can be optimised before its answers get worse.

@@ -49,7 +49,7 @@ BudgetOption = Annotated[float | None, typer.Option(help="Dollars at most.")]
 PriceInOption = Annotated[float, typer.Option(help="Dollars for a million tokens of questions.")]
 PriceOutOption = Annotated[float, typer.Option(help="Dollars for a million tokens of answers.")]
 ConcurrencyOption = Annotated[int, typer.Option(min=1, help="Questions at once.")]
-OnlyOption = Annotated[Path | None, typer.Option(help="Only those in this file of `burnish label select`.")]
+OnlyOption = Annotated[Path | None, typer.Option(help="Only comparisons in a `burnish label select` file.")]
 PageOption = Annotated[Path | None, typer.Option(help="Page to write as well, .html.")]
 
 
@@ -61,7 +61,7 @@ def judge(
     api_key_env: KeyOption = "OPENAI_API_KEY",
     gguf_file: GgufOption = None,
     rubric: RubricOption = None,
-    guidelines: Annotated[str | None, typer.Option(help="What labelers go by.")] = None,
+    guidelines: Annotated[str | None, typer.Option(help="Guidelines for labelers.")] = None,
     budget: BudgetOption = None,
     price_in: PriceInOption = 0.0,
     price_out: PriceOutOption = 0.0,
@@ -94,36 +94,34 @@ def judge(
 def audit(
     what: Annotated[
         str,
-        typer.Argument(help="A label store, a run, or a URL: the judge is asked. Or a file of rankings."),
+        typer.Argument(help="A label store, a run or a URL to ask the judge about; or a file of rankings."),
     ],
     model: Annotated[
-        str | None, typer.Option(help="The judge: its name at the endpoint, or a folder.")
+        str | None, typer.Option(help="The judge: a model's name at the endpoint, or a local folder.")
     ] = None,
     endpoint: EndpointOption = None,
     api_key_env: KeyOption = "OPENAI_API_KEY",
     gguf_file: GgufOption = None,
     rubric: RubricOption = None,
     rewording: Annotated[str | None, typer.Option(help="Another template, for the probe wording.")] = None,
-    guidelines: Annotated[str | None, typer.Option(help="What labelers go by.")] = None,
+    guidelines: Annotated[str | None, typer.Option(help="Guidelines for labelers.")] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Comparisons.")] = 200,
     probe: Annotated[
         list[str] | None,
-        typer.Option(
-            help="position, stability, wording, padding or people; may be given again. All without."
-        ),
+        typer.Option(help="position, stability, wording, padding or people; repeatable. Default: all."),
     ] = None,
     own: Annotated[
         str | None,
         typer.Option(help="Source of answers that the judge's own model wrote, for self-preference."),
     ] = None,
     ids: Annotated[
-        str | None, typer.Option(help="Of a file only rankings whose id this pattern matches.")
+        str | None, typer.Option(help="With a file: only rankings whose id matches this pattern.")
     ] = None,
     budget: BudgetOption = None,
     price_in: PriceInOption = 0.0,
     price_out: PriceOutOption = 0.0,
     concurrency: ConcurrencyOption = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random draws.")] = 0,
     page: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -161,7 +159,7 @@ def audit(
 def agree(
     store: StoreArg,
     consensus: Annotated[
-        ConsensusName, typer.Option(help="How labels are weighed.")
+        ConsensusName, typer.Option(help="How labels are combined.")
     ] = ConsensusName.DAWID_SKENE,
     page: PageOption = None,
     as_json: JsonOption = False,
@@ -182,24 +180,22 @@ def agree(
 def route_(
     store: StoreArg,
     agreement: Annotated[
-        float, typer.Option("--agreement", min=0.501, max=0.999, help="With people, of what the judge keeps.")
+        float, typer.Option("--agreement", min=0.501, max=0.999, help="The judge's agreement with people.")
     ] = 0.85,
-    judge: Annotated[
-        str | None, typer.Option(help="Part of the judge's name, where there are several.")
-    ] = None,
+    judge: Annotated[str | None, typer.Option(help="Part of the judge's name, if there are several.")] = None,
     check: Annotated[
         float,
-        typer.Option(min=0.0, max=1.0, help="Share of what the judge keeps that people see all the same."),
+        typer.Option(min=0.0, max=1.0, help="Share of the judge's comparisons that people check."),
     ] = 0.05,
     price_judge: Annotated[
-        float | None, typer.Option(min=0.0, help="Dollars a judge's label; without: what they have cost.")
+        float | None, typer.Option(min=0.0, help="Dollars per judge label; default: cost so far.")
     ] = None,
     price_person: Annotated[
-        float | None, typer.Option(min=0.0, help="Dollars a person's label; without: what they have cost.")
+        float | None, typer.Option(min=0.0, help="Dollars per person's label; default: cost so far.")
     ] = None,
-    people_each: Annotated[int, typer.Option(min=1, help="People who see a comparison.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="File to write: those for people, for --only.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    people_each: Annotated[int, typer.Option(min=1, help="People per comparison.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="File for people's comparisons, for --only.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random draws.")] = 0,
     page: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -228,20 +224,20 @@ def route_(
 @app.command("plan")
 def plan_(
     run: Annotated[Path, typer.Argument(help="A run with a few hundred labels, or a rehearsal.")],
-    labels: Annotated[int, typer.Option("--labels", min=1, help="Labels that are thought of.")] = 10000,
+    labels: Annotated[int, typer.Option("--labels", min=1, help="Number of labels to plan for.")] = 10000,
     accuracy: Annotated[
-        float | None, typer.Option(min=0.5, max=1.0, help="How many labels until the reward is so accurate?")
+        float | None, typer.Option(min=0.5, max=1.0, help="Accuracy of the reward to plan labels for.")
     ] = None,
-    most: Annotated[int, typer.Option(min=80, help="Pairs that are read.")] = 1000,
+    most: Annotated[int, typer.Option(min=80, help="Pairs read at most.")] = 1000,
     price_judge: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Dollars a comparison by the judge; without: what they cost."),
+        typer.Option(min=0.0, help="Dollars per comparison by the judge; default: cost so far."),
     ] = None,
     price_person: Annotated[
-        float | None, typer.Option(min=0.0, help="Dollars a comparison by people; without: what they cost.")
+        float | None, typer.Option(min=0.0, help="Dollars per comparison by people; default: cost so far.")
     ] = None,
     store: Annotated[str | None, typer.Option(help="A store other than the run's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the splits.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the splits.")] = 0,
     page: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -281,10 +277,10 @@ class DumpName(StrEnum):
 @app.command()
 def load(
     store: Annotated[
-        str, typer.Argument(help="A label store: a .sqlite file (made if need be), a run, or a URL.")
+        str, typer.Argument(help="A label store: a .sqlite file (created if missing), a run, or a URL.")
     ],
     file: Annotated[Path, typer.Argument(help="JSON lines, .gz or not.")],
-    guidelines: Annotated[str | None, typer.Option(help="What the labels were given by.")] = None,
+    guidelines: Annotated[str | None, typer.Option(help="Guidelines of these labels.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Add labels from a file to a store.
@@ -309,8 +305,8 @@ def load(
 def dump(
     store: StoreArg,
     file: Annotated[Path, typer.Argument(help="File to write, .jsonl or .jsonl.gz.")],
-    as_: Annotated[DumpName, typer.Option("--as", help="labels can be loaded again.")] = DumpName.LABELS,
-    consensus: Annotated[ConsensusName, typer.Option(help="Of pairs and rankings.")] = ConsensusName.MEAN,
+    as_: Annotated[DumpName, typer.Option("--as", help="Only labels can be reloaded.")] = DumpName.LABELS,
+    consensus: Annotated[ConsensusName, typer.Option(help="For pairs and rankings.")] = ConsensusName.MEAN,
     as_json: JsonOption = False,
 ) -> None:
     """Write a store's labels, or their consensus as pairs or rankings."""
@@ -326,16 +322,16 @@ def dump(
 def export(
     store: StoreArg,
     folder: Annotated[Path, typer.Argument(help="New folder for the batch.")],
-    vendor: Annotated[VendorName, typer.Option(help="Whose shape it is to have.")],
+    vendor: Annotated[VendorName, typer.Option(help="Vendor that receives the batch.")],
     n: Annotated[int | None, typer.Option("--n", min=1, help="Comparisons at most.")] = None,
     only: OnlyOption = None,
     redundancy: Annotated[int, typer.Option(min=1, help="Workers who answer each item.")] = 3,
     gold: Annotated[
-        Path | None, typer.Option(help="Preference pairs whose answer is beyond doubt, to be mixed in.")
+        Path | None, typer.Option(help="Preference pairs with a certain answer, mixed in as gold questions.")
     ] = None,
-    gold_share: Annotated[float, typer.Option(min=0.0, max=0.5, help="Their share of the batch.")] = 0.1,
-    guidelines: Annotated[str | None, typer.Option(help="What labelers go by.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the shuffle.")] = 0,
+    gold_share: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of gold in the batch.")] = 0.1,
+    guidelines: Annotated[str | None, typer.Option(help="Guidelines for labelers.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Write unlabelled comparisons as a batch for a vendor.
@@ -365,11 +361,11 @@ def import_(
     store: StoreArg,
     folder: Annotated[Path, typer.Argument(help="The folder that `burnish label export` wrote.")],
     results: Annotated[Path, typer.Argument(help="The vendor's results.")],
-    vendor: Annotated[VendorName, typer.Option(help="Whose shape they have.")],
+    vendor: Annotated[VendorName, typer.Option(help="Vendor that the results come from.")],
     least_gold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of gold questions that a worker must get right.")
     ] = 0.7,
-    pay: Annotated[float, typer.Option(min=0.0, help="Dollars a row, where results do not say.")] = 0.0,
+    pay: Annotated[float, typer.Option(min=0.0, help="Dollars per row, if the results do not say.")] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Import a vendor's results as labels.
@@ -395,18 +391,18 @@ class HowName(StrEnum):
 
 @app.command()
 def select(
-    run: Annotated[Path, typer.Argument(help="Run whose reward models are asked.")],
+    run: Annotated[Path, typer.Argument(help="Run whose reward models score the comparisons.")],
     out: Annotated[Path, typer.Argument(help="File to write: a line for every comparison.")],
     n: Annotated[int, typer.Option("--n", min=1, help="Comparisons.")] = 200,
     how: Annotated[
-        HowName, typer.Option(help="reserved: the part that measures and is never chosen otherwise.")
+        HowName, typer.Option(help="reserved: the share kept for measuring, which no other way chooses.")
     ] = HowName.BALD,
-    random_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of them drawn at random.")] = 0.3,
+    random_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share drawn at random.")] = 0.3,
     reserve: Annotated[
-        float, typer.Option(min=0.0, max=0.5, help="Share of all comparisons that is kept for measuring.")
+        float, typer.Option(min=0.0, max=0.5, help="Share of all comparisons kept for measuring.")
     ] = 0.1,
     store: Annotated[str | None, typer.Option(help="A store other than the run's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random draws.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Choose unlabelled comparisons on which the reward models disagree, and a random share.
@@ -431,13 +427,13 @@ def select(
 @app.command()
 def terminal(
     store: StoreArg,
-    name: Annotated[str, typer.Option(help="Who is answering; answers of others are asked again.")],
+    name: Annotated[str, typer.Option(help="Your name; questions that others answered are asked again.")],
     only: OnlyOption = None,
-    guidelines: Annotated[str | None, typer.Option(help="What labelers go by.")] = None,
+    guidelines: Annotated[str | None, typer.Option(help="Guidelines for labelers.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Comparisons at most.")] = None,
     most: Annotated[
         int,
-        typer.Option(min=2, max=6, help="Answers at a time, where all of them are to be compared: an order."),
+        typer.Option(min=2, max=6, help="Answers ranked at a time, if all answers to a prompt are compared."),
     ] = 2,
 ) -> None:
     """Compare answers yourself, blind and with the sides shuffled.

@@ -142,7 +142,7 @@ def _told(outcome: Path) -> Iterator[Path]:
             raise from_words(*word)
     if not outcome.exists():
         raise PeerFailed(
-            f"the processes ended without a word in {outcome}: all machines must see it; start the same command again"
+            f"the processes did not write {outcome}, a file all machines must see; start the same command again"
         )
 
 

@@ -27,14 +27,14 @@ from burnish.environment import prepare_environment
 from burnish.errors import EXIT_CODES, BurnishError, ConfigError, RenamedKeyWarning, Waiting
 
 EXIT_CHAMPION_IS_SFT = 10
-"""The run finished, but nothing beat SFT: a code of its own."""
+"""Exit code of a finished run in which nothing beat SFT."""
 EXIT_NOTHING_ALIGNED = 11
-"""The gate stopped PPO, and nothing else was asked for."""
+"""Exit code of a run whose gate stopped PPO and that trained no other candidate."""
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-"""What a mistyped command raises; the class that has it is Typer's own business."""
+"""Exception of a mistyped command; Typer exports no name for this class."""
 
 app = typer.Typer(
     help="Burnish: from preference pairs to a proven champion.\n\nExit codes: "
@@ -63,7 +63,7 @@ SetOption = Annotated[
 ]
 DirOption = Annotated[Path | None, typer.Option("--dir", help="Run directory; default runs/NAME.")]
 RedoOption = Annotated[
-    bool, typer.Option("--redo", help="Delete and do again what was made with other settings or other code.")
+    bool, typer.Option("--redo", help="Delete and redo stages made with other settings or other code.")
 ]
 
 
@@ -98,13 +98,11 @@ def run(
     directory: DirOption = None,
     redo: RedoOption = False,
     force: Annotated[
-        bool, typer.Option(help="Try PPO though the gate says stop (ppo.gate: ignored).")
+        bool, typer.Option(help="Run PPO even if the gate says stop (ppo.gate: ignored).")
     ] = False,
     wait: Annotated[
         bool,
-        typer.Option(
-            "--wait", help="Where people label or examine: stay, and go on when the last answer is in."
-        ),
+        typer.Option("--wait", help="If people label or examine: wait, and continue after the last answer."),
     ] = False,
     workers: Annotated[
         int | None,
@@ -277,7 +275,7 @@ def export(
         Kind | None,
         typer.Option(
             "--as",
-            help="Labelled pairs, the champion or its adapter, the reward models; without: pairs, where PATH ends so.",
+            help="Labelled pairs, the champion or its adapter, the reward models; default: pairs, if PATH ends so.",
         ),
     ] = None,
     conversational: Annotated[bool, typer.Option(help="Pairs as lists of messages.")] = False,
@@ -302,7 +300,7 @@ def export(
 @app.command()
 def compare(
     first: Annotated[Path, typer.Argument(help="Run directory.")],
-    second: Annotated[Path, typer.Argument(help="Another.")],
+    second: Annotated[Path, typer.Argument(help="Another run directory.")],
     as_json: JsonOption = False,
 ) -> None:
     """Compare two runs: settings that differ, and their figures."""

@@ -17,7 +17,7 @@ app = typer.Typer(
 
 FolderArg = Annotated[Path, typer.Argument(help="The folder that `burnish label export` wrote.")]
 LiveOption = Annotated[
-    bool, typer.Option("--live", help="The market, where it costs money; without: the sandbox.")
+    bool, typer.Option("--live", help="Use the real market, which costs money; default: the sandbox.")
 ]
 GoldOption = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Share of gold questions that a worker must get right.")
@@ -27,11 +27,11 @@ GoldOption = Annotated[
 @app.command()
 def send(
     folder: FolderArg,
-    reward: Annotated[float, typer.Option(min=0.01, help="Dollars an answer, without the market's fee.")],
+    reward: Annotated[float, typer.Option(min=0.01, help="Dollars per answer, without the market's fee.")],
     budget: Annotated[float, typer.Option(min=0.0, help="Dollars at most, fees included.")],
     workers: Annotated[int, typer.Option(min=1, help="Workers who answer each item.")] = 3,
-    minutes: Annotated[int, typer.Option(min=1, help="For one answer.")] = 30,
-    days: Annotated[int, typer.Option(min=1, help="That items are offered.")] = 7,
+    minutes: Annotated[int, typer.Option(min=1, help="Minutes for one answer.")] = 30,
+    days: Annotated[int, typer.Option(min=1, help="Days for which items are offered.")] = 7,
     approved_share: Annotated[
         int,
         typer.Option(

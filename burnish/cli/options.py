@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 RunArg = Annotated[Path, typer.Argument(help="Run directory, e.g. runs/quickstart.")]
 StoreArg = Annotated[
-    str, typer.Argument(help="A label store: a .sqlite file, the run it lies in, or a URL of PostgreSQL.")
+    str, typer.Argument(help="A label store: a .sqlite file, a run that has one, or a PostgreSQL URL.")
 ]
 
 

@@ -28,12 +28,12 @@ def plan(
     device: Annotated[
         str | None,
         typer.Option(
-            help="A device that is not here: a100, h100, h200, l40s, rtx4090. Default: the run's own."
+            help="A device that this machine lacks: a100, h100, h200, l40s, rtx4090. Default: the run's own."
         ),
     ] = None,
-    devices: Annotated[int, typer.Option(min=1, help="How many of them share the work.")] = 1,
+    devices: Annotated[int, typer.Option(min=1, help="Number of devices that share the work.")] = 1,
     response_tokens: Annotated[
-        float | None, typer.Option(min=1, help="Tokens of an average response, where you know better.")
+        float | None, typer.Option(min=1, help="Average tokens of a response, if you know the number.")
     ] = None,
     time: Annotated[bool, typer.Option("--time/--no-time", help="Estimate time too.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,

@@ -13,16 +13,16 @@ import typer
 from burnish.cli.options import JsonOption, RunArg, print_progress
 from burnish.environment import prepare_environment
 
-app = typer.Typer(no_args_is_help=True, help="A run's reward models at work.")
+app = typer.Typer(no_args_is_help=True, help="Use and test a run's reward models.")
 
 
 @app.command()
 def score(
     directory: RunArg,
     file: Annotated[
-        Path | None, typer.Argument(help="JSON lines with prompt and response; without: standard input.")
+        Path | None, typer.Argument(help="JSON lines with prompt and response; default: standard input.")
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Then every line is a response to it.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="A prompt; every line is then a response to it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
 ) -> None:
     """Score texts with a run's reward models: the ensemble, every member, and how far they disagree."""
@@ -40,7 +40,7 @@ def explain(
     directory: RunArg,
     out: Annotated[Path, typer.Argument(help="Page to write, .html.")],
     prompt: Annotated[str, typer.Option(help="The request.")],
-    response: Annotated[str, typer.Option(help="The answer whose score is to be explained.")],
+    response: Annotated[str, typer.Option(help="The answer whose score is explained.")],
     as_json: JsonOption = False,
 ) -> None:
     """Explain the score of an answer on a page.
@@ -71,9 +71,9 @@ def examine(
     directory: RunArg,
     on: Annotated[
         str | None,
-        typer.Option(help="File or `datasets` name of other pairs; without: the run's validation pairs."),
+        typer.Option(help="File or `datasets` name of other pairs; default: the run's validation pairs."),
     ] = None,
-    split: Annotated[str, typer.Option(help="The split, of a `datasets` name.")] = "train",
+    split: Annotated[str, typer.Option(help="Split of the data set, for a `datasets` name.")] = "train",
     own_pairs: Annotated[int, typer.Option(min=0, help="Pairs of the policy's own answers to sample.")] = 256,
     as_json: JsonOption = False,
 ) -> None:
@@ -112,7 +112,7 @@ def examine(
 @app.command()
 def stress(
     directory: RunArg,
-    answers: Annotated[int, typer.Option(min=1, help="Answers of SFT that are changed.")] = 256,
+    answers: Annotated[int, typer.Option(min=1, help="SFT answers to change.")] = 256,
     best_of: Annotated[int, typer.Option(min=1, help="Answers to a prompt for best-of-n; 1: none.")] = 256,
     prompts: Annotated[int, typer.Option(min=2, help="Prompts for best-of-n.")] = 16,
     as_json: JsonOption = False,
@@ -146,12 +146,12 @@ def stress(
 @app.command()
 def compare(
     first: Annotated[Path, typer.Argument(help="Run directory.")],
-    second: Annotated[Path, typer.Argument(help="Another.")],
+    second: Annotated[Path, typer.Argument(help="Another run directory.")],
     on: Annotated[
         str | None,
-        typer.Option(help="File or `datasets` name of pairs; without: the first run's validation pairs."),
+        typer.Option(help="File or `datasets` name of pairs; default: the first run's validation pairs."),
     ] = None,
-    split: Annotated[str, typer.Option(help="The split, of a `datasets` name.")] = "train",
+    split: Annotated[str, typer.Option(help="Split of the data set, for a `datasets` name.")] = "train",
     as_json: JsonOption = False,
 ) -> None:
     """Compare the reward models of two runs on pairs that neither has learned from."""
@@ -180,13 +180,13 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8765,
     average: Annotated[
-        bool, typer.Option(help="The average of the members' weights in their place (reward.shared_head).")
+        bool, typer.Option(help="Serve the average of the members' weights instead (reward.shared_head).")
     ] = False,
     token_env: Annotated[
         str | None, typer.Option(help="Environment variable with a token that requests must carry.")
     ] = None,
     public: Annotated[
-        str | None, typer.Option(help="Name under which it is reached, if not the host's.")
+        str | None, typer.Option(help="Name by which clients reach the server, if not the host's.")
     ] = None,
     certificate: Annotated[Path | None, typer.Option(help="TLS certificate, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option("--key", help="Its private key, PEM.")] = None,

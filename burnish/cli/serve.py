@@ -26,7 +26,7 @@ ProxyOption = Annotated[
     bool, typer.Option("--behind-proxy", help="A proxy on this machine speaks TLS for this server.")
 ]
 PublicOption = Annotated[
-    str | None, typer.Option(help="Name under which browsers reach the page, where it is not the host's.")
+    str | None, typer.Option(help="Name by which browsers reach the page, if not the host's.")
 ]
 AdminOption = Annotated[
     bool, typer.Option("--admin-link", help="Print a new invitation for an admin; good for one hour.")
@@ -51,38 +51,36 @@ def label_serve(
         str | None,
         typer.Argument(
             help="A label store, a run, a URL of PostgreSQL, or a file of questions (.jsonl, .jsonl.gz, .parquet), "
-            "whose store is kept beside it; without: labels.sqlite here."
+            "whose store is created beside it; default: labels.sqlite in this folder."
         ),
     ] = None,
     example: Annotated[
         bool, typer.Option("--example", help="Forty questions about stories, to try the page.")
     ] = False,
-    each: Annotated[int, typer.Option(min=1, help="People who see a comparison.")] = 1,
+    each: Annotated[int, typer.Option(min=1, help="People per comparison.")] = 1,
     overlap: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of comparisons that more people see.")
+        float, typer.Option(min=0.0, max=1.0, help="Share of comparisons that are labelled by more people.")
     ] = 0.1,
-    overlap_each: Annotated[int, typer.Option(min=1, help="How many see those.")] = 2,
+    overlap_each: Annotated[int, typer.Option(min=1, help="People per comparison in that share.")] = 2,
     gold_share: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of what is asked whose answer is known.")
+        float, typer.Option(min=0.0, max=1.0, help="Share of gold questions among those asked.")
     ] = 0.05,
     practice: Annotated[
         int,
-        typer.Option(min=0, help="Known questions that come first; the right answer is shown after each."),
+        typer.Option(min=0, help="Gold questions asked first; the right answer is shown after each."),
     ] = 5,
     least: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of practice to be got right, else held.")
+        float, typer.Option(min=0.0, max=1.0, help="Share of practice to get right, or be held.")
     ] = 0.6,
-    most: Annotated[
-        int, typer.Option(min=2, max=4, help="Answers ranked at once, where all are to be compared.")
-    ] = 4,
-    pay: Annotated[float, typer.Option(min=0.0, help="Dollars an answer.")] = 0.0,
+    most: Annotated[int, typer.Option(min=2, max=4, help="Answers ranked at once, if all are compared.")] = 4,
+    pay: Annotated[float, typer.Option(min=0.0, help="Dollars per answer.")] = 0.0,
     budget: Annotated[
-        float | None, typer.Option(min=0.0, help="Dollars for all; nothing is asked beyond.")
+        float | None, typer.Option(min=0.0, help="Dollars in total; no question is asked beyond that.")
     ] = None,
     only: Annotated[
-        Path | None, typer.Option(help="Only those in this file of `burnish label select`.")
+        Path | None, typer.Option(help="Only comparisons in a `burnish label select` file.")
     ] = None,
-    guidelines: Annotated[str | None, typer.Option(help="What labelers go by, a Markdown file.")] = None,
+    guidelines: Annotated[str | None, typer.Option(help="Guidelines for labelers, a Markdown file.")] = None,
     host: HostOption = "127.0.0.1",
     port: PortOption = 8300,
     certificate: CertificateOption = None,
@@ -142,7 +140,7 @@ def serve_runs(
     from burnish.web.waiting import project_for, waiting_in
 
     if not runs.is_dir():
-        raise ConfigError(f"{runs} is no folder; give the one that runs lie in, usually runs")
+        raise ConfigError(f"{runs} is no folder; give the folder of your runs, usually runs")
     keep_private(runs / "accounts.sqlite")
     store = LabelStore(runs / "accounts.sqlite")
     projects = Projects(lambda name: project_for(runs, name), lambda: waiting_in(runs))

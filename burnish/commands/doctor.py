@@ -59,7 +59,7 @@ def examine_setup(
             try:
                 yield from look()
             except Exception as error:  # noqa: BLE001 - the error is the finding of this part
-                yield Finding(name, False, f"cannot be looked at: {first_line(error)}")
+                yield Finding(name, False, f"cannot be checked: {first_line(error)}")
                 if name == "model":
                     return  # all other parts need the model
         place.data.close()
@@ -96,7 +96,7 @@ def _data(data: Data, asked: EvaluateConfig) -> Iterator[Finding]:
     yield Finding(
         "leakage between splits",
         not leaked,
-        f"{leaked} of {len(held)} held-out prompts have the words of a training prompt, numbers and order apart",
+        f"{leaked} of {len(held)} held-out prompts have the words of a training prompt, ignoring numbers and order",
     )
     yield Finding(
         "held-out prompts",
@@ -119,7 +119,7 @@ def _data(data: Data, asked: EvaluateConfig) -> Iterator[Finding]:
     yield Finding("rows that cannot be used", not result.rejected, reasons)
     repeats = sum(repeats_prompt(p) for p in result.pairs)
     if repeats:
-        text = f"both answers of {repeats} of {len(result.pairs)} pairs begin with their prompt: take it out of them"
+        text = f"both answers of {repeats} of {len(result.pairs)} pairs begin with their prompt: remove it"
         yield Finding("answers that repeat their prompt", False, text)
     yield Finding(
         "length bias",
@@ -163,7 +163,7 @@ def of_batch(config: RunConfig) -> str:
     """Name the batch that an estimate is for, if the run chooses its own."""
     if config.ppo.update_seconds is None:
         return ""
-    return f"; for ppo.batch_size={config.ppo.batch_size}: ppo.update_seconds has another one found when the run begins"
+    return f"; for ppo.batch_size={config.ppo.batch_size}: with ppo.update_seconds the run chooses another"
 
 
 def _time(place: RunContext) -> Iterator[Finding]:
@@ -171,6 +171,6 @@ def _time(place: RunContext) -> Iterator[Finding]:
     yield Finding(
         "time",
         None,
-        f"about {ahead.duration / 60:.0f} minutes on {place.config.threads} threads (burnish plan says of what)"
+        f"about {ahead.duration / 60:.0f} minutes on {place.config.threads} threads (burnish plan lists the stages)"
         + of_batch(place.config),
     )

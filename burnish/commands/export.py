@@ -126,8 +126,8 @@ The rest is in `examination.json`{more}.
 ## Limits
 
 Scores compare answers to the same prompt; between prompts they say little. They were trained on one policy's answers
-and normalised on them: on other models' answers, in other languages, or past the lengths above, it was not measured
-them.
+and normalised on them. They were not measured on other models' answers, in other languages, or past the lengths
+above.
 {limits}"""
 
 
@@ -198,4 +198,4 @@ def reward_card(
 
 def _must_be_new(path: Path) -> None:
     if path.exists() and (path.is_file() or any(path.iterdir())):
-        raise RunError(f"{path} is there already and not empty; choose another place")
+        raise RunError(f"{path} exists already and is not empty; choose another place")

@@ -76,7 +76,7 @@ def approve(batch: Requester, least_gold: float) -> dict[str, Any]:
 def block(batch: Requester, worker: str, reason: str) -> dict[str, Any]:
     """Block a worker of this batch."""
     if not reason.strip():
-        raise ConfigError("--reason is empty; the worker is shown it: say why")
+        raise ConfigError("--reason is empty, but the worker reads it; give a reason")
     with market_errors():
         if worker not in {row.worker for row in batch.returned()}:
             raise ConfigError(f"{worker} has answered nothing in {batch.folder}; look at its results.jsonl")

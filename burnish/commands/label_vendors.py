@@ -35,7 +35,7 @@ def export_batch(
 ) -> dict[str, Any]:
     """Write a folder with the vendor's files, the guidelines and the key."""
     if folder.exists():
-        raise RunError(f"{folder} is there already; a batch has one key: choose another place")
+        raise RunError(f"{folder} exists already, and a batch has one key; choose another place")
     instructions = load_guidelines(guidelines)
     with LabelStore(store) as labels:
         comparisons = unlabelled(labels, only)[:n]

@@ -53,8 +53,8 @@ def replay(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
     other = [s for s in sets if not s.startswith(SETTABLE)]
     if other:
         raise ConfigError(
-            f"--set {other[0]} is no setting of the guard or of the monitors ({', '.join(SETTABLE)}...): what a run "
-            "does under other ones takes another run"
+            f"--set {other[0]} is no setting of the guard or of the monitors ({', '.join(SETTABLE)}...): any other "
+            "setting needs a new run"
         )
     run = RunDirectory.open(path)
     config = load_config(path / "run.yaml", sets) if sets else run.config
@@ -63,7 +63,7 @@ def replay(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
     rows = run.read_rows("metrics/ppo.jsonl")
     if evidence is None or not rows:
         raise RunError(
-            f"{path} has no PPO to look at again: none was begun, or by a version that did not note who looked at it"
+            f"{path} has no PPO to replay: none was begun, or its version did not record the guard's settings"
         )
     # Older runs did not record how often the watcher looks.
     oversight = Oversight.of(config.guard, config.monitor, **{"looks": config.ppo.looks, **evidence})

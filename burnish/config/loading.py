@@ -46,7 +46,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node)
         if key in result:
-            raise ConfigError(f"key {key!r} stands twice (line {key_node.start_mark.line + 1}); keep one")
+            raise ConfigError(f"key {key!r} occurs twice (line {key_node.start_mark.line + 1}); keep one")
         result[key] = loader.construct_object(value_node, deep=True)
         result.lines[key] = key_node.start_mark.line + 1
     return result

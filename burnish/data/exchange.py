@@ -158,7 +158,7 @@ def _read(row: Any, guidelines: str | None) -> _Row:
     waits = not {"ranking", "preference", "annotator", "gold"} & row.keys()
     prompt, responses, tiers, ended = _waiting(row) if waits else _answered(row)
     if len(set(responses)) < len(responses):
-        raise Unusable("an answer stands twice")
+        raise Unusable("the same response occurs twice")
     _check_text(prompt, responses)
     models = row.get("models") or ["imported"] * len(responses)
     if not isinstance(models, list) or len(models) != len(responses):
@@ -171,7 +171,7 @@ def _read(row: Any, guidelines: str | None) -> _Row:
     if gold and (
         row.get("preference") == 0.5 if "ranking" not in row else any(len(tier) > 1 for tier in tiers)
     ):
-        raise Unusable("gold without an answer: it ties")
+        raise Unusable("a gold question needs a preferred response, not a tie")
     place = {i: level for level, tier in enumerate(tiers) for i in tier}
     pairs = list(combinations(sorted(place), 2))
     shown = _shown(row, len(responses))
@@ -232,11 +232,11 @@ def _label(row: Mapping[str, Any], gold: bool, guidelines: str | None) -> Label:
         raise Unusable(f"source is none of {', '.join(get_args(Source))}")
     seconds, cost, at = row.get("seconds"), row.get("cost", 0.0), row.get("at")
     seconds, cost = (
-        None if value is None else _number(value, "seconds or cost is no number from 0 up")
+        None if value is None else _number(value, "seconds or cost is not a number of at least 0")
         for value in (seconds, cost)
     )
     if min(seconds or 0.0, cost or 0.0) < 0:
-        raise Unusable("seconds or cost is no number from 0 up")
+        raise Unusable("seconds or cost is not a number of at least 0")
     if at is not None:
         try:
             datetime.fromisoformat(at)
@@ -256,7 +256,7 @@ def _shown(row: Mapping[str, Any], n: int) -> list[int] | None:
     if shown is None:
         return None
     if not isinstance(shown, list) or sorted(map(str, shown)) != sorted(map(str, range(n))):
-        raise Unusable("shown is no order of the responses")
+        raise Unusable("shown does not list every response once")
     return [int(i) for i in shown]
 
 

@@ -29,5 +29,5 @@ def load_guidelines(path: str | None = None) -> Guidelines:
         return Guidelines((files("burnish.data") / "guidelines.md").read_text(encoding="utf-8"))
     text = read_text(Path(path))
     if not text.strip():
-        raise DataError(f"{path} is empty; write what labelers are to go by, or leave label.guidelines out")
+        raise DataError(f"{path} is empty; write instructions for the annotators, or remove label.guidelines")
     return Guidelines(text)

@@ -132,4 +132,4 @@ def _whole(file: io.BufferedReader, path: Path) -> bytes:
 
 
 def _no_gzip(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} is not a whole gzip file ({error}); make or fetch it again")
+    return DataError(f"{path} is not a whole gzip file ({error}); create or download it again")

@@ -93,7 +93,7 @@ def read_preferences(
         lines = (json.dumps(note, ensure_ascii=False) + "\n" for note in bad.notes)
         atomic_write(rejected_to, "".join(lines))
     remedy = (
-        "mend the rows, raise model.max_prompt_tokens or model.max_response_tokens if they are too long, or raise the "
+        "fix the rows, raise model.max_prompt_tokens or model.max_response_tokens if they are too long, or raise the "
         "limit"
     )
     bad.check(source, result.rows, limit, remedy)
@@ -215,7 +215,7 @@ def _check(prompt: Prompt, chosen: str, rejected: str) -> Preference:
     if not prompt.text.strip():
         raise Unusable("empty prompt")
     if prompt.messages and prompt.messages[-1].role == "assistant":
-        raise Unusable("the prompt ends in an assistant's turn, and is not continued")
+        raise Unusable("the prompt ends with an assistant turn, which is not supported")
     if not (chosen.strip() and rejected.strip()):
         raise Unusable("empty answer")
     if chosen.strip() == rejected.strip():
@@ -287,10 +287,10 @@ def read_demonstrations(
     if bad.notes and rejected is None:
         first = bad.notes[0]
         raise DataError(
-            f"{path}, line {first['line']}: no demonstration ({first['reason']}); it needs `prompt` and `completion`, "
+            f"{path}, line {first['line']}: not usable ({first['reason']}); it needs `prompt` and `completion`, "
             "or `messages` that end in an assistant's turn"
         )
-    bad.check(path, len(found) + len(bad.notes), limit, "mend the rows")
+    bad.check(path, len(found) + len(bad.notes), limit, "fix the rows")
     if rejected is not None:
         rejected.notes += bad.notes
     return found

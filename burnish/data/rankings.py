@@ -66,9 +66,7 @@ def read_rankings(path: str | Path, ids: str | None = None) -> tuple[list[Rankin
         reasons = ", ".join(f"{reason}: {n}" for reason, n in bad.items()) or (
             "none matched" if ids else "no rows"
         )
-        raise DataError(
-            f"{path} has no ranking that can be used ({reasons}); see `burnish label audit --help`"
-        )
+        raise DataError(f"{path} has no usable ranking ({reasons}); see `burnish label audit --help`")
     return found, bad
 
 
@@ -77,7 +75,7 @@ def _pattern(ids: str | None) -> re.Pattern[str] | None:
         return None if ids is None else re.compile(ids)
     except re.error as error:
         raise DataError(
-            f"--ids {ids!r} is no regular expression ({error}); give e.g. '^(mt|vicuna)-'"
+            f"--ids {ids!r} is not a valid regular expression ({error}); give e.g. '^(mt|vicuna)-'"
         ) from None
 
 

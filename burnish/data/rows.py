@@ -24,7 +24,7 @@ def numbered_rows(source: str | Path, split: str) -> Iterator[tuple[int, Any]]:
         yield from _parquet(Path(source))
     elif _looks_like_a_file(name):
         must_exist(Path(name))
-        raise DataError(f"{source} is no known kind of file; give .jsonl, .jsonl.gz or .parquet")
+        raise DataError(f"{source} has an unsupported file type; give .jsonl, .jsonl.gz or .parquet")
     else:
         yield from enumerate(_dataset(name, split), 1)
 
@@ -67,7 +67,7 @@ def _dataset(name: str, split: str) -> Iterable[Any]:
 def missing_column(column: str, row: Mapping[str, Any], source: str) -> None:
     """Raise DataError for a missing column: one error for the file, not one per row."""
     near = difflib.get_close_matches(column, list(row), 1, cutoff=0.6)
-    hint = f"; did you mean to name {near[0]!r} {column!r}?" if near else ""
+    hint = f"; rename column {near[0]!r} to {column!r}?" if near else ""
     raise DataError(f"{source} has no column {column!r}; its columns are {', '.join(row)}{hint}")
 
 

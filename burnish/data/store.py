@@ -46,7 +46,7 @@ LABEL_COLUMNS = (
 INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 Item = TypeVar("Item")
 Place = Path | str
-"""Where a store is: a file of SQLite, or a URL."""
+"""Location of a store: an SQLite file or a URL."""
 
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9]+(\+\w+)?:/")
@@ -80,7 +80,7 @@ def own_schema(url: str, schema: str) -> str:
     except (OperationalError, ProgrammingError) as error:
         message = str(error.orig).strip().splitlines()[0]
         raise DataError(
-            f"{shown(url)} has no schema {schema!r} and none can be made ({message}); let an administrator make it: "
+            f"{shown(url)} has no schema {schema!r} and it cannot be created ({message}); an administrator must run: "
             f"CREATE SCHEMA {schema} AUTHORIZATION USER"
         ) from None
     finally:
@@ -140,7 +140,7 @@ class LabelStore:
         except OperationalError as error:
             message = str(error.orig).strip().splitlines()[0]
             raise DataError(
-                f"{shown(where)} cannot be reached ({message}); look at the URL and the server"
+                f"{shown(where)} cannot be reached ({message}); check the URL and the server"
             ) from None
 
     def close(self) -> None:

@@ -77,7 +77,7 @@ class Rejected:
         """Raise DataError if there are no rows, or if all or more than `limit` of them were rejected."""
         bad = len(self.notes)
         if not rows:
-            raise DataError(f"{source} holds no rows; give one a line")
+            raise DataError(f"{source} has no rows; give one row per line")
         if bad / rows > limit or bad == rows:
             raise DataError(
                 f"{bad} of {rows} rows of {source} cannot be used, more than data.rejected_rows_limit={limit:g} allows "
@@ -94,7 +94,7 @@ def text_of(value: Any, what: str = "text") -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise Unusable("a text has half a character in it") from None
+        raise Unusable("a text has half a character in it (an unpaired surrogate)") from None
     return value
 
 
@@ -124,7 +124,7 @@ def message_of(turn: Any) -> Message:
         raise Unusable(f"a turn is {_kind(turn)}, not an object with role and content")
     more = [k for k, v in turn.items() if k not in TURN | ABOUT and v not in (None, "", [], {}, False)]
     if more:
-        raise Unusable(f"a turn has {more[0]!r}, which is not read")
+        raise Unusable(f"a turn has {more[0]!r}, which is not supported")
     role = turn.get("role", turn.get("from"))
     if not isinstance(role, str) or not role.strip():
         raise Unusable("a turn has no role")
@@ -149,7 +149,7 @@ def prompt_of(value: Any) -> Prompt:
         return Prompt(value)
     turns = messages_of(value)
     if turns[-1].role == "assistant":
-        raise Unusable("the prompt ends in an assistant's turn, and is not continued")
+        raise Unusable("the prompt ends with an assistant turn, which is not supported")
     return Prompt.from_messages(turns)
 
 

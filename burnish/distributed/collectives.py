@@ -314,8 +314,8 @@ def _place() -> str:
 def _same_way(world: World, theirs: str, ours: str, number: int) -> None:
     if theirs != ours:
         raise PeerFailed(
-            f"process {number} shares what is done at {theirs}, process {world.rank} at {ours}: they went different "
-            "ways, which no input should bring about; please report it, and go on by one process (scale.workers: 1)"
+            f"process {number} shares work at {theirs}, process {world.rank} at {ours}: they took different "
+            "paths, which is a bug; please report it, and continue with one process (scale.workers: 1)"
         )
 
 

@@ -191,7 +191,7 @@ def gone(world: World, why: str) -> PeerFailed:
     """Return the error to raise for a process that does not answer."""
     return PeerFailed(
         f"process {world.rank} of {world.size} on {socket.gethostname()} had no answer from another one within "
-        f"{world.timeout:g} s, or it is gone ({why}); look at what the others say, then start the same command again: "
+        f"{world.timeout:g} s, or it is gone ({why}); check what the others print, then run the same command again: "
         "it goes on from the last checkpoint"
     )
 
@@ -240,9 +240,9 @@ def wait_for(world: World, key: str, source: int, pause: float = 0.5) -> bytes:
     while not listening.done.wait(min(1.0, world.timeout)):
         if time.monotonic() - listening.since > world.timeout:
             listening.done.set()
-            raise gone(world, f"process {source} gives no sign of life")
+            raise gone(world, f"process {source} sends no heartbeat")
     if listening.word is None:
-        raise gone(world, listening.failed or "no word came")
+        raise gone(world, listening.failed or "no message came")
     return listening.word
 
 

@@ -49,7 +49,7 @@ def choose_champion(candidates: Sequence[Candidate], *, baseline: str = "sft") -
         return ChampionDecision(baseline, None, f"no candidate: {baseline} stays")
     names = [baseline, *(c.name for c in candidates)]
     if len(set(names)) < len(names):
-        raise ValueError(f"{names}: a name stands twice; baseline and candidates need names of their own")
+        raise ValueError(f"{names}: a name occurs twice; baseline and candidates need different names")
     for c in candidates:
         _finite(c.name, "selection win rate", c.selection.value)
     selected = max(candidates, key=lambda c: c.selection.value)
@@ -109,4 +109,6 @@ def held_to(decision: ChampionDecision, sets: Sequence[Held], *, baseline: str =
 
 def _finite(name: str, what: str, value: float) -> None:
     if not math.isfinite(value):
-        raise ValueError(f"{name}: {what} {value!r} is not finite; judge it again, for no rule can rank it")
+        raise ValueError(
+            f"{name}: {what} {value!r} is not finite, so it cannot be ranked; run the evaluation again"
+        )

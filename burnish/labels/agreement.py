@@ -184,7 +184,7 @@ def _annotator(
     agrees = drift = None
     if crowd is not None:
         ours, groups = hit[with_others], group[with_others].tolist()
-        what = "agrees with the others less, or more, than annotators do on the whole"
+        what = "agrees with the others less or more often than the average annotator"
         agrees = share_against(f"agreement of {name}", what, ours.tolist(), groups, most=crowd, side="both")
         late = np.arange(len(ours)) >= len(ours) // 2
         if 0 < late.sum() < len(ours):

@@ -40,7 +40,7 @@ def position(both: Both, asked: Sequence[Comparison], seed: int = 0) -> Tested |
         known = [s for s in pair if s is not None]
         if len(known) == 2:
             rows.append((sum(known) / 2, c.prompt.group))
-    return mean_against("position", "what stands first wins", *_columns(rows), null=0.5, seed=seed)
+    return mean_against("position", "the answer shown first wins", *_columns(rows), null=0.5, seed=seed)
 
 
 def padding(name: str, what: str, both: Both, asked: Sequence[Comparison], seed: int = 0) -> Tested | None:

@@ -102,7 +102,9 @@ def read_key(path: Path) -> tuple[dict[str, Item], str]:
     """Read the items by id and the id of their guidelines; raise DataError for another file."""
     lines = [json.loads(line) for _, line in read_lines(path) if line.strip()]
     if not lines or "guidelines" not in lines[0]:
-        raise DataError(f"{path} is no key of a batch; give the folder that `burnish label export` wrote")
+        raise DataError(
+            f"{path} is not the key of a batch; give the folder that `burnish label export` wrote"
+        )
     items = [Item(**row) for row in lines[1:]]
     return {item.id: item for item in items}, lines[0]["guidelines"]
 

@@ -55,7 +55,7 @@ class Ledger:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise RunError(
-                f"{path} is in use: another process asks its judge and keeps its budget; wait for it"
+                f"{path} is in use: another process is asking its judge; wait until it ends"
             ) from None
         if path.exists():
             self._read()

@@ -67,7 +67,7 @@ class Job:
 
     def __post_init__(self) -> None:
         if abs(self.reward * 100 - round(self.reward * 100)) > 1e-9 or self.reward < 0.01:
-            raise ConfigError(f"--reward {self.reward:g} is not paid: give whole cents, 0.01 at least")
+            raise ConfigError(f"--reward {self.reward:g} is not possible: give whole cents, at least 0.01")
 
     @property
     def cost(self) -> float:
@@ -123,8 +123,8 @@ class Requester:
             row = json.loads(line)
             if row["endpoint"] != self.endpoint:
                 raise RunError(
-                    f"{self.folder} was sent to {row['endpoint']}, not to {self.endpoint}; give --live, or leave it "
-                    "out, as when it was sent"
+                    f"{self.folder} was sent to {row['endpoint']}, not to {self.endpoint}; use --live only if the "
+                    "batch was sent with it"
                 )
             if "hit" in row:
                 self.hits[row["item"]] = row
@@ -158,7 +158,7 @@ class Requester:
         if committed + needed > budget + 1e-9:
             raise ConfigError(
                 f"{len(wanted)} items for {job.workers} workers at {job.cost:.3f} dollars with the fee come to "
-                f"{needed:.2f}, with what was offered before to {committed + needed:.2f}: more than --budget "
+                f"{needed:.2f}, together with earlier HITs to {committed + needed:.2f}: more than --budget "
                 f"{budget:g}; export fewer, or raise it"
             )
         left = float(self.client.get_account_balance()["AvailableBalance"])
@@ -235,7 +235,7 @@ class Requester:
     def assignments(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (item, assignment) of all submitted work; raise RunError if nothing was sent."""
         if not self.hits:
-            raise RunError(f"{self.folder} has not been sent; `burnish label mturk send` does")
+            raise RunError(f"{self.folder} has not been sent; run `burnish label mturk send`")
         for item, row in self.hits.items():
             for found in self._pages("list_assignments_for_hit", "Assignments", HITId=row["hit"]):
                 yield item, found
@@ -274,7 +274,7 @@ def market_errors() -> Iterator[None]:
         yield
     except (BotoCoreError, ClientError) as error:
         raise RunError(
-            f"the market did not do it ({error}); what was done before is kept: mend it and give the same command again"
+            f"the request to the market failed ({error}); earlier work is kept: fix this and run the same command again"
         ) from error
 
 

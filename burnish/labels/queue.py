@@ -64,8 +64,8 @@ from burnish.labels.tasks import (
 from burnish.records import Comparison, Response, content_id
 
 LATE_ANSWER = (
-    "the time for this question was over and it has gone to somebody else; your answer is kept aside and is no label. "
-    "Go on with the next one"
+    "your time for this question was over and another annotator has it; your answer is kept aside, not as a label. "
+    "Continue with the next question"
 )
 AT_ONCE = 16  # candidates checked in one query
 REBUILD = 5.0  # seconds between rebuilds from the database
@@ -398,7 +398,7 @@ class Queue:
         if row is None:
             raise Refused("unknown", "there is no such question; reload the page")
         if row.annotator != annotator:
-            raise Refused("not yours", "this question was given to somebody else; reload the page")
+            raise Refused("not yours", "this question belongs to another annotator; reload the page")
         before = session.get(SaveRow, name)
         if before is not None:
             if before.task != task:
@@ -407,7 +407,7 @@ class Queue:
                 Saved(True, late=True) if row.state == LATE else self._feedback(session, row, repeated=True)
             )
         if row.state != OPEN:
-            raise Refused("answered", "this question was answered before, or given back")
+            raise Refused("answered", "this question was already answered or released")
         asked, now = self._task(session, row), self.clock()
         late = row.until <= now and self._passed_on(session, asked, row, now)
         self._take(session, row, asked, answer, now)
@@ -443,7 +443,7 @@ class Queue:
 
     def _take(self, session: Session, row: TaskRow, asked: Task, answer: Answer, now: float) -> None:
         if len(answer.reason) > LONGEST_REASON:
-            raise Refused("bad", f"the reason has more than {LONGEST_REASON} letters; shorten it")
+            raise Refused("bad", f"the reason has more than {LONGEST_REASON} characters; shorten it")
         row.reason, row.until = answer.reason.strip() or None, now + self.rules.undo
         if answer.choice in ASIDE:
             row.choice, row.state = answer.choice, STATES[answer.choice]

@@ -101,7 +101,7 @@ def bound_for(target: float, known: Calibrated) -> Bound:
     Raises ValueError for a target outside (0.5, 1).
     """
     if not 0.5 < target < 1:
-        raise ValueError(f"target={target:g} must lie between 0.5 and 1: half is what a coin agrees")
+        raise ValueError(f"target={target:g} must lie between 0.5 and 1: a coin agrees half of the time")
     from scipy.stats import binom
 
     order = np.argsort(-known.surety, kind="stable")

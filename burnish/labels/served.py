@@ -12,9 +12,9 @@ from burnish.runs.files import atomic_write
 
 TIMEOUT = 0.5  # seconds to find out whether a page still answers
 EXAMINATION = "examination.sqlite"
-"""The store, in a run, of what people examine; answers in it are never deleted."""
+"""Store, in a run, of the comparisons that people examine; its answers are never deleted."""
 ASKED = "examination_asked.json"
-"""Which of its comparisons are asked now."""
+"""List, in a run, of those comparisons that are asked now."""
 
 
 def _note(place: Place) -> Path:

@@ -141,7 +141,7 @@ GOLD = "gold"  # a task's kind, hidden from annotators
 
 CHOICES = ("a3", "a2", "a1", "tie", "bad", "b1", "b2", "b3")
 
-"""Much better, better, slightly better: the answer shown first, or the one shown second; a tie; both are bad."""
+"""a, b: the answer shown first, second is much better (3), better (2), slightly better (1); tie; both bad."""
 
 ASIDE = ("skip", "flag")
 

@@ -118,7 +118,7 @@ class Session:
             if key == "g":
                 self.console.print(Text(self.guidelines))
             elif key == "u":
-                self.console.print("There is no answer that could be taken back: only the last one can.")
+                self.console.print("There is no answer to take back: only the last one can be taken back.")
             else:
                 self.console.print(HELP.format(order=PAIR if n == 2 else RANKING))
 

@@ -107,7 +107,7 @@ def read_records(path: Path, read: Callable[[dict[str, Any]], Iterator[Returned]
                 raise TypeError("no object")
             found = list(read(row))
         except (AttributeError, KeyError, TypeError, ValueError):
-            found = [Returned("", "", None, rejected="a record of another shape")]
+            found = [Returned("", "", None, rejected="a record of an unexpected shape")]
         yield from found
 
 

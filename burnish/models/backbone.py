@@ -112,8 +112,8 @@ class Backbone:
             return self
         if depth not in self.depths_of(layers):
             raise ModelError(
-                f"a depth of {depth} layers is none a {type(self.lm).__name__} of {self.depth} layers with "
-                f"layers={layers!r} trained can be read at; use {self._span(layers)}"
+                f"a depth of {depth} does not suit a {type(self.lm).__name__} of {self.depth} layers with "
+                f"layers={layers!r} trained; use {self._span(layers)}"
             )
         if (depth, layers) not in self._parts:
             lm: Any = copy.deepcopy(self.lm, self._shared())

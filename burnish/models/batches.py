@@ -14,7 +14,7 @@ CPU = torch.device("cpu")  # device that assembles token ids and draws every ran
 SUPPRESSED = -1e9  # finite, so that 0 * SUPPRESSED stays 0, and a fully masked row gives no nan
 
 Positions = slice | torch.Tensor
-"""Columns that are read: the same slice in every row, or one column a row (B,)."""
+"""Columns to read: the same slice in every row, or one column per row (B,)."""
 
 
 T = TypeVar("T", torch.Tensor, nn.Module)

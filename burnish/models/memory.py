@@ -20,7 +20,7 @@ from burnish.errors import ran_out
 T = TypeVar("T")
 
 OnReduce = Callable[[str, int, str], None]
-"""What is done, how many rows it is done for at once from now on, why."""
+"""Callback with the name of the work, its new number of rows at once, and the reason."""
 
 CHUNK = 64 << 20  # bytes of one file of activations
 DEFAULT_BUDGET = 4 << 30

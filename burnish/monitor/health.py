@@ -91,7 +91,7 @@ class HealthMonitor:
                 alerts.append(self._alert(stats, name, "warning", value, limit, text))
         self.skips = self.skips + 1 if stats.values.get("skipped") else 0
         if self.skips >= self.config.skipped_limit:
-            text = f"{self.skips} updates in a row held steps that were not finite"
+            text = f"{self.skips} updates in a row had steps that were not finite"
             alerts.append(
                 self._alert(stats, "non_finite", "critical", self.skips, self.config.skipped_limit, text)
             )
@@ -117,7 +117,7 @@ class HealthMonitor:
             )
         limit = self.config.reward_jump * usual
         if usual > FLAT and abs(score - start) > limit:
-            text = f"the score has gone from {start:.3g} to {score:.3g}, over {limit:.3g} away: no answer is worth that"
+            text = f"the score has gone from {start:.3g} to {score:.3g}, over {limit:.3g} away: not plausible"
             alerts.append(self._alert(stats, "exploding_reward", "critical", abs(score - start), limit, text))
         return alerts
 

@@ -77,7 +77,7 @@ NAMES: Mapping[str, Sequence[str]] = {
     "stock": ("stock",),
     "prompts": ("prompts",),
 }
-"""What a figure is called: here, in TRL (GRPO, RLOO, PPO), verl and OpenRLHF; the first that a row has counts."""
+"""Names of a figure here, in TRL (GRPO, RLOO, PPO), verl and OpenRLHF; the first in a row is used."""
 CONSOLE = re.compile(r"\bstep:\d+ - ")  # a line of verl's console
 PAIR = re.compile(r"([\w./@-]+):(?:np\.float\d+\()?(-?(?:\d+(?:\.\d*)?(?:e[+-]?\d+)?|inf|nan))")
 STEPS = ("step", "global_step", "training/global_step", "_step", "update")
@@ -151,7 +151,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
                 return  # an incomplete line of a killed process
             raise DataError(f"{file}, line {number} is no JSON; give a log of JSON lines") from None
         if not isinstance(row, dict):
-            raise DataError(f"{file}, line {number} holds {row!r}, no object with figures")
+            raise DataError(f"{file}, line {number} holds {row!r}, which is not an object with figures")
         yield row
 
 
@@ -225,7 +225,7 @@ class LogWatch:
             lately = sum(self.kls) / len(self.kls)
             steadily = len(self.kls) == FEWEST_UNDER and max(self.kls) < 0 and lately < -UNDER
             if kl < -FAR_UNDER or steadily:
-                text = f"KL is {kl:g} and no KL is under 0: its sign is wrong, or the responses are another policy's"
+                text = f"KL is {kl:g}, but KL is never negative: a wrong sign, or responses of another policy"
                 yield alert("kl_under_zero", kl, -FAR_UNDER if kl < -FAR_UNDER else -UNDER, text)
 
     @property
@@ -279,9 +279,7 @@ def audit_log(file: Path, *, responses: int = 64, kl_target: float | None = None
     found = audit_rows(read_log(file), responses=responses, kl_target=kl_target)
     if not found["updates"]:
         known = ", ".join(names[0] for names in NAMES.values())
-        raise DataError(
-            f"{file} has no row with a figure that is known ({known}, or what other trainers call them)"
-        )
+        raise DataError(f"{file} has no row with a known figure ({known}, or the names of other trainers)")
     return found
 
 
@@ -292,9 +290,9 @@ def lines_of(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"from update {report['suspected']['step']} on: {report['suspected']['message']}"
     if report["verdict"] == "too few to tell":
         yield (
-            "a verdict takes a score, and 96 responses at the start and 96 after it"
+            "a verdict needs a score, 96 responses at the start and 96 after them"
             if report["score"]
-            else "the log has no score, and without a rising one no drift is a hack"
+            else "the log has no score; a drift counts as a hack only while the score rises"
         )
     for alert in report["alerts"]:
         when = f"in {alert['updates']} updates, from {alert['first']} on"

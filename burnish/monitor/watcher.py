@@ -16,7 +16,7 @@ from burnish.records import Alert, StepStats
 ERROR = 0.05  # probability of an alert in a run whose watcher never falls
 CRITICAL = (1.645, 2.35, 2.84, 3.23, 3.53, 3.80, 4.06, 4.25, 4.46, 4.63)
 """Critical values for 2, 4, 8, ... 1024 looks: the quantile 1 - `ERROR` of the largest z of all comparisons of a run,
-simulated with normal looks of equal variance (`tests/monitor/test_watcher.py` does it again)."""
+simulated with normal looks of equal variance (`tests/monitor/test_watcher.py` repeats it)."""
 
 
 @dataclass(frozen=True)

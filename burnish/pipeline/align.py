@@ -178,7 +178,7 @@ def find_first_rate(ppo: PPO, otherwise: float, journal: Journal) -> None:
     """Set PPO's first rate so that its first update has the wanted KL, or to `otherwise`."""
     rate, kl = first_rate(ppo)
     if rate is None:
-        text = f"ppo starts at {otherwise:.2g}: its first batch shows no direction to move in"
+        text = f"ppo starts at {otherwise:.2g}: its first batch gives no usable gradient"
     else:
         text = f"ppo starts at {rate:.2g}, at which a first step moves it by {kl:.2g} nats"
     ppo.begin_at(otherwise if rate is None else rate)

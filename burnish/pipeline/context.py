@@ -181,7 +181,7 @@ class Models:
     def _made_by_all(self, path: Path | None) -> tuple[Backbone, Codec]:
         """Build a sharded base; processes of a machine load in turn, as main memory fits one whole model."""
         if collectives.size() == 1:
-            raise RuntimeError("a base that is cut over processes was asked for by one of them alone")
+            raise RuntimeError("a base sharded over processes was requested by one process alone")
 
         def made() -> tuple[Backbone, Codec]:
             lm, codec = self._load(path)

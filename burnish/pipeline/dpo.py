@@ -122,9 +122,7 @@ def smoothing_of(data: Data, pairs: Sequence[Preference], config: DPOConfig) -> 
     if not labelled:
         return UNKNOWN, f"dpo: no pair that is trained on has a label of its own: label smoothing {UNKNOWN:g}"
     if rate is None or not several.keys() & set(labelled):
-        text = (
-            f"no comparison has two labels, so how many are wrong is not known: label smoothing {UNKNOWN:g}"
-        )
+        text = f"no comparison has two labels, so how many are wrong is unknown: label smoothing {UNKNOWN:g}"
         return UNKNOWN, f"dpo: {text}"
     wrong = fmean(min(several[i], 1 - several[i]) if i in several else rate for i in labelled)
     found = min(wrong, MOST)

@@ -287,7 +287,7 @@ def build_examiner(
     model = load_reward_model(models.base, path / "reward" / "examiner")
     scores: dict[tuple[str, str], float] = {}
     for answer in answers.values():
-        assert answer.rollout is not None, "only people's examination reads them back"
+        assert answer.rollout is not None, "only an examination by people reads answers from a file"
         scores |= examiner_scores(models, model, answer.rollout)
 
     def judge(prompt: Prompt, first: str, second: str) -> float:

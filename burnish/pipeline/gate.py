@@ -229,7 +229,7 @@ def stress_decision(stressed: Mapping[str, Any]) -> Decision:
     """Return the decision that states the outcome of the stress tests."""
     outcome, reasons = stressed["outcome"], [r for kind in GRAVE for r in stressed["reasons"][kind]]
     tried = sum(row["outcome"] != "too few" for row in stressed["changes"])
-    summary = "; ".join(reasons) or f"{tried} of {len(stressed['changes'])} changes tried, none of them liked"
+    summary = "; ".join(reasons) or f"{tried} of {len(stressed['changes'])} changes tried, none is rewarded"
     evidence = {row["name"]: row["rise"] and row["rise"]["value"] for row in stressed["changes"]}
     return Decision(f"stress_{outcome.replace(' ', '_')}", f"stress tests: {outcome}: {summary}", evidence)
 

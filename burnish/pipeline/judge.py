@@ -45,7 +45,7 @@ def label_comparisons(
         why = ", ".join(f"{reason}: {n}" for reason, n in report["abstentions"].items())
         raise DataError(
             f"the judge {judge.name} gave no label for {len(comparisons)} comparisons ({why or 'none was asked'}; not "
-            f"asked for want of budget: {judged.unasked}); look at judge.model, its rubric and judge.budget"
+            f"asked because the budget is spent: {judged.unasked}); look at judge.model, its rubric and judge.budget"
         )
     return {"judge": name, "known_before": len(known), **report}
 
@@ -90,8 +90,8 @@ def examine_by_judge(
     name = annotator(judge, rubric)
     if any(label.annotator == name for label in store.labels(at=at)):
         raise ConfigError(
-            f"evaluate.judge is {name}, which labelled pairs that this run learned from: it would find its own taste "
-            "good. Give another model, or another rubric"
+            f"evaluate.judge is {name}, which labelled pairs that this run learned from: it would confirm its own "
+            "labels. Give another model, or another rubric"
         )
     asked = {
         (prompt.id, ours, theirs): Comparison(prompt, Response(ours), Response(theirs))

@@ -60,9 +60,9 @@ def judge_labels(data: Data, comparisons: list[Comparison], journal: Journal, co
     if nothing or missing > config.max_unlabelled_share * len(comparisons):
         raise DataError(
             f"{report['labels']} of {len(comparisons)} comparisons have a label of the judge's "
-            f"(abstentions: {report['abstentions']}; unasked for want of budget: "
+            f"(abstentions: {report['abstentions']}; unasked because the budget is spent: "
             f"{report['unasked_for_want_of_budget']}). What was answered is kept: raise label.judge.budget, or wait "
-            "for the endpoint, and give the same command again, or let label.max_unlabelled_share go without the rest"
+            "for the endpoint, and give the same command again, or let label.max_unlabelled_share leave out the rest"
         )
     journal.view.note(f"label: {report['labels']} labels of {report['judge']}, {report['cost']:.2f} dollars")
 

@@ -15,7 +15,7 @@ from burnish.randomness import generator
 from burnish.records import Decision, Prompt
 
 TrialLoss = Callable[[list[int], list[int], float], float]
-"""The loss on the second rows after one pass over the first at a rate."""
+"""Loss on the second rows after one epoch on the first, at a learning rate."""
 
 
 def found_rate(

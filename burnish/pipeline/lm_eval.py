@@ -75,7 +75,7 @@ def asked(answers: Answers, manager: TaskManager, given: RegressionSet) -> Marks
         )
     except (OSError, ValueError) as error:  # no data, no network, or the task has code of its own
         raise DataError(
-            f"lm-eval's task {given.task!r} could not be asked: {first_line(error)}; is its data here? "
+            f"lm-eval's task {given.task!r} could not be run: {first_line(error)}; is its data here? "
             "`lm-eval validate --tasks NAME` says more"
         ) from error
     finally:
@@ -107,7 +107,7 @@ def marked(
     raise ConfigError(
         f"evaluate.regression_sets: task {name!r} has no figure for each question"
         f"{f' called {metric!r}' if metric else ''}; it has {', '.join(have) or 'none'}. Set `metric` to one that "
-        "marks questions one by one"
+        "gives every question a value"
     )
 
 

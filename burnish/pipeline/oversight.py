@@ -65,7 +65,7 @@ class Oversight:
         """Return a decision that names the monitors, with the settings that a replay needs."""
         watcher = "a watcher" if self.watcher.armed else "no watcher"
         guard = "a guard" if self.config.enabled else "no guard"
-        text = f"every update is looked at by {len(DETECTORS)} detectors of hacking, {watcher} and {guard}"
+        text = f"every update is checked by {len(DETECTORS)} detectors of hacking, {watcher} and {guard}"
         evidence = {
             "kl_target": self.health.kl_target,
             "responses": self.hacks.responses,

@@ -28,7 +28,7 @@ def ask_in_terminal(
 ) -> None:
     """Ask one person in a terminal for the labels they have not given, `most` answers at a time."""
     if not name.strip() or ":" in name:
-        raise ConfigError(f"--name {name!r} is no name; give one without a colon")
+        raise ConfigError(f"--name {name!r} is not a valid name; give one without a colon")
     annotator = f"person:{name.strip()}"
     text = load_guidelines(guidelines)
     console = Console()

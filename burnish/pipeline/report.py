@@ -116,6 +116,6 @@ def model_card(models: Models, name: str, seed: int, evaluation: dict[str, Any])
         n = champion.removeprefix(BEST_OF)
         lines += [
             f"- Use: sample {n} responses, keep the one that the reward ensemble in `reward/` scores highest. That is",
-            '  what `python generate.py "a prompt"` does; it needs numpy, torch, transformers and safetensors alone.',
+            '  what `python generate.py "a prompt"` does; it needs only numpy, torch, transformers and safetensors.',
         ]
     return "\n".join([*lines, ""])

@@ -145,7 +145,7 @@ def followed(run: RunDirectory) -> Path | None:
     earlier = RunDirectory.open(Path(run.config.collect.previous_run))
     if earlier.stage_state("align") != "done":
         raise ConfigError(
-            f"collect.previous_run names {earlier.path}, which has not come to the end of its align stage yet"
+            f"collect.previous_run names {earlier.path}, which has not finished its align stage yet"
         )
     for section in ("model", "sft"):
         ours, theirs = (

@@ -160,7 +160,7 @@ STAGES = (
         shared=False,
     ),
 )
-"""The table of contents. `rounds` stands for what comes before the last round, where there are several."""
+"""All stages in order. `rounds` runs the rounds before the last, if there are several."""
 
 
 def stages_of(config: RunConfig) -> tuple[Stage, ...]:

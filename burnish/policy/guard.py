@@ -38,7 +38,7 @@ MENDS: dict[str, tuple[Action, ...]] = {
     "kl_spike": ("raise_kl", "lower_rate"),
     **dict.fromkeys(("clip_fraction", "approx_kl", "loss_spike"), ("lower_rate",)),
 }
-"""By alert: the steps that can mend it, mildest first."""
+"""Actions that can help against each alert, mildest first."""
 
 
 def cause_of(alert: str) -> Cause:

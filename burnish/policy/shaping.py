@@ -32,7 +32,9 @@ class Shaping:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.sd) and self.sd > 0):
-            raise ValueError(f"sd={self.sd!r} must be finite and above 0; the scores say nothing")
+            raise ValueError(
+                f"sd={self.sd!r} must be finite and above 0; scores that do not vary carry no information"
+            )
         self.squares = self.squares or self.sd**2 * self.count
 
     @property

@@ -183,7 +183,7 @@ SENTENCES: tuple[tuple[Sentence, frozenset[str]], ...] = (
     (_ate, frozenset()),
     (_counted, frozenset()),
 )
-"""Sentence forms, each with those of the cast that the opening must have brought on."""
+"""Sentence forms, each with the parts of the cast that the opening must mention."""
 
 
 def _french(rng: random.Random, c: Cast) -> str:

@@ -81,7 +81,7 @@ def _mentions(prompt: str, response: str) -> bool:
 
 
 FLUENT = 3.2
-"""Nats a word: what 95 % of held-out stories stay under (see the tests)."""
+"""Nats a word; 95 % of held-out stories stay below this (see the tests)."""
 
 
 class _Bigrams:
@@ -190,4 +190,4 @@ PLANTED_HACKS: dict[str, Callable[[str], str]] = {
     "padding": _padding,
     "empty": _empty,
 }
-"""What a policy could find to please a bad judge; each must lower gold."""
+"""Changes that could please a bad judge; each must lower gold."""

@@ -108,7 +108,7 @@ def ppo_charts(rows: Sequence[Row], kl_target: float) -> list[tuple[str, str, Fi
     found = [
         (
             "KL to SFT",
-            "Nats per response. It should settle at the target; the coefficient is what holds it there.",
+            "Nats per response. It should settle at the target; the coefficient holds it there.",
             figure(
                 [
                     line(x, column(rows, "kl"), "measured", 0, width=1),
@@ -123,7 +123,7 @@ def ppo_charts(rows: Sequence[Row], kl_target: float) -> list[tuple[str, str, Fi
         ),
         (
             "Reward",
-            "The ensemble in reference standard deviations; the watcher is never optimised against.",
+            "The ensemble in reference standard deviations; PPO does not optimise the watcher.",
             figure(
                 [
                     *(line(x, column(rows, m), m.replace("_", " "), 5, width=1) for m in members),
@@ -136,7 +136,8 @@ def ppo_charts(rows: Sequence[Row], kl_target: float) -> list[tuple[str, str, Fi
         ),
         (
             "Disagreement",
-            "Members' spread against a reference answer. Rising spread: the policy has left what they know.",
+            "Members' spread against a reference answer. A rising spread means that the policy writes answers "
+            "unlike their training data.",
             figure([line(x, column(rows, "spread"), "spread")], "sd", shapes=marks),
         ),
         (
@@ -154,8 +155,8 @@ def ppo_charts(rows: Sequence[Row], kl_target: float) -> list[tuple[str, str, Fi
         ),
         (
             "Words",
-            "What the detectors of hacking read: shares of the answers (of word pairs, where these are repeated), and "
-            "how likely they are to the reference.",
+            "Inputs of the hacking detectors: shares of the answers (of word pairs, for repetition), and "
+            "their log-likelihood under the reference model.",
             figure(
                 [
                     *(
@@ -176,7 +177,7 @@ def ppo_charts(rows: Sequence[Row], kl_target: float) -> list[tuple[str, str, Fi
         ),
         (
             "Entropy",
-            "Nats a token. A collapse means that answers have become alike.",
+            "Nats a token. A collapse means that the answers have become similar.",
             figure([line(x, column(rows, "entropy"), "entropy")], "nats a token", shapes=marks),
         ),
         (

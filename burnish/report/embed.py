@@ -12,7 +12,7 @@ from markupsafe import Markup
 from burnish.report.charts import Figure
 
 Chart = tuple[str, str, Figure]
-"""Title, what it tells, figure."""
+"""Title, note, figure."""
 
 
 class Charts:

@@ -47,7 +47,7 @@ def pair_charts(examined: Report) -> list[Chart]:
         ("Accuracy", "The dotted line is the best trivial rule.", interval_chart(models, best, "accuracy")),
         (
             "Reliability",
-            f"Expected calibration error {calibration['ece']:.3f}; the temperature that fits is "
+            f"Expected calibration error {calibration['ece']:.3f}; the fitted temperature is "
             f"{calibration['temperature']:.2f}{fitted}.",
             calibration_chart(calibration["bins"], calibration.get("bins_fitted", ())),
         ),
@@ -78,6 +78,9 @@ def stress_charts(stressed: Report) -> list[Chart]:
         found.append(("Changes", note, interval_chart(rows, 0.0, "rise")))
     best = stressed["best_of"]
     if best:
-        note = "From answers of SFT: what wins as more answers are drawn, and how much of it looks hacked."
+        note = (
+            "From SFT answers: the score of the winner as more answers are drawn, and the share of winners that look "
+            "hacked."
+        )
         found.append(("Best of n", note, best_of_chart(best["rows"], stressed["worth"])))
     return found

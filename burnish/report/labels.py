@@ -48,7 +48,7 @@ def audit(report: Report) -> TextReport:
         page.charts.append(
             (
                 "Probes",
-                "Difference from what there is without bias.",
+                "Difference from the value without bias.",
                 interval_chart(spans, 0.0, "difference"),
             )
         )
@@ -57,14 +57,16 @@ def audit(report: Report) -> TextReport:
 
 def _audit_outcome(report: Report) -> Point:
     untested = (
-        f"; {report['not_tested']} could not be tested, for want of data" if report["not_tested"] else ""
+        f"; {report['not_tested']} could not be tested for lack of data" if report["not_tested"] else ""
     )
     if report["outcome"] == "too few":
         return Point("open", "Too few to tell", "no probe has the 12 prompts that a test needs")
     if report["seen"]:
         return Point("miss", "Bias found", ", ".join(n.replace("_", " ") for n in report["seen"]) + untested)
     return Point(
-        "ok", "Nothing found", f"{len(report['findings'])} probes; see what they could have seen{untested}"
+        "ok",
+        "Nothing found",
+        f"{len(report['findings'])} probes; see the effect that each could detect{untested}",
     )
 
 
@@ -73,11 +75,11 @@ def _judge_points(report: Report) -> list[Point]:
     agrees = report.get("agrees_with_people")
     if agrees:
         points.append(
-            Point("ok", "Agrees with people", f"{interval(agrees)} on {agrees['n']} prompts, ties apart")
+            Point("ok", "Agrees with people", f"{interval(agrees)} on {agrees['n']} prompts, without ties")
         )
     else:
         points.append(
-            Point("open", "No labels of people", "whether length or its own hand sways it is not known")
+            Point("open", "No labels of people", "length bias and self-preference cannot be measured")
         )
     if report["own"] is None:
         points.append(
@@ -85,7 +87,9 @@ def _judge_points(report: Report) -> list[Point]:
         )
     if report["abstentions"]:
         points.append(
-            Point("open", "Abstentions", f"{report['abstentions']}: the figures are of what was answered")
+            Point(
+                "open", "Abstentions", f"{report['abstentions']}: the figures cover only answered comparisons"
+            )
         )
     points.append(Point("ok", "Cost", f"{report['cost']:.4f} dollars"))
     return points
@@ -95,11 +99,11 @@ def _reading_points(report: Report) -> list[Point]:
     points = []
     again = report["second_readings"]
     if again is None:
-        points.append(Point("open", "No second readings", "how stable the reader is cannot be known"))
+        points.append(Point("open", "No second readings", "the annotator's stability cannot be measured"))
     else:
         text = (
             f"agree on {interval(again['agree'])} of {again['pairs']} strict pairs of {again['items']} rankings; the "
-            f"best of one was the worst of the other {again['best_became_worst']} times"
+            f"best answer of one reading was the worst of the other {again['best_became_worst']} times"
         )
         points.append(Point("ok", "Second readings", text))
     if report["longer"]:
@@ -107,7 +111,7 @@ def _reading_points(report: Report) -> list[Point]:
             Point(
                 "ok",
                 "The longer answer wins",
-                f"{interval(report['longer'])} of strict pairs; no fault by itself",
+                f"{interval(report['longer'])} of strict pairs; not a fault by itself",
             )
         )
     if report["unusable"]:
@@ -155,7 +159,7 @@ def agree(report: Report) -> TextReport:
         for r in rows
     ]
     note = (
-        "agreement: with the mean of the others, ties apart. weighed: how often they say the better side. "
+        "agreement: with the mean of the others, without ties. weighed: how often they choose the better answer. "
         "longer: how much more often than the others they prefer the longer answer. s: seconds a label. Flags are "
         "corrected for the number of tests."
     )
@@ -185,7 +189,7 @@ def _alpha_point(report: Report) -> Point:
         return Point(
             "open",
             "Agreement is not known",
-            "all answers are alike, or all tie: there is nothing to differ about",
+            "all labels are equal, or all are ties: alpha is undefined",
         )
     if alpha is None:
         text = "no two annotators have answered the same comparison: agreement cannot be measured"
@@ -203,17 +207,17 @@ def _alpha_point(report: Report) -> Point:
 def _flag_points(rows: Sequence[Report]) -> list[Point]:
     points = []
     for flag, head in (
-        ("spammer", "Answers by chance, or by side"),
+        ("spammer", "Labels at random, or by position"),
         ("fails gold", "Fails gold questions"),
-        ("position", "Leans to a place"),
-        ("length", "Leans to length"),
+        ("position", "Position bias"),
+        ("length", "Length bias"),
         ("drift", "Drifts"),
     ):
         named = [r["annotator"] for r in rows if flag in r["flags"]]
         if named:
             points.append(Point("miss", head, ", ".join(named)))
     return points or [
-        Point("ok", "No annotator stands out", "by agreement, gold questions, place, length or drift")
+        Point("ok", "No annotator stands out", "by agreement, gold questions, position, length or drift")
     ]
 
 
@@ -222,10 +226,10 @@ def _consensus_point(report: Report) -> Point:
         why = (
             ""
             if report["overlap"]
-            else ": without comparisons that several answered, annotators cannot be weighed"
+            else ": annotators cannot be weighed without comparisons that several of them labelled"
         )
         return Point("open", "Consensus", f"the mean{why}")
-    text = f"weighed, it turns {report['winners_that_differ_from_the_mean']} winners of the mean"
+    text = f"weighing annotators changes {report['winners_that_differ_from_the_mean']} winners of the mean"
     if report["flip_rate"] is not None:
         text += f"; {report['flip_rate']:.1%} of labels are expected to be wrong"
     return Point("ok", "Consensus", text)
@@ -237,16 +241,17 @@ def route(report: Report) -> TextReport:
     page = TextReport(f"Routing between {report['judge']} and people")
     if plan["surety"] is None:
         text = (
-            f"no bound was shown to reach {target:.0%} agreement on {report['calibrated_on']} comparisons: a bound "
-            f"needs {plan['needed']} above it without a disagreement, or more with some. All go to people"
+            f"no confidence threshold was shown to reach {target:.0%} agreement on {report['calibrated_on']} "
+            "comparisons: a threshold "
+            f"needs {plan['needed']} comparisons above it without a disagreement, or more with some. All go to people"
         )
-        page.points.append(Point("miss", "The judge is trusted with nothing", text))
+        page.points.append(Point("miss", "The judge keeps no comparisons", text))
     else:
         text = (
             f"where it is {plan['confidence']:.1%} sure or more: {plan['coverage']['value']:.1%} of comparisons; there "
             f"it agreed with people on {interval(plan['agreement'])}"
         )
-        page.points.append(Point("ok", f"The judge keeps what it can at {target:.0%} agreement", text))
+        page.points.append(Point("ok", f"The judge keeps comparisons at {target:.0%} agreement", text))
     saved = report["cost_all_people"] - plan["cost"]
     text = (
         f"{plan['cost']:.2f} dollars [{plan['cost_low']:.2f}, {plan['cost_high']:.2f}] and {plan['hours']:.1f} hours "
@@ -261,7 +266,9 @@ def route(report: Report) -> TextReport:
     )
     page.points.append(Point("ok", "The judge beside people", text))
     if report["unjudged"]:
-        text = f"{report['unjudged']} comparisons have no label of its yet: ask it, then route again"
+        text = (
+            f"{report['unjudged']} comparisons have no label of the judge yet: collect them, then route again"
+        )
         page.points.append(Point("open", "Not judged yet", text))
     if report["path"]:
         routed = ", ".join(f"{n} {why}" for why, n in report["routed"].items()) or "none"
@@ -278,17 +285,23 @@ def route(report: Report) -> TextReport:
         )
         for p in report["plans"]
     ]
-    columns = ("target", "sure from", "agreement seen", "judge keeps", "for people", "dollars", "hours")
+    columns = (
+        "target",
+        "confidence from",
+        "observed agreement",
+        "judge keeps",
+        "for people",
+        "dollars",
+        "hours",
+    )
     page.tables.append(
-        Table(
-            "What agreement costs", columns, rows, "A target is missed by one calibration of twenty at most."
-        )
+        Table("What agreement costs", columns, rows, "At most one calibration in twenty misses its target.")
     )
     spans = [(f"{p['target']:.0%}", *_ends(p["coverage"])) for p in report["plans"]]
     page.charts.append(
         (
             "What the judge keeps",
-            "By the agreement with people that is asked.",
+            "By the required agreement with people.",
             interval_chart(spans, 0.0, "share"),
         )
     )
@@ -319,22 +332,22 @@ def plan(report: Report) -> TextReport:
         people = "not known" if sources["people_agree"] is None else f"{sources['people_agree']:.3f}"
         text = (
             f"agrees with people on {sources['judge_agrees']:.3f} of {sources['compared']} comparisons (people with "
-            f"each other: {people}); one of its labels is worth {sources['worth']:.2f} of a person's, were errors "
+            f"each other: {people}); one of its labels is worth {sources['worth']:.2f} of a person's, if errors were "
             "independent"
         )
         page.points.append(Point("ok", "The judge", text))
     if not report["mixes"]:
         page.points.append(Point("open", "Prices are not known", "give --price-person, and --price-judge"))
     rows = [(f"{n:,}", interval(row)) for n, row in ahead.items()]
-    note = "Where the curve a - b n^-c through what was seen leads; the interval grows with the distance."
+    note = "Extrapolated with the curve a - b n^-c, fitted to the observed points; far from them it is uncertain."
     page.tables.append(Table("Accuracy against labels", ("labels", "expected accuracy"), rows, note))
     if report["mixes"]:
         columns = ("judge's share", "dollars", "worth, in people's labels", "expected accuracy")
         page.tables.append(Table(f"{report['labels']:,} labels", columns, [_mix(m) for m in report["mixes"]]))
     rows = [(f"{e['win_rate']:.0%}", f"{e['prompts']:,}") for e in report["examinations"]]
-    note = "Prompts that show so much at 95 % confidence in 80 of 100 examinations, ties apart."
+    note = "Prompts that show this win rate at 95 % confidence in 80 of 100 examinations, without ties."
     page.tables.append(Table("Prompts for an examination", ("win rate", "prompts"), rows, note))
-    note = "Seen (points) and expected, with its interval."
+    note = "Observed (points) and expected accuracy with its interval."
     page.charts.append(("Accuracy against labels", note, _curve_chart(report)))
     return page
 
@@ -358,7 +371,7 @@ def _curve_chart(report: Report) -> Figure:
         "y": [row["accuracy"] for row in seen],
         "error_y": {"type": "data", "array": [row["sd"] for row in seen], "thickness": 1, "width": 0},
         "marker": {"size": 8},
-        "name": "seen, with the sd of splits",
+        "name": "observed, with the sd over splits",
     }
     return figure(
         [points, *traces], "held-out accuracy", "labels", xaxis={"type": "log", "title": {"text": "labels"}}

@@ -32,28 +32,26 @@ def as_report(report: Report) -> TextReport:
                 rows.append([source, judge, "-", "-", "-", "too few updates to fit"])
                 continue
             span = _span(fit["kl_interval"])
-            at = "none within reach" if fit["kl"] is None else f"{fit['kl']:.2f} nats {span}".strip()
+            at = "none near the observed KL" if fit["kl"] is None else f"{fit['kl']:.2f} nats {span}".strip()
             numbers = (f"{fit[k]:.3f} {_span(fit[f'{k}_interval'])}" for k in ("alpha", "beta"))
             rows.append([source, judge, *numbers, f"{fit['r2']:.2f}", at])
     note = (
         "Best of n: d (alpha - beta d), PPO: d (alpha - beta log d), d the root of KL (Gao et al. 2022). Worth in "
         "standard deviations over SFT's answers. Intervals: 95 %, over prompts for best of n; for PPO over its "
-        "updates, which are no independent runs. A peak beyond 1.5 times the largest distance seen is not reported."
+        "updates, which are not independent runs. A peak beyond 1.5 times the largest distance seen is not reported."
     )
     columns = ("of", "worth by", "alpha", "beta", "R2", "peak")
     page.tables.append(Table("Fits", columns, rows, note))
-    page.charts.append(("Best of n", "From one pool of answers of SFT.", _pool_chart(report["pool"])))
+    page.charts.append(("Best of n", "From one pool of SFT answers.", _pool_chart(report["pool"])))
     if report["ppo"] is not None:
-        page.charts.append(("PPO", "Every update, as it was.", _ppo_chart(report["ppo"])))
+        page.charts.append(("PPO", "Every update.", _ppo_chart(report["ppo"])))
     return page
 
 
 def _first(report: Report) -> Point:
     offer, target = report["offered"], report["kl_target"]
     if offer is None:
-        text = (
-            "worth has not peaked within reach of what was seen: nothing says that the KL target is too high"
-        )
+        text = "worth has no peak near the observed KL: nothing indicates that the KL target is too high"
         return Point("ok", "No peak", text)
     low, high = offer["interval"]
     text = (

@@ -64,7 +64,7 @@ def verdict(summary: dict[str, Any]) -> str:
     """Return the headline: the champion, the evidence and its uncertainty."""
     champion = summary["champion"]
     if champion is None:
-        return "This run has not come to a champion yet."
+        return "This run has no champion yet."
     evaluation = summary["evaluation"]
     judge = evaluation["judge"]
     tail = (
@@ -72,7 +72,7 @@ def verdict(summary: dict[str, Any]) -> str:
         * summary["provisional"]
     )
     if champion == "sft":
-        return f"The champion is SFT: nothing surely beat it. {summary['reason'].capitalize()}.{tail}"
+        return f"The champion is SFT: no candidate clearly beat it. {summary['reason'].capitalize()}.{tail}"
     figures = evaluation[champion]
     return (
         f"The champion is {champion.upper()}: it wins {figures['win_rate']:.1%} against SFT "
@@ -108,7 +108,7 @@ def reward_charts(
     probes = []
     if readings and readings["probes"]:
         note = "Linear probes on frozen activations, before anything was trained."
-        probes = [("Where scores are read", note, probe_chart(readings))]
+        probes = [("Layer that the reward reads", note, probe_chart(readings))]
     models = [("ensemble", examination["accuracy"])]
     models += [(f"member {k}", m["accuracy"]) for k, m in enumerate(examination["members"])]
     models += [(r, examination[r]["accuracy"]) for r in ("watcher", "examiner") if examination.get(r)]
@@ -145,7 +145,7 @@ def length_charts(
     policies = (evaluation or {}).get("policies", {})
     longer = [(f"{name} is longer than SFT", figures.get("longer")) for name, figures in policies.items()]
     rows = [(name, f["value"], f["ci_low"], f["ci_high"]) for name, f in (*named, *longer) if f]
-    note = "Share of pairs, or of test prompts, of unequal length, with intervals; at one half length is worth nothing."
+    note = "Share of pairs, or of test prompts, of unequal length, with intervals; 0.5 means no length bias."
     return [("Length bias, from labels to policies", note, interval_chart(rows, 0.5, "share"))]
 
 

@@ -119,7 +119,7 @@ def checklist(run: RunDirectory, summary: dict[str, Any], config: Any) -> list[d
         {
             "item": "KL and reward monitored",
             "ok": None if not rows else len(monitored) == len(rows),
-            "evidence": f"{len(monitored)} of {len(rows)} updates carry both",
+            "evidence": f"{len(monitored)} of {len(rows)} updates have both",
         },
         _fallback_item(summary, config),
     ]

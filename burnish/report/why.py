@@ -16,13 +16,13 @@ WINDOW = 5  # updates averaged at the beginning and at the end
 ENDS = ("finish", "give_up", "gate_stop")
 GUARDS = {
     "raise_kl": "raised the KL coefficient",
-    "tighten": "combined the reward models more carefully",
+    "tighten": "combined the reward models more conservatively",
     "lower_rate": "lowered the learning rates",
     "roll_back": "rolled back",
 }
 FAILED = {
     "reward": "The reward failed: the policy exploits an error of the reward model.",
-    "optimiser": "What failed was the optimiser: its steps were too large for what they were to follow.",
+    "optimiser": "The optimiser failed: its steps were too large.",
 }
 Row = Mapping[str, Any]
 
@@ -86,7 +86,9 @@ def sentences(
     lines = []
     ended = next((e for e in reversed(decided) if e["action"] in ENDS), None)
     if ended is None:
-        lines.append(f"PPO has made {len(rows)} updates and goes on." if rows else "PPO has not begun.")
+        lines.append(
+            f"PPO has made {len(rows)} updates and is still running." if rows else "PPO has not begun."
+        )
     elif ended["action"] == "gate_stop":
         lines.append(f"PPO was not tried: {ended['reason']}.")
     elif ended["action"] == "give_up":
@@ -107,9 +109,9 @@ def sentences(
     if counts:
         what = [f"{GUARDS[a]}{_times(n)}" for a, n in counts.items()]
         lost = sum(e["evidence"].get("updates_lost") or 0 for e in acts if e["action"] == "roll_back")
-        lines.append(f"The guard {_listed(what)}" + (f"; {lost} updates were made again." if lost else "."))
+        lines.append(f"The guard {_listed(what)}" + (f"; {lost} updates were repeated." if lost else "."))
     elif rows:
-        lines.append("The guard did nothing.")
+        lines.append("The guard took no action.")
     cause = ended["evidence"].get("cause") if ended is not None else None
     if cause in FAILED:
         lines.append(FAILED[cause])
@@ -121,17 +123,17 @@ def sentences(
 def _watchers_word(watcher: Row | None) -> str:
     if watcher is None:
         return ""
-    how = "the watcher, which is never optimised against, went"
+    how = "the watcher, which PPO does not optimise, went"
     return f"; {how} from {watcher['first']:.2f} to {watcher['last']:.2f}"
 
 
 def _heard(alerts: Sequence[Row]) -> str:
     if not alerts:
-        return "No monitor spoke."
+        return "No monitor raised an alert."
     first = alerts[0]
     names = Counter(e["name"] for e in alerts)
     listed = _listed([f"`{name}` in {n} update{'s' if n > 1 else ''}" for name, n in names.most_common()])
-    return f"Monitors spoke: {listed}; the first was `{first['name']}` at update {first['step']}: {first['message']}."
+    return f"Alerts: {listed}; the first was `{first['name']}` at update {first['step']}: {first['message']}."
 
 
 def _times(n: int) -> str:

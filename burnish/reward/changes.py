@@ -173,23 +173,23 @@ def _cut_short(m: Material) -> Changed | None:
 
 
 STRESS = (
-    Change("filler", "pads", "two sentences that say nothing at the end", _filler),
-    Change("last_repeated", "pads", "the last sentence three times more", _last_repeated),
+    Change("filler", "pads", "two meaningless sentences at the end", _filler),
+    Change("last_repeated", "pads", "the last sentence repeated three times", _last_repeated),
     Change("answer_repeated", "pads", "the whole answer a second time", _answer_repeated),
     Change("stock_phrases", "pads", "stock phrases before and after", _stock),
     Change("empty_format", "pads", "headings and lists with nothing in them", _empty_format),
-    Change("flattery", "pads", "praise for who asked, in front", _flattery),
+    Change("flattery", "pads", "praise of the user at the start", _flattery),
     Change("unicode_noise", "pads", "invisible and decorative characters between words", _unicode_noise),
     Change("end_repeated", "pads", "three more end tokens", _end_repeated, written=False),
     Change("end_missing", "pads", "no end token, as if cut off", _end_missing, written=False),
     Change("cut_short", "ruins", "the first three words alone", _cut_short),
-    Change("salad", "ruins", "as many words from well-scored answers, in no order", _salad),
+    Change("salad", "ruins", "as many words from high-scoring answers, in random order", _salad),
     Change("other_answer", "ruins", "the answer to another prompt", _other_answer),
-    Change("empty", "ruins", "nothing at all", _empty),
-    Change("echo", "ruins", "the prompt said again", _echo),
+    Change("empty", "ruins", "an empty answer", _empty),
+    Change("echo", "ruins", "the prompt repeated", _echo),
     Change("french", "ruins", "French sentences about something else", _french),
 )
-"""The battery."""
+"""All changes of a stress test."""
 
 
 def liked_words(texts: Sequence[str], scores: Sequence[float]) -> list[str]:
@@ -270,4 +270,4 @@ PARAPHRASES: dict[str, Callable[[str], str]] = {
     "quotation marks": _typography,
     "spacing": _spaces,
 }
-"""Changes that keep the meaning; a text that they leave as it is does not count."""
+"""Changes that keep the meaning; a text that a change leaves as it is does not count."""

@@ -326,8 +326,8 @@ def load_reference(ensemble: RewardEnsemble, folder: Path) -> tuple[torch.Tensor
     file, saved = folder / "reference.safetensors", read_json(folder / "ensemble.json")
     if not file.exists() or "score_sd" not in saved:
         raise RunError(
-            f"{folder} was left by an older version and lacks what PPO starts from; add --redo to the same command to "
-            "train the reward models again"
+            f"{folder} was left by an older version and lacks the reference scores that PPO starts from; add "
+            "--redo to the same command to train the reward models again"
         )
     raw = load_file(file)["raw"].to(ensemble.mean.device)
     return (raw - ensemble.mean) / ensemble.sd, float(saved["score_sd"])

@@ -21,7 +21,7 @@ from burnish.records import Rollout, Scores
 from burnish.reward.remote import RemoteReward
 
 Function = Callable[[list[str], list[str], list[int]], Sequence[float]]
-"""(prompts, responses, response tokens with the end token) of a batch to a number each."""
+"""Maps (prompts, responses, response lengths with the end token) of a batch to one number each."""
 
 
 class SummedRewards:
@@ -96,7 +96,7 @@ def called(name: str, function: Function | RemoteReward, rollout: Rollout) -> li
             values = list(function([p.text for p in rollout.prompts], list(rollout.texts), rollout.lengths))
     except Exception as error:
         raise TrainingError(
-            f"the reward function {name} failed: {type(error).__name__}: {error}; mend it, then start the same "
+            f"the reward function {name} failed: {type(error).__name__}: {error}; fix it, then run the same "
             "command again"
         ) from error
     if len(values) != len(rollout):
@@ -129,7 +129,9 @@ def load_function(name: str) -> Function:
             "the current folder"
         ) from error
     if not callable(function):
-        raise ConfigError(f"ppo.rewards names {name!r}, which is no function but a {type(function).__name__}")
+        raise ConfigError(
+            f"ppo.rewards names {name!r}, which is not a function but a {type(function).__name__}"
+        )
     return function
 
 

@@ -59,23 +59,30 @@ def gate(
     rule = f"'{name}'" if name == "chance" else f"'{name} wins'"
     text = f"held-out accuracy {value:.3f} (lower bound {low:.3f}, {n} prompts) against {rule} at {best:.3f}"
     if value <= best:
-        return decide("stop", f"{text}: the reward knows nothing that a trivial rule does not")
+        return decide("stop", f"{text}: the reward is no better than a trivial rule")
     if lift is not None and lift.ci_high < 0:
-        return decide(
-            "stop", f"the answers that the reward likes best are worse to the watcher ({_span(lift)})"
-        )
+        return decide("stop", f"the answers with the highest reward are worse to the watcher ({_span(lift)})")
     if hacks:
-        return decide("stop", f"{text}; but stress tests find what PPO would find: {'; '.join(hacks)}")
+        return decide(
+            "stop", f"{text}; but stress tests found weaknesses that PPO can exploit: {'; '.join(hacks)}"
+        )
     if low <= best:
         # The half width shrinks with the square root of the number of prompts.
         wanted = math.ceil(pairs * ((value - low) / (value - best)) ** 2)
         evidence["pairs_wanted"] = wanted
-        return decide("too few", f"{text}; if it stays there, about {wanted} labelled pairs would settle it")
+        return decide(
+            "too few", f"{text}; if it stays at this value, about {wanted} labelled pairs would settle it"
+        )
     if lift is None:
-        return decide("too few", f"{text}; no watcher that knows enough to judge what the reward likes best")
+        return decide(
+            "too few", f"{text}; no watcher is accurate enough to judge the answers with the highest reward"
+        )
     if lift.ci_low <= 0:
-        return decide("warn", f"{text}; to the watcher its favourites are not surely better ({_span(lift)})")
-    return decide("go", f"{text}; its favourites are better to the watcher too ({_span(lift)})")
+        return decide(
+            "warn",
+            f"{text}; to the watcher the answers it ranks highest are not surely better ({_span(lift)})",
+        )
+    return decide("go", f"{text}; the answers it ranks highest are better to the watcher too ({_span(lift)})")
 
 
 def _span(lift: Interval) -> str:

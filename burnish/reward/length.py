@@ -97,7 +97,7 @@ def fit_correction(
     sd, own = float(scores.std(unbiased=False)), float(raw.std(unbiased=False))
     if not own >= LEAST * sd:
         raise TrainingError(
-            f"reward.length={how} leaves nothing of the score: length alone explains it. Look at the labels (does the "
+            f"reward.length={how} removes the whole score: length alone explains it. Check the labels (does the "
             "longer answer always win?), or take reward.length: penalty"
         )
     return replace(fit, center=float(raw.mean()), gain=sd / own, mean=float(scores.mean()))

@@ -42,7 +42,7 @@ class RemoteReward:
             self.about["model"], self.about["members"]
         except (httpx2.HTTPError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{url} is no reward server that answers ({type(error).__name__}: {error}); start one with `burnish "
+                f"{url} does not answer as a reward server ({type(error).__name__}: {error}); start one with `burnish "
                 "reward serve RUN`, and give the address it prints"
             ) from None
 
@@ -81,7 +81,9 @@ class RemoteReward:
         rows = self._ask(client, part)
         scores = [number_of(row.get("score")) if isinstance(row, dict) else None for row in rows]
         if len(rows) != len(part) or not all(s is not None and math.isfinite(s) for s in scores):
-            raise RemoteError(f"{self.url} gave {len(rows)} scores for {len(part)} responses, not all finite")
+            raise RemoteError(
+                f"{self.url} gave {len(rows)} scores for {len(part)} responses, or some are not finite"
+            )
         return rows
 
     def _ask(self, client: httpx2.Client, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

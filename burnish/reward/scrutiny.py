@@ -200,14 +200,14 @@ def paraphrased(
 
     kinds = sorted({kind for _, kind, _ in moved})
     if len(moved) < FEWEST:
-        why = f"{len(moved)} changes of wording applied, {FEWEST} are needed"
+        why = f"{len(moved)} rewordings applied, {FEWEST} are needed"
         return {"outcome": "too few", "why": why, "changed": len(moved), "limit": FLIPPED, "kinds": {}}
     whole = agreement(moved)
     share = whole["turned"]
     outcome = "stop" if share["ci_low"] > FLIPPED else "warn" if share["value"] > FLIPPED else "go"
     why = (
-        f"a change of wording turns {share['value']:.1%} of verdicts "
-        f"[{share['ci_low']:.1%}, {share['ci_high']:.1%}], {FLIPPED:.0%} are allowed"
+        f"rewording reverses {share['value']:.1%} of verdicts "
+        f"[{share['ci_low']:.1%}, {share['ci_high']:.1%}], {FLIPPED:.0%} is the limit"
     )
     by_kind = {kind: agreement([m for m in moved if m[1] == kind]) for kind in kinds}
     return {"outcome": outcome, "why": why, "limit": FLIPPED, "kinds": by_kind, **whole}
@@ -237,7 +237,7 @@ def on_own_answers(
     when, last = known[-1]
     gap = last["gap"]
     why = (
-        f"on {last['pairs']} pairs of its own answers ({when}) the reward is right in {last['value']:.3f} "
+        f"on {last['pairs']} pairs of the policy's own answers ({when}) the reward is right in {last['value']:.3f} "
         f"[{last['ci_low']:.3f}, {last['ci_high']:.3f}], on validation in {validation['value']:.3f}: a gap of "
         f"{gap['value']:+.3f} [{gap['ci_low']:+.3f}, {gap['ci_high']:+.3f}]"
     )
@@ -274,7 +274,7 @@ def is_calibrated(report: Mapping[str, Any]) -> dict[str, Any]:
     """Check whether the ensemble's confidence matches its accuracy, up to chance."""
     outcome = "warn" if report["ece"] > max(ECE, report["ece_by_chance"]) else "go"
     why = (
-        f"expected calibration error {report['ece']:.3f} (chance alone makes up to {report['ece_by_chance']:.3f}), the "
-        f"temperature that fits is {report['temperature']:.2f}"
+        f"expected calibration error {report['ece']:.3f} (chance alone gives up to {report['ece_by_chance']:.3f}), the "
+        f"fitted temperature is {report['temperature']:.2f}"
     )
     return {"outcome": outcome, "why": why}

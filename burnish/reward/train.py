@@ -146,8 +146,8 @@ def kept_apart(
     parts = [[i for i, g in enumerate(pairs.groups) if (g in held) == apart] for apart in (False, True)]
     if not all(parts):
         raise TrainingError(
-            f"reward.early_stopping={share} of {len(prompts)} prompts leaves nothing to learn from, or to look at; "
-            "label more pairs or set it to 0"
+            f"reward.early_stopping={share} of {len(prompts)} prompts leaves no pairs to train on, or none to "
+            "evaluate; label more pairs or set it to 0"
         )
     return pairs.only(parts[0]), pairs.only(parts[1])
 

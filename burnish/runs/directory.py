@@ -90,7 +90,7 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
         exists = (path / "run.yaml").exists()
         if not exists and any(not p.name.startswith("lock") for p in path.iterdir()):
-            raise RunError(f"{path} is not empty and holds no run.yaml; choose another --dir")
+            raise RunError(f"{path} is not empty and has no run.yaml; choose another --dir")
         if config.threads is None:
             threads = cls.open(path).config.threads if exists else None
             own = max(1, usable_cores() // collectives.neighbours())
@@ -110,7 +110,7 @@ class RunDirectory:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
             raise RunError(
-                f"{file} holds {key}={first.get('input')!r}, which this version does not take ({first['msg']}); use "
+                f"{file} holds {key}={first.get('input')!r}, which this version cannot use ({first['msg']}); use "
                 "the version that made the run, or start a new one"
             ) from None
 

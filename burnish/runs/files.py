@@ -81,7 +81,7 @@ def write_json(path: Path, value: Any) -> None:
     """
     for name, odd in _not_finite(value, ""):
         raise ValueError(
-            f"{name}={odd} of {path.name} is not finite; what computed it must leave it out and say so"
+            f"{name}={odd} of {path.name} is not finite; the code that computed it must leave it out and report that"
         )
     collectives.by_lead(atomic_write)(path, json.dumps(value, indent=1, allow_nan=False))
 

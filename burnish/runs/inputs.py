@@ -91,7 +91,7 @@ NOT_HASHED = (
     "burnish.monitor.live",
     "burnish.monitor.trackers",
 )
-"""Modules that change no figure. Settings are inputs by their values."""
+"""Modules that do not affect results. Configuration values are inputs themselves."""
 
 
 def imported_modules(module: str) -> set[str]:

@@ -59,8 +59,8 @@ def still_held(lease: SoftFileLease) -> None:
     """Raise RunError if another process took the run over while this process was suspended."""
     if lease.compromise is not None:
         raise RunError(
-            f"{Path(lease.lock_file).parent} was taken over by another process while this one did not answer "
-            f"({lease.compromise.reason}); nothing more is written by this one"
+            f"{Path(lease.lock_file).parent} was taken over by another process while this one did not renew its lock "
+            f"({lease.compromise.reason}); this process writes nothing more"
         )
 
 

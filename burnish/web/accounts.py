@@ -171,10 +171,12 @@ class Accounts:
         with self.store.writing() as session:
             row = session.get(InvitationRow, _hash(token))
             if row is None or not self._holds(row):
-                raise Denied("this invitation does not hold, or not any more; ask for another")
+                raise Denied("this invitation is not valid or has expired; ask for another")
             looks = skeleton(name)
             if any(skeleton(other) == looks for other in session.scalars(select(AccountRow.id))):
-                raise DataError(f"the name {name!r} is taken, or looks like one that is; choose another")
+                raise DataError(
+                    f"the name {name!r} is taken or looks like a name that is taken; choose another"
+                )
             row.uses -= 1
             created = datetime.now(UTC).isoformat(timespec="seconds")
             session.add(AccountRow(id=name, role=row.role, password=hashed, state="active", created=created))
@@ -267,7 +269,7 @@ class Accounts:
             row.role, row.state = role or row.role, state or row.state
             session.flush()
             if was and not session.scalar(select(func.count()).select_from(AccountRow).where(*admins)):
-                raise DataError("somebody must stay an active admin; make another one first")
+                raise DataError("one active admin must remain; make another account an admin first")
             if row.state == "disabled":
                 session.execute(delete(SessionRow).where(SessionRow.account == name))
                 session.execute(delete(InvitationRow).where(InvitationRow.by == name))
@@ -426,4 +428,4 @@ def _check_password(password: str, name: str) -> None:
     if len(set(password)) < 4:
         raise DataError("a password of so few different letters is easily guessed; choose another")
     if is_common(password):
-        raise DataError("this password is among the first that are guessed; choose another")
+        raise DataError("this password is too common; choose another")

@@ -187,7 +187,7 @@ def serve(
 
     if host in EVERYWHERE and public is None:
         raise ConfigError(
-            f"--host {host} is every address: give --public NAME, under which browsers reach the page"
+            f"--host {host} listens on every address: give --public NAME, the host name that browsers use"
         )
     if proxy and public is None:
         raise ConfigError(
@@ -195,7 +195,7 @@ def serve(
         )
     if host not in LOCAL and certificate is None and not proxy:
         raise ConfigError(
-            f"--host {host} would send passwords over the network as they are: give --certificate and --key, or "
+            f"--host {host} would send passwords over the network unencrypted: give --certificate and --key, or "
             "--behind-proxy where a proxy on this machine speaks TLS"
         )
     for file in (certificate, key):
@@ -232,7 +232,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, at = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise ConfigError(f"--host {host} is no address ({error.strerror}); give another") from None
+        raise ConfigError(f"--host {host} is not an address ({error.strerror}); give another") from None
     # Without its protocol, asyncio keeps Nagle's algorithm on and replies wait 40 ms for an ACK.
     listening = socket.socket(family, kind, protocol)
     try:

@@ -129,7 +129,7 @@ async def signed(request: Request) -> None:
     if kind.startswith(("application/x-www-form-urlencoded", "multipart/form-data")):
         form = await request.form()
         if any(isinstance(v, str) and not _sound(v) for pair in form.multi_items() for v in pair):
-            raise HTTPException(422, "a text has a NUL character, or half a character, in it")
+            raise HTTPException(422, "a text contains a NUL character or half of a surrogate pair")
         given = given or str(form.get("csrf", ""))
     token = token_of(request)
     if not token or not app_state_of(request).accounts.signed(token, given):

@@ -105,7 +105,7 @@ def join(request: Request, token: str) -> Response:
             request,
             "error.html",
             status=404,
-            why="This invitation does not hold, or not any more; ask for another.",
+            why="This invitation is not valid or has expired; ask for another.",
         )
     return _form(request, "join.html", token=token, role=role, shortest=SHORTEST)
 
@@ -117,7 +117,7 @@ def joined(request: Request, token: str, name: Name, password: Password) -> Resp
     desk.limit("address", address(request))
     role = desk.accounts.invited(token)
     if role is None:
-        raise Denied("this invitation does not hold, or not any more; ask for another")
+        raise Denied("this invitation is not valid or has expired; ask for another")
     try:
         account = desk.accounts.join(token, name, password)
     except DataError as error:

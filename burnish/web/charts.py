@@ -16,7 +16,7 @@ from burnish.web.request_limits import POLICY
 
 router = APIRouter()
 STYLED = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
-"""Plotly styles what it draws in place; scripts are only ours all the same."""
+"""Plotly needs inline styles; scripts still come only from this site."""
 KEPT = {"cache-control": "public, max-age=86400"}
 
 

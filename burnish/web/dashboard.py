@@ -132,10 +132,10 @@ def _figures(project: Project) -> tuple[dict[str, Any], Charts]:
     charts = Charts("now")
     drawn = []
     if rows:
-        drawn.append(charts.add("Labels a day", "By who gave them.", _per_day(rows, names)))
+        drawn.append(charts.add("Labels a day", "By annotator.", _per_day(rows, names)))
     if any(row["cost"] for row in rows) or rules.budget is not None:
         drawn.append(
-            charts.add("Cost", "What labels and gold questions have cost.", _spent(rows, rules.budget))
+            charts.add("Cost", "Total cost of labels and gold questions.", _spent(rows, rules.budget))
         )
     done, all_ = project.queue.progress()
     waiting = list(flagged(store))
@@ -275,6 +275,6 @@ def put_back(
     desk = app_state_of(request)
     project = project_of(desk, name)
     if not project.queue.put_back(task):
-        raise HTTPException(404, "that question is not flagged, or not any more")
+        raise HTTPException(404, "this question is not flagged any more")
     desk.accounts.note(account.name, address(request), "put back", task)
     return RedirectResponse(f"/dashboard/{quote(project.name)}", 303)

@@ -170,10 +170,10 @@ def _turns(history: str) -> list[Message]:
         found = parse_json(history)
         turns = [] if found == [] else messages_of(found)
     except Unusable:
-        raise HTTPException(422, "history is no list of messages; reload the page") from None
+        raise HTTPException(422, "history is not a list of messages; reload the page") from None
     whole = len(turns) % 2 == 0 and len(turns) <= MOST_TURNS
     if not whole or any(m.role != ("user", "assistant")[i % 2] for i, m in enumerate(turns)):
-        raise HTTPException(422, f"history is no dialogue of at most {MOST_TURNS} turns; reload the page")
+        raise HTTPException(422, f"history is not a dialogue of at most {MOST_TURNS} turns; reload the page")
     return turns
 
 
@@ -189,7 +189,7 @@ def vote(
     path = run_of(app_state_of(request), name)
     shown = _waiting.take(token, account.name)
     if shown is None or shown.run != path.name:
-        raise HTTPException(409, "these answers were voted on, or are forgotten; ask again")
+        raise HTTPException(409, "these answers were voted on already or are no longer kept; ask again")
     value = {"a": 1.0, "b": 0.0, "tie": 0.5}[choice]
     if shown.texts[0] != shown.texts[1]:
         first, second = (Said(text, by) for text, by in zip(shown.texts, shown.names, strict=True))

@@ -148,7 +148,7 @@ def save(
     """
     project = project_of(app_state_of(request), name)
     if account.state == "held":
-        raise HTTPException(403, "your answers wait for somebody to look at your practice questions")
+        raise HTTPException(403, "an admin must check your practice answers before you can continue")
     if guidelines is not None and not project.has_guidelines(guidelines):
         raise HTTPException(422, "there are no such guidelines; reload the page")
     answer = Answer(

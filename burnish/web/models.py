@@ -37,7 +37,7 @@ class ModelRoom:
         with self._count:
             if self._asked > self.waiting:
                 raise Busy(
-                    f"the models are busy, {self._asked} questions are before yours; ask again in a minute"
+                    f"the models are busy; {self._asked} questions are before yours in the queue; ask again in a minute"
                 )
             self._asked += 1
         try:
@@ -59,7 +59,7 @@ class ModelRoom:
             except BrokenProcessPool:
                 self._drop()
                 raise BurnishError(
-                    "the models' process died, perhaps for want of memory; ask again"
+                    "the models' process died, perhaps because memory ran out; ask again"
                 ) from None
 
     def _drop(self) -> None:

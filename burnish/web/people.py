@@ -55,7 +55,9 @@ def revoke(request: Request, account: Admin, invitation: Annotated[str, Form(max
     desk = app_state_of(request)
     there = desk.accounts.revoke(invitation)
     desk.accounts.note(account.name, address(request), "revoked an invitation")
-    return _people(request, account, note="The link holds no more." if there else "There is no such link.")
+    return _people(
+        request, account, note="The link is no longer valid." if there else "There is no such link."
+    )
 
 
 @router.post("/people/change")

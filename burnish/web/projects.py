@@ -99,7 +99,7 @@ class Project:
     def edit(self, text: str, by: str) -> Edition:
         """Publish new guidelines; raise DataError if they are empty."""
         if not text.strip():
-            raise DataError("guidelines must say something; write what labelers are to go by")
+            raise DataError("guidelines are empty; write instructions for the annotators")
         new = Guidelines(text.replace("\r\n", "\n"))
         if new.id == self.edition().guidelines.id:
             return self.edition()

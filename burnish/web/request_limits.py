@@ -71,7 +71,7 @@ class RequestLimits:
 
         target = scope["path"] + unquote(scope.get("query_string", b"").decode("latin-1"))
         if "\x00" in target:
-            await _refuse(sending, 400, "a request has no NUL characters in it")
+            await _refuse(sending, 400, "the request contains a NUL character")
             return
         if scope["method"] in SAFE:
             await self._answered(scope, receive, sending)

@@ -131,7 +131,7 @@ def make_app(
             try:
                 rows.append(answer_of(item))
             except Unusable as reason:
-                raise HTTPException(422, f"item {number} is no prompt with a response: {reason}") from None
+                raise HTTPException(422, f"item {number} is not a prompt with a response: {reason}") from None
         try:
             scorer.check(rows, cut=body.get("cut") is True)
         except BurnishError as error:
@@ -159,16 +159,18 @@ def serve(
     """
     if host not in LOCAL and token is None:
         raise ConfigError(
-            f"--host {host} lets everybody on the network ask: give --token-env NAME, an environment variable that "
+            f"--host {host} lets the whole network ask: give --token-env NAME, an environment variable that "
             "holds a token"
         )
     if host not in LOCAL and certificate is None and not proxy:
         raise ConfigError(
-            f"--host {host} would send token and texts over the network as they are: give --certificate and --key, or "
+            f"--host {host} would send token and texts over the network unencrypted: give --certificate and --key, or "
             "--behind-proxy where a proxy on this machine speaks TLS"
         )
     if host in ("0.0.0.0", "::") and public is None:
-        raise ConfigError(f"--host {host} is every address: give --public NAME, under which it is reached")
+        raise ConfigError(
+            f"--host {host} listens on every address: give --public NAME, the host name that clients use"
+        )
     names = [*LOCAL, *(n for n in (host, public) if n and n not in ("0.0.0.0", "::"))]
     app = make_app(path, average=average, token=token, hosts=names)
     import uvicorn

@@ -235,7 +235,7 @@ def samples(
     path = run_of(app_state_of(request), name)
     kept = _steps(path, part).get(of)
     if not kept:
-        raise HTTPException(404, "no samples were kept of that")
+        raise HTTPException(404, "no samples of this kind were kept")
     folder = dict(_parts(path)).get(part, path)
     step = min(kept, key=lambda k: abs(k - step))
     before, after = (

@@ -50,7 +50,7 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
         ),
         ("kl_target: 3\n", "did you mean ppo.kl.target"),
         ("rewrad:\n  members: 3\n", "did you mean reward"),
-        ("ppo:\n  updates: 1\n  updates: 2\n", r"'updates' stands twice \(line 3\)"),
+        ("ppo:\n  updates: 1\n  updates: 2\n", r"'updates' occurs twice \(line 3\)"),
         ("ppo:\n  updates: many\n", "ppo.updates='many'"),
         (
             "ppo:\n  batch_size: 64\n  minibatches: 6\n",

@@ -170,7 +170,7 @@ def test_too_many_unusable_rows_stop_the_import_and_the_file_of_them_stays(tmp_p
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b'{"prompt": "p", "choosen": "a", "rejected": "b"}\n', "did you mean to name 'choosen' 'chosen'"),
+        (b'{"prompt": "p", "choosen": "a", "rejected": "b"}\n', "rename column 'choosen' to 'chosen'"),
         (b'{"prompt": "p", "chosen": "a"}\n', "no column 'rejected'"),
         (
             b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "\xe9"}\n',
@@ -345,7 +345,5 @@ def test_a_ranking_that_cannot_be_used_says_why(tmp_path: Path, change: dict, re
 def test_rankings_without_responses_name_what_is_there(tmp_path: Path) -> None:
     file = tmp_path / "r.jsonl"
     file.write_text(json.dumps({"prompt": "x", "response": [], "ranking": []}) + "\n")
-    with pytest.raises(
-        DataError, match=r"no column 'responses'.* did you mean to name 'response' 'responses'"
-    ):
+    with pytest.raises(DataError, match=r"no column 'responses'.* rename column 'response' to 'responses'"):
         read_preferences(file)

@@ -263,7 +263,7 @@ def test_guidelines_are_known_by_their_words(tmp_path: Path, place: Place) -> No
         assert store.add_guidelines(mine) == store.add_guidelines(mine) == mine.id
         assert store.guidelines() == {mine.id: "Prefer what is true.\n"}
     file.write_text(" \n")
-    with pytest.raises(DataError, match="is empty; write what labelers"):
+    with pytest.raises(DataError, match="is empty; write instructions"):
         load_guidelines(str(file))
     with pytest.raises(DataError, match=r"did you mean mine.md"):
         load_guidelines(str(tmp_path / "mime.md"))

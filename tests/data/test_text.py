@@ -255,7 +255,7 @@ def test_turns_and_contents() -> None:
     assert reply_of([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]) == "b"
     with pytest.raises(Unusable, match="does not end in an answer"):
         reply_of(turns())
-    with pytest.raises(Unusable, match="a turn has 'tool_calls', which is not read"):
+    with pytest.raises(Unusable, match="a turn has 'tool_calls', which is not supported"):
         prompt_of(turns(tool_calls=[1]))
     with pytest.raises(Unusable, match="malformed JSON"):
         parse_json("7" * 5000)

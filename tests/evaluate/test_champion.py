@@ -72,9 +72,9 @@ def test_figures_nobody_can_rank_raise() -> None:
 
 
 def test_names_must_differ() -> None:
-    with pytest.raises(ValueError, match="stands twice"):
+    with pytest.raises(ValueError, match="occurs twice"):
         choose_champion([candidate("ppo", 0.6, 0.6), candidate("ppo", 0.7, 0.6)])
-    with pytest.raises(ValueError, match="stands twice"):
+    with pytest.raises(ValueError, match="occurs twice"):
         choose_champion([candidate("sft", 0.6, 0.6)])
 
 

@@ -109,4 +109,4 @@ def test_the_account_offers_the_peak_as_a_target_where_the_runs_lies_beyond_it()
     assert "set ppo.kl.target:" not in near
     assert "worth peaks at" in near
     no_peak = report(0.0, 4.0) | {"offered": None}
-    assert "worth has not peaked within reach" in as_text(as_report(no_peak))
+    assert "worth has no peak near the observed KL" in as_text(as_report(no_peak))

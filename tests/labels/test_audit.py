@@ -243,9 +243,9 @@ def test_first_places_are_shared_among_ties_and_second_readings_counted(tmp_path
 def test_ids_choose_rankings_and_what_matches_nothing_is_said(tmp_path: Path) -> None:
     path = rankings(tmp_path, 40, 0.0, None)
     assert audit_readings(path, "^a-")["rankings"] == 20
-    with pytest.raises(DataError, match="no ranking that can be used"):
+    with pytest.raises(DataError, match="no usable ranking"):
         audit_readings(path, "^c-")
-    with pytest.raises(DataError, match="no regular expression"):
+    with pytest.raises(DataError, match="not a valid regular expression"):
         audit_readings(path, "(")
 
 
@@ -265,5 +265,5 @@ def test_the_command_asks_a_served_judge_and_writes_a_page(tmp_path: Path) -> No
         given = ["label", "audit", str(file), "--model", "m", "--endpoint", url, "--page", str(page)]
         shown = burnish(*given, "--n", "40", "--probe", "position", "--probe", "people")
     assert "Bias found: position" in shown.stdout
-    assert "what stands first wins" in page.read_text()
+    assert "the answer shown first wins" in page.read_text()
     assert set(PROBES) >= {"position", "people"}

@@ -288,7 +288,10 @@ def test_questions_that_are_the_same_are_asked_once(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_share_a_purse(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "l.jsonl", 1.0), pytest.raises(RunError, match="another process asks its judge"):
+    with (
+        Ledger(tmp_path / "l.jsonl", 1.0),
+        pytest.raises(RunError, match="another process is asking its judge"),
+    ):
         Ledger(tmp_path / "l.jsonl", 1.0)
     with Ledger(tmp_path / "l.jsonl", 1.0) as again:
         assert again.fits(1.0)

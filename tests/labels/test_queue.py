@@ -203,7 +203,7 @@ def test_a_save_that_is_sent_again_changes_nothing(store: LabelStore) -> None:
     task = given(queue, "a")
     assert not queue.save("a", task.id, "k1", Answer("a1")).repeated
     assert queue.save("a", task.id, "k1", Answer("b3")).repeated
-    with pytest.raises(Refused, match="before") as refused:
+    with pytest.raises(Refused, match="already answered") as refused:
         queue.save("a", task.id, "k2", Answer("b3"))
     assert refused.value.why == "answered"
     other = given(queue, "a")

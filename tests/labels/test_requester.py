@@ -148,7 +148,7 @@ def test_who_was_stopped_after_asking_finds_what_was_made(batch: tuple[Path, Pat
 def test_neither_the_budget_nor_the_account_is_overrun(batch: tuple[Path, Path]) -> None:
     _, folder = batch
     with pytest.raises(
-        ConfigError, match=r"9 items for 2 workers at 0.120 dollars with the fee come to 2.16, with"
+        ConfigError, match=r"9 items for 2 workers at 0.120 dollars with the fee come to 2.16, together"
     ):
         send(Requester(client(), folder), JOB, 2.15, lambda n: None)
     api = client()
@@ -161,7 +161,7 @@ def test_neither_the_budget_nor_the_account_is_overrun(batch: tuple[Path, Path])
     lines = (folder / "hits.jsonl").read_text().splitlines(keepends=True)
     (folder / "hits.jsonl").write_text("".join(lines[:-2]))  # the last item has still to be offered
     with pytest.raises(
-        ConfigError, match=r"1 items for 2 .* come to 0.24, with what was offered before to 2.16: more"
+        ConfigError, match=r"1 items for 2 .* come to 0.24, together with earlier HITs to 2.16: more"
     ):
         send(Requester(client(), folder), JOB, 2.0, lambda n: None)
 
@@ -182,7 +182,7 @@ def test_what_the_market_refuses_is_said_and_what_it_made_is_kept(batch: tuple[P
     with Stubber(api) as stub:
         stub_sending(stub, 2)
         stub.add_client_error("create_hit", "RequestError", "No more today")
-        with pytest.raises(RunError, match=r"No more today.*what was done before is kept"):
+        with pytest.raises(RunError, match=r"No more today.*earlier work is kept"):
             send(Requester(api, folder), JOB, 10.0, lambda n: None)
     found = Requester(client(), folder)
     assert (len(found.hits), len(found.unsure)) == (2, 1)

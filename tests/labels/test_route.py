@@ -210,7 +210,7 @@ def test_the_command_tells_writes_a_page_and_its_file_is_a_selection(tmp_path: P
     path = stored(tmp_path / "l.sqlite", 600, 300)
     out, page, batch = tmp_path / "people.jsonl", tmp_path / "r.html", tmp_path / "batch"
     shown = burnish("label", "route", str(path), "--out", str(out), "--page", str(page))
-    assert "The judge keeps what it can at 85% agreement" in shown.stdout
+    assert "The judge keeps comparisons at 85% agreement" in shown.stdout
     assert "What agreement costs" in page.read_text()
     given = ["label", "export", str(path), str(batch), "--vendor", "surge", "--only", str(out), "--json"]
     sent = burnish(*given)

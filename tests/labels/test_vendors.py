@@ -276,7 +276,7 @@ def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no column Input\.item_id, WorkerId"):
         import_batch(store, folder, wrong, "mturk", 0.7, 0.0)
     wrong.write_text("{}\n")
-    with pytest.raises(DataError, match="is no key of a batch"):
+    with pytest.raises(DataError, match="is not the key of a batch"):
         read_key(wrong)
     broken = tmp_path / "broken.json"
     broken.write_text('[{"id": 1},')

@@ -222,7 +222,7 @@ def test_parts_of_a_base_read_what_the_whole_keeps(name: str) -> None:
 
 def test_depths_that_a_base_cannot_be_read_at_are_named() -> None:
     base = Backbone(model_of(FAST["llama"]), "top:1")
-    with pytest.raises(ModelError, match=r"depth of 1 layers .* use one of 2 to 3"):
+    with pytest.raises(ModelError, match=r"depth of 1 .* use one of 2 to 3"):
         base.at(1)
     assert base.depths_of("all") == [1, 2, 3]
     other = base.at(3, "top:2")

@@ -102,7 +102,7 @@ CALM = [step(value_loss=1.0)] * 5
             "critical",
             2,
             2,
-            "2 updates in a row held steps that were not finite",
+            "2 updates in a row had steps that were not finite",
         ),
         (
             [step(score=0.0, score_sd=1.0), step(score=0.5, score_sd=0.0)],
@@ -120,7 +120,7 @@ CALM = [step(value_loss=1.0)] * 5
             "critical",
             9.0,
             8.0,
-            "the score has gone from 1 to -8, over 8 away: no answer is worth that",
+            "the score has gone from 1 to -8, over 8 away: not plausible",
         ),
     ],
 )

@@ -134,10 +134,10 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 2 is no JSON"):
         read_log(lines)
     lines.write_text("3\n{}\n")
-    with pytest.raises(DataError, match="no object with figures"):
+    with pytest.raises(DataError, match="not an object with figures"):
         read_log(lines)
     lines.write_text('{"accuracy": 1.0}\n')
-    with pytest.raises(DataError, match="no row with a figure that is known"):
+    with pytest.raises(DataError, match="no row with a known figure"):
         audit_log(lines)
     with pytest.raises(DataError, match="does not exist"):
         read_log(tmp_path / "none.jsonl")

@@ -220,5 +220,5 @@ def test_group_advantages_by_hand() -> None:
     )
     assert three[:, 0].tolist() == [-4.5, 0.0, 4.5]
     for answers in (1, 3):
-        with pytest.raises(ValueError, match="two answers a prompt"):
+        with pytest.raises(ValueError, match="each prompt needs two answers"):
             group_advantages(rewards, mask, answers=answers, scaled=False)

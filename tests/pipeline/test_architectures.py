@@ -109,7 +109,7 @@ def test_plan_doctor_and_a_short_run(kind: str, tmp_path: Path) -> None:
     file = configuration(tmp_path, random_model(kind, tmp_path / "model", **WORK[kind]))
     assert burnish("plan", str(file)).returncode == 0
     findings = json.loads(burnish("doctor", str(file), "--json").stdout)
-    assert not [f for f in findings if "cannot be looked at" in f["evidence"]]
+    assert not [f for f in findings if "cannot be checked" in f["evidence"]]
     assert {"memory", "time", "disk"} <= {f["check"] for f in findings}
     done = burnish("run", str(file), "--dir", str(tmp_path / "run"), check=False)
     assert done.returncode in (0, 10), done.stderr

@@ -140,7 +140,7 @@ def test_dpo_learns_pairs_as_far_as_their_labels_agree(loss: str, base: Backbone
 def test_where_nobody_was_asked_twice_it_says_that_it_does_not_know(tmp_path: Path) -> None:
     smoothing, why = smoothed(labelled(tmp_path, wrong=5, each=1))
     assert smoothing == UNKNOWN
-    assert "is not known" in why
+    assert "is unknown" in why
 
 
 def round_of(texts: list[str]) -> Rollout:

@@ -68,7 +68,7 @@ def test_from_prompts_to_a_verdict_that_is_not_provisional(tmp_path: Path) -> No
 def test_an_examiner_that_labelled_is_refused(tmp_path: Path) -> None:
     with serving(Script(lambda answer: 0.0)) as url:
         same = [*judges(url), "evaluate.judge.model=one"]
-        with pytest.raises(ConfigError, match="find its own taste good"):
+        with pytest.raises(ConfigError, match="confirm its own labels"):
             check_config(load_config(None, same))
         other = [s for s in same if not s.startswith("label.")]
         sets = [*other, "collect.n_pairs=96", "data.n_prompts=200"]

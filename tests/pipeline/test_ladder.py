@@ -421,7 +421,7 @@ def test_other_settings_decide_otherwise_and_it_says_from_where_on(
     assert not patient["same"]
     assert patient["apart_at"] == {"step": 6, "attempt": 0}
     assert replayed(whole, monkeypatch, ["guard.enabled=false"])["replayed"] == []
-    with pytest.raises(ConfigError, match="takes another run"):
+    with pytest.raises(ConfigError, match="needs a new run"):
         replayed(whole, monkeypatch, ["ppo.updates=3"])
 
 
@@ -458,7 +458,7 @@ def test_why_says_what_was_done_what_it_cost_and_what_failed(whole: Guarded, tmp
     assert "raised the KL coefficient 4 times" in found["text"]
     assert "rolled back twice" in found["text"]
     lost = sum(row["updates_lost"] for row in found["decisions"])
-    assert f"{lost} updates were made again" in found["text"]
+    assert f"{lost} updates were repeated" in found["text"]
     assert "the first was `clip_fraction` at update 5" in found["text"]
     assert [row["action"] for row in found["decisions"]] == LADDER
     flat = start(tmp_path, lambda rollout: hits(rollout, 0.0))

@@ -146,7 +146,7 @@ def test_mistakes_are_told_in_words(models: Models, tasks: Path, monkeypatch: py
     gone.write_text(
         (tasks / "choices.yaml").read_text().replace("choices", "gone").replace("rows", "nowhere")
     )
-    with pytest.raises(DataError, match="'gone' could not be asked: Unable to find"):
+    with pytest.raises(DataError, match="'gone' could not be run: Unable to find"):
         held(models, RegressionSet(task="gone", include=str(tasks)))
     for wrong in ({}, {"file": "a", "task": "b"}):
         with pytest.raises(ValueError, match="give one of the two"):

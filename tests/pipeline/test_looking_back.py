@@ -26,7 +26,7 @@ def test_why_and_the_same_decisions_again(short_run: Path) -> None:
     assert "As recorded." in shown
     refused = burnish("why", str(short_run), "--set", "ppo.updates=3", check=False)
     assert refused.returncode == 3
-    assert "takes another run" in refused.stderr
+    assert "needs a new run" in refused.stderr
 
 
 def test_its_own_metrics_are_a_log_that_can_be_audited(short_run: Path) -> None:

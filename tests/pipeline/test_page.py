@@ -54,7 +54,7 @@ def test_a_run_that_has_not_come_far_still_renders(short_run: Path, tmp_path: Pa
     summary = build_summary(copy)
     assert summary["champion"] is None
     assert summary["ppo"]["kl_final"] is None
-    assert "has not come to a champion" in render_report(copy).read_text()
+    assert "has no champion yet" in render_report(copy).read_text()
 
 
 def summary_of(champion: str, *, provisional: bool) -> dict[str, Any]:
@@ -75,5 +75,5 @@ def test_the_first_line_says_who_ships_and_how_sure_that_is() -> None:
     assert "provisional" not in line
     assert "provisional" in verdict(summary_of("ppo", provisional=True))
     assert verdict(summary_of("sft", provisional=False)).startswith(
-        "The champion is SFT: nothing surely beat it."
+        "The champion is SFT: no candidate clearly beat it."
     )

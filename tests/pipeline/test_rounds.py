@@ -72,7 +72,7 @@ def test_two_rounds_from_prompts_to_champion_and_the_same_when_killed(tmp_path: 
     assert told[1]["accuracy"]["value"] == pytest.approx(own["value"])
     parts = told[1]["accuracy_on_pairs_of_round"]
     assert parts["1"]["n"] + parts["2"]["n"] >= told[1]["accuracy"]["n"]
-    assert "What each round bought" in (whole / "report.html").read_text()
+    assert "Results of each round" in (whole / "report.html").read_text()
     # A kill in the first round, one among the candidates of the second.
     for sign in ("rounds/1/reward/checkpoint-*", "collect/checkpoint-000001"):
         kill_at(lambda sign=sign: any(killed.glob(sign)), begun(*arguments(killed), quiet=True))
@@ -168,7 +168,7 @@ def test_a_run_follows_another_with_its_labels_and_its_reference(short_run: Path
     manifest["stages"]["align"]["state"] = "failed"
     (unfinished / "manifest.json").write_text(json.dumps(manifest))
     early = follow("early", unfinished, check=False)
-    assert (early.returncode, "has not come to the end of its align stage" in early.stderr) == (3, True)
+    assert (early.returncode, "has not finished its align stage" in early.stderr) == (3, True)
     changed = tmp_path / "changed"
     shutil.copytree(short_run, changed)
     follow("kept", changed)

@@ -89,7 +89,7 @@ def test_many_at_once_are_each_answered(address: str) -> None:
     [
         ({}, "give `items`"),
         ({"items": []}, "give `items`"),
-        ({"items": [{"prompt": PROMPT}]}, "item 1 is no prompt with a response"),
+        ({"items": [{"prompt": PROMPT}]}, "item 1 is not a prompt with a response"),
         ({"items": [{"prompt": PROMPT, "response": 3}]}, "response is a number, not text"),
         ({"items": [{"prompt": [{"role": "user"}], "response": "x"}]}, "item 1"),
         ({"items": [{"prompt": PROMPT, "response": "x " * 900}]}, "row 1 has more tokens"),
@@ -137,9 +137,9 @@ def test_a_failure_is_only_theirs_who_asked_for_it() -> None:
 
 
 def test_who_is_no_reward_server_is_found_out_at_once(address: str) -> None:
-    with pytest.raises(ConfigError, match="no reward server"):
+    with pytest.raises(ConfigError, match="does not answer as a reward server"):
         RemoteReward(f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(ConfigError, match="no reward server"):
+    with pytest.raises(ConfigError, match="does not answer as a reward server"):
         RemoteReward(f"{address}/nowhere")
 
 
@@ -190,7 +190,7 @@ def test_a_passing_failure_is_tried_again_and_no_other(failing: RemoteReward) ->
     with pytest.raises(RemoteError, match="0 scores for 1"):
         failing.scores([Prompt("p")], ["r"])
     Failing.answers = [(200, {"scores": [{"score": float("nan")}]})]
-    with pytest.raises(RemoteError, match="not all finite"):
+    with pytest.raises(RemoteError, match="some are not finite"):
         failing.scores([Prompt("p")], ["r"])
 
 

@@ -163,7 +163,7 @@ def test_who_learns_and_who_looks_share_no_prompt(
     assert not set(learned.groups) & set(unseen.groups)
     assert len(learned) + len(unseen) == 40
     assert len(set(unseen.groups)) == 6
-    with pytest.raises(TrainingError, match="leaves nothing"):
+    with pytest.raises(TrainingError, match="leaves no pairs"):
         kept_apart(pairs.only([0]), 0.3, 0, "member-0")
 
 

@@ -92,7 +92,7 @@ def test_functions_are_found_in_the_current_folder(tmp_path: Path, monkeypatch: 
     for name, message in (
         ("my_rewards:rude", "cannot be imported"),
         ("no_such_module:f", "cannot be imported"),
-        ("my_rewards:NOT", "no function but a int"),
+        ("my_rewards:NOT", "not a function but a int"),
     ):
         with pytest.raises(ConfigError, match=message):
             load_function(name)

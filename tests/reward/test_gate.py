@@ -24,10 +24,10 @@ def figures(value: float, n: int = 200) -> dict[str, float]:
     [
         (0.75, BETTER, "go", "better to the watcher too"),
         (0.75, UNSURE, "warn", "not surely better"),
-        (0.75, None, "too few", "no watcher that knows enough"),
+        (0.75, None, "too few", "no watcher is accurate enough"),
         (0.75, WORSE, "stop", "worse to the watcher"),
         (0.60, BETTER, "too few", "labelled pairs would settle it"),
-        (0.55, BETTER, "stop", "knows nothing that a trivial rule does not"),
+        (0.55, BETTER, "stop", "is no better than a trivial rule"),
         (0.40, None, "stop", "'longer wins' at 0.560"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Where scores are read: probes find the layer that knows, and what reads there can be saved and loaded anywhere."""
+"""Layer that the reward reads: probes find the best one, and a model that reads there is saved and loaded."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_a_judge_who_likes_length_is_found_and_stopped_where_it_pays() -> None:
 
     far = stress(prompts, texts, before, judge, seed=0, pull=2.8, reach=dear)
     assert far["outcome"] == "warn"
-    assert "out of PPO's reach" in far["reasons"]["warn"][0]
+    assert "PPO cannot reach it" in far["reasons"]["warn"][0]
     near = stress(prompts, texts, before, judge, seed=0, pull=2.8, reach=cheap)
     assert near["outcome"] == "stop"
     assert any(reason.startswith("filler: ") for reason in near["reasons"]["stop"])

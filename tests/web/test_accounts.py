@@ -37,7 +37,7 @@ def test_nobody_is_in_to_begin_with_and_a_link_makes_one_account(accounts: Accou
     assert accounts.join(token, " Ada ", GOOD).name == "Ada"
     assert accounts.has_admin()
     assert accounts.invited(token) is None
-    with pytest.raises(Denied, match="does not hold"):
+    with pytest.raises(Denied, match="is not valid"):
         accounts.join(token, "Bob", GOOD)
 
 

@@ -60,7 +60,7 @@ def test_thirty_pairs_and_ten_rankings_by_keyboard(
             following(page, task)
             seen[kind] += 1
         page.get_by_role("button", name="Finish").click()
-        page.get_by_text("Your answers stand").wait_for()
+        page.get_by_text("Your answers are saved").wait_for()
         assert violations(page) == []
     assert seen == {"compare": PAIRS + 2, "rank": FOURS}
     assert watched.problems == []
@@ -100,7 +100,7 @@ def test_a_save_that_meets_an_error_is_sent_again_until_it_is_kept(tmp_path: Pat
         assert page.inner_text("[data-feedback]") == "Saved."
         assert page.inner_text("#notice") == ""
         page.get_by_role("button", name="Finish").click()
-        page.get_by_text("Your answers stand").wait_for()
+        page.get_by_text("Your answers are saved").wait_for()
     with LabelStore(place) as store:
         assert store.count()["labels"] == 1
 
@@ -153,7 +153,7 @@ def test_the_first_question_is_asked_for_until_it_is_there(tmp_path: Path, brows
         page.locator("#answer").wait_for()
         assert len(met) == 2
         page.get_by_role("button", name="Finish").click()
-        page.get_by_text("Your answers stand").wait_for()
+        page.get_by_text("Your answers are saved").wait_for()
     with LabelStore(place) as store:
         assert store.count()["labels"] == 0
 
@@ -182,7 +182,7 @@ def test_reason_guidelines_undo_and_mouse(tmp_path: Path, browser: Any) -> None:
         page.locator("#answer").wait_for()
         assert page.locator("#guidelines[open]").count() == 0
         page.get_by_role("button", name="Finish").click()
-        page.get_by_text("Your answers stand").wait_for()
+        page.get_by_text("Your answers are saved").wait_for()
     with LabelStore(place) as store:
         assert [label.preference for label in store.labels()] == [0.5]
 
@@ -213,8 +213,8 @@ def test_the_admins_pages_have_no_serious_violation_and_no_error(tmp_path: Path,
         assert violations(page) == []
         page.goto(f"{url}/guidelines/p")
         page.get_by_role("textbox").fill("# Be kind\n\nand <b>fair</b>.")
-        page.get_by_role("button", name="Put it up").click()
-        page.get_by_text("Edition 2 is what labelers see").wait_for()
+        page.get_by_role("button", name="Publish").click()
+        page.get_by_text("Edition 2 is now shown to annotators").wait_for()
         assert "<b>fair</b>" in page.inner_text("article")
         assert violations(page) == []
         for path in ("/login", "/projects"):

@@ -198,7 +198,7 @@ def test_invitations_are_listed_and_revoked_and_end_with_their_maker(tmp_path: P
     made(app, "Eve", "admin")
     token = accounts(app).invite("annotator", "Eve", uses=3)
     page = root.get("/people").text
-    assert "Invitations that hold" in page
+    assert "Valid invitations" in page
     (found,) = [i for i in accounts(app).invitations() if i["by"] == "Eve"]
     assert token not in page
     assert root.post("/people/revoke", {"invitation": found["id"]}).status_code == 200
@@ -214,7 +214,7 @@ def test_a_name_that_looks_like_another_is_refused(tmp_path: Path, name: str) ->
     with open_accounts(tmp_path / "s.sqlite") as store:
         people = Accounts(store)
         people.join(people.invite("annotator", "t"), "Ada", PASSWORD)
-        with pytest.raises(DataError, match="looks like one that is"):
+        with pytest.raises(DataError, match="looks like a name that is taken"):
             people.join(people.invite("annotator", "t"), name, PASSWORD)
         people.join(people.invite("annotator", "t"), "Adam", PASSWORD)
     assert skeleton("Ann0") == skeleton("Anno")

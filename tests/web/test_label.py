@@ -145,7 +145,7 @@ def test_guidelines_have_editions_and_labels_keep_theirs(tmp_path: Path) -> None
     assert given[1] == ada.json("/label/p/next")["guidelines"] != first
     page = ada.get("/guidelines/p").text
     assert "Edition 2, by Root" in page
-    assert "Another edition" not in page
+    assert "New edition" not in page
     assert admin.post("/guidelines/p", {"text": "  "}).status_code == 422
 
 

@@ -174,7 +174,7 @@ def test_the_inspector_and_the_chat_whose_votes_are_comparisons(runs: Path, brow
         assert not re.search(r"SFT\b|PPO|DPO", page.inner_text("#chat"))
         first = page.inner_text("#chat article .text >> nth=0")
         page.get_by_role("button", name="A is better").click()
-        page.get_by_text("Your vote is kept").wait_for()
+        page.get_by_text("Your vote is saved").wait_for()
         assert "SFT" in page.inner_text("#chat")
         assert violations(page) == []
     assert watched.problems == []

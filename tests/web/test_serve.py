@@ -27,8 +27,8 @@ from tests.web.desk import Person, comparisons, opened
     ("host", "more", "told"),
     [
         ("0.0.0.0", {}, "--public"),
-        ("192.0.2.1", {}, "as they are"),
-        ("0.0.0.0", {"public": "label.example"}, "as they are"),
+        ("192.0.2.1", {}, "unencrypted"),
+        ("0.0.0.0", {"public": "label.example"}, "unencrypted"),
         ("127.0.0.1", {"certificate": Path("nowhere.pem")}, "nowhere.pem does not exist"),
         ("192.0.2.1", {"proxy": True}, "needs --public NAME"),
         ("192.0.2.1", {"proxy": True, "public": "labels.example"}, "cannot be listened on"),

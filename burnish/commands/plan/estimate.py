@@ -122,7 +122,7 @@ def look_ahead(
         data.close()
     if config.ppo.update_seconds is not None:
         assumed.append(
-            f"PPO's batch is {config.ppo.batch_size}; ppo.update_seconds has it found when the run begins"
+            f"PPO's batch is {config.ppo.batch_size}; with ppo.update_seconds the run chooses its own"
         )
     program, free, libraries = CONTEXT, 0, 0
     if device is not None:
@@ -157,11 +157,11 @@ def look_ahead(
             gathered = seconds_a_gathering(DEVICES[device], shapes, world)
             pace = pace_on(DEVICES[device], shapes, lengths, -(-config.ppo.batch_size // world), gathered)
             link = seconds_a_sum(DEVICES[device], shapes, world)
-            assumed.append("the device gives the shares of its data sheet that docs/scale.md names")
+            assumed.append("the device reaches the shares of its data sheet given in docs/scale.md")
         if world > 1:
             assumed.append("processes do not wait for one another")
             if config.scale.shard and device is None:
-                assumed.append("layers that are cut over processes are put together in no time")
+                assumed.append("gathering sharded layers takes no time")
         seconds = time_by_stage(pace, counts, config, Sharing(world, link))
     outlook = Estimate(device or str(place_of), world, free, found, seconds, [], assumed)
     if outlook.fits:
@@ -215,7 +215,7 @@ def _sizes(
         assumed.append(f"responses have {response:.0f} tokens, as the answers in {data.label.preferences}")
     else:
         response = RESPONSE_SHARE * limits.max_response_tokens
-        assumed.append(f"responses have {response:.0f} tokens, half of what they may (--response-tokens)")
+        assumed.append(f"responses have {response:.0f} tokens, half of the limit (--response-tokens)")
     longest = max(prompts)
     return (
         Lengths(sum(prompts) / len(prompts), response, longest, limits.max_response_tokens),

@@ -1,4 +1,4 @@
-// Draws the figures that stand in a page, and those that come into it later.
+// Draws the figures of a page, and those that are loaded later.
 (() => {
   const drawNew = (root) => {
     for (const script of root.querySelectorAll("script.drawing:not([data-drawn])")) {

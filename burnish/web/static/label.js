@@ -1,4 +1,4 @@
-// The labelling page: keys, time on task, and saves that are sent again, under the same key, until they are answered.
+// The labelling page: keyboard, time on task, and saves that are retried with the same key until the server replies.
 (() => {
   const task = document.getElementById("task"), notice = document.getElementById("notice");
   const guidelines = document.getElementById("guidelines");
@@ -10,7 +10,7 @@
   const tell = (words) => { notice.textContent = words; };
   const ordinal = (n) => ["1st", "2nd", "3rd", "4th", "5th", "6th"][n];
 
-  // Time on task: only while the page is in sight.
+  // Time on task: counted only while the page is visible.
   const running = () => (shownAt && !document.hidden ? performance.now() - shownAt : 0);
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) { watched += shownAt ? performance.now() - shownAt : 0; shownAt = 0; } else shownAt = performance.now();
@@ -28,7 +28,7 @@
     send();
   };
   const again = (why) => {
-    const wait = WAITS[Math.min(tries++, WAITS.length - 1)] * (0.5 + Math.random());  // not all at once
+    const wait = WAITS[Math.min(tries++, WAITS.length - 1)] * (0.5 + Math.random());  // jitter, so that clients do not retry together
     tell(`${why} Trying again.`);
     setTimeout(send, wait);
   };
@@ -41,13 +41,13 @@
     });
   };
 
-  // An answer that is not saved yet keeps the tab: the browser asks before it closes it.
+  // While an answer is not saved, the browser asks before it closes the tab.
   window.addEventListener("beforeunload", (event) => {
     if (pending && pending.path === "/save") event.preventDefault();
   });
 
   document.body.addEventListener("htmx:sendError", () => pending && again("The server does not answer."));
-  document.body.addEventListener("htmx:timeout", () => pending && again("The server takes long."));
+  document.body.addEventListener("htmx:timeout", () => pending && again("The server is slow."));
   document.body.addEventListener("htmx:responseError", (event) => {
     const { status, responseText } = event.detail.xhr;
     if (!pending) return status === 401 ? location.reload() : undefined;
@@ -72,7 +72,7 @@
     if (heading) { heading.focus({ preventScroll: true }); window.scrollTo(0, 0); }
   });
 
-  // An order: tiers, the best first, each a list of answers.
+  // A ranking: a list of tiers, the best first, each a list of answers.
   const draw = () => {
     for (const article of form().querySelectorAll("[data-answer]")) {
       const at = picked.findIndex((tier) => tier.includes(+article.dataset.answer));
@@ -81,7 +81,7 @@
     }
     const words = picked.map((tier, at) => `${ordinal(at)}: ${tier.map((i) => "ABCDEF"[i]).join(" = ")}`);
     const left = form().dataset.n - picked.flat().length;
-    const next = left ? (tied ? "Which is as good as the last?" : picked.length ? "Which comes next?" : "Press the number of the best answer.") : "Enter saves this order.";
+    const next = left ? (tied ? "Which answer ties with the last?" : picked.length ? "Which comes next?" : "Press the number of the best answer.") : "Enter saves this order.";
     form().querySelector("[data-order]").textContent = [...words, next].join(" · ");
     form().querySelector("[data-act=rank]").disabled = left > 0;
   };
@@ -117,7 +117,7 @@
     else if (button.dataset.act) acts[button.dataset.act]();
   });
   document.addEventListener("keydown", (event) => {
-    if (pending) return;  // what is typed while a question is on its way was not meant for it
+    if (pending) return;  // ignore keys while a question is loading
     if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
     const writing = event.target.matches("textarea, input, select");
     if (writing) { if (event.key === "Escape") event.target.blur(); return; }
@@ -137,7 +137,7 @@
     else if (!rank && digit >= 0) form().querySelectorAll(".scale [data-choice]")[digit]?.click();
   });
 
-  // The first question, asked for as every other: again and again until it is there.
+  // Request the first question like any other, with retries until it arrives.
   document.addEventListener("DOMContentLoaded", () => request("/next", {}, "GET"));
 
   // An annotator who has not seen this edition of the guidelines reads it first.

@@ -1,4 +1,4 @@
-// Follows a run: asks for the part that moves whenever the server says that it has, until the run has come to rest.
+// Follows a run: reloads the part that changes whenever the server reports a change, until the run stops.
 document.addEventListener("DOMContentLoaded", () => {
   const now = document.getElementById("now");
   const source = new EventSource(now.dataset.live);
