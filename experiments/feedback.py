@@ -12,8 +12,7 @@ import random
 from functools import lru_cache
 from pathlib import Path
 
-from regularisers import ARMS as REHEARSED
-from regularisers import COLUMNS, figures
+from regularisers import ARMS as REHEARSED, COLUMNS, figures
 from study import HERE, Cell, Figures, Study, main, run_to
 
 from burnish.models.pairs import EncodedPairs

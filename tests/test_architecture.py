@@ -30,7 +30,7 @@ LEVELS = (
     {"models", "data", "runs"},
     {"labels", "reward", "policy", "monitor", "evaluation", "rehearse", "report"},
     {"pipeline"},
-    {"commands"},
+    {"commands", "api"},
     {"web"},
     {"cli"},
 )

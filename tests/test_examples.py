@@ -40,15 +40,22 @@ def test_examples_run_up_to_their_labels(file: Path, tmp_path: Path, monkeypatch
         assert store.count()["labels"] > 5
 
 
-def test_the_readmes_python_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore:.* pairs are left out")
+@pytest.mark.parametrize("page", ["README.md", "docs/guides/python.md"])
+def test_the_python_of_a_page_runs(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Blocks run in order and share their names; each of them prints or saves something."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.S)
     assert blocks
+    names = {"__name__": "__main__"}
     for block in blocks:
-        exec(block, {"__name__": "__main__"})
-        assert capsys.readouterr().out.strip(), "an example that prints nothing shows nothing"
+        assert len(block.strip().splitlines()) <= 12, "an example is short"
+        exec(block, names)
+        assert capsys.readouterr().out.strip() or ".save(" in block, block
 
 
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))

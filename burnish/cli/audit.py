@@ -42,8 +42,7 @@ def why(
     Only the run's events and metrics are read.
     """
     from burnish.report.text_report import as_text
-    from burnish.report.why import as_report
-    from burnish.report.why import why as account
+    from burnish.report.why import as_report, why as account
 
     found, again = account(directory), None
     if replay or sets:

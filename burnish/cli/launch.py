@@ -173,8 +173,7 @@ def _on_ray(task: Task) -> None:
     """Start the processes as workers of Ray Train, on a cluster or on this machine."""
     try:
         import ray
-        from ray.train import FailureConfig, ScalingConfig
-        from ray.train import RunConfig as TrainConfig
+        from ray.train import FailureConfig, RunConfig as TrainConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
     except ImportError as error:
         raise ConfigError(

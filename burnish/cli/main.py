@@ -14,8 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from burnish.cli import launch
-from burnish.cli.audit import app as evaluate_app
-from burnish.cli.audit import audit, why
+from burnish.cli.audit import app as evaluate_app, audit, why
 from burnish.cli.label import app as label_app
 from burnish.cli.options import JsonOption, RunArg
 from burnish.cli.plan import plan

@@ -42,8 +42,7 @@ def send(
     as_json: JsonOption = False,
 ) -> None:
     """Offer every item of a batch to workers; given again, offer only what is missing."""
-    from burnish.commands.label_mturk import requester
-    from burnish.commands.label_mturk import send as send_batch
+    from burnish.commands.label_mturk import requester, send as send_batch
     from burnish.labels.mturk import Job
 
     job = Job(reward, workers, minutes, days, approved_share=approved_share)
@@ -66,8 +65,7 @@ def fetch(
     as_json: JsonOption = False,
 ) -> None:
     """Import workers' answers so far as labels; given again, add later answers."""
-    from burnish.commands.label_mturk import fetch as fetch_batch
-    from burnish.commands.label_mturk import requester
+    from burnish.commands.label_mturk import fetch as fetch_batch, requester
 
     print_report(fetch_batch(requester(folder, live), store_place(store), least_gold), as_json)
 
@@ -80,8 +78,7 @@ def approve(
 
     Those workers are named, and their work is left to you.
     """
-    from burnish.commands.label_mturk import approve as approve_batch
-    from burnish.commands.label_mturk import requester
+    from burnish.commands.label_mturk import approve as approve_batch, requester
 
     print_report(approve_batch(requester(folder, live), least_gold), as_json)
 
@@ -95,7 +92,6 @@ def block(
     as_json: JsonOption = False,
 ) -> None:
     """Block a worker of this batch from all your work."""
-    from burnish.commands.label_mturk import block as block_worker
-    from burnish.commands.label_mturk import requester
+    from burnish.commands.label_mturk import block as block_worker, requester
 
     print_report(block_worker(requester(folder, live), worker, reason), as_json)

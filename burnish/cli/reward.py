@@ -54,8 +54,7 @@ def explain(
     from burnish.errors import DataError
 
     prepare_environment()
-    from burnish.commands.reward_explain import explain as explained
-    from burnish.commands.reward_explain import write_page
+    from burnish.commands.reward_explain import explain as explained, write_page
 
     try:
         asked, answer = prompt_of(prompt), text_of(response)

@@ -12,7 +12,7 @@ from burnish.data.text import Unusable, numbered, parse_json, prompt_of, reply_o
 from burnish.errors import DataError, RunError
 from burnish.labels.select import How, choose, is_reserved, labelled, unlabelled
 from burnish.models.sequences import Sequences
-from burnish.pipeline.context import RunContext, fits
+from burnish.pipeline.context import Models, RunContext, fits
 from burnish.pipeline.run import set_determinism
 from burnish.pipeline.select import usable, worth
 from burnish.records import Prompt
@@ -70,23 +70,27 @@ class Scorer:
         Scores are in standard deviations of the policy's own answers. A response that is too long is read
         up to the limit.
         """
-        codec, ensemble = self.place.models.codec, self.ensemble
-        limit = self.place.models.config.max_response_tokens
-        prompts = [codec.encode_prompt(p) for p, _, _ in rows]
-        responses = [codec.encode_response(text, end=ended, to=p)[:limit] for p, text, ended in rows]
-        sequences = Sequences(ensemble.base, prompts, responses, codec.pad_id)
-        members = ensemble.normalised(sequences)
-        # Without a reference answer, scores are means over members, whatever aggregation PPO used.
-        scores = ensemble.corrected(members.mean(1), sequences)
-        return [
-            {
-                "score": float(scores[i]),
-                "members": [float(m) for m in members[i]],
-                "spread": float(members[i].std(unbiased=False)),
-                "tokens": len(responses[i]),
-            }
-            for i in range(len(rows))
-        ]
+        return scored(self.ensemble, self.place.models, rows)
+
+
+def scored(ensemble: RewardEnsemble, models: Models, rows: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Return score, members' scores, spread and tokens of every answer, as `Scorer.score` does."""
+    codec, limit = models.codec, models.config.max_response_tokens
+    prompts = [codec.encode_prompt(p) for p, _, _ in rows]
+    responses = [codec.encode_response(text, end=ended, to=p)[:limit] for p, text, ended in rows]
+    sequences = Sequences(ensemble.base, prompts, responses, codec.pad_id)
+    members = ensemble.normalised(sequences)
+    # Without a reference answer, scores are means over members, whatever aggregation PPO used.
+    scores = ensemble.corrected(members.mean(1), sequences)
+    return [
+        {
+            "score": float(scores[i]),
+            "members": [float(m) for m in members[i]],
+            "spread": float(members[i].std(unbiased=False)),
+            "tokens": len(responses[i]),
+        }
+        for i in range(len(rows))
+    ]
 
 
 def score_texts(path: Path, rows: Sequence[Answer], scorer: Scorer | None = None) -> Iterator[dict[str, Any]]:

@@ -514,8 +514,7 @@ def shift(name: str, by: int) -> str:
 
 def _with_lora(body: Any, config: LoraConfig, seed: int) -> Any:
     """Return `body` with adapters that start at zero (B is 0); A is drawn from `seed`."""
-    from peft import LoraConfig as PeftLora
-    from peft import get_peft_model
+    from peft import LoraConfig as PeftLora, get_peft_model
 
     targets = config.target_modules
     with torch.random.fork_rng(devices=[]):

@@ -41,6 +41,7 @@ from burnish.records import Decision, Prompt
 from burnish.reward.ensemble import (
     EnsembleScorer,
     RewardEnsemble,
+    SavedWatcher,
     load_anchor,
     load_ensemble,
     load_reference,
@@ -111,6 +112,24 @@ def run_ppo(
         if stopped:
             return {"state": "stopped", "reason": stopped, "rollbacks": 0}
     ppo = build_ppo(models, data, journal.path / "reward", config, seed, fresh=found is None)
+    return run_under_guard(ppo, watch, models, journal, guard, monitor, seed)
+
+
+def run_under_guard(
+    ppo: PPO,
+    watch: SavedWatcher | None,
+    models: Models,
+    journal: Journal,
+    guard: GuardConfig,
+    monitor: MonitorConfig,
+    seed: int,
+) -> dict[str, Any]:
+    """Run a built PPO under the guard, from the last checkpoint if there is one.
+
+    Saves the policy, or that of the last healthy checkpoint if the optimiser failed. Returns the
+    entry of align.json.
+    """
+    config, found = ppo.config, journal.latest_checkpoint()
     scorer = ensemble_of(ppo.score)
     oversight = Oversight.of(
         guard,
@@ -207,13 +226,40 @@ def build_ppo(
             models, summed, prompts[:SCALE_PROMPTS], config.shaping.given(own_scale), seed
         )
         score_sd = shaping.unit
+    if config.concise is not None:  # the held-out prompts, which evaluation samples with it, must fit too
+        held_out = (*data.splits.selection, *data.splits.test)
+        Instructed.of(held_out, config.concise, models.codec, models.prompt_room)
+    reward_rate = read_json(rewards / "readings.json")["learning_rate"]
+    value = None
+    if config.advantage in ("auto", "gae"):
+        value = new_value(models, config, (ensemble, rewards), score_sd / ensemble_sd)
+    return assemble_ppo(
+        models, score, prompts, config, seed, score_sd, shaping, value, reward_rate, fresh=fresh
+    )
+
+
+def assemble_ppo(
+    models: Models,
+    score: ScoreFn,
+    prompts: Sequence[Prompt],
+    config: PPOConfig,
+    seed: int,
+    score_sd: float,
+    shaping: Shaping | None,
+    value: ScalarHead | None,
+    reward_rate: float,
+    *,
+    fresh: bool = True,
+) -> PPO:
+    """Join a score function, a value function and the policies of `models` to a PPO run.
+
+    `score_sd` is the standard deviation of PPO's reward on reference responses. It sets the first KL
+    coefficient, with the variance within prompts that is measured here unless a checkpoint has it.
+    `reward_rate` is the learning rate of the reward models.
+    """
     instructed = None
     if config.concise is not None:
-        room, held_out = models.prompt_room, (*data.splits.selection, *data.splits.test)
-        instructed = Instructed.of(prompts, config.concise, models.codec, room)
-        Instructed.of(
-            held_out, config.concise, models.codec, room
-        )  # the held-out prompts, which evaluation samples with the instruction, must fit too
+        instructed = Instructed.of(prompts, config.concise, models.codec, models.prompt_room)
     kl, within = config.kl, 0.0
     if fresh and kl.init_coef is None:
         within = spread_within(models, score, shaping, prompts, seed)
@@ -230,9 +276,7 @@ def build_ppo(
     return PPO(
         policy=models.new_policy(),
         reference=models.reference(),
-        value=new_value(models, ensemble, rewards, config, score_sd / ensemble_sd)
-        if config.advantage in ("auto", "gae")
-        else None,
+        value=value,
         codec=models.codec,
         score=score,
         prompts=prompts if instructed is None else instructed.prompts,
@@ -241,7 +285,7 @@ def build_ppo(
         controller=controller,
         max_tokens=models.config.max_response_tokens,
         learning_rate=0.0 if config.learning_rate == "auto" else config.learning_rate,
-        value_learning_rate=VALUE_SHARE * read_json(rewards / "readings.json")["learning_rate"]
+        value_learning_rate=VALUE_SHARE * reward_rate
         if config.value_learning_rate == "auto"
         else config.value_learning_rate,
         shaping=shaping,
@@ -285,9 +329,12 @@ def measured_shaping(
 
 
 def new_value(
-    models: Models, ensemble: RewardEnsemble, rewards: Path, config: PPOConfig, scale: float
+    models: Models, config: PPOConfig, rewards: tuple[RewardEnsemble, Path] | None = None, scale: float = 1.0
 ) -> ScalarHead:
-    """Build the value function: the first reward member, scaled to PPO's reward, or a new zero head."""
+    """Build the value function: the first reward member, scaled to PPO's reward, or a new zero head.
+
+    `rewards` are the ensemble and its folder; without them the head is zero.
+    """
     how = config.value_init
     if how == "auto":
         # A reward model cannot predict a reward that leaves the ensemble out.
@@ -295,8 +342,9 @@ def new_value(
         how = "zero" if unfit else "reward_model"
     head = nn.Linear(models.base.hidden_size, 1, device=models.base.device)
     pooling: Pooling = "last"
-    if how == "reward_model":
-        member = load_reward_model(models.base, rewards / scorers(rewards)[0], trainable=True)
+    if how == "reward_model" and rewards is not None:
+        ensemble, folder = rewards
+        member = load_reward_model(models.base, folder / scorers(folder)[0], trainable=True)
         top, pooling = member.top, member.pooling
         with torch.no_grad():
             head.weight.copy_(member.head.weight / ensemble.sd[0] * scale)

@@ -52,16 +52,7 @@ def run_dpo(
         healthy = journal.path / HEALTHY
         pairs += on_policy_pairs(models, own, journal, config, healthy if is_saved(healthy) else None, how)
     smoothing, why = smoothing_of(data, pairs, config)
-    dpo = DPO(
-        policy=models.new_policy(),
-        reference=models.reference(),
-        pairs=EncodedPairs(models.base, models.codec, pairs),
-        config=config,
-        learning_rate=0.0 if config.learning_rate == "auto" else config.learning_rate,
-        seed=derive_seed(seed, "dpo"),
-        smoothing=smoothing,
-    )
-    dpo.policy.temperature = dpo.reference.temperature = 1.0
+    dpo = new_dpo(models, pairs, config, smoothing, seed)
     found = journal.latest_checkpoint()
     if found and found.state.get("dpo_step"):
         dpo.load(found.folder, found.state["dpo_step"])
@@ -69,17 +60,8 @@ def run_dpo(
     else:
         journal.decide(0, Decision("label_smoothing", why, {"job": "dpo", "smoothing": smoothing}))
     dpo.reference_sums = dpo.cache_reference()
-    if not dpo.step and config.learning_rate == "auto":
-        dpo.learning_rate = found_rate(
-            journal,
-            "dpo",
-            models.base,
-            dpo.pairs.groups,
-            batch_size=config.batch_size,
-            steps=dpo.steps,
-            trial=dpo.trial_loss,
-            seed=dpo.seed,
-        )
+    if not dpo.step:
+        settle_rate(dpo, journal)
     for stats in dpo.updates():
         journal.log("dpo", stats)
         journal.view.progress(dpo.step, dpo.steps)
@@ -94,6 +76,38 @@ def run_dpo(
             journal.checkpoint(dpo.save, state)
     save_policy(dpo.policy.top, journal.path / "dpo", models.codec.tokenizer)
     return {"updates": dpo.step, "pairs": len(dpo.pairs), "pairs_from": how, "smoothing": smoothing}
+
+
+def new_dpo(
+    models: Models, pairs: Sequence[Preference], config: DPOConfig, smoothing: float, seed: int
+) -> DPO:
+    """Build DPO from the reference policy on these pairs; a rate of `auto` is still to be settled."""
+    dpo = DPO(
+        policy=models.new_policy(),
+        reference=models.reference(),
+        pairs=EncodedPairs(models.base, models.codec, pairs),
+        config=config,
+        learning_rate=0.0 if config.learning_rate == "auto" else config.learning_rate,
+        seed=derive_seed(seed, "dpo"),
+        smoothing=smoothing,
+    )
+    dpo.policy.temperature = dpo.reference.temperature = 1.0
+    return dpo
+
+
+def settle_rate(dpo: DPO, journal: Journal) -> None:
+    """Find the learning rate by short trials if it is `auto`."""
+    if dpo.config.learning_rate == "auto":
+        dpo.learning_rate = found_rate(
+            journal,
+            "dpo",
+            dpo.policy.top.base,
+            dpo.pairs.groups,
+            batch_size=dpo.config.batch_size,
+            steps=dpo.steps,
+            trial=dpo.trial_loss,
+            seed=dpo.seed,
+        )
 
 
 def pairs_after(ppo: dict[str, Any], config: DPOConfig) -> Literal["labels", "on_policy", "both"]:

@@ -85,8 +85,7 @@ def make_app(
     for part in (auth_pages, label, people, dashboard, charts):
         app.include_router(part.router)
     if runs is not None:  # a server for labels only starts without these modules
-        from burnish.web import inspector
-        from burnish.web import runs as run_pages
+        from burnish.web import inspector, runs as run_pages
         from burnish.web.models import ModelRoom
 
         desk.models = ModelRoom()

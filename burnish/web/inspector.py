@@ -17,8 +17,7 @@ from fastapi.responses import Response
 from burnish.data.store import LabelStore
 from burnish.data.text import Unusable, messages_of, parse_json
 from burnish.errors import DataError
-from burnish.records import Comparison, Label, Message, Prompt, content_id
-from burnish.records import Response as Said
+from burnish.records import Comparison, Label, Message, Prompt, Response as Said, content_id
 from burnish.web.app_state import Labeler, Somebody, Watcher, app_state_of, page
 from burnish.web.runs import Name, run_of
 

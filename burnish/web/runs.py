@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from fastapi import APIRouter, HTTPException, Query, Request
-from fastapi import Path as Part
+from fastapi import APIRouter, HTTPException, Path as Part, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from markupsafe import Markup
 

@@ -6,8 +6,7 @@ import random
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.batches import GROUP_PRICE, micro_batches

@@ -5,8 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from burnish.objectives import exact_kl
 from burnish.policy.kl_control import AdaptiveKLController, initial_coef, lowered_target
