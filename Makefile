@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart label test test-all test-slow test-rest test-numerics test-gpu coverage mutants install dev lint types docs clean
+.PHONY: quickstart label test test-all test-slow test-rest test-numerics test-gpu coverage mutants install dev lint types docs site clean
 
 quickstart: install
 	$(BIN)/burnish quickstart
@@ -63,7 +63,7 @@ coverage: dev
 	rm -rf .pytest_cache/short-run
 	$(PYTEST) -m "$(MARKERS)" --cov burnish --cov-report term
 
-# Which small changes to guard, controller and detectors no test notices: minutes; docs/results.md says which may live.
+# Which small changes to guard, controller and detectors no test notices: minutes; docs/results/mutation_tests.md says which may live.
 mutants: dev
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[mutants]'
 	$(BIN)/mutmut run --max-children 2
@@ -95,8 +95,13 @@ lint: dev
 types: dev
 	$(BIN)/mypy
 
+# The generated reference pages, and the site in docs/_build/html; a warning is an error.
 docs: dev
-	$(BIN)/python -m burnish.cli.docs docs/cli.md
+	$(BIN)/python -m burnish.cli.docs docs/reference
+	$(MAKE) site
+
+site: dev
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) .venv-label .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .venv-label .pytest_cache .mypy_cache .ruff_cache build docs/_build *.egg-info

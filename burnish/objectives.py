@@ -198,7 +198,7 @@ def odin_loss(
 ) -> torch.Tensor:
     """Return the ODIN loss, which moves length out of the quality head into the length head.
 
-    |corr(quality, tokens)| - corr(length, tokens) + |cos(heads)| (Chen et al. 2024, ODIN, Eqs. 4
+    `|corr(quality, tokens)| - corr(length, tokens) + |cos(heads)|` (Chen et al. 2024, ODIN, Eqs. 4
     and 5), from the scores (B,) of both heads for responses of `tokens` (B,) tokens, and the
     weights (D,) of the heads. A correlation with a constant is 0.
     """

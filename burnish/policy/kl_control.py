@@ -48,7 +48,7 @@ class AdaptiveKLController:
     `target` is in nats per response (summed over tokens, averaged over the batch), `horizon` in
     episodes.
 
-    error = clip(kl / target - 1, -0.2, 0.2); coef *= 1 + error * n / horizon, on a bias-corrected
+    `error = clip(kl / target - 1, -0.2, 0.2); coef *= 1 + error * n / horizon`, on a bias-corrected
     moving average of the measured KL, within [min_coef, max_coef] (the start too).
 
     - Anti-windup: the clamp discards any excess, so the coefficient turns as soon as the error

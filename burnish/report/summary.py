@@ -21,7 +21,7 @@ def read(path: Path) -> Any:
 def build_summary(run_path: Path, *, completing: str | None = None) -> dict[str, Any]:
     """Build the summary that the command line prints and the report begins with.
 
-    Keys: docs/run_directory.md. `completing` is the stage that writes this summary; it counts as done.
+    Keys: docs/reference/run_directory.md. `completing` is the stage that writes this summary; it counts as done.
     """
     run = RunDirectory.open(run_path)
     config = run.config.model_dump(mode="json")
