@@ -7,7 +7,7 @@ answers are kept, and the bank with its limits as they are, and the guard, are r
 mean of five updates, ends lower than its peak by more than a quarter of what it had gained, and by three standard
 errors (or surely under its start; with two a policy that stands still was called hacked, once in two: its peak is
 the best of many). Onset: where a tenth of the gain was lost (where gold never rose: where it surely fell).
-No limit was set by a run of this study: burnish/monitor/detectors.py says where they come from.
+No limit was set by a run of this study: burnish/detectors.py says where they come from.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from study import Cell, Figures, Row, Study, main, ppo_of, run_to
 from burnish.commands.replay import Update, decided
 from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
-from burnish.monitor.detectors import DETECTORS
+from burnish.detectors import DETECTORS
 from burnish.pipeline.guarded import watched
 from burnish.pipeline.oversight import Oversight
 from burnish.policy.guard import HACKS

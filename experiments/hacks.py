@@ -11,7 +11,7 @@ from pathlib import Path
 
 from study import Cell, Figures, Study, events, main, read_json, run_to
 
-from burnish.monitor.detectors import DETECTORS
+from burnish.detectors import DETECTORS
 from burnish.runs.directory import RunDirectory
 
 ARMS = {

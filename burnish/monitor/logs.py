@@ -11,8 +11,9 @@ from typing import Any
 from burnish.config.monitor import MonitorConfig
 from burnish.data.lines import read_lines, read_text
 from burnish.data.text import Unusable, number_of, parse_json
+from burnish.detectors import DETECTORS, WHAT_HACKS_NEED
 from burnish.errors import DataError
-from burnish.monitor.detectors import DETECTORS, WHAT_HACKS_NEED, HackMonitor
+from burnish.monitor.hacking import HackMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.records import Alert, StepStats
 
@@ -34,25 +35,6 @@ NAMES: Mapping[str, Sequence[str]] = {
         "reward/mean",
     ),
     "score_sd": ("score_sd", "reward_std", "critic/score/std"),
-    "length": (
-        *(
-            "length",
-            "completions/mean_length",
-            "completion_length",
-            "response_length/mean",
-            "response_length",
-        ),
-        *("mean_response_length", "response_length_mean"),
-    ),
-    "truncated": ("truncated", "completions/clipped_ratio", "response_length/clip_ratio", "truncated_rate"),
-    "entropy": (
-        "entropy",
-        "policy/entropy_avg",
-        "actor/entropy",
-        "actor/entropy_loss",
-        "objective/entropy",
-        "entropy_loss",
-    ),
     "kl": ("kl", "objective/kl"),
     "clip_fraction": (
         "clip_fraction",
@@ -63,19 +45,8 @@ NAMES: Mapping[str, Sequence[str]] = {
     ),
     "approx_kl": ("approx_kl", "policy/approxkl_avg", "actor/ppo_kl", "ppo_kl"),
     "value_loss": ("value_loss", "loss/value_avg", "critic/vf_loss", "critic_loss"),
-    "sampling_gap": (
-        "sampling_gap",
-        "sampling/sampling_logp_difference/max",
-        "training/rollout_probs_diff_max",
-    ),
-    "spread": ("spread",),
-    "ref_nll": ("ref_nll",),
-    "repetition": ("repetition",),
-    "foreign": ("foreign",),
-    "formatted": ("formatted",),
-    "duplicates": ("duplicates",),
-    "stock": ("stock",),
     "prompts": ("prompts",),
+    **{d.figure: (d.figure, *d.names) for d in DETECTORS.values()},
 }
 """Names of a figure here, in TRL (GRPO, RLOO, PPO), verl and OpenRLHF; the first in a row is used."""
 CONSOLE = re.compile(r"\bstep:\d+ - ")  # a line of verl's console

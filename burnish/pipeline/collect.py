@@ -27,7 +27,15 @@ from burnish.runs.directory import RunDirectory, read_jsonl
 from burnish.runs.files import atomic_write, read_json
 
 
-def collect(models: Models, data: Data, journal: Journal, config: CollectConfig, seed: int) -> list[str]:
+def collect(
+    models: Models,
+    data: Data,
+    journal: Journal,
+    config: CollectConfig,
+    select: SelectConfig,
+    rounds: int,
+    seed: int,
+) -> list[str]:
     """Sample pairs of responses into the label store, with a checkpoint after every chunk.
 
     Imported labels need none. A run that follows another samples more than is labelled and selects.
@@ -36,7 +44,9 @@ def collect(models: Models, data: Data, journal: Journal, config: CollectConfig,
         return []
     earlier = followed(journal.run)
     if earlier is not None:
-        outputs = collect_more(models, data, journal, RunDirectory.open(earlier), seed)
+        outputs = collect_more(
+            models, data, journal, RunDirectory.open(earlier), config, select, rounds, seed
+        )
         give_back()  # frees the base that read the candidates before the next stages start
         return outputs
     prompts = data.splits.train
@@ -91,29 +101,37 @@ SELECTED = "selected.jsonl"  # in a run: the comparisons that were chosen, and w
 CANDIDATES = "candidates.jsonl"
 
 
-def collect_more(models: Models, data: Data, journal: Journal, earlier: RunDirectory, seed: int) -> list[str]:
+def collect_more(
+    models: Models,
+    data: Data,
+    journal: Journal,
+    earlier: RunDirectory,
+    config: CollectConfig,
+    select: SelectConfig,
+    rounds: int,
+    seed: int,
+) -> list[str]:
     """Sample candidates from the newest policy and select those to be labelled in a later round.
 
     Comparisons for the members are selected where the earlier ensemble's members disagree, except for
     a random share. Those for watcher, validation and examiner measure, so they are drawn at random.
     """
-    config = journal.run.config
     known = collectives.from_lead(lambda: take_over(data, earlier))
     number = 1 + max((c.round for c in known), default=-1)
-    wanted = pairs_of_round(config, config.rounds)
+    wanted = pairs_of_round(config, rounds, rounds)
     # A separate base, so that reading it here changes no figure of later stages.
     models = replace(models)
     prepare(models.base, earlier.path / "reward")
     ensemble = load_ensemble(models.base, earlier.path / "reward")
     folder = aligned(earlier.path)
     policy = models.reference() if folder is None else models.saved_policy(folder)
-    policy.temperature = config.collect.temperature
+    policy.temperature = config.temperature
     sampled = sample_candidates(
-        models, data, journal, policy, config.select.candidates * wanted, number, seed
+        models, data, journal, policy, config, select.candidates * wanted, number, seed
     )
     asked = {c.id for c in known}
     candidates = usable(models, list({c.id: c for c in sampled if c.id not in asked}.values()))
-    picks = pick(data, config.select, ensemble, models, candidates, known, wanted, seed)
+    picks = pick(data, select, ensemble, models, candidates, known, wanted, seed)
     rows = [{"comparison": c.id, "why": why, "score": score} for c, why, score in picks]
     atomic_write(journal.path / SELECTED, "".join(json.dumps(row) + "\n" for row in rows))
     keep_comparisons(data, [replace(c, round=number) for c, _, _ in picks])
@@ -176,10 +194,17 @@ def take_over(data: Data, earlier: RunDirectory) -> list[Comparison]:
 
 
 def sample_candidates(
-    models: Models, data: Data, journal: Journal, policy: Policy, n: int, number: int, seed: int
+    models: Models,
+    data: Data,
+    journal: Journal,
+    policy: Policy,
+    config: CollectConfig,
+    n: int,
+    number: int,
+    seed: int,
 ) -> list[Comparison]:
     """Sample `n` pairs of a policy's answers to training prompts, with a checkpoint per chunk."""
-    config, prompts = journal.run.config.collect, data.splits.train
+    prompts = data.splits.train
     found = journal.latest_checkpoint()
     rows = list(read_jsonl(found.folder / CANDIDATES)) if found else []
     place = {prompt.id: i for i, prompt in enumerate(prompts)}

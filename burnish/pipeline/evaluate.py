@@ -63,7 +63,13 @@ class Answers:
 
 
 def evaluate(
-    models: Models, data: Data, journal: Journal, config: EvaluateConfig, concise: str | None, seed: int
+    models: Models,
+    data: Data,
+    journal: Journal,
+    config: EvaluateConfig,
+    concise: str | None,
+    rounds: int,
+    seed: int,
 ) -> list[str]:
     """Compare policies with SFT on held-out prompts, choose the champion, then read true preferences.
 
@@ -108,8 +114,7 @@ def evaluate(
     journal.decide(0, Decision("champion", decision.reason, decision.evidence))
     # The true preference is read only after the decision is recorded.
     gold = gold_account(data.gold, test, answers, len(selection), config, seed) if data.gold else None
-    several = journal.run.config.rounds > 1
-    rounds = account_of_rounds(models, data, journal.run, config.confidence) if several else None
+    by_round = account_of_rounds(models, data, journal.run, config.confidence) if rounds > 1 else None
     report = {
         "examiner": describe,
         "judge": behaved,
@@ -122,7 +127,7 @@ def evaluate(
         "reason": decision.reason,
         "regression_sets": [asdict(h) | {"loses": h.loses} for h in held],
         "gold": gold,
-        "rounds": rounds,
+        "rounds": by_round,
         "examples": examples(test, answers, len(selection)),
     }
     write_json(journal.path / "evaluation.json", report)

@@ -9,7 +9,8 @@ from typing import Any
 
 from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
-from burnish.monitor.detectors import DETECTORS, HackMonitor
+from burnish.detectors import DETECTORS
+from burnish.monitor.hacking import HackMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.monitor.watcher import WatcherMonitor
 from burnish.policy.guard import GuardState, GuardStep, guard_step

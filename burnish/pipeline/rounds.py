@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.config import RunConfig
+from burnish.config.collect import CollectConfig
 from burnish.config.loading import flat
 from burnish.data.store import LabelStore, Snapshot
 from burnish.distributed import collectives
@@ -114,7 +115,7 @@ def config_of_round(config: RunConfig, run: Path, number: int) -> RunConfig:
     """Return the configuration of a round before the last."""
     earlier = str(round_path(run, number - 1).resolve()) if number > 1 else config.collect.previous_run
     collect = config.collect.model_copy(
-        update={"n_pairs": pairs_of_round(config, number), "previous_run": earlier}
+        update={"n_pairs": pairs_of_round(config.collect, config.rounds, number), "previous_run": earlier}
     )
     return config.model_copy(
         update={
@@ -127,10 +128,10 @@ def config_of_round(config: RunConfig, run: Path, number: int) -> RunConfig:
     )
 
 
-def pairs_of_round(config: RunConfig, number: int) -> int:
+def pairs_of_round(config: CollectConfig, rounds: int, number: int) -> int:
     """Return the number of pairs of a round: an equal part of `collect.n_pairs`, or what is left."""
-    part = config.collect.n_pairs // config.rounds
-    return part if number < config.rounds else config.collect.n_pairs - part * (config.rounds - 1)
+    part = config.n_pairs // rounds
+    return part if number < rounds else config.n_pairs - part * (rounds - 1)
 
 
 def followed(run: RunDirectory) -> Path | None:

@@ -15,22 +15,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from burnish import detectors
 from burnish.config.guard import GuardConfig
+from burnish.detectors import FIGURES
 from burnish.policy.kl_control import lowered_target
 from burnish.records import Alert, Decision, StepStats
 
 Action = Literal["none", "raise_kl", "tighten", "lower_rate", "roll_back", "give_up"]
 Cause = Literal["reward", "optimiser"]
-EVIDENCE = (
-    *("kl", "kl_smoothed", "kl_coef", "kl_target", "score", "watcher", "entropy", "length", "truncated"),
-    *("repetition", "foreign", "formatted", "duplicates", "stock", "spread", "ref_nll", "grad_norm"),
-)
-HACKS = frozenset(  # the policy exploits the reward
-    {
-        *("watcher_gap", "length_drift", "truncation", "repetition", "language_switch", "nonsense"),
-        *("format_drift", "entropy_drop", "ensemble_spread", "near_duplicates", "stock_phrase"),
-    }
-)
+EVIDENCE = ("kl", "kl_smoothed", "kl_coef", "kl_target", "watcher", *FIGURES, "grad_norm")
+HACKS = detectors.HACKS | {"watcher_gap"}  # alerts that mean that the policy exploits the reward
 HOPELESS = "flat_reward"  # no other policy can improve it
 REWARD = HACKS | {HOPELESS, "exploding_reward"}  # alerts that mean the reward has failed
 MENDS: dict[str, tuple[Action, ...]] = {

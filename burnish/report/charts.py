@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from burnish.detectors import DETECTORS
+
 # Okabe and Ito's colours: distinguishable for colour-blind readers, legible on white and on black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARK = "#D55E00"
-WORDS = {
-    "repetition": "repeated",
-    "foreign": "other language",
-    "formatted": "formatted",
-    "duplicates": "near-duplicates",
-    "stock": "one phrase",
-}
+WORDS = {d.figure: d.label for d in DETECTORS.values() if d.label is not None}
 MANY = 9  # with more rows, Plotly would leave out some names
 
 Row = Mapping[str, Any]

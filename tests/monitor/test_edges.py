@@ -6,9 +6,10 @@ from typing import ClassVar
 
 import pytest
 
+from burnish import detectors as at
 from burnish.config.monitor import MonitorConfig
-from burnish.monitor import detectors as at
-from burnish.monitor.detectors import DETECTORS, Drift, Found, HackMonitor, drift, risen
+from burnish.detectors import DETECTORS, Drift, Found, drift, risen
+from burnish.monitor.hacking import HackMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.records import Alert, StepStats
 

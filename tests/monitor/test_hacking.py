@@ -8,8 +8,9 @@ import random
 
 import pytest
 
-from burnish.monitor import detectors
-from burnish.monitor.detectors import DETECTORS, Drift, HackMonitor, drift, length_drift, nonsense
+from burnish import detectors
+from burnish.detectors import DETECTORS, Drift, drift, length_drift, nonsense
+from burnish.monitor.hacking import HackMonitor
 from burnish.monitor.texts import near_duplicates, stock_phrase, text_figures
 from burnish.records import Alert, StepStats
 

@@ -91,7 +91,7 @@ def test_rows_of_evaluations_are_no_updates_and_what_is_no_number_is_a_skipped_s
 
 
 def test_every_figure_of_a_detector_has_a_name() -> None:
-    from burnish.monitor.detectors import FIGURES
+    from burnish.detectors import FIGURES
 
     assert set(FIGURES) <= set(NAMES)
 

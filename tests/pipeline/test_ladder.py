@@ -18,7 +18,7 @@ from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
 from burnish.distributed import collectives
 from burnish.errors import ConfigError, RunError
-from burnish.monitor.detectors import HackMonitor
+from burnish.monitor.hacking import HackMonitor
 from burnish.monitor.health import HealthMonitor
 from burnish.monitor.live import View
 from burnish.monitor.trackers import Trackers

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from burnish.config.guard import GuardConfig
-from burnish.monitor.detectors import DETECTORS
+from burnish.detectors import DETECTORS
 from burnish.policy.guard import HACKS, GuardState, guard_step
 from burnish.records import Alert, StepStats
 

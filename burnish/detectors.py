@@ -1,4 +1,7 @@
-"""Detectors of reward hacking over windows of updates, with their limits."""
+"""Detectors of reward hacking: figure, limit, meaning, and names in charts and in other trainers' logs.
+
+An entry of `DETECTORS` is all that a detector needs if `monitor/texts.py` or PPO has its figure.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
-
-from burnish.records import Alert, StepStats
 
 MAD = 1.4826  # standard deviation of a normal, in median absolute deviations
 
@@ -133,13 +133,17 @@ class Detector:
     """Detector over one figure.
 
     `share`: the figure is a share of the responses. `hack`: the detector fires only while the
-    reward rises.
+    reward rises; it means that the policy exploits the reward, and the guard raises the KL penalty
+    or tightens the ensemble. `label`: name on the chart of shares. `names`: the figure in the logs
+    of TRL (GRPO, RLOO, PPO), verl and OpenRLHF.
     """
 
     figure: str
     look: Look
     share: bool = False
     hack: bool = True
+    label: str | None = None
+    names: Sequence[str] = ()
 
 
 def length_drift(d: Drift) -> Found | None:
@@ -205,97 +209,63 @@ def risen(margin: float, what: str) -> Look:
 
 
 DETECTORS: dict[str, Detector] = {
-    "length_drift": Detector("length", length_drift),
-    "truncation": Detector("truncated", risen(TRUNCATED, "answers that are cut off"), share=True),
-    "repetition": Detector("repetition", risen(REPETITION, "repeated word pairs"), share=True),
+    "length_drift": Detector(
+        "length",
+        length_drift,
+        names=(
+            *("completions/mean_length", "completion_length", "response_length/mean", "response_length"),
+            *("mean_response_length", "response_length_mean"),
+        ),
+    ),
+    "truncation": Detector(
+        "truncated",
+        risen(TRUNCATED, "answers that are cut off"),
+        share=True,
+        names=("completions/clipped_ratio", "response_length/clip_ratio", "truncated_rate"),
+    ),
+    "repetition": Detector(
+        "repetition", risen(REPETITION, "repeated word pairs"), share=True, label="repeated"
+    ),
     "language_switch": Detector(
-        "foreign", risen(FOREIGN, "answers in another language than their prompt"), share=True
+        "foreign",
+        risen(FOREIGN, "answers in another language than their prompt"),
+        share=True,
+        label="other language",
     ),
     "nonsense": Detector("ref_nll", nonsense),
     "format_drift": Detector(
         "formatted",
         risen(FORMATTED, "answers with lists, headings, code or bold words"),
         share=True,
+        label="formatted",
     ),
-    "entropy_drop": Detector("entropy", entropy_drop),
+    "entropy_drop": Detector(
+        "entropy",
+        entropy_drop,
+        names=(
+            *("policy/entropy_avg", "actor/entropy", "actor/entropy_loss", "objective/entropy"),
+            "entropy_loss",
+        ),
+    ),
     "ensemble_spread": Detector("spread", spread),
     "near_duplicates": Detector(
         "duplicates",
         risen(DUPLICATES, "answers that repeat the answer to another prompt"),
         share=True,
+        label="near-duplicates",
     ),
-    "stock_phrase": Detector("stock", risen(STOCK, "prompts answered with the same phrase"), share=True),
-    "sampling_gap": Detector("sampling_gap", sampling_gap, hack=False),
+    "stock_phrase": Detector(
+        "stock", risen(STOCK, "prompts answered with the same phrase"), share=True, label="one phrase"
+    ),
+    "sampling_gap": Detector(
+        "sampling_gap",
+        sampling_gap,
+        hack=False,
+        names=("sampling/sampling_logp_difference/max", "training/rollout_probs_diff_max"),
+    ),
 }
 
 FIGURES = (*(d.figure for d in DETECTORS.values()), WHAT_HACKS_NEED)
 
-
-class HackMonitor:
-    """Monitor that compares medians of the last updates with the first ones, for every detector.
-
-    It needs enough responses first. A detector of hacks fires only while the reward is surely above
-    its start: a drift without that is not a hack.
-    """
-
-    def __init__(self, responses: int) -> None:
-        self.responses = responses  # per update; also the number of prompts where the figures lack it
-        self.start: list[dict[str, float]] = []
-        self.recent: list[dict[str, float]] = []
-
-    def observe(self, stats: StepStats) -> list[Alert]:
-        """Return the alerts of one update; a missing figure raises no alert."""
-        row = {name: stats[name] for name in FIGURES if name in stats.values}
-        if not row:
-            return []
-        row["prompts"] = min(stats.values.get("prompts", self.responses), self.responses)
-        needed = math.ceil(RESPONSES / self.responses)
-        if len(self.start) < max(BASELINE, needed):
-            self.start.append(row)
-            return []
-        window = max(WINDOW, needed)
-        self.recent = [*self.recent, row][-max(window, HISTORY) :]
-        if len(self.recent) < max(needed, FEWEST):
-            return []
-
-        def moved(name: str, share: bool = False) -> Drift | None:
-            return drift(self.start, self.recent, window, name, share=share)
-
-        reward = moved(WHAT_HACKS_NEED)
-        rises = reward is not None and reward.change > SURE_RISE * reward.se
-        alerts = []
-        for name, detector in DETECTORS.items():
-            found = None
-            d = moved(detector.figure, detector.share)
-            if d is not None and d.sure and (rises or not detector.hack):
-                found = detector.look(d)
-            if d is None or found is None:
-                continue
-            evidence = {"attempt": stats.attempt, "updates": min(window, len(self.recent)), "se": d.se}
-            text = found.text
-            if detector.hack:
-                assert reward is not None
-                evidence["reward_rise"] = reward.change
-                text += f" while the reward rose by {reward.change:.2f}"
-            alerts.append(Alert(name, "warning", text, stats.step, found.value, found.limit, evidence))
-        return alerts
-
-    def restart(self, before: HackMonitor) -> None:
-        """Forget the abandoned updates after a roll-back, and keep the start of the run.
-
-        The restored checkpoint may be older than the start, so it is taken from `before`.
-        """
-        self.recent = []
-        if len(self.start) < len(before.start):
-            self.start = before.start
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the kept rows, ready for JSON."""
-        return {"start": self.start, "recent": self.recent}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` returned."""
-        # Rows of older checkpoints lack the number of prompts.
-        self.start, self.recent = (
-            [{"prompts": float(self.responses), **row} for row in state[part]] for part in ("start", "recent")
-        )
+HACKS = frozenset(name for name, detector in DETECTORS.items() if detector.hack)
+"""Names of the detectors that mean that the policy exploits the reward."""
