@@ -174,7 +174,7 @@ def entropy_drop(d: Drift) -> Found | None:
     return Found(d.now, limit, text)
 
 
-def spread(d: Drift) -> Found | None:
+def ensemble_std(d: Drift) -> Found | None:
     """Detect reward models that disagree more than about the reference's answers.
 
     The policy has then moved to answers that the reward models know little about (Coste et al.
@@ -247,7 +247,7 @@ DETECTORS: dict[str, Detector] = {
             "entropy_loss",
         ),
     ),
-    "ensemble_spread": Detector("spread", spread),
+    "ensemble_spread": Detector("ensemble_std", ensemble_std, names=("spread",)),
     "near_duplicates": Detector(
         "duplicates",
         risen(DUPLICATES, "answers that repeat the answer to another prompt"),

@@ -184,7 +184,7 @@ class Scores:
     """Scores of B responses by an ensemble.
 
     `scores` (B,) is the aggregate in units of the reference policy's standard deviation, `members`
-    (B, K) the normalised scores. `spread` (B,) is the members' standard deviation of `r_k(x, y) -
+    (B, K) the normalised scores. `ensemble_std` (B,) is the members' standard deviation of `r_k(x, y) -
     r_k(x, y_ref)` (nan-free; zeros for one member). `terms` (B,) are the rewards before their
     weights, if several are added up. `anchor` (B,) is the score of a reference response to the same
     prompt, if known.
@@ -192,9 +192,18 @@ class Scores:
 
     scores: torch.Tensor
     members: torch.Tensor
-    spread: torch.Tensor
+    ensemble_std: torch.Tensor
     anchor: torch.Tensor | None = None
     terms: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+RENAMED_FIGURES = {"spread": "ensemble_std"}
+"""Names of figures in version 0.1.0, and their names now."""
+
+
+def current_names(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of metrics with the names that figures have now."""
+    return {RENAMED_FIGURES.get(name, name): value for name, value in row.items()}
 
 
 @dataclass(frozen=True, slots=True)

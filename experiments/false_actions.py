@@ -30,7 +30,7 @@ SHARES = {
     "duplicates": 0.1,
     "stock": 0.2,
 }
-MEANS = {"length": (30.0, 12.0), "ref_nll": (1.3, 0.4), "entropy": (1.2, 0.3), "spread": (0.3, 0.15)}
+MEANS = {"length": (30.0, 12.0), "ref_nll": (1.3, 0.4), "entropy": (1.2, 0.3), "ensemble_std": (0.3, 0.15)}
 CASES = [
     (36, 1, 0.0),
     (36, 4, 0.5),

@@ -21,7 +21,7 @@ from burnish.models.heads import raw_scores
 from burnish.models.optim import USUAL, ladder
 from burnish.models.pairs import EncodedPairs
 from burnish.models.sequences import Sequences
-from burnish.pipeline.answers import sample_rounds
+from burnish.pipeline.answers import sample_repeatedly
 from burnish.pipeline.context import RunContext
 from burnish.pipeline.gate import stress_ensemble
 from burnish.records import Preference, Prompt
@@ -68,7 +68,7 @@ def of_gold(place: RunContext, seed: int) -> Figures:
     """The battery on the judge that no change pleases."""
     models = place.models
     prompts = [*place.data.splits.train][: BATTERIES * BATTERY // 2]
-    rollout = sample_rounds(models, prompts, 2, 256, seed, "gold batteries")
+    rollout = sample_repeatedly(models, prompts, 2, 256, seed, "gold batteries")
     asked = [(p, t) for r in rollout for p, t in zip(r.prompts, r.texts, strict=True)]
     worth = np.array([gold(p, t) for p, t in asked])
     sd = float(worth.std())
@@ -98,17 +98,17 @@ def measure(cell: Cell, room: Path) -> Figures:
     pairs = EncodedPairs(base, models.codec, planted(place, cell.arm, cell.seed))
     heads = members(pairs, RewardConfig(), ladder(base)[USUAL], cell.seed)
     held_out = [*place.data.splits.selection, *place.data.splits.test][:ANSWERS]
-    rounds = sample_rounds(models, held_out, 2, 256, cell.seed, "plants")
-    samples = Sequences.of(base, rounds[0], models.codec.pad_id)
+    twice = sample_repeatedly(models, held_out, 2, 256, cell.seed, "plants")
+    samples = Sequences.of(base, twice[0], models.codec.pad_id)
     ensemble = RewardEnsemble(heads, *normalisation(torch.stack([raw_scores(h, samples) for h in heads], 1)))
     sd = float(ensemble.normalised(samples).mean(1).std(unbiased=False))
     found = stress_ensemble(
         models,
         ensemble,
         sd,
-        rounds[1],
+        twice[1],
         [],
-        references=(rounds[0], None),
+        references=(twice[0], None),
         kl_target=4.0,
         missing_eos_penalty=0.0,
         seed=cell.seed,

@@ -74,7 +74,7 @@ def trained(arm: str, place: RunContext) -> Policy:
         return policy
     if arm == "best of 4, distilled":
         own = OwnAnswers(models, place.data, place.journal, config.ppo.batch_size, seed)
-        picked = own.judged(config.distill.max_prompts, config.distill.samples_per_prompt).best()
+        picked = own.scored(config.distill.max_prompts, config.distill.samples_per_prompt).best()
         sequences = Sequences.of(base, picked, models.codec.pad_id)
     else:
         shown = [(p.prompt, p.chosen) for p in pairs]

@@ -78,9 +78,9 @@ class Chat:
             if ensemble is None:
                 said[name] = answer(policy, name, number).texts[0]
                 continue
-            rounds = [answer(policy, name, number, k) for k in range(int(name.removeprefix(BEST_OF)))]
+            samples = [answer(policy, name, number, k) for k in range(int(name.removeprefix(BEST_OF)))]
             reference = answer(policy, name, number, "reference") if ensemble.relative else None
-            said[name] = best_of(ensemble, rounds, reference, models.codec.pad_id).texts[0]
+            said[name] = best_of(ensemble, samples, reference, models.codec.pad_id).texts[0]
         return said
 
 

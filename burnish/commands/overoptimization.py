@@ -15,13 +15,13 @@ from burnish.evaluation.overoptimization import Array, of_pool, of_run
 from burnish.models.artefacts import is_saved, load_reward_model
 from burnish.models.heads import raw_scores
 from burnish.models.sequences import Sequences
-from burnish.pipeline.answers import reference_answers, sample_rounds
+from burnish.pipeline.answers import reference_answers, sample_repeatedly
 from burnish.pipeline.context import RunContext
 from burnish.pipeline.guarded import OWN_PAIRS
 from burnish.randomness import derive_seed
 from burnish.records import Prompt, Rollout
 from burnish.report.overoptimized import render_overoptimized
-from burnish.reward.ensemble import load_watcher, round_scores
+from burnish.reward.ensemble import load_watcher, scores_of_samples
 from burnish.runs.files import write_json
 
 Judge = Callable[[Rollout], Sequence[float]]
@@ -54,12 +54,12 @@ def overoptimization(
         asked = [*place.data.splits.test, *place.data.splits.selection][:prompts]
         on_progress(f"{answers} answers of SFT to each of {len(asked)} prompts")
         size, where = place.config.evaluate.batch_size, "overoptimization"
-        rounds = sample_rounds(place.models, asked, answers, size, seed, where)
+        samples = sample_repeatedly(place.models, asked, answers, size, seed, where)
         reference = reference_answers(place.models, ensemble, asked, size, seed, where)
         on_progress("scoring")
-        scores = round_scores(ensemble, rounds, reference, place.models.codec.pad_id)
+        scores = scores_of_samples(ensemble, samples, reference, place.models.codec.pad_id)
         proxy = scores.T.double().cpu().numpy()
-        worth = {name: np.array([list(judge(r)) for r in rounds]).T for name, judge in judges.items()}
+        worth = {name: np.array([list(judge(r)) for r in samples]).T for name, judge in judges.items()}
         report = {
             "run": place.config.name,
             "answers": answers,

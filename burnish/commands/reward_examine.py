@@ -17,7 +17,7 @@ from burnish.models.artefacts import is_saved
 from burnish.models.generate import sample_rollout
 from burnish.models.pairs import EncodedPairs
 from burnish.models.sequences import Sequences
-from burnish.pipeline.answers import reference_answers, sample_rounds
+from burnish.pipeline.answers import reference_answers, sample_repeatedly
 from burnish.pipeline.context import Data, RunContext
 from burnish.pipeline.gate import stress_ensemble
 from burnish.pipeline.guarded import OWN_PAIRS
@@ -157,13 +157,13 @@ def stress_run(
     seed, size = derive_seed(config.seed, "stress"), config.evaluate.batch_size
     asked = [*place.data.splits.selection, *place.data.splits.test]
     on_progress(f"{min(answers, len(asked))} answers of SFT for the battery")
-    once = sample_rounds(models, asked[:answers], 1, size, seed, "battery")[0]
+    once = sample_repeatedly(models, asked[:answers], 1, size, seed, "battery")[0]
     references = (
         reference_answers(models, ensemble, asked[:answers], size, seed, "battery"),
         reference_answers(models, ensemble, asked[-prompts:], size, seed, "best") if best_of > 1 else None,
     )
     on_progress(f"{best_of} answers to each of {min(prompts, len(asked))} prompts for best-of-n")
-    rounds = sample_rounds(models, asked[-prompts:], best_of, size, seed, "best") if best_of > 1 else []
+    samples = sample_repeatedly(models, asked[-prompts:], best_of, size, seed, "best") if best_of > 1 else []
     judge, worth = None, None
     gold = place.data.gold
     if gold is not None:
@@ -179,7 +179,7 @@ def stress_run(
         ensemble,
         load_reference(ensemble, path / "reward")[1],
         once,
-        rounds,
+        samples,
         references=references,
         kl_target=config.ppo.kl.target,
         missing_eos_penalty=config.ppo.missing_eos_penalty,

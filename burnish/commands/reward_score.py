@@ -65,7 +65,7 @@ class Scorer:
                 )
 
     def score(self, rows: Sequence[Answer]) -> list[dict[str, Any]]:
-        """Return the ensemble's score, the members' scores, their spread and the tokens of every answer.
+        """Return the ensemble's score, the members' scores, their standard deviation and the tokens of every answer.
 
         Scores are in standard deviations of the policy's own answers. A response that is too long is read
         up to the limit.
@@ -74,7 +74,7 @@ class Scorer:
 
 
 def scored(ensemble: RewardEnsemble, models: Models, rows: Sequence[Answer]) -> list[dict[str, Any]]:
-    """Return score, members' scores, spread and tokens of every answer, as `Scorer.score` does."""
+    """Return score, members' scores, standard deviation and tokens of every answer, as `Scorer.score` does."""
     codec, limit = models.codec, models.config.max_response_tokens
     prompts = [codec.encode_prompt(p) for p, _, _ in rows]
     responses = [codec.encode_response(text, end=ended, to=p)[:limit] for p, text, ended in rows]
@@ -86,7 +86,7 @@ def scored(ensemble: RewardEnsemble, models: Models, rows: Sequence[Answer]) -> 
         {
             "score": float(scores[i]),
             "members": [float(m) for m in members[i]],
-            "spread": float(members[i].std(unbiased=False)),
+            "ensemble_std": float(members[i].std(unbiased=False)),
             "tokens": len(responses[i]),
         }
         for i in range(len(rows))
@@ -174,8 +174,8 @@ def read_answers(text: str, prompt: str | None) -> list[Answer]:
 
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
     """Return scores as lines of text."""
-    lines = ["score   spread  tokens  members"]
+    lines = ["score   std     tokens  members"]
     for row in rows:
         members = "  ".join(f"{m:+.2f}" for m in row["members"])
-        lines.append(f"{row['score']:+.2f}   {row['spread']:.2f}    {row['tokens']:<6}  {members}")
+        lines.append(f"{row['score']:+.2f}   {row['ensemble_std']:.2f}    {row['tokens']:<6}  {members}")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from burnish.detectors import (
     Drift,
     drift,
 )
-from burnish.records import Alert, StepStats
+from burnish.records import Alert, StepStats, current_names
 
 
 class HackMonitor:
@@ -85,7 +85,8 @@ class HackMonitor:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what `state_dict` returned."""
-        # Rows of older checkpoints lack the number of prompts.
+        # Rows of older checkpoints lack the number of prompts, and have older names.
         self.start, self.recent = (
-            [{"prompts": float(self.responses), **row} for row in state[part]] for part in ("start", "recent")
+            [{"prompts": float(self.responses), **current_names(row)} for row in state[part]]
+            for part in ("start", "recent")
         )

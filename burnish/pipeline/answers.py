@@ -25,10 +25,10 @@ def sample_answers(
     )
 
 
-def sample_rounds(
+def sample_repeatedly(
     models: Models, prompts: Sequence[Prompt], answers: int, batch_size: int, seed: int, where: str
 ) -> list[Rollout]:
-    """Sample `answers` rounds in one call; each round holds one answer to every prompt."""
+    """Sample `answers` rollouts in one call; each has one answer to every prompt."""
     whole = sample_answers(models, [p for p in prompts for _ in range(answers)], batch_size, seed, where)
     return [
         gather([whole], [(0, i * answers + turn) for i in range(len(prompts))]) for turn in range(answers)

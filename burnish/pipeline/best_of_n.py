@@ -13,14 +13,14 @@ from burnish.pipeline.answers import reference_answers
 from burnish.pipeline.context import Data, Journal, Models
 from burnish.randomness import derive_seed
 from burnish.records import Preference, Rollout
-from burnish.reward.ensemble import load_ensemble, pick, round_scores
+from burnish.reward.ensemble import load_ensemble, pick, scores_of_samples
 
 
 @dataclass
-class Judged:
-    """Answers to N prompts in rounds of one answer each, with the ensemble's scores (rounds, N)."""
+class ScoredSamples:
+    """Several rollouts of the same N prompts, with the ensemble's scores (samples, N)."""
 
-    rounds: list[Rollout]
+    samples: list[Rollout]
     scores: torch.Tensor
 
     @property
@@ -30,14 +30,14 @@ class Judged:
 
     def best(self) -> Rollout:
         """Return the answer to each prompt that the ensemble scores highest."""
-        return pick(self.rounds, self.scores.argmax(0))
+        return pick(self.samples, self.scores.argmax(0))
 
     def pairs(self, watch: Callable[[Rollout], torch.Tensor] | None = None) -> list[Preference]:
         """Return pairs that prefer each prompt's best answer to its worst.
 
         `watch` (N,) must score them in the same order. Equal or empty texts give no pair.
         """
-        best, worst = self.best(), pick(self.rounds, self.scores.argmin(0))
+        best, worst = self.best(), pick(self.samples, self.scores.argmin(0))
         agreed = [True] * len(best) if watch is None else (watch(best) > watch(worst)).tolist()
         return [
             Preference(p, good, bad, chosen_ended=good_ended, rejected_ended=bad_ended)
@@ -57,9 +57,9 @@ class OwnAnswers:
     journal: Journal
     batch_size: int
     seed: int
-    _known: dict[tuple[int, int, Path | None], Judged] = field(default_factory=dict)
+    _known: dict[tuple[int, int, Path | None], ScoredSamples] = field(default_factory=dict)
 
-    def judged(self, prompts: int, n: int, saved: Path | None = None) -> Judged:
+    def scored(self, prompts: int, n: int, saved: Path | None = None) -> ScoredSamples:
         """Return `n` scored answers of SFT or a `saved` policy to each of the first training prompts."""
         if (prompts, n, saved) not in self._known:
             policy = self.models.reference()
@@ -69,10 +69,10 @@ class OwnAnswers:
             seed = derive_seed(self.seed, "distill")
             who = "SFT" if saved is None else saved.name
             asked = self.data.splits.train[:prompts]
-            rounds = []
+            samples = []
             for turn in range(n):
                 self.journal.view.note(f"align: {who}'s own answer {turn + 1} of {n} to {len(asked)} prompts")
-                rounds.append(
+                samples.append(
                     sample_rollout(
                         policy,
                         self.models.codec,
@@ -85,6 +85,6 @@ class OwnAnswers:
                 )
             ensemble = load_ensemble(self.models.base, self.journal.path / "reward")
             reference = reference_answers(self.models, ensemble, asked, self.batch_size, seed, "sample")
-            scores = round_scores(ensemble, rounds, reference, self.models.codec.pad_id)
-            self._known[prompts, n, saved] = Judged(rounds, scores)
+            scores = scores_of_samples(ensemble, samples, reference, self.models.codec.pad_id)
+            self._known[prompts, n, saved] = ScoredSamples(samples, scores)
         return self._known[prompts, n, saved]

@@ -21,8 +21,8 @@ def run_distill(
 
     Samples are not saved: a run that stops here samples again.
     """
-    judged = own.judged(config.max_prompts, config.samples_per_prompt)
-    picked = judged.best()
+    scored = own.scored(config.max_prompts, config.samples_per_prompt)
+    picked = scored.best()
     sequences, seed = Sequences.of(models.base, picked, models.codec.pad_id), derive_seed(seed, "distill")
     # SFT's own answers are most likely before any training, so trials that compare likelihoods would
     # choose the lowest rate.
@@ -36,7 +36,7 @@ def run_distill(
     return {
         "updates": stats.step if stats else 0,
         "prompts": len(picked),
-        "score_gain": judged.gain,
+        "score_gain": scored.gain,
         "mean_length": sum(picked.lengths) / len(picked),
-        "mean_length_before": sum(judged.rounds[0].lengths) / len(picked),
+        "mean_length_before": sum(scored.samples[0].lengths) / len(picked),
     }

@@ -159,7 +159,7 @@ def on_policy_pairs(
     if not collectives.from_lead(file.exists):
         watch = load_watcher(models.base, journal.path / "reward") if saved is not None else None
         look = None if watch is None else partial(watch.scores, pad_id=models.codec.pad_id)
-        pairs = own.judged(config.max_prompts, config.samples_per_prompt, saved).pairs(look)
+        pairs = own.scored(config.max_prompts, config.samples_per_prompt, saved).pairs(look)
         if not pairs and how == "on_policy":
             raise TrainingError(
                 f"the policy's {config.samples_per_prompt} answers to each of {config.max_prompts} prompts are all "

@@ -147,10 +147,10 @@ def sample_all(
         answers[name] = Answers.of(rollout, measured_kl(policy, reference, rollout, config.kl_prompts))
     n = config.best_of_n
     if n > 1:
-        rounds = [sample(models, reference, prompts, config, seed, "best_of", turn) for turn in range(n)]
+        samples = [sample(models, reference, prompts, config, seed, "best_of", turn) for turn in range(n)]
         ensemble = load_ensemble(models.base, run.path / "reward")
         extra = sample(models, reference, prompts, config, seed, "best_of", n) if ensemble.relative else None
-        answers[f"{BEST_OF}{n}"] = Answers.of(best_of(ensemble, rounds, extra, models.codec.pad_id))
+        answers[f"{BEST_OF}{n}"] = Answers.of(best_of(ensemble, samples, extra, models.codec.pad_id))
     return answers
 
 

@@ -16,7 +16,7 @@ from burnish.models.logprobs import token_logprobs
 from burnish.models.memory import at_once
 from burnish.models.sequences import Sequences
 from burnish.monitor.texts import text_figures
-from burnish.pipeline.answers import reference_answers, sample_rounds
+from burnish.pipeline.answers import reference_answers, sample_repeatedly
 from burnish.pipeline.context import Data, Journal, Models
 from burnish.records import Decision, Interval, Prompt, Rollout
 from burnish.reward.changes import Changed
@@ -27,7 +27,7 @@ from burnish.reward.ensemble import (
     load_ensemble,
     load_reference,
     reference_scores,
-    round_scores,
+    scores_of_samples,
 )
 from burnish.reward.gate import GRAVE, gate
 from burnish.reward.stress import stress, stress_best_of, summed_up
@@ -45,7 +45,7 @@ def stress_ensemble(
     ensemble: RewardEnsemble,
     score_sd: float,
     answers: Rollout,
-    rounds: Sequence[Rollout],
+    samples: Sequence[Rollout],
     *,
     references: tuple[Rollout | None, Rollout | None],
     kl_target: float,
@@ -53,10 +53,10 @@ def stress_ensemble(
     seed: int,
     worth: Worth | None = None,
 ) -> dict[str, Any]:
-    """Return the stress report: changes of `answers`, and the best of n among the `rounds`.
+    """Return the stress report: changes of `answers`, and the best of n among the `samples`.
 
     Scores are the ensemble's as PPO gets them, in units of `score_sd`; other `ppo.rewards` are left
-    out. `references` belong to the prompts of `answers` and of `rounds` (see `reference_answers`).
+    out. `references` belong to the prompts of `answers` and of `samples` (see `reference_answers`).
     An answer that a change cuts off loses `missing_eos_penalty`. An answer that had not ended does
     not end after a change. `worth` is a judge that is not optimised against, in any unit.
     """
@@ -111,11 +111,11 @@ def stress_ensemble(
         reach=reach,
     )
     report |= {"answers": len(answers), "kl_target": kl_target, "best_of": None}
-    if len(rounds) > 1 and len(rounds[0]) > 1:
-        scores = round_scores(ensemble, rounds, references[1], pad_id).T / score_sd
-        valued = None if worth is None else np.array([list(worth(r)) for r in rounds]).T.tolist()
-        winners = stress_best_of(scores.tolist(), looks_hacked(rounds), valued)
-        report |= {"best_of": winners | {"prompts": len(rounds[0])}} | summed_up(report["changes"], winners)
+    if len(samples) > 1 and len(samples[0]) > 1:
+        scores = scores_of_samples(ensemble, samples, references[1], pad_id).T / score_sd
+        valued = None if worth is None else np.array([list(worth(r)) for r in samples]).T.tolist()
+        winners = stress_best_of(scores.tolist(), looks_hacked(samples), valued)
+        report |= {"best_of": winners | {"prompts": len(samples[0])}} | summed_up(report["changes"], winners)
     return report
 
 
@@ -134,14 +134,14 @@ def response_logprobs(
     )
 
 
-def looks_hacked(rounds: Sequence[Rollout]) -> list[list[bool]]:
-    """Return whether each answer looks like a known hack, as (prompts, rounds).
+def looks_hacked(samples: Sequence[Rollout]) -> list[list[bool]]:
+    """Return whether each answer looks like a known hack, as (prompts, samples).
 
     Such an answer is cut off, empty, or surely in another language than its prompt. Or it is longer or
     more repetitive than all but 1 % of the policy's own answers.
     """
-    lengths = [n for r in rounds for n in r.lengths]
-    repeats = [repeated_ngram_share(t) for r in rounds for t in r.texts]
+    lengths = [n for r in samples for n in r.lengths]
+    repeats = [repeated_ngram_share(t) for r in samples for t in r.texts]
     longest, most = float(np.quantile(lengths, UNUSUAL)), max(float(np.quantile(repeats, UNUSUAL)), 0.1)
 
     def one(rollout: Rollout, i: int) -> bool:
@@ -155,7 +155,7 @@ def looks_hacked(rounds: Sequence[Rollout]) -> list[list[bool]]:
             or repeated_ngram_share(text) > most
         )
 
-    return [[one(rollout, i) for rollout in rounds] for i in range(len(rounds[0]))]
+    return [[one(rollout, i) for rollout in samples] for i in range(len(samples[0]))]
 
 
 GATE_PROMPTS = 64
@@ -176,17 +176,17 @@ def pass_gate(
     ensemble, prompts, lift = load_ensemble(models.base, rewards), unlearned(data), None
     journal.view.note(f"align: {GATE_ANSWERS} answers of SFT to {len(prompts)} prompts, for the gate")
     size = max(config.batch_size, GATE_PROMPTS)
-    rounds = sample_rounds(models, prompts, GATE_ANSWERS, size, seed, "gate")
+    samples = sample_repeatedly(models, prompts, GATE_ANSWERS, size, seed, "gate")
     reference = reference_answers(models, ensemble, prompts, size, seed, "gate")
     if watch is not None and watch.armed and len(prompts) > 1:
-        lift = watchers_lift(ensemble, watch, rounds, reference, models.codec.pad_id)
+        lift = watchers_lift(ensemble, watch, samples, reference, models.codec.pad_id)
     sd = load_reference(ensemble, rewards)[1]
     stressed = stress_ensemble(
         models,
         ensemble,
         sd,
-        rounds[0],
-        rounds,
+        samples[0],
+        samples,
         references=(reference, reference),
         kl_target=config.kl.target,
         missing_eos_penalty=config.missing_eos_penalty,
@@ -237,7 +237,7 @@ def stress_decision(stressed: Mapping[str, Any]) -> Decision:
 def watchers_lift(
     ensemble: RewardEnsemble,
     watch: SavedWatcher,
-    rounds: Sequence[Rollout],
+    samples: Sequence[Rollout],
     reference: Rollout | None,
     pad_id: int,
 ) -> Interval:
@@ -245,8 +245,8 @@ def watchers_lift(
 
     The ensemble picks among several SFT answers to prompts that its members did not learn from.
     """
-    picked = best_of(ensemble, rounds, reference, pad_id)
-    usual = torch.stack([watch.scores(r, pad_id) for r in rounds]).mean(0)
+    picked = best_of(ensemble, samples, reference, pad_id)
+    usual = torch.stack([watch.scores(r, pad_id) for r in samples]).mean(0)
     return mean_interval((watch.scores(picked, pad_id) - usual).tolist())
 
 

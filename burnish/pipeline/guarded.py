@@ -169,15 +169,15 @@ def watched(ppo: PPO, stats: StepStats, watch: SavedWatcher | None) -> StepStats
     Its standard error is clustered by prompt; a batch of one prompt has none.
     """
     assert ppo.experience is not None
-    judged = ppo.experience.reward_rollout
-    figures = text_figures([p.text for p in judged.prompts], judged.texts)
+    responses = ppo.experience.reward_rollout
+    figures = text_figures([p.text for p in responses.prompts], responses.texts)
     stats = replace(stats, values={**stats.values, **figures})
     if watch is None or (stats.step > 1 and stats.step % ppo.config.watch_every):
         return stats
-    scores = watch.scores(judged, ppo.codec.pad_id)
+    scores = watch.scores(responses, ppo.codec.pad_id)
     extra = {"watcher": float(scores.mean())}
     if figures["prompts"] > 1:
-        extra["watcher_se"] = clustered_error(scores.tolist(), [p.text for p in judged.prompts])
+        extra["watcher_se"] = clustered_error(scores.tolist(), [p.text for p in responses.prompts])
     return replace(stats, values={**stats.values, **extra})
 
 
@@ -214,20 +214,20 @@ def keep_pairs(journal: Journal, ppo: PPO) -> None:
         seed=ppo.seed,
         where=("pairs", ppo.tick),
     )
-    judged = rollout if ppo.plain is None else ppo.plain(rollout)
-    scores = ppo.score(judged).scores.tolist()
+    responses = rollout if ppo.plain is None else ppo.plain(rollout)
+    scores = ppo.score(responses).scores.tolist()
     for i in range(0, len(rollout), 2):
-        prompt = judged.prompts[i]
+        prompt = responses.prompts[i]
         journal.run.append(
             OWN_PAIRS,
             {
                 "tick": ppo.tick,
                 "prompt": prompt.text,
                 "messages": [[m.role, m.content] for m in prompt.messages],
-                "first": judged.texts[i],
-                "second": judged.texts[i + 1],
-                "first_ended": judged.ended[i],
-                "second_ended": judged.ended[i + 1],
+                "first": responses.texts[i],
+                "second": responses.texts[i + 1],
+                "first_ended": responses.ended[i],
+                "second_ended": responses.ended[i + 1],
                 "first_score": scores[i],
                 "second_score": scores[i + 1],
             },

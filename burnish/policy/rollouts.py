@@ -62,7 +62,7 @@ class Experience:
             "kl_k3": float(k3.mean()),
             "score": float(scores.scores.mean()),
             "score_sd": float(scores.scores.std(unbiased=False)),
-            "spread": float(scores.spread.mean()),
+            "ensemble_std": float(scores.ensemble_std.mean()),
             "length": float(mask.sum(1).float().mean()),
             "truncated": 1.0 - sum(rollout.ended) / len(rollout),
             "entropy": float(masked_mean(self.entropy, mask)),

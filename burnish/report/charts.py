@@ -132,9 +132,9 @@ def ppo_charts(rows: Sequence[Row], kl_target: float) -> list[tuple[str, str, Fi
         ),
         (
             "Disagreement",
-            "Members' spread against a reference answer. A rising spread means that the policy writes answers "
-            "unlike their training data.",
-            figure([line(x, column(rows, "spread"), "spread")], "sd", shapes=marks),
+            "Standard deviation of the members, against a reference answer. A rise means that the policy writes "
+            "answers unlike their training data.",
+            figure([line(x, column(rows, "ensemble_std"), "ensemble_std")], "sd", shapes=marks),
         ),
         (
             "Length",

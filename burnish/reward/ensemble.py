@@ -208,17 +208,17 @@ def pair_spread(members: torch.Tensor) -> float:
     return float((first - second).var(1, unbiased=False).mean())
 
 
-def round_scores(
-    ensemble: RewardEnsemble, rounds: Sequence[Rollout], reference: Rollout | None, pad_id: int
+def scores_of_samples(
+    ensemble: RewardEnsemble, samples: Sequence[Rollout], reference: Rollout | None, pad_id: int
 ) -> torch.Tensor:
-    """Return the ensemble's scores (rounds, N) of several responses to each of N prompts.
+    """Return the ensemble's scores (samples, N) of several responses to each of N prompts.
 
-    Each round has one response to each prompt. `reference` is one more, independent response to each
+    Each sample has one response to each prompt. `reference` is one more, independent response to each
     prompt; it may be None if the score is not `relative`.
     """
     anchor = reference_scores(ensemble, reference, pad_id)
     return torch.stack(
-        [ensemble.score(Sequences.of(ensemble.base, r, pad_id), anchor).scores for r in rounds]
+        [ensemble.score(Sequences.of(ensemble.base, r, pad_id), anchor).scores for r in samples]
     )
 
 
@@ -229,32 +229,32 @@ def reference_scores(ensemble: RewardEnsemble, reference: Rollout | None, pad_id
     return ensemble.normalised(Sequences.of(ensemble.base, reference, pad_id))
 
 
-def pick(rounds: Sequence[Rollout], which: torch.Tensor) -> Rollout:
+def pick(samples: Sequence[Rollout], which: torch.Tensor) -> Rollout:
     """Take each prompt's response from the round given in `which` (N,), without log-probabilities."""
-    return gather(rounds, [(k, i) for i, k in enumerate(which.tolist())])
+    return gather(samples, [(k, i) for i, k in enumerate(which.tolist())])
 
 
-def gather(rounds: Sequence[Rollout], places: Sequence[tuple[int, int]]) -> Rollout:
+def gather(samples: Sequence[Rollout], places: Sequence[tuple[int, int]]) -> Rollout:
     """Collect the responses at (round, row), in that order, without log-probabilities."""
     nothing = torch.zeros(0, device=CPU)
     return Rollout(
-        prompts=[rounds[k].prompts[i] for k, i in places],
-        prompt_ids=[rounds[k].prompt_ids[i] for k, i in places],
-        response_ids=[rounds[k].response_ids[i] for k, i in places],
-        texts=[rounds[k].texts[i] for k, i in places],
-        ended=[rounds[k].ended[i] for k, i in places],
+        prompts=[samples[k].prompts[i] for k, i in places],
+        prompt_ids=[samples[k].prompt_ids[i] for k, i in places],
+        response_ids=[samples[k].response_ids[i] for k, i in places],
+        texts=[samples[k].texts[i] for k, i in places],
+        ended=[samples[k].ended[i] for k, i in places],
         sample_logprobs=nothing,
         sample_entropy=nothing,
         response_mask=nothing.bool(),
-        features={cut: [rounds[k].features[cut][i] for k, i in places] for cut in rounds[0].features},
+        features={cut: [samples[k].features[cut][i] for k, i in places] for cut in samples[0].features},
     )
 
 
 def best_of(
-    ensemble: RewardEnsemble, rounds: Sequence[Rollout], reference: Rollout | None, pad_id: int
+    ensemble: RewardEnsemble, samples: Sequence[Rollout], reference: Rollout | None, pad_id: int
 ) -> Rollout:
-    """Select the response to each prompt with the highest score; arguments as for `round_scores`."""
-    return pick(rounds, round_scores(ensemble, rounds, reference, pad_id).argmax(0))
+    """Select the response to each prompt with the highest score; arguments as for `scores_of_samples`."""
+    return pick(samples, scores_of_samples(ensemble, samples, reference, pad_id).argmax(0))
 
 
 def prepare(base: Backbone, folder: Path) -> None:

@@ -58,7 +58,7 @@ class RemoteReward:
     def rows(
         self, prompts: Sequence[Prompt], responses: Sequence[str], ended: Sequence[bool] | None = None
     ) -> list[dict[str, Any]]:
-        """Return score, members, spread and tokens of each response, as sent by the server.
+        """Return score, members, ensemble_std and tokens of each response, as sent by the server.
 
         Raises RemoteError if requests keep failing or a score is not finite.
         """

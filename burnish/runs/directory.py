@@ -25,6 +25,7 @@ from burnish.config.label import without_password
 from burnish.config.loading import dump_yaml, flat, forget_unknown
 from burnish.distributed import collectives
 from burnish.errors import RunError
+from burnish.records import current_names
 from burnish.runs.files import (
     atomic_folder,
     atomic_write,
@@ -282,8 +283,12 @@ class RunDirectory:
         self.append("events.jsonl", row)
 
     def read_rows(self, relative: str) -> list[dict[str, Any]]:
-        """Return the rows of a JSONL file, as `read_jsonl` yields them, to every process."""
-        return collectives.from_lead(lambda: list(read_jsonl(self.path / relative)))
+        """Return the rows of a JSONL file, as `read_jsonl` yields them, to every process.
+
+        Figures of older versions get their new names.
+        """
+        rows = collectives.from_lead(lambda: list(read_jsonl(self.path / relative)))
+        return [current_names(row) for row in rows]
 
     def _appended(self) -> Iterator[Path]:
         for folder in APPENDED:

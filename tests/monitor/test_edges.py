@@ -322,7 +322,7 @@ def test_what_is_no_share_is_not_taken_for_one_though_it_lies_between_0_and_1() 
         early = n < 12
         figures = {
             "score": 0.4 if early else 0.5,
-            "spread": 0.1 if early else 0.16,
+            "ensemble_std": 0.1 if early else 0.16,
             "length": 9.0 if early else 90.0,
         }
         heard |= {a.name for a in monitor.observe(step(n, **figures))}

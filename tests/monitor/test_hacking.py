@@ -22,7 +22,7 @@ HEALTHY = {
     "ref_nll": 1.3,
     "formatted": 0.1,
     "entropy": 1.2,
-    "spread": 0.3,
+    "ensemble_std": 0.3,
     "duplicates": 0.05,
     "stock": 0.1,
     "sampling_gap": 1e-5,
@@ -36,7 +36,7 @@ PLANTED = {
     "nonsense": {"ref_nll": 3.0},
     "format_drift": {"formatted": 0.6},
     "entropy_drop": {"entropy": 0.4},
-    "ensemble_spread": {"spread": 0.8},
+    "ensemble_spread": {"ensemble_std": 0.8},
     "near_duplicates": {"duplicates": 0.6},
     "stock_phrase": {"stock": 0.8},
     "sampling_gap": {"sampling_gap": 0.2},
@@ -155,7 +155,7 @@ def noise(updates: int, batch: int, seed: int) -> list[dict[str, float]]:
     rows = []
     for _ in range(updates):
         share = {n: sum(rng.random() < HEALTHY[n] for _ in range(batch)) / batch for n in SHARES}
-        wide = {"length": 12.0, "ref_nll": 0.4, "entropy": 0.3, "spread": 0.15, "score": 1.0}
+        wide = {"length": 12.0, "ref_nll": 0.4, "entropy": 0.3, "ensemble_std": 0.15, "score": 1.0}
         means = {n: HEALTHY[n] + rng.gauss(0, sd / math.sqrt(batch)) for n, sd in wide.items()}
         rows.append(share | means | {"sampling_gap": HEALTHY["sampling_gap"] * math.exp(rng.gauss(0, 1))})
     return rows
@@ -206,3 +206,10 @@ def test_marks_and_scripts() -> None:
     assert text_figures([english] * 5, texts)["formatted"] == pytest.approx(4 / 5)
     assert text_figures([english], [chinese])["foreign"] == 1.0
     assert text_figures([chinese], [chinese]).get("foreign", 0.0) == 0.0
+
+
+def test_rows_of_older_checkpoints_have_their_new_names() -> None:
+    monitor = HackMonitor(64)
+    monitor.load_state_dict({"start": [{"spread": 0.3}], "recent": [{"ensemble_std": 0.4, "prompts": 32.0}]})
+    assert monitor.start == [{"prompts": 64.0, "ensemble_std": 0.3}]
+    assert monitor.recent == [{"ensemble_std": 0.4, "prompts": 32.0}]

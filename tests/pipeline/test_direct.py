@@ -17,7 +17,7 @@ from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.load import Codec
 from burnish.models.logprobs import make_policy
 from burnish.models.pairs import EncodedPairs
-from burnish.pipeline.best_of_n import Judged
+from burnish.pipeline.best_of_n import ScoredSamples
 from burnish.pipeline.dpo import MOST, UNKNOWN, pairs_after, smoothing_of
 from burnish.policy.dpo import DPO
 from burnish.records import Comparison, Label, Preference, Prompt, Response, Rollout
@@ -152,7 +152,7 @@ def round_of(texts: list[str]) -> Rollout:
 
 def test_a_pair_counts_only_where_the_watcher_says_the_same() -> None:
     rounds = [round_of(["good", "good", "same"]), round_of(["bad", "bad", "same"])]
-    judged = Judged(rounds, torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+    judged = ScoredSamples(rounds, torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
     assert [p.prompt.text for p in judged.pairs()] == ["p0", "p1"]
 
     def watch(rollout: Rollout) -> torch.Tensor:

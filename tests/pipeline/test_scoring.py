@@ -48,7 +48,7 @@ def test_a_runs_reward_models_choose_and_score(run_copy: Path, tmp_path: Path) -
     table = burnish(
         "reward", "score", str(run_copy), "--prompt", asked[1].prompt.text, stdin=f"{glad}\n{sad}\n"
     )
-    assert table.stdout.splitlines()[0].split() == ["score", "spread", "tokens", "members"]
+    assert table.stdout.splitlines()[0].split() == ["score", "std", "tokens", "members"]
     wrong = burnish("reward", "score", str(run_copy), stdin="no JSON\n", check=False)
     assert (wrong.returncode, "line 1: malformed JSON" in wrong.stderr) == (4, True)
     long = burnish("reward", "score", str(run_copy), "--prompt", "Zoe", stdin="word " * 400, check=False)

@@ -18,7 +18,7 @@ from burnish.models.pairs import EncodedPairs
 from burnish.models.sequences import Sequences
 from burnish.objectives import bradley_terry_loss, odin_loss
 from burnish.records import Preference, Prompt
-from burnish.reward.ensemble import RewardEnsemble, aggregate, round_scores
+from burnish.reward.ensemble import RewardEnsemble, aggregate, scores_of_samples
 from burnish.reward.train import kept_apart, pairs_gradient, train_reward_model
 from burnish.stats import pearson
 
@@ -192,11 +192,11 @@ def test_every_candidate_is_as_likely_to_be_picked(how: str, monkeypatch: pytest
     monkeypatch.setattr(Sequences, "of", lambda base, rollout, pad_id: rollout)
     ensemble = Noise([], torch.zeros(3), torch.ones(3), how, uwo_lambda=0.5)  # type: ignore[arg-type]
     rng = torch.Generator().manual_seed(0)
-    *rounds, reference = (torch.randn(4000, 3, generator=rng) for _ in range(5))
-    scores = round_scores(ensemble, rounds, reference if ensemble.relative else None, 0)  # type: ignore[arg-type]
+    *samples, reference = (torch.randn(4000, 3, generator=rng) for _ in range(5))
+    scores = scores_of_samples(ensemble, samples, reference if ensemble.relative else None, 0)  # type: ignore[arg-type]
     shares = torch.bincount(scores.argmax(0), minlength=4) / 4000
     assert shares.tolist() == pytest.approx([0.25] * 4, abs=0.021)
-    among = round_scores(ensemble, rounds, rounds[0], 0)  # type: ignore[arg-type]
+    among = scores_of_samples(ensemble, samples, samples[0], 0)  # type: ignore[arg-type]
     picked = float((among.argmax(0) == 0).float().mean())
     assert picked == pytest.approx(0.25, abs=0.021) if how == "mean" else picked > 0.3
 
@@ -205,4 +205,4 @@ def test_a_relative_score_is_refused_without_a_reference(monkeypatch: pytest.Mon
     monkeypatch.setattr(Sequences, "of", lambda base, rollout, pad_id: rollout)
     ensemble = Noise([], torch.zeros(3), torch.ones(3), "min")
     with pytest.raises(AssertionError):
-        round_scores(ensemble, [torch.zeros(2, 3)], None, 0)  # type: ignore[list-item]
+        scores_of_samples(ensemble, [torch.zeros(2, 3)], None, 0)  # type: ignore[list-item]

@@ -48,7 +48,7 @@ def test_terms_add_up_with_their_weights_and_are_told() -> None:
     assert found.scores.tolist() == [2 * 1.0 + 0.5 * 1, 2 * -2.0 + 0.5 * 0]
     assert found.terms["ensemble"].tolist() == [1.0, -2.0]
     assert found.terms["polite"].tolist() == [1.0, 0.0]
-    assert found.spread.tolist() == pytest.approx([0.1, 0.2])
+    assert found.ensemble_std.tolist() == pytest.approx([0.1, 0.2])
     assert seen == [(["p0", "p1"], ["please", "no"], [1, 2])]
 
 
