@@ -130,6 +130,10 @@ def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
     for name in ("cuda", "cuda:1", "mps"):
         with pytest.raises(ConfigError, match=f"model.device='{name}', but torch finds only cpu here"):
             find_device(name)
+    with monkeypatch.context() as several:
+        several.setattr("burnish.models.load.collectives.processes", lambda: 2)
+        with pytest.raises(ConfigError, match="torch finds only cpu here"):
+            find_device("cuda")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert find_device("auto") == torch.device("mps")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -88,9 +88,9 @@ def route(
 
 
 def _judge(labels: list[Label], wanted: str | None, place: Place) -> str:
-    """Return the name of the only judge, or of the one whose name contains `wanted`."""
+    """Return the name of the only judge, or of the one that `wanted` is or is a part of."""
     names = Counter(label.annotator for label in labels if label.source == "judge")
-    found = [n for n in names if wanted is None or wanted in n]
+    found = [n for n in names if n == wanted] or [n for n in names if wanted is None or wanted in n]
     if not names:
         raise DataError(f"{shown(place)} has no label of a judge; `burnish label judge` asks one")
     if len(found) != 1:

@@ -86,6 +86,8 @@ def read_preferences(
                     result.subsets.append(str(row["subset"]))
             except Unusable as reason:
                 bad.add(number, str(reason), row)
+            if max_pairs is not None and len(result.pairs) >= max_pairs:
+                break
         if max_pairs is not None and len(result.pairs) >= max_pairs:
             break
     result.rejected = bad.counts

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -43,6 +44,17 @@ class Votes:
         return len(self.value)
 
 
+def _utc(at: str) -> str:
+    """Return an ISO 8601 time in UTC, so that times sort as text; other text stays as it is."""
+    if not at or at.endswith("+00:00"):
+        return at
+    try:
+        time = datetime.fromisoformat(at)
+    except ValueError:
+        return at
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
+
+
 def votes_of(labels: Iterable[Label]) -> Votes:
     """Convert labels to columns sorted by time; labels with equal times keep their order."""
     ids: dict[str, int] = {}
@@ -52,7 +64,7 @@ def votes_of(labels: Iterable[Label]) -> Votes:
     for label in labels:
         shown = -1 if label.swapped is None else int(label.swapped)
         number = ids.setdefault(label.comparison_id, len(ids))
-        times.append(label.at or "")
+        times.append(_utc(label.at or ""))
         columns.append((number, names.setdefault(label.annotator, len(names)), label.preference, shown))
     if not columns:
         none = np.zeros(0, dtype=np.int32)

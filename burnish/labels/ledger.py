@@ -86,7 +86,9 @@ class Ledger:
     def _take(self, row: dict[str, Any]) -> None:
         key = row["key"]
         if "reserved" in row:
-            self.reserved[key] = self.reserved.get(key, 0.0) + row["reserved"]
+            # A reservation that was not settled belongs to a killed try, whose highest cost counts.
+            self.spent += self.reserved.pop(key, 0.0)
+            self.reserved[key] = row["reserved"]
             return
         self.reserved.pop(key, None)
         self.spent += row["cost"]

@@ -78,9 +78,9 @@ def calibrated(judge: Sequence[float], people: Sequence[float], groups: Sequence
         )
     j, h = j[kept], h[kept]
     surety = surety_of(j.tolist())
-    # A judge's tie needs a side: it counts as agreement at even positions.
+    # A judge's tie needs a side: every other tie counts as agreement.
     torn = j == 0.5
-    agrees = np.where(torn, np.arange(len(j)) % 2 == 0, (j > 0.5) == (h > 0.5))
+    agrees = np.where(torn, np.cumsum(torn) % 2 == 1, (j > 0.5) == (h > 0.5))
     temperature = fitted_temperature(np.where(agrees, surety, -surety)[:, None], HOTTEST)
     return Calibrated(surety, agrees, [groups[int(i)] for i in kept], temperature)
 

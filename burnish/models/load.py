@@ -279,8 +279,8 @@ def find_device(name: str) -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, found in there.items() if found)
-    device = torch.device(name)
-    if device.type == "cuda" and device.index is None and collectives.processes() > 1:
+    device, several = torch.device(name), collectives.processes() > 1
+    if device.type == "cuda" and device.index is None and several and there["cuda"]:
         device = torch.device("cuda", heartbeats.local() % torch.cuda.device_count())
     if not there[device.type] or (device.index or 0) >= max(1, torch.cuda.device_count()):
         found = ", ".join(kind for kind, is_there in there.items() if is_there)

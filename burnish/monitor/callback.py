@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burnish.data.text import Unusable, content_of, printable
-from burnish.monitor.logs import LogWatch, lines_of
+from burnish.monitor.logs import LogWatch, figures_of, lines_of
 from burnish.monitor.texts import text_figures
 from burnish.monitor.trackers import open_webhook
 
@@ -51,10 +51,13 @@ def watch(
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> Any:
             """Check one logged update."""
-            if not state.is_world_process_zero or not logs:
+            if not state.is_world_process_zero:
+                self.prompts, self.answers = [], []
+                return control
+            if not logs:
                 return control
             row = {"step": state.global_step, **logs}
-            if self.answers:
+            if self.answers and "score" in figures_of(row):  # not a row of an evaluation, or of times alone
                 row |= text_figures(self.prompts, self.answers)
                 self.prompts, self.answers = [], []
             before = self.log.suspected

@@ -185,7 +185,7 @@ class Webhook:
             answer = httpx2.post(self.url, json={"text": text, "event": dict(event)}, timeout=SECONDS)
             answer.raise_for_status()
             self.failures = 0
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:  # also an event that is no JSON
             self.failures += 1
             end = "; it is left out from here on" if self.failures == FAILURES else ""
             # Do not report the address: it may contain a key.

@@ -195,7 +195,7 @@ class Answers(TemplateLM):  # type: ignore[misc]
                 for w in get_rolling_token_windows(
                     self.tok_encode(request.args[0], add_special_tokens=False),
                     self.prefix_token_id,
-                    self.room,
+                    self.room - 1,  # one more token precedes each window
                     1,
                 )
             ]

@@ -336,7 +336,8 @@ class RunDirectory:
 
     def _checkpoints(self, stage: str) -> list[Path]:
         found = (self.path / stage).glob("checkpoint-*")
-        return sorted(p for p in found if ".tmp-" not in p.name and (p / "state.json").exists())
+        whole = (p for p in found if ".tmp-" not in p.name and (p / "state.json").exists())
+        return sorted(whole, key=lambda p: int(p.name.split("-")[1]))
 
     def latest_checkpoint(self, stage: str) -> Checkpoint | None:
         """Return the last checkpoint of a stage, or None."""

@@ -257,7 +257,8 @@ class Accounts:
     def change(self, name: str, *, role: Role | None = None, state: State | None = None) -> Account:
         """Change the role or state of an account.
 
-        Disabling an account ends its sessions and revokes its invitations. Raises DataError for an unknown
+        Disabling an account ends its sessions. An account that is not an active admin any more loses its
+        invitations. Raises DataError for an unknown
         name, and if no active admin would be left.
         """
         with self.store.writing() as session:
@@ -272,6 +273,7 @@ class Accounts:
                 raise DataError("one active admin must remain; make another account an admin first")
             if row.state == "disabled":
                 session.execute(delete(SessionRow).where(SessionRow.account == name))
+            if (row.role, row.state) != ("admin", "active"):
                 session.execute(delete(InvitationRow).where(InvitationRow.by == name))
             return _account(row)
 

@@ -138,7 +138,8 @@ def _figures(project: Project) -> tuple[dict[str, Any], Charts]:
             charts.add("Cost", "Total cost of labels and gold questions.", _spent(rows, rules.budget))
         )
     done, all_ = project.queue.progress()
-    waiting = list(flagged(store))
+    by_task = {task: (task, who, why, i) for task, who, why, i in flagged(store)}
+    waiting = list(by_task.values())  # a ranking has several comparisons
     asked = {c.id: c for c in store.find([i for *_, i in waiting])}
     values = {
         "people": people,

@@ -83,6 +83,8 @@ class RequestLimits:
         except TimeoutError:
             await _refuse(sending, 408, "the request took too long to come in")
             return
+        except Gone:
+            return
         if body is None:
             await _refuse(sending, 413, "the request is too large")
             return
@@ -123,6 +125,8 @@ class Limited:
         except TimeoutError:
             await _refuse(send, 408, "the request took too long to come in")
             return
+        except Gone:
+            return
         if body is None:
             await _refuse(send, 413, f"the request has more than {self.most} bytes")
             return
@@ -148,18 +152,24 @@ def _cookies(scope: Scope) -> str:
     return "; ".join(v.decode("latin-1") for k, v in scope["headers"] if k == b"cookie")
 
 
+class Gone(Exception):
+    """The client disconnected before its request was complete."""
+
+
 async def _body(scope: Scope, receive: Receive, most: int) -> bytes | None:
-    """Return the whole body, or None if it is too large."""
+    """Return the whole body, or None if it is too large; raise Gone if it ends early."""
     length = dict(scope["headers"]).get(b"content-length", b"0")
     if length.isdigit() and int(length) > most:
         return None
     body = bytearray()
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
         body += message.get("body", b"")
         if len(body) > most:
             return None
-        if message["type"] == "http.disconnect" or not message.get("more_body"):
+        if not message.get("more_body"):
             return bytes(body)
 
 

@@ -300,3 +300,9 @@ def test_what_labels_come_to_can_be_written(tmp_path: Path) -> None:
     burnish("label", "load", str(tmp_path / "new.sqlite"), str(tmp_path / "labels.jsonl"))
     with LabelStore(tmp_path / "new.sqlite") as store, LabelStore(path) as old:
         assert sorted(store.labels(), key=str) == sorted(old.labels(), key=str)
+
+
+def test_times_of_other_zones_are_sorted_as_instants() -> None:
+    at = ["2026-01-01T10:00:00+00:00", "2026-01-01T10:30:00+02:00", "2026-01-01T09:00:00Z", "no time"]
+    labels = [Label(f"c{i}", "a", i / 4, "human", at=time) for i, time in enumerate(at)]
+    assert votes_of(labels).value.tolist() == [0.25, 0.5, 0.0, 0.75]

@@ -233,6 +233,10 @@ def test_a_line_that_was_cut_off_counts_as_paid(tmp_path: Path) -> None:
         again.reserve("b", 0.25)
     with Ledger(file, 1.0) as last:
         assert last.spent == 0.875
+        last.reserve("b", 0.125)
+        last.settle("b", Answer(vote="second"), 0.0625)
+    with Ledger(file, 1.0) as settled:
+        assert settled.spent == 0.9375, "both killed tries count, and the one that was answered"
     file.write_text("no JSON\n" + file.read_text())
     with pytest.raises(DataError, match="line 1, is no JSON"):
         Ledger(file)

@@ -58,6 +58,8 @@ def test_surety_golden_and_ties() -> None:
     known = calibrated(judge, people, [str(i) for i in range(70)])
     assert len(known.agrees) == 60, "people's ties say nothing"
     assert known.agrees[:30].sum() == 15, "a judge that is torn agrees with half"
+    mixed = [v for _ in range(20) for v in (0.5, 0.9)]  # every tie at an even position
+    assert calibrated(mixed, [1.0] * 40, list(map(str, range(40)))).agrees[::2].sum() == 10
     with pytest.raises(ValueError, match="29 comparisons have a judge's label and a person's"):
         calibrated(judge[:29], people[:29], list(map(str, range(29))))
 

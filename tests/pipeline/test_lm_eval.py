@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,6 +111,29 @@ def test_it_says_what_the_harness_says_of_the_plain_model(models: Models, tasks:
     texts = [row["resps"][0][0] for row in told[0]["stories"]]
     assert max(len(t.split()) for t in texts) > 2, texts
     assert not any("." in t for t in texts)
+
+
+def test_long_texts_are_read_whole_in_windows(models: Models) -> None:
+    """Every token counts once, whatever the window; a smaller window only shortens contexts."""
+    from burnish.pipeline.lm_eval import Answers
+
+    ours = Answers(models, models.reference(), EvaluateConfig())
+    text = " ".join(OPENINGS)
+    n = len(ours.tok_encode(text, add_special_tokens=False))
+    counted: list[int] = []
+    read = ours._loglikelihood_tokens
+
+    def counting(requests: list[Any], **named: Any) -> list[tuple[float, bool]]:
+        counted.append(sum(len(after) for _, _, after in requests))
+        assert all(len(before) + len(after) <= ours.room for _, before, after in requests)
+        return read(requests, **named)
+
+    ours._loglikelihood_tokens = counting  # type: ignore[method-assign]
+    for room in (7, 8, n + 5):
+        ours.room = room
+        (nats,) = ours.loglikelihood_rolling([SimpleNamespace(args=(text,))])
+        assert nats < 0
+    assert counted == [n, n, n]
 
 
 def test_a_champion_that_has_unlearned_a_task_is_seen_to_lose(models: Models, tasks: Path) -> None:

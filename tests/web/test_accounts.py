@@ -137,6 +137,16 @@ def test_somebody_stays_to_administer(accounts: Accounts) -> None:
     assert accounts.everybody()[0].role == "admin"
 
 
+def test_an_admin_who_is_one_no_more_loses_open_invitations(accounts: Accounts) -> None:
+    accounts.join(accounts.invite("admin", "cli"), "Ada", GOOD)
+    accounts.join(accounts.invite("admin", "Ada"), "Ben", GOOD)
+    kept, lost = accounts.invite("admin", "Ada"), accounts.invite("admin", "Ben")
+    accounts.change("Ben", role="viewer")
+    with pytest.raises(Denied, match="is not valid"):
+        accounts.join(lost, "Cy", GOOD)
+    accounts.join(kept, "Dee", GOOD)
+
+
 def test_a_signature_belongs_to_one_secret_and_survives_a_restart(store: LabelStore) -> None:
     first = Accounts(store)
     signed = first.signature("token")

@@ -384,6 +384,25 @@ def test_bodies_that_are_too_large_or_too_slow_are_refused(tmp_path: Path) -> No
     assert sent[0]["status"] == 408
 
 
+def test_a_request_that_is_cut_off_is_not_carried_out() -> None:
+    """The client has gone in the middle of a form: its first half is no form."""
+    asked: list[str] = []
+    parts = [{"type": "http.request", "body": b"text=half", "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive() -> Any:
+        return parts.pop(0)
+
+    async def send(message: Any) -> None:
+        asked.append("answered")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        asked.append("carried out")
+
+    scope = {"type": "http", "method": "POST", "path": "/x", "query_string": b"", "headers": []}
+    asyncio.run(RequestLimits(app, admits=lambda cookies: False)(scope, receive, send))
+    assert asked == []
+
+
 def test_a_slow_sender_keeps_nobody_else_waiting(tmp_path: Path) -> None:
     app = opened(tmp_path / "s.sqlite", comparisons(1))
     with serving(app) as url:
