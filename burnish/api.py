@@ -358,10 +358,8 @@ def train_dpo(
     models = model._untrained()
     usable, config = _fitting(models, pairs), config or DPOConfig()
     smoothing = config.label_smoothing
-    if config.loss == "ipo":
-        smoothing = 0.0
-    elif smoothing == "auto":
-        smoothing = UNKNOWN
+    if smoothing == "auto":
+        smoothing = UNKNOWN if config.smooths else 0.0
     with TemporaryDirectory(prefix="burnish-") as home:
         journal = _journal(Path(home), "align", on_update)
         dpo = new_dpo(models, usable, config, smoothing, seed)

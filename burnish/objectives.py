@@ -301,6 +301,7 @@ def ipo_loss(
     ref_rejected_logprobs: torch.Tensor,
     *,
     beta: float,
+    label_smoothing: float = 0.0,
     confidence: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the IPO loss (Azar et al. 2023, Eq. 17), (h - 1 / (2 beta))^2, and the margin.
@@ -308,16 +309,20 @@ def ipo_loss(
     h and units are as in `dpo_loss`; the margin is beta h, detached. A pair that is won by
     1 / (2 beta) nats has no further gradient, however sure its label is. With a `confidence` q (B,) the
     loss is the mean over both labels, q (h - c)^2 + (1 - q) (h + c)^2 with c = 1 / (2 beta). Its
-    minimum is at (2 q - 1) c.
+    minimum is at (2 q - 1) c. Label smoothing moves q as in `dpo_loss`.
     """
     assert beta > 0
     assert chosen_logprobs.ndim == 1
     assert chosen_logprobs.shape == rejected_logprobs.shape
     assert ref_chosen_logprobs.shape == ref_rejected_logprobs.shape == chosen_logprobs.shape
     h = (chosen_logprobs - ref_chosen_logprobs) - (rejected_logprobs - ref_rejected_logprobs)
-    target, wanted = _soft_target(h, 0.0, confidence), 1 / (2 * beta)
+    target, wanted = _soft_target(h, label_smoothing, confidence), 1 / (2 * beta)
     loss = target * (h - wanted).square() + (1 - target) * (h + wanted).square()
     return loss, (beta * h).detach()
+
+
+DPO_LOSSES = {"sigmoid": dpo_loss, "ipo": ipo_loss}
+"""Losses of DPO by their name in `dpo.loss`; all take the arguments of `dpo_loss`."""
 
 
 def _soft_target(like: torch.Tensor, label_smoothing: float, confidence: torch.Tensor | None) -> torch.Tensor:

@@ -72,15 +72,20 @@ class DPOConfig(Section):
     checkpoint_every: int = Field(20, ge=1, description="Optimiser steps between two checkpoints.")
 
     @property
+    def smooths(self) -> bool:
+        """Whether the loss takes label smoothing; ipo bounds its margin itself."""
+        return self.loss != "ipo"
+
+    @property
     def strength(self) -> float:
         """Beta with `auto` resolved."""
         return self.beta if self.beta != "auto" else 5.0 if self.per_token else 0.1
 
     @model_validator(mode="after")
     def _smoothed(self) -> "DPOConfig":
-        if self.loss == "ipo" and self.label_smoothing not in ("auto", 0):
+        if not self.smooths and self.label_smoothing not in ("auto", 0):
             raise ValueError(
-                f"dpo.label_smoothing={self.label_smoothing} belongs to the sigmoid loss; ipo bounds the margin "
-                "itself: remove the key"
+                f"dpo.label_smoothing={self.label_smoothing} belongs to the sigmoid loss; {self.loss} bounds the "
+                "margin itself: remove the key"
             )
         return self

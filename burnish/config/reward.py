@@ -8,6 +8,8 @@ from burnish.config.model import Layers
 from burnish.config.rate import Rate
 from burnish.config.strict import Section
 
+Aggregate = Literal["mean", "min", "uwo", "mean_std", "weights"]
+
 
 class RewardConfig(Section):
     """Bradley-Terry reward models."""
@@ -30,7 +32,7 @@ class RewardConfig(Section):
         description="What is trained below that depth, as in model.layers; null: as many layers as model.layers.",
     )
     members: int = Field(3, ge=1, description="Reward models of the ensemble, with different seeds.")
-    aggregate: Literal["mean", "min", "uwo", "mean_std", "weights"] = Field(
+    aggregate: Aggregate = Field(
         "mean",
         description="How the members' scores are combined. min, uwo (mean - uwo_lambda * variance) and mean_std "
         "(mean - std_lambda * standard deviation) compare members by their difference to a reference response; "

@@ -5,7 +5,8 @@ highest:
 
     python generate.py "Once upon a time"
 
-The script needs only numpy, torch, transformers and safetensors.
+The script needs only numpy, torch, transformers and safetensors. `aggregate` is also the rule of the
+run that made the model.
 """
 
 from __future__ import annotations
@@ -28,6 +29,41 @@ from transformers import (
 )
 
 HERE = Path(__file__).parent
+
+
+def aggregate(
+    members: torch.Tensor,
+    reference: torch.Tensor,
+    how: str,
+    *,
+    uwo_lambda: float = 0.1,
+    std_lambda: float = 0.5,
+    reference_variance: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Combine normalised member scores (B, K) into scores (B,) and their deviation (B,).
+
+    Bradley-Terry scores have a free offset for each prompt. Members are therefore compared after
+    subtracting their own score of a reference response to the same prompt:
+    d_k = r_k(x, y) - r_k(x, y_ref), with `reference` (B, K).
+
+    - mean, weights: the mean of the members; weights has one member, whose weights were averaged before.
+    - min: min_k d_k plus the mean reference score (Coste et al. 2023, WCO without the offset).
+    - uwo: mean - lambda * Var_k(d) / reference variance (Coste et al. Eq. 5, biased variance).
+    - mean_std: mean - lambda * sd_k(d) / reference sd (Eisenstein et al. 2023).
+    """
+    assert members.shape == reference.shape
+    mean = members.mean(1)
+    difference = members - reference
+    variance = difference.var(1, unbiased=False)
+    if how in ("mean", "weights"):
+        scores = mean
+    elif how == "min":
+        scores = difference.min(1).values + reference.mean(1)
+    elif how == "uwo":
+        scores = mean - uwo_lambda * variance / reference_variance
+    else:
+        scores = mean - std_lambda * (variance / reference_variance).sqrt()
+    return scores, variance.sqrt()
 
 
 class Member:
@@ -113,17 +149,15 @@ class BestOf:
         """
         raw = torch.tensor([[m.score(prompt_ids, r) for m in self.members] for r in [*responses, reference]])
         normalised = (raw - torch.tensor(self.ensemble["mean"])) / torch.tensor(self.ensemble["sd"])
-        members, anchor = normalised[:-1], normalised[-1]
-        difference = members - anchor
-        scores = members.mean(1)
-        if self.ensemble["aggregate"] == "min":
-            scores = difference.min(1).values + anchor.mean()
-        elif self.ensemble["aggregate"] == "uwo":
-            spread = difference.var(1, unbiased=False) / self.ensemble["reference_variance"]
-            scores = scores - self.ensemble["uwo_lambda"] * spread
-        elif self.ensemble["aggregate"] == "mean_std":
-            spread = difference.var(1, unbiased=False) / self.ensemble["reference_variance"]
-            scores = scores - self.ensemble["std_lambda"] * spread.sqrt()
+        members = normalised[:-1]
+        scores, _ = aggregate(
+            members,
+            normalised[-1].expand_as(members),
+            self.ensemble["aggregate"],
+            uwo_lambda=self.ensemble["uwo_lambda"],
+            std_lambda=self.ensemble.get("std_lambda", 0.5),
+            reference_variance=self.ensemble["reference_variance"],
+        )
         lengths = [len(ids) for ids in responses]
         return [self.at_length(s, n) for s, n in zip(scores.tolist(), lengths, strict=True)]
 

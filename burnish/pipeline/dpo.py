@@ -123,8 +123,8 @@ def smoothing_of(data: Data, pairs: Sequence[Preference], config: DPOConfig) -> 
     A pair with several labels is wrong with probability min(p, 1 - p), where p is the posterior of
     Dawid and Skene's model. A pair with one label is wrong as often as a label is.
     """
-    if config.loss == "ipo":
-        return 0.0, "dpo: ipo takes no label smoothing"
+    if not config.smooths:
+        return 0.0, f"dpo: {config.loss} takes no label smoothing"
     if config.label_smoothing != "auto":
         return config.label_smoothing, f"dpo: label smoothing {config.label_smoothing:g}, as configured"
     votes = votes_of(collectives.from_lead(lambda: list(data.store.labels(at=data.snapshot))))

@@ -24,7 +24,7 @@ from burnish.models.optim import (
     warm_up_then_down,
 )
 from burnish.models.pairs import EncodedPairs
-from burnish.objectives import dpo_loss, ipo_loss
+from burnish.objectives import DPO_LOSSES
 from burnish.randomness import generator
 from burnish.records import StepStats
 
@@ -141,10 +141,8 @@ class DPO:
             sure = torch.tensor(
                 [self.pairs.pairs[i].confidence for i in part], device=chosen.device, dtype=chosen.dtype
             )
-        if self.config.loss == "ipo":
-            losses, margins = ipo_loss(*logprobs, beta=beta, confidence=sure)
-        else:
-            losses, margins = dpo_loss(*logprobs, beta=beta, label_smoothing=self.smoothing, confidence=sure)
+        loss = DPO_LOSSES[self.config.loss]
+        losses, margins = loss(*logprobs, beta=beta, label_smoothing=self.smoothing, confidence=sure)
         if self.config.nll:
             losses = losses - self.config.nll * chosen / lengths[0]
         return losses, margins, chosen.detach() - ref_chosen

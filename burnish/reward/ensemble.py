@@ -5,61 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
 
+from burnish.config.reward import Aggregate
 from burnish.errors import Diverged, RunError, TrainingError
 from burnish.models.artefacts import load_reward_model, saved_reading
 from burnish.models.backbone import Backbone
 from burnish.models.batches import CPU
 from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.sequences import Sequences
+from burnish.models.standalone import aggregate
 from burnish.records import Prompt, Rollout, Scores
 from burnish.reward.length import LengthCorrection
 from burnish.runs.files import atomic_write, read_json, write_json
 
-Aggregate = Literal["mean", "min", "uwo", "mean_std", "weights"]
-
 TIGHTENINGS = 2
 
 TIGHT_LAMBDA = 0.5
-
-
-def aggregate(
-    members: torch.Tensor,
-    reference: torch.Tensor,
-    how: Aggregate,
-    *,
-    uwo_lambda: float = 0.1,
-    std_lambda: float = 0.5,
-    reference_variance: float = 1.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Combine normalised member scores (B, K) into scores (B,) and spread (B,).
-
-    Bradley-Terry scores have a free offset for each prompt. Members are therefore compared after
-    subtracting their own score of a reference response to the same prompt:
-    d_k = r_k(x, y) - r_k(x, y_ref), with `reference` (B, K).
-
-    - mean, weights: the mean of the members; weights has one member, whose weights were averaged before.
-    - min: min_k d_k plus the mean reference score (Coste et al. 2023, WCO without the offset).
-    - uwo: mean - lambda * Var_k(d) / reference variance (Coste et al. Eq. 5, biased variance).
-    - mean_std: mean - lambda * sd_k(d) / reference sd (Eisenstein et al. 2023).
-    """
-    assert members.shape == reference.shape
-    mean = members.mean(1)
-    difference = members - reference
-    variance = difference.var(1, unbiased=False)
-    if how in ("mean", "weights"):
-        scores = mean
-    elif how == "min":
-        scores = difference.min(1).values + reference.mean(1)
-    elif how == "uwo":
-        scores = mean - uwo_lambda * variance / reference_variance
-    else:
-        scores = mean - std_lambda * (variance / reference_variance).sqrt()
-    return scores, variance.sqrt()
 
 
 @dataclass

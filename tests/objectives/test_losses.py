@@ -1,12 +1,15 @@
 """Losses against hand-worked numbers, slow loops, and the laws they owe."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from burnish.config.dpo import DPOConfig
 from burnish.objectives import (
+    DPO_LOSSES,
     approx_kl,
     bradley_terry_loss,
     clipped_policy_loss,
@@ -427,3 +430,12 @@ def test_ipo_golden_and_its_optimum() -> None:
 def test_ipo_gradcheck() -> None:
     args = tuple(x.requires_grad_() for x in (t(-3.0, -4.0), t(-5.0, -1.0), t(-4.0, -2.0), t(-2.0, -3.0)))
     assert torch.autograd.gradcheck(lambda *a: ipo_loss(*a, beta=0.3)[0], args)
+
+
+def test_every_loss_of_dpo_can_be_configured() -> None:
+    assert set(DPO_LOSSES) == set(get_args(DPOConfig.model_fields["loss"].annotation))
+    args = [t(-10.0), t(-9.0), t(-12.0), t(-8.0)]
+    for loss in DPO_LOSSES.values():
+        values, margins = loss(*args, beta=0.1, label_smoothing=0.0, confidence=t(1.0))
+        assert values.shape == margins.shape == (1,)
+        assert not margins.requires_grad
