@@ -113,7 +113,7 @@ GAP = 10.0  # times the sampling gap at the start
 
 GAP_LEAST = 0.05  # least gap, in nats
 
-WHAT_HACKS_NEED = "score"  # hack detectors fire only while this figure surely rises
+WHAT_HACKS_NEED = "score"  # hack detectors fire only while this metric is significantly above its start
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def nonsense(d: Drift) -> Found | None:
     if least <= d.now <= most:
         return None
     limit = most if d.now > most else least
-    text = f"the reference gives {d.now:.2f} nats a token to these answers, {d.before:.2f} to its own"
+    text = f"the reference gives {d.now:.2f} nats per token to these answers, {d.before:.2f} to its own"
     return Found(d.now, limit, text)
 
 

@@ -18,7 +18,7 @@ EXIT_CODES = {
     12: "waiting for labels from people",
     13: "another process of the run failed, hangs or is gone",
     20: "audit: hacking suspected",
-    21: "audit: too few figures to tell",
+    21: "audit: too few metrics to decide",
     22: "audit: broken (a critical alert)",
     130: "interrupted (the run can be continued)",
 }

@@ -17,7 +17,10 @@ def kl_k1(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
 
 
 def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """Return exp(-d) - 1 + d, d = log pi - log ref, elementwise: unbiased, >= 0, for monitoring."""
+    """Return the k3 estimate of KL per token, exp(-d) - 1 + d with d = log pi - log ref.
+
+    It is unbiased and never negative. Used for monitoring.
+    """
     delta = kl_k1(logprobs, ref_logprobs)
     return torch.expm1(-delta) + delta
 
@@ -304,12 +307,11 @@ def ipo_loss(
     label_smoothing: float = 0.0,
     confidence: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the IPO loss (Azar et al. 2023, Eq. 17), (h - 1 / (2 beta))^2, and the margin.
+    """Return the IPO loss (h - c)^2, c = 1 / (2 beta) (Azar et al. 2023, Eq. 17), and the margin.
 
-    h and units are as in `dpo_loss`; the margin is beta h, detached. A pair that is won by
-    1 / (2 beta) nats has no further gradient, however sure its label is. With a `confidence` q (B,) the
-    loss is the mean over both labels, q (h - c)^2 + (1 - q) (h + c)^2 with c = 1 / (2 beta). Its
-    minimum is at (2 q - 1) c. Label smoothing moves q as in `dpo_loss`.
+    h and units are as in `dpo_loss`; the margin is beta h, detached. The minimum is at h = c, so the
+    gap between chosen and rejected responses stays finite. With a `confidence` q (B,) the loss is the
+    mean over both labels, q (h - c)^2 + (1 - q) (h + c)^2, with its minimum at h = (2 q - 1) c.
     """
     assert beta > 0
     assert chosen_logprobs.ndim == 1
@@ -350,9 +352,10 @@ def approx_kl(logprobs: torch.Tensor, old_logprobs: torch.Tensor, mask: torch.Te
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float | None:
-    """Return 1 - Var(G - V) / Var(G) over masked tokens: 1 is perfect, 0 equals a constant.
+    """Return 1 - Var(G - V) / Var(G) over the tokens in `mask`.
 
-    Return None if the returns do not vary. Raises ValueError for an empty mask.
+    It is 1 for a perfect fit and 0 for a fit no better than a constant. Return None if the returns do
+    not vary. Raises ValueError for an empty mask.
     """
     assert values.shape == returns.shape == mask.shape
     kept, target = values[mask], returns[mask]

@@ -160,7 +160,7 @@ def _by_torchrun(scale: ScaleConfig, arguments: Sequence[str], outcome: Path) ->
     if code:
         raise PeerFailed(
             f"the {scale.workers} processes ended with {code} after {scale.max_restarts} restarts at most; what "
-            "went wrong stands above, and the same command goes on from the last checkpoint"
+            "went wrong is printed above, and the same command continues from the last checkpoint"
         )
 
 

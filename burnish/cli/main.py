@@ -398,7 +398,7 @@ def main() -> None:
     if STATE["interrupted"]:
         # Also if a library caught Ctrl-C during an import and raised another error.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print("burnish: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("burnish: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         code = EXIT_INTERRUPTED
         # Ctrl-C during an import that executes source text sets a flag in CPython. The flag turns the
         # exit into death by signal, although Ctrl-C was caught. Executing any source text clears it.

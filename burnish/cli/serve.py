@@ -70,7 +70,12 @@ def label_serve(
         typer.Option(min=0, help="Gold questions asked first; the right answer is shown after each."),
     ] = 5,
     least: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of practice to get right, or be held.")
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of practice to get right; with less, an admin must let you continue.",
+        ),
     ] = 0.6,
     most: Annotated[int, typer.Option(min=2, max=4, help="Answers ranked at once, if all are compared.")] = 4,
     pay: Annotated[float, typer.Option(min=0.0, help="Dollars per answer.")] = 0.0,
@@ -140,7 +145,7 @@ def serve_runs(
     from burnish.web.waiting import project_for, waiting_in
 
     if not runs.is_dir():
-        raise ConfigError(f"{runs} is no folder; give the folder of your runs, usually runs")
+        raise ConfigError(f"{runs} is not a folder; pass the folder of your runs, usually runs")
     keep_private(runs / "accounts.sqlite")
     store = LabelStore(runs / "accounts.sqlite")
     projects = Projects(lambda name: project_for(runs, name), lambda: waiting_in(runs))
@@ -171,7 +176,7 @@ def _tell(accounts: Accounts, url: str, page: str, admin_link: bool) -> None:
     if admin_link or not accounts.has_admin():
         token = accounts.invite("admin", "the command line", seconds=HOUR)
         print(f"Make your account (admin, one hour, once): {url}/join/{token}", file=sys.stderr)
-    print("Ctrl-C stops it; what was answered is kept.", file=sys.stderr)
+    print("Ctrl-C stops it; all answers are saved.", file=sys.stderr)
 
 
 def _store(what: str | None, example: bool) -> Place:
@@ -195,7 +200,7 @@ def _store(what: str | None, example: bool) -> Place:
     file = Path(what)
     if not file.name.endswith((".jsonl", ".jsonl.gz", ".json", ".parquet")):
         raise DataError(
-            f"{what} is no store, run, URL or file of questions; give a .sqlite, .jsonl, .jsonl.gz or .parquet file"
+            f"{what} is not a store, run, URL or file of questions; pass a .sqlite, .jsonl, .jsonl.gz or .parquet file"
         )
     place = file.with_name(file.name.split(".")[0] + ".sqlite")
     with LabelStore(place) as store:

@@ -35,7 +35,7 @@ class Chat:
     def __init__(self, path: Path, temperature: float | None, against: str | None = None) -> None:
         run = RunDirectory.open(path)
         if not (path / "evaluation.json").exists():
-            raise RunError(f"{path} has no champion yet; carry it out to its end with `burnish run`")
+            raise RunError(f"{path} has no champion yet; finish it with `burnish run`")
         set_determinism(run.config)
         self.place = RunContext.alone(run)
         models = self.place.models
@@ -140,7 +140,10 @@ def both(path: Path, line: str, number: int) -> dict[str, str]:
 
 
 def stamp(path: Path) -> float:
-    """Return when a run's models were last made, to notice another run in the same folder."""
+    """Return the latest modification time of a run's models, or 0 if there are none.
+
+    A change shows that another run was started in the same folder.
+    """
     files = [path / "reward" / "ensemble.json", path / "evaluation.json"]
     return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
 

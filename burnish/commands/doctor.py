@@ -1,4 +1,4 @@
-"""`burnish doctor`: checks of data, model and machine before a run, each with a figure."""
+"""`burnish doctor`: checks of data, model and machine before a run, with measured values."""
 
 from __future__ import annotations
 
@@ -137,7 +137,10 @@ def repeats_prompt(pair: Preference) -> bool:
 
 
 def _words(prompt: Prompt) -> frozenset[str]:
-    """Return a prompt's words without numbers, to find near copies that `Prompt.group` tells apart."""
+    """Return a prompt's words without numbers.
+
+    Prompts with the same words are near duplicates, even if their `Prompt.group` differs.
+    """
     return frozenset(word for word in prompt.group.split() if not word.isdigit()) or frozenset([prompt.group])
 
 

@@ -24,7 +24,7 @@ def export_pairs(run: Path, path: Path, *, conversational: bool) -> dict[str, An
     """Export labelled pairs with a winner as Hugging Face preference data, and count ties."""
     place = RunContext.alone(RunDirectory.open(run))
     if place.config.label.store is None and not (project_of(run) / "labels.sqlite").exists():
-        raise RunError(f"{run} has no labels yet; carry it out with `burnish run --until label`")
+        raise RunError(f"{run} has no labels yet; run `burnish run --until label`")
     try:
         store = place.data.store
         pairs, counts = place.data.preferences(), store.consensus_report()
@@ -38,7 +38,7 @@ def export_policy(run: Path, path: Path) -> dict[str, Any]:
     """Export the champion's folder, with its model card."""
     RunDirectory.open(run)
     if not (run / "champion").exists():
-        raise RunError(f"{run} has no champion yet; carry it out to its end with `burnish run`")
+        raise RunError(f"{run} has no champion yet; finish it with `burnish run`")
     _must_be_new(path)
     with atomic_folder(path) as folder:
         shutil.copytree(run / "champion", folder, dirs_exist_ok=True)
@@ -64,7 +64,7 @@ def export_adapter(run: Path, path: Path) -> dict[str, Any]:
     """Export the champion's adapter with a card; base/ holds the run's own SFT model, if any."""
     config = RunDirectory.open(run).config
     if not (run / "evaluation.json").exists():
-        raise RunError(f"{run} has no champion yet; carry it out to its end with `burnish run`")
+        raise RunError(f"{run} has no champion yet; finish it with `burnish run`")
     evaluation = read_json(run / "evaluation.json")
     champion = evaluation["champion"]
     source = policy_folder(run, champion)
@@ -136,7 +136,7 @@ def export_reward(run: Path, path: Path) -> dict[str, Any]:
     place = RunContext.alone(RunDirectory.open(run))
     source = run / "reward"
     if not (source / "ensemble.json").exists():
-        raise RunError(f"{run} has no reward ensemble yet; carry it out with `burnish run --until reward`")
+        raise RunError(f"{run} has no reward ensemble yet; run `burnish run --until reward`")
     _must_be_new(path)
     ensemble, examined = (read_json(source / f"{n}.json") for n in ("ensemble", "examination"))
     members = [source / name for name in scorers(source)]

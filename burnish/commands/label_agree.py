@@ -90,7 +90,7 @@ def _questions(store: LabelStore, votes: Votes) -> Questions:
 
 
 def _checks(store: LabelStore) -> tuple[dict[str, list[bool]], list[Label]]:
-    """Return by annotator which gold questions were answered right, and the answers."""
+    """Return, for each annotator, which gold questions were answered right, and all answers."""
     expected = {c.id: p for c, p in store.gold()}
     right: dict[str, list[bool]] = defaultdict(list)
     answers = list(store.checks())

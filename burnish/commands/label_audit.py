@@ -95,7 +95,7 @@ def audit_judge(
             if judged.unasked:
                 raise DataError(
                     f"judge.budget={config.budget} holds {len(judged.both)} of {len(comparisons)} comparisons of "
-                    f"{what!r}: raise it, lower --n, or name fewer --probe; what was answered is kept"
+                    f"{what!r}: raise it, lower --n, or name fewer --probe; all answers are saved"
                 )
             if what == "as it is":
                 report["behaviour"] = behaviour(judged, comparisons)
@@ -157,7 +157,10 @@ def _reworded(rubric: Rubric, path: str | None) -> Rubric:
 
 
 def _changed(asked: Sequence[Comparison], seed: int) -> dict[Change, list[Comparison]]:
-    """Return by change the comparisons of an answer (first) with its changed copy (second)."""
+    """Build comparisons of an answer with its changed copy, for each change.
+
+    The unchanged answer is the first side. A change that does not alter an answer is skipped.
+    """
     rng = random.Random(f"pads-{seed}")
     sides = [(c, rng.choice((c.first, c.second)).text) for c in asked]
     found: dict[Change, list[Comparison]] = {}

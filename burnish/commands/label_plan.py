@@ -47,15 +47,15 @@ def plan(
     seed: int,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """Estimate accuracy by number of labels, costs of mixes, and prompts for an examination.
+    """Estimate accuracy by number of labels, the cost of label sources, and evaluation sizes.
 
-    The curve is that of a linear reward on the run's own features, fitted and extrapolated. Mixes of
-    `labels` labels are priced. At most `most` pairs are read. Raises DataError with fewer than 80
-    pairs.
+    The learning curve is that of linear reward models on the run's features, fitted to at most
+    `most` pairs and extrapolated. The cost is that of `labels` labels, for several divisions between
+    judge and people. Raises DataError with fewer than 80 pairs.
     """
     run = RunDirectory.open(path)
     if not (path / "manifest.json").exists():
-        raise RunError(f"{path} has not begun; carry it out with `burnish run --until label`")
+        raise RunError(f"{path} has not started; run `burnish run --until label`")
     set_determinism(run.config)
     place = RunContext.alone(run)
     try:

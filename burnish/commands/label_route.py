@@ -38,9 +38,10 @@ def route(
     """Divide comparisons without a person's label between the judge and people.
 
     The judge keeps those on which it is expected to agree with people at the rate `target`. Expected
-    costs are given for this target and others. Comparisons for people go to `out`, least sure first,
-    with a share of the others as a check. Prices that are not given are what labels in the store have
-    cost. Raises DataError if the store has too few labels.
+    costs are reported for this target and for others. If `out` is given, the comparisons for people
+    are written there, those with the least judge confidence first. They include a random share
+    `check` of the judge's comparisons. Missing prices are taken from the labels in the store. Raises
+    DataError if the store has too few labels.
     """
     with LabelStore(place) as store:
         comparisons = {c.id: c for c in store.comparisons()}

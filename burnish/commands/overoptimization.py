@@ -151,9 +151,10 @@ def kept_updates(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def kl_after(rows: Sequence[dict[str, Any]], timing: Sequence[dict[str, Any]]) -> dict[int, float]:
-    """Return by tick the KL of the policy after that update, as the next update measured it.
+    """Return a mapping from tick to the KL of the policy after that update.
 
-    Only kept updates have an entry. Ticks also count updates that diverged and so have no row.
+    The next update measured it. Only updates that were not rolled back have an entry. Ticks also count
+    updates that diverged and therefore have no row.
     """
     kept = {(row["step"], row["attempt"]): i for i, row in enumerate(rows)}
     places = {row["tick"]: kept.get((row["step"], row["attempt"])) for row in timing}

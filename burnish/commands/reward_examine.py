@@ -285,10 +285,10 @@ def own_answers(
 
 
 def judged_pairs(data: Data, path: Path, pairs: Sequence[Comparison]) -> dict[str, float]:
-    """Return by comparison how far the first answer is preferred.
+    """Return a mapping from comparison id to the preference for the first answer.
 
     Without a true preference, the comparisons are added to own_pairs.sqlite, and its labels are used.
-    The commands of `burnish label` accept this store as any other.
+    The commands of `burnish label` accept this store like any other.
     """
     gold = data.gold
     if gold is not None:

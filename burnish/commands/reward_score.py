@@ -33,7 +33,7 @@ def open_ensemble(path: Path, *, average: bool = False) -> tuple[RunContext, Rew
     """
     run = RunDirectory.open(path)
     if not (path / "reward" / "ensemble.json").exists():
-        raise RunError(f"{path} has no reward ensemble yet; carry it out with `burnish run --until reward`")
+        raise RunError(f"{path} has no reward ensemble yet; run `burnish run --until reward`")
     set_determinism(run.config)
     place = RunContext.alone(run)
     prepare(place.models.base, path / "reward")

@@ -21,7 +21,7 @@ class ScaleConfig(Section):
     )
     shard: bool = Field(
         False,
-        description="Cut frozen layers over the processes; a layer is gathered while it computes. Set it for a "
+        description="Shard frozen layers over the processes; a layer is gathered while it computes. Set it for a "
         "model that fits on no single device.",
     )
     timeout: float = Field(

@@ -72,8 +72,9 @@ class _Row:
 def load_labels(store: LabelStore, path: Path, guidelines: str | None = None) -> Loaded:
     """Add the rows of a file to a store, a thousand at a time.
 
-    After an interruption, run it again for the same result. Raises DataError, after storing the usable
-    rows, if more than half cannot be used or there are none.
+    Rows that the store already has are not added twice, so an interrupted import can be repeated.
+    Raises DataError if more than half of the rows are unusable or there are none. Usable rows are
+    stored before that.
     """
     found = Loaded()
     lines = numbered_rows(path, "train")

@@ -97,7 +97,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                     raw += file.readline()  # a whole array on one line
                 elif len(raw) > LONGEST_LINE:
                     raise DataError(
-                        f"{path}, line {number} has more than {LONGEST_LINE >> 20} MiB; give one row a line"
+                        f"{path}, line {number} has more than {LONGEST_LINE >> 20} MiB; write one row per line"
                     )
                 if number == 1:
                     raw = raw.removeprefix(codecs.BOM_UTF8)
@@ -132,4 +132,4 @@ def _whole(file: io.BufferedReader, path: Path) -> bytes:
 
 
 def _no_gzip(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} is not a whole gzip file ({error}); create or download it again")
+    return DataError(f"{path} is not a complete gzip file ({error}); create or download it again")

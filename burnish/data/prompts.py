@@ -43,7 +43,7 @@ def read_prompts(
             break
     _refuse(path, unusable, rejected, "a row needs `prompt`, `messages`, `turns` or `instruction`")
     if not found:
-        raise DataError(f"{path} holds no prompt; give one prompt a line")
+        raise DataError(f"{path} contains no prompt; write one prompt per line")
     return list(found.values())
 
 

@@ -30,7 +30,7 @@ class Ranking:
 
 
 def strict_pairs(tiers: Tiers) -> dict[tuple[int, int], bool]:
-    """Return for every two responses i < j of different tiers whether i is the better one."""
+    """Map each pair of responses i < j in different tiers to whether i is the better one."""
     place = {i: level for level, tier in enumerate(tiers) for i in tier}
     names = sorted(place)
     return {

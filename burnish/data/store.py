@@ -267,7 +267,7 @@ class LabelStore:
                 )
 
     def swapped(self, comparisons: Iterable[Comparison], *, gold: bool = False) -> list[bool]:
-        """Return for each comparison whether the store has it with its sides swapped.
+        """Check, for each comparison, whether it is stored with its sides swapped.
 
         Another run may have stored the same question before. A comparison that is not stored gives False.
         """
@@ -354,7 +354,10 @@ class LabelStore:
             yield replace(comparison, round=of_round) if of_round else comparison
 
     def _questions(self, table: Any, *conditions: Any) -> Iterator[tuple[Any, Comparison]]:
-        """Yield a table's questions in order, each with the round (comparison) or preference (gold)."""
+        """Yield the questions of a table in order, each as a value and its comparison.
+
+        The value is the round of a comparison, or the known preference of a gold question.
+        """
         query = _question_query(table).where(*conditions)
         with Session(self.engine) as session, session.execute(query, execution_options=STREAMED) as rows:
             yield from map(_question_of, rows)
@@ -406,10 +409,11 @@ class LabelStore:
     def preferences(
         self, at: Snapshot | None = None, consensus: Mapping[str, float] | None = None
     ) -> list[Preference]:
-        """Return labelled comparisons with a winner as pairs, in order, all or those of a snapshot.
+        """Convert labelled comparisons that have a winner to pairs, in stored order.
 
-        Comparisons at exactly one half are left out (`consensus_report` counts them). `consensus` is the
-        preference for the first side by comparison id; by default it is the mean of the labels.
+        `at` restricts them to a snapshot. `consensus` maps a comparison id to the preference for the
+        first side; the default is the mean of the labels. Comparisons with a consensus of exactly 0.5
+        are excluded (`consensus_report` counts them).
         """
         consensus = self._consensus(at) if consensus is None else consensus
         pairs = []

@@ -246,7 +246,7 @@ def number_of(value: Any) -> float | None:
 
 
 def printable(text: str) -> str:
-    """Return a text that any file or terminal accepts, with half characters escaped."""
+    """Escape unpaired surrogates in a text, so that it can be encoded as UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -446,7 +446,7 @@ def check_replicas(parameters: Sequence[torch.Tensor], what: str) -> None:
         differ = [i for i, value in enumerate(found) if value != found[0]]
         raise PeerFailed(
             f"the weights of {what} differ between process 0 and {', '.join(map(str, differ))}: machines that round "
-            "differently cannot share a run; use machines of one kind, and go on from the last checkpoint"
+            "differently cannot share a run; use machines of one kind, and continue from the last checkpoint"
         )
 
 

@@ -192,7 +192,7 @@ def gone(world: World, why: str) -> PeerFailed:
     return PeerFailed(
         f"process {world.rank} of {world.size} on {socket.gethostname()} had no answer from another one within "
         f"{world.timeout:g} s, or it is gone ({why}); check what the others print, then run the same command again: "
-        "it goes on from the last checkpoint"
+        "it continues from the last checkpoint"
     )
 
 

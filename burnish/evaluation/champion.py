@@ -1,4 +1,4 @@
-"""The champion rule: select on one split, test once on another, keep SFT unless surely beaten."""
+"""Champion rule: select on one split, test once on another, keep SFT unless it is beaten."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def choose_champion(candidates: Sequence[Candidate], *, baseline: str = "sft") -
     if beats:
         reason = f"{selected.name} beats {baseline} on the test prompts: {figures}"
     else:
-        reason = f"{selected.name} does not surely beat {baseline}: {figures}; {baseline} stays"
+        reason = f"{selected.name} does not significantly beat {baseline}: {figures}; {baseline} stays"
     return ChampionDecision(selected.name if beats else baseline, selected.name, reason, evidence)
 
 
@@ -76,8 +76,8 @@ def choose_champion(candidates: Sequence[Candidate], *, baseline: str = "sft") -
 class Held:
     """A champion's result on a guard set.
 
-    `champion` and `baseline` (SFT) are mean figures, `difference` has an interval by prompt, and
-    `tolerated` is the loss that is allowed.
+    `champion` and `baseline` (SFT) are mean metrics. `difference` has an interval by prompt, and
+    `tolerance` is the loss that is allowed.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Held:
 
     @property
     def loses(self) -> bool:
-        """True if the upper bound of the difference is below -`tolerated`."""
+        """True if the upper bound of the difference is below -`tolerance`."""
         return self.difference.ci_high < -self.tolerance
 
 
@@ -103,7 +103,7 @@ def held_to(decision: ChampionDecision, sets: Sequence[Held], *, baseline: str =
         f"[{h.difference.ci_low:+.3f}, {h.difference.ci_high:+.3f}], n = {h.difference.n})"
         for h in lost
     )
-    reason = f"{decision.reason}, but surely loses on {why}: {baseline} stays"
+    reason = f"{decision.reason}, but significantly loses on {why}: {baseline} stays"
     return replace(decision, champion=baseline, reason=reason, evidence=evidence)
 
 

@@ -15,7 +15,7 @@ from burnish.labels.ledger import Answer
 from burnish.records import Comparison
 from burnish.textstats import n_words
 
-TURNS = 0.05  # share of verdicts that may turn on asking again: no model always answers alike
+TURNS = 0.05  # share of verdicts that may change on repetition: no model always answers alike
 
 Both = Mapping[str, tuple[Answer, Answer]]
 """By comparison: the judge's answers in its order, and with the sides swapped."""
@@ -100,7 +100,7 @@ def turned(one: Both, other: Both, asked: Sequence[Comparison]) -> dict[str, boo
 
 def stability(again: Mapping[str, bool], asked: Sequence[Comparison]) -> Tested | None:
     """Test how often a verdict turns when the same question is asked again; 5 % may turn."""
-    what = "verdicts that turn when asked again"
+    what = "verdicts that change when the question is repeated"
     groups = [c.prompt.group for c in asked if c.id in again]
     hits = [float(again[c.id]) for c in asked if c.id in again]
     return share_against("stability", what, hits, groups, most=TURNS)
@@ -115,7 +115,7 @@ def wording(
         for c in asked
         if c.id in reworded and c.id in again
     ]
-    what = "verdicts that turn with the rubric's wording, beyond those that turn anyway"
+    what = "verdicts that change with the rubric's wording, beyond those that change on repetition"
     return mean_against("wording", what, *_columns(rows), side="more", seed=seed)
 
 

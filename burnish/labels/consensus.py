@@ -1,8 +1,9 @@
 """Consensus of a comparison's labels: how strongly its first side is preferred.
 
-It is their mean, or the estimate of a model that weighs annotators by their agreement with the rest
-(Dawid and Skene 1979, by crowd-kit). The model has one skill per annotator. The stored order of the
-sides is arbitrary, so a confusion matrix of first and second would have nothing to learn.
+The consensus is the mean of the labels, or the estimate of a model that weights annotators by
+their agreement with the others (Dawid and Skene 1979, by crowd-kit). The model has one skill per
+annotator. It has no confusion matrix of first and second side, because the stored order of the
+sides is arbitrary.
 """
 
 from __future__ import annotations

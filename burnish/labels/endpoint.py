@@ -36,7 +36,10 @@ HOPELESS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.Not
 
 
 class EndpointJudge:
-    """Judge by chat completions, one try each; a failed try abstains and says whether to retry."""
+    """Judge that sends each question once to a chat completions endpoint.
+
+    A failed request gives an abstention that says whether a retry may help.
+    """
 
     def __init__(self, config: JudgeConfig) -> None:
         if config.model is None:
@@ -55,7 +58,7 @@ class EndpointJudge:
             base_url=config.endpoint,
             api_key=key or "none",
             timeout=config.timeout,
-            max_retries=0,  # the caller retries, because every try is booked
+            max_retries=0,  # the caller retries, because every attempt is recorded in the ledger
         )
 
     @property
@@ -85,7 +88,7 @@ class EndpointJudge:
             )
         except HOPELESS as error:
             raise ConfigError(
-                f"{self.config.endpoint} does not take {self.model!r} ({error.status_code}: {_first_line(error)}); "
+                f"{self.config.endpoint} does not accept {self.model!r} ({error.status_code}: {_first_line(error)}); "
                 "look at judge.model, judge.endpoint and the key"
             ) from error
         except openai.APIStatusError as error:

@@ -21,7 +21,7 @@ from burnish.records import Comparison, Label, content_id
 from burnish.stats import clustered_proportion, wilson
 
 SHARES = {"first": 1.0, "second": 0.0, "tie": 0.5}
-WAIT, LONGEST_WAIT = 0.5, 20.0  # seconds before another try
+WAIT, LONGEST_WAIT = 0.5, 20.0  # seconds before another attempt
 OVERHEAD = 64  # tokens of a chat template around a question
 
 
@@ -106,10 +106,10 @@ def judge_comparisons(
     on_progress: Callable[[int], None] = lambda done: None,
     time: str = "",
 ) -> Judged:
-    """Ask about every comparison in both orders, `config.concurrency` questions at once.
+    """Query the judge about every comparison in both orders, `config.concurrency` at once.
 
-    Answers that the ledger has for the same `time` are not asked again. Asking stops when the
-    budget does not cover another question.
+    Questions that the ledger has answered for the same `time` are not sent again. No further question
+    is sent once the budget does not cover it.
     """
     return asyncio.run(_Round(judge, rubric, ledger, config, on_progress, time).carry_out(comparisons))
 

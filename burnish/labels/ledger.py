@@ -77,7 +77,7 @@ class Ledger:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise DataError(
-                    f"{self.path}, line {number}, is no JSON ({error}); set the file aside to ask everything anew"
+                    f"{self.path}, line {number}, is not JSON ({error}); move the file away to send all questions again"
                 ) from None
             self._take(row)
         self.spent += sum(self.reserved.values())
@@ -86,7 +86,7 @@ class Ledger:
     def _take(self, row: dict[str, Any]) -> None:
         key = row["key"]
         if "reserved" in row:
-            # A reservation that was not settled belongs to a killed try, whose highest cost counts.
+            # A reservation without a result belongs to a killed attempt, which counts at its highest cost.
             self.spent += self.reserved.pop(key, 0.0)
             self.reserved[key] = row["reserved"]
             return

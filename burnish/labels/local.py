@@ -18,7 +18,7 @@ LEAST_SHARE = 0.01  # probability that A and B together need as the next token
 
 
 class LocalJudge:
-    """Judge by a causal language model, asked through its chat template if it has one."""
+    """Judge by a causal language model, prompted through its chat template if it has one."""
 
     def __init__(self, config: JudgeConfig) -> None:
         if config.model is None:

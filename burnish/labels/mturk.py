@@ -297,7 +297,7 @@ def answers(xml: str) -> dict[str, str]:
     try:
         root = ElementTree.fromstring(xml)
     except ElementTree.ParseError as error:
-        raise DataError(f"an assignment's answer is no XML ({error}); look at it on the market") from None
+        raise DataError(f"an assignment's answer is not XML ({error}); check it on Mechanical Turk") from None
     found = {}
     for answer in root.iter():
         if answer.tag.rpartition("}")[2] == "Answer":

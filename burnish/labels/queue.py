@@ -282,7 +282,10 @@ class Queue:
         return None
 
     def _rooms(self, session: Session, ids: Sequence[str], annotator: str, now: float) -> dict[str, str]:
-        """Return for each comparison: free, mine (answered or skipped), full, busy or flagged."""
+        """Map each comparison id to its state for an annotator.
+
+        A state is free, mine (answered or skipped), full, busy or flagged.
+        """
         done: dict[str, set[str]] = {i: set() for i in ids}
         busy: dict[str, set[str]] = {i: set() for i in ids}
         closed: dict[str, str] = {}
@@ -335,7 +338,7 @@ class Queue:
         return self._as_task(session, row, asked)
 
     def _padding(self, session: Session, gold: Sequence[Comparison]) -> list[Response]:
-        """Return extra answers for a gold question, so that it shows as many as most questions."""
+        """Return extra answers for a gold question, so that it has as many as an ordinary question."""
         prompt, wanted = gold[0].prompt, usual(self._sizes, self.rules.most)
         known = {r.text for c in gold for r in (c.first, c.second)}
         if len(known) >= wanted:
@@ -529,7 +532,10 @@ class Queue:
                 self._seen_by(session, row.annotator).discard(unit)
 
     def release(self, annotator: str) -> None:
-        """Release an annotator's open tasks and settle their answers."""
+        """Release an annotator's open tasks and turn their answers into labels.
+
+        This includes answers that could still be taken back.
+        """
         with self._changing() as session:
             held = (TaskRow.annotator == annotator, TaskRow.state == OPEN)
             for row in session.scalars(select(TaskRow).where(*held)):

@@ -99,7 +99,7 @@ def repeated(rankings: Sequence[Ranking]) -> tuple[Tested | None, dict[str, Any]
         return None, None
     agree = clustered_proportion([1 - t for t in turned], groups)
     figures = {"items": items, "pairs": len(turned), "agree": asdict(agree), "best_became_worst": reversed_}
-    what = "strict pairs that turn on a second reading, in another order"
+    what = "strict pairs that are reversed in a second ranking, in another order"
     return share_against("stability", what, turned, groups, most=TURNS), figures
 
 

@@ -324,7 +324,7 @@ def as_row(label: Label) -> dict[str, Any]:
 
 
 def labels_in(row: TaskRow) -> list[Label]:
-    """Return the labels that a task's row has."""
+    """Decode the labels that a task row stores as JSON."""
     return [Label(**kept) for kept in json.loads(row.labels or "[]")]
 
 

@@ -80,7 +80,7 @@ class Session:
             while at < len(self.questions):
                 at = self._ask(at)
         except EOFError:
-            self.console.print("The input has ended; what was answered is kept.")
+            self.console.print("The input has ended; all answers are saved.")
         finally:
             self._settle()
         self.console.print(f"{self.given} answers kept, {self.skipped} skipped.")

@@ -219,10 +219,10 @@ def load_policy(base: Backbone, folder: Path) -> TrainableLayers:
 
 
 def load_reward_model(base: Backbone, folder: Path, *, trainable: bool = False) -> ScalarHead:
-    """Return a saved reward model on the part of the base that it reads.
+    """Load a saved reward model onto the layers of the base that it uses.
 
-    Weights below the cut, or under adapters, are the base's own. `trainable` is allowed for a whole
-    model only.
+    Weights below the cut, or under adapters, are shared with the base. Adapters cannot be loaded
+    with `trainable`.
     """
     state = _read_weights(folder)
     reading = saved_reading(folder) or Reading(base.depth, "last", base.layers)

@@ -180,11 +180,10 @@ class Backbone:
 
     @torch.no_grad()
     def hold(self, dtype: torch.dtype) -> None:
-        """Convert the linear layers that no top trains whole to `dtype`.
+        """Convert the base's linear layers below the cut, or all of them without a cut, to `dtype`.
 
-        These are the layers below the cut, or all layers without a cut. Norms, embeddings, the
-        output layer and the activations between layers stay in float32. Policies made afterwards
-        start from the rounded weights, so that KL to the reference starts at 0.
+        Norms, embeddings, the output layer and the activations between layers stay in float32. Policies
+        created afterwards start from the rounded weights, so that KL to the reference starts at 0.
         """
         if dtype == self.dtype:
             return
@@ -199,24 +198,24 @@ class Backbone:
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """Layers that can be sharded over processes: those that no top trains whole."""
+        """Frozen layers that can be sharded over processes: those below the cut, or all with LoRA."""
         body: Any = self.lm.base_model
         layers = getattr(body, "layers", ())
         return layers[: self.cut] if self.cut else () if self.layers == "all" else layers
 
     def shard(self, device: torch.device) -> None:
-        """Keep only this process's part of the layers that no top trains whole.
+        """Shard the frozen layers over processes and keep only this process's part.
 
-        These are the layers below the cut, or all layers without a cut. The part and all other
-        tensors move to `device`. All processes of a run must call this after `hold`, before
-        anything is made from this base, and must then call `shards.join`. Raise ModelError for a
-        model without a list of frozen layers.
+        These are the layers below the cut, or all layers with LoRA. The part and all other tensors move
+        to `device`. All processes of a run must call this after `hold`, before anything is created from
+        this base, and must then call `shards.join`. Raise ModelError for a model without a list of frozen
+        layers.
         """
         body: Any = self.lm.base_model
         if not self.blocks:
             raise ModelError(
                 f"scale.shard=true, but a {type(self.lm).__name__} at model.layers={self.layers!r} has no list of "
-                "frozen layers to cut over processes; train lora or top:N, or set it to false"
+                "frozen layers to shard over processes; train lora or top:N, or set it to false"
             )
         self.shards = Shards(self.blocks, device)
         with torch.no_grad():
@@ -262,10 +261,11 @@ class Backbone:
         pad_id: int,
         cuts: Collection[int],
     ) -> dict[int, list[torch.Tensor]]:
-        """Return the outputs (length, D) of the lowest layers for every row, by number of layers.
+        """Return a mapping from each number of layers in `cuts` to the hidden states after them.
 
-        A prompt that several rows share is computed once where the model allows it. The output of
-        the model's last layer has already passed the final norm, unless the engine runs the model.
+        Each row has one tensor (length, D). A prompt that several rows share is computed once if the
+        model allows it. The states after the last layer include the final norm, unless the engine
+        computes them.
         """
         if self._fast:
             return engine.features(self.lm.base_model, prompt_ids, response_ids, cuts)
@@ -372,7 +372,7 @@ class TrainableLayers(nn.Module):
         return self.base_ref[0]
 
     def own_output(self) -> nn.Linear:
-        """Give this top a copy of the base's output layer, trained like its other layers.
+        """Copy the base's output layer and train it like the other layers.
 
         Only a policy that trains all of a model with untied embeddings needs it.
         """
@@ -387,7 +387,7 @@ class TrainableLayers(nn.Module):
         return self.body(**inputs)
 
     def inputs(self, batch: Batch) -> torch.Tensor:
-        """Return the input (B, P + T, D) of the lowest layer of this top."""
+        """Return the input (B, P + T, D) of the lowest layer."""
         if batch.features is not None:
             return batch.features
         if not self.base.cut:
@@ -441,7 +441,7 @@ class TrainableLayers(nn.Module):
         return trained.index(True) if True in trained else len(trained)
 
     def run_frozen(self, batch: Batch) -> torch.Tensor:
-        """Return the input (B, P + T, D) of the lowest trained layer of this top."""
+        """Compute the input (B, P + T, D) of the lowest trained layer."""
         where = (batch.attention_mask, batch.position_ids)
         return engine.run_frozen(self.body, self.frozen_layers, self.inputs(batch), *where)
 

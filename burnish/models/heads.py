@@ -22,11 +22,10 @@ Pooling = Literal["mean", "last"]
 
 @dataclass(frozen=True)
 class Reading:
-    """The place where a reward model reads its score.
+    """Where a reward head gets its input: depth, pooling and trained layers.
 
-    It reads after `depth` layers, from the mean over the response's tokens (its EOS included) or
-    from the last of them. `layers` says which of those layers are trained (None: those of the whole
-    model).
+    The head follows `depth` layers of the base. Its input is the mean over the response's tokens (EOS
+    included) or the last of them. `layers` says which layers are trained (None: as in the base).
     """
 
     depth: int

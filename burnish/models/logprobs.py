@@ -120,7 +120,7 @@ def token_entropy(policy: Policy, batch: Batch) -> torch.Tensor:
 
 
 def _rows(policy: Policy) -> int:
-    """Return for how many tokens logits are held at once."""
+    """Return the number of tokens whose logits are in memory at once."""
     on_cpu = policy.head.weight.device.type == "cpu"
     return max(1, (CHUNK_ELEMENTS if on_cpu else CHUNK_ELSEWHERE) // policy.head_size)
 

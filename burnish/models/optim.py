@@ -59,7 +59,7 @@ def take_step(
 ) -> list[float] | None:
     """Clip the gradient norm of each group, take a step and return the norms before clipping.
 
-    Return None, without a step, when a norm or one of the loop's own `figures` is not finite.
+    Return None, without a step, if a norm or a value in `figures` is not finite.
     """
     norms = [nn.utils.clip_grad_norm_(list(group), max_grad_norm).item() for group in groups]
     if not all(math.isfinite(value) for value in (*norms, *figures)):
@@ -114,7 +114,7 @@ def ladder(base: Backbone) -> list[float]:
 
 
 def trial_steps(steps: int) -> int:
-    """Return for how many updates each rate is tried before a job of `steps` updates."""
+    """Return the number of updates that each rate is tried for before a job of `steps` updates."""
     return min(LONGEST, max(SHORTEST, round(SHARE * steps)), steps)
 
 

@@ -66,7 +66,7 @@ class Sequences:
 
     @property
     def features(self) -> list[torch.Tensor] | None:
-        """Activations (length, D) below the cut of every row; None without a cut."""
+        """Activations (length, D) at the cut for every row; None without a cut."""
         return self.kept(range(len(self))) if self.base.cut else None
 
     def kept(self, rows: Sequence[int]) -> list[torch.Tensor]:
@@ -139,7 +139,10 @@ class Sequences:
             yield chosen, self.batch(chosen)
 
     def each(self, read: Callable[[Batch], torch.Tensor], size: int, rows: Sequence[int]) -> torch.Tensor:
-        """Return `read` of each row as (len(rows), ...), in the order of `rows`; differentiable."""
+        """Apply `read` to batches and return the values (len(rows), ...) in the order of `rows`.
+
+        The result is differentiable.
+        """
         pieces, places = [], defaultdict[int, list[int]](list)
         position = 0
         for chosen, batch in self.batches(size, rows):
@@ -152,9 +155,9 @@ class Sequences:
     def read(
         self, read: Callable[[Batch], torch.Tensor], size: int, rows: Sequence[int], what: str
     ) -> torch.Tensor:
-        """Return `read` of each row (len(rows), ...), without a gradient.
+        """Apply `read` to `rows` without a gradient and return its values (len(rows), ...).
 
-        The processes share the rows. `what` names the work where memory runs out.
+        Processes share the rows. If memory runs out, messages name the work as `what`.
         """
         memory = self.base.memory
 

@@ -49,7 +49,7 @@ class Shards:
             if len({p.dtype for p in weights}) != 1 or any(id(p) in self.block_of for p in weights):
                 raise ModelError(
                     f"scale.shard=true, but a {type(block).__name__} has no linear layers of one precision and of its "
-                    "own, so it cannot be cut over processes; set it to false"
+                    "own, so it cannot be sharded over processes; set it to false"
                 )
             self.block_of |= {id(p): len(self._weights) for p in weights}
             self._weights.append(weights)

@@ -34,7 +34,7 @@ class HackMonitor:
         self.recent: list[dict[str, float]] = []
 
     def observe(self, stats: StepStats) -> list[Alert]:
-        """Return the alerts of one update; a missing figure raises no alert."""
+        """Return the alerts of one update; a missing metric raises no alert."""
         row = {name: stats[name] for name in FIGURES if name in stats.values}
         if not row:
             return []

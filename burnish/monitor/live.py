@@ -108,7 +108,7 @@ class LiveView(View):
         self._draw()
 
     def note(self, text: str) -> None:
-        """Add a line to the last messages."""
+        """Add a line to the recent messages and redraw the view."""
         self.messages.append(text.strip())
         self._draw()
 

@@ -99,7 +99,7 @@ def read_log(file: Path) -> list[dict[str, Any]]:
     except Unusable:
         if file.suffix != ".json":
             return list(_lines(file))
-        raise DataError(f"{file} is no JSON; give a trainer's log") from None
+        raise DataError(f"{file} is not JSON; pass a trainer's log") from None
     rows = held.get("log_history") if isinstance(held, dict) else held
     if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
         raise DataError(f"{file} holds no list of rows, nor one under log_history; give a trainer's log")
@@ -120,7 +120,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
         except Unusable:
             if number == len(lines):
                 return  # an incomplete line of a killed process
-            raise DataError(f"{file}, line {number} is no JSON; give a log of JSON lines") from None
+            raise DataError(f"{file}, line {number} is not JSON; pass a log of JSON lines") from None
         if not isinstance(row, dict):
             raise DataError(f"{file}, line {number} holds {row!r}, which is not an object with figures")
         yield row
@@ -142,7 +142,7 @@ class LogWatch:
         self.kls: list[float] = []
 
     def observe(self, row: Mapping[str, Any]) -> list[Alert]:
-        """Return the alerts of a row; a row without any known figure is not an update."""
+        """Return the alerts of a log row; a row without a known metric is ignored."""
         values, flat = figures_of(row), unpacked(row)
         # A null reward beside other figures is a failure; a row of nulls alone is another kind of row.
         unscored = "score" not in values and any(

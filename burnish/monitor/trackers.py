@@ -17,7 +17,7 @@ class Sink(Protocol):
     """Interface of one metric tracker."""
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Log the figures of one step of a stage."""
+        """Log the metrics of one step of a stage."""
 
     def close(self) -> None:
         """Finish and close the tracker."""
@@ -76,7 +76,7 @@ class TensorBoard:
         self.writer = EventFileWriter(str(run_path / "tensorboard"))
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Write the figures of one step of a stage."""
+        """Log the metrics of one step of a stage."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 

@@ -35,7 +35,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Fall:
-    """Two groups of looks whose means differ by more than chance."""
+    """Two groups of evaluations whose means differ by more than chance."""
 
     before: float
     after: float
@@ -71,7 +71,7 @@ class WatcherMonitor:
         self.verdict: Alert | None = None
 
     def observe(self, stats: StepStats) -> list[Alert]:
-        """Return the standing verdict, which each look renews."""
+        """Return the current verdict, which each evaluation of the watcher updates."""
         values = stats.values
         if not self.armed:
             return []
@@ -103,9 +103,9 @@ class WatcherMonitor:
         return Alert("watcher_gap", "warning", text, stats.step, surest.after, surest.limit, evidence)
 
     def acted(self) -> None:
-        """Clear the verdict after an action of the guard, and drop the looks of the fall.
+        """Clear the verdict after the guard acts, and discard the evaluations that showed the fall.
 
-        Later looks are compared with those before the fall.
+        Later evaluations are compared with those before the fall.
         """
         if self.verdict is not None:
             del self.taken[-int(self.verdict.evidence["looks"]) :]
@@ -151,7 +151,7 @@ def _doubling(most: int) -> Iterator[int]:
 
 
 def critical_value(looks: int) -> float:
-    """Return the z that a comparison must exceed in a run of `looks` looks.
+    """Return the z that a comparison must exceed in a run of `looks` evaluations.
 
     It is `CRITICAL`, interpolated linearly in the logarithm of `looks` and extrapolated with its
     last step.
@@ -162,11 +162,11 @@ def critical_value(looks: int) -> float:
 
 
 def fall(looks: Sequence[Look], before: int, after: int, critical: float) -> Fall | None:
-    """Return the fall of the watcher between two groups of looks, or None without a sure fall.
+    """Return the fall of the watcher between two groups of evaluations, or None.
 
-    The mean of the last `after` looks, and the last look itself, must lie below the mean of the
-    `before` looks preceding them. The proxy must have risen. A Welch test decides, at the level at
-    which a normal exceeds `critical`.
+    The mean of the last `after` evaluations, and the last one itself, must lie below the mean of the
+    `before` evaluations preceding them. The proxy must have risen. A one-sided Welch test must be
+    significant at the level at which a normal exceeds `critical`.
     """
     late, early = looks[-after:], looks[-after - before : -after]
     high, low = fmean(x.watcher for x in early), fmean(x.watcher for x in late)

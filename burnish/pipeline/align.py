@@ -210,7 +210,8 @@ def build_ppo(
 ) -> PPO:
     """Build PPO before its first update: policy, reference, value function, reward and controller.
 
-    Its prompts have a reference response. Unless `fresh`, a checkpoint holds the first KL coefficient.
+    It trains on the prompts that have a reference response. With `fresh` False, the first KL
+    coefficient is not measured, because a checkpoint restores it.
     """
     ensemble = load_ensemble(models.base, rewards)
     reference, score_sd = load_reference(ensemble, rewards)

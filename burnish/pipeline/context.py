@@ -77,7 +77,7 @@ class Journal:
 
     def less_at_once(self, what: str, rows: int, why: str) -> None:
         """Record that memory ran out and that `what` continues with `rows` rows at once."""
-        reason = f"memory ran out ({why}): {what} goes on with {rows} rows at once"
+        reason = f"memory ran out ({why}): {what} continues with {rows} rows at once"
         self.decide(0, Decision("halve_micro_batch", reason, {"what": what, "rows": rows}))
 
     def reject(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -371,9 +371,10 @@ class Data:
 
     @cached_property
     def parts(self) -> dict[str, list[Preference]]:
-        """Labelled pairs by role (members, watcher, validation, examiner), once labels are complete.
+        """Labelled pairs by role: members, watcher, validation and examiner.
 
-        Roles never share a prompt. Members and watcher get no prompt on which policies are examined.
+        Available once labels are complete. Roles never share a prompt. Only the examiner gets pairs of the
+        held-out prompts, on which policies are compared.
         """
         pairs = self._usable_pairs()
         held_out = {p.group for p in (*self.splits.selection, *self.splits.test)}

@@ -169,7 +169,7 @@ def frozen(
         write_json(file, {"prompts": [p.id for p in prompts], "answers": kept})
     found = read_json(file)
     if found["prompts"] != [p.id for p in prompts]:
-        raise RunError(f"{file} holds answers to other prompts; give --redo to sample and ask anew")
+        raise RunError(f"{file} contains answers to other prompts; pass --redo to sample and ask again")
     return {name: Answers(**a) for name, a in found["answers"].items()}
 
 

@@ -104,7 +104,7 @@ def examine_by_judge(
     if judged.unasked:
         raise DataError(
             f"evaluate.judge.budget={config.budget} holds {len(judged.both)} of {len(comparisons)} comparisons, and an "
-            "examination is not cut short: raise it, or lower evaluate.n_test; what was answered is kept"
+            "examination is not cut short: raise it, or lower evaluate.n_test; all answers are saved"
         )
     by_id = {label.comparison_id: label.preference for label in judged.labels}
     outcomes: dict[str, list[float | None]] = {}

@@ -160,7 +160,7 @@ class Answers(TemplateLM):  # type: ignore[misc]
         return ids
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Call the harness's method without its progress bar."""
+        """Return the log-likelihoods as `TemplateLM` does, by default without its progress bar."""
         found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return found
 

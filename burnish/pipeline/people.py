@@ -65,7 +65,7 @@ def wait_for_people(
             f"waiting for people: {missing} of {len(asked)} comparisons have fewer than {labels_per_pair} label(s). "
             f"{_where(store.where, path)}; `burnish label terminal {path} --name YOU` asks you here, `burnish label "
             "export` sends them to others; then give the same command again, or give it --wait "
-            "(label.max_unlabelled_share lets it go on without the last of them)",
+            "(label.max_unlabelled_share lets it continue without the last of them)",
             partial(_is_over, store.where, ids, labels_per_pair, allowed),
         )
 

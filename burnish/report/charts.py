@@ -161,7 +161,7 @@ def ppo_charts(rows: Sequence[Row], kl_target: float) -> list[tuple[str, str, Fi
                         if any(name in row for row in rows)
                     ),
                     {
-                        **line(x, column(rows, "ref_nll"), "reference, nats a token (right)", len(WORDS)),
+                        **line(x, column(rows, "ref_nll"), "reference, nats per token (right)", len(WORDS)),
                         "yaxis": "y2",
                     },
                 ],

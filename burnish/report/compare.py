@@ -24,7 +24,7 @@ class Comparison:
 
 
 def compare(first: Path, second: Path) -> Comparison:
-    """Compare two run directories; a figure that a run does not have yet is None."""
+    """Compare the settings and metrics of two runs; a missing metric is None."""
     settings = [flat(RunDirectory.open(p).config.model_dump(mode="json")) for p in (first, second)]
     a, b = (figures(build_summary(p)) for p in (first, second))
     return Comparison(

@@ -248,8 +248,8 @@ def route(report: Report) -> TextReport:
         page.points.append(Point("miss", "The judge keeps no comparisons", text))
     else:
         text = (
-            f"where it is {plan['confidence']:.1%} sure or more: {plan['coverage']['value']:.1%} of comparisons; there "
-            f"it agreed with people on {interval(plan['agreement'])}"
+            f"where its confidence is at least {plan['confidence']:.1%}: {plan['coverage']['value']:.1%} of "
+            f"comparisons; there it agreed with people on {interval(plan['agreement'])}"
         )
         page.points.append(Point("ok", f"The judge keeps comparisons at {target:.0%} agreement", text))
     saved = report["cost_all_people"] - plan["cost"]
@@ -305,7 +305,7 @@ def route(report: Report) -> TextReport:
             interval_chart(spans, 0.0, "share"),
         )
     )
-    note = "On the diagonal the judge is as sure as people agree."
+    note = "On the diagonal the judge's confidence equals its agreement with people."
     page.charts.append(("Reliability", note, calibration_chart(fit["bins"], fit["bins_fitted"], "as given")))
     return page
 

@@ -80,7 +80,7 @@ def gate(
     if lift.ci_low <= 0:
         return decide(
             "warn",
-            f"{text}; to the watcher the answers it ranks highest are not surely better ({_span(lift)})",
+            f"{text}; to the watcher the answers it ranks highest are not significantly better ({_span(lift)})",
         )
     return decide("go", f"{text}; the answers it ranks highest are better to the watcher too ({_span(lift)})")
 

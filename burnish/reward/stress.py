@@ -214,7 +214,10 @@ def stress_best_of(
 
 
 def _of_another_prompt(prompts: Sequence[Prompt], seed: int) -> list[int]:
-    """Return for each answer one to a prompt of another group, or itself if there is none."""
+    """Return, for each answer, the index of one to a prompt of another group.
+
+    The index is the answer's own if there is no other group.
+    """
     rng = random.Random(f"others-{seed}")
     order = list(range(len(prompts)))
     rng.shuffle(order)

@@ -103,7 +103,9 @@ class RunDirectory:
         """Open an existing run for reading, ignoring keys that this version no longer knows."""
         file = path / "run.yaml"
         if not file.exists():
-            raise RunError(f"{path} is no run directory (it has no run.yaml); give one like runs/quickstart")
+            raise RunError(
+                f"{path} is not a run directory (it has no run.yaml); pass one like runs/quickstart"
+            )
         known = forget_unknown(yaml.safe_load(file.read_text(encoding="utf-8")))
         try:
             return cls(path, RunConfig.model_validate(known))

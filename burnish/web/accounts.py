@@ -319,7 +319,7 @@ def _nobodys_hash() -> str:
 
 
 def folded(name: str) -> str:
-    """Return the spelling of a name that rate limits and accounts compare."""
+    """Return the normalised form of a name, for comparisons in rate limits and accounts."""
     return _folded(_clean(name, check=False))
 
 

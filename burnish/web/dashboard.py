@@ -132,7 +132,7 @@ def _figures(project: Project) -> tuple[dict[str, Any], Charts]:
     charts = Charts("now")
     drawn = []
     if rows:
-        drawn.append(charts.add("Labels a day", "By annotator.", _per_day(rows, names)))
+        drawn.append(charts.add("Labels per day", "By annotator.", _per_day(rows, names)))
     if any(row["cost"] for row in rows) or rules.budget is not None:
         drawn.append(
             charts.add("Cost", "Total cost of labels and gold questions.", _spent(rows, rules.budget))

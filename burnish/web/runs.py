@@ -106,7 +106,11 @@ def _now(path: Path, part: str) -> tuple[dict[str, Any], Charts]:
     if rows:
         goal = own.config.ppo.kl.target
         drawn.append(
-            charts.add("PPO", "Alerts and decisions stand where they happened.", timeline(rows, goal, events))
+            charts.add(
+                "PPO",
+                "Alerts and decisions are shown when they happened.",
+                timeline(rows, goal, events),
+            )
         )
     state, why = state_of(run)
     values = {

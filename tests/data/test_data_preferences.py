@@ -195,7 +195,7 @@ def test_missing_file_names_its_neighbours(tmp_path: Path) -> None:
 def test_a_truncated_gzip_file_is_said_to_be_one(tmp_path: Path) -> None:
     whole = gzip.compress(b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n' * 50)
     (tmp_path / "x.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="not a whole gzip file"):
+    with pytest.raises(DataError, match="not a complete gzip file"):
         read_preferences(tmp_path / "x.jsonl.gz")
 
 

@@ -185,7 +185,7 @@ def test_other_files_of_text(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress("one\ntwo".encode("utf-16")))
     assert list(read_lines(packed)) == [(1, "one"), (2, "two")]
     packed.write_bytes(gzip.compress(b"one")[:-4])
-    with pytest.raises(DataError, match="not a whole gzip file"):
+    with pytest.raises(DataError, match="not a complete gzip file"):
         read_text(packed)
     with pytest.raises(DataError, match="is a folder; give a file"):
         read_text(tmp_path)

@@ -327,4 +327,4 @@ def test_a_process_that_is_killed_ends_the_others_in_words() -> None:
 
     told, gone = shared(2, work, timeout=20)
     assert gone is None
-    assert "goes on from the last checkpoint" in told
+    assert "continues from the last checkpoint" in told

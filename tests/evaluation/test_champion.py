@@ -39,7 +39,7 @@ def test_who_fails_the_test_leaves_the_baseline_and_not_the_runner_up() -> None:
     decision = choose_champion([candidate("dpo", 0.6, 0.7), candidate("ppo", 0.65, 0.48)])
     assert decision.selected == "ppo"
     assert decision.champion == "sft"
-    assert "ppo does not surely beat sft" in decision.reason
+    assert "ppo does not significantly beat sft" in decision.reason
     assert decision.reason.endswith("sft stays")
 
 
@@ -88,7 +88,7 @@ def test_a_champion_that_surely_loses_on_a_regression_set_does_not_ship() -> Non
     out = held_to(won, [held("facts", -0.2, 0.1), held("style", 0.1, 0.05)])
     assert (out.champion, out.selected) == ("sft", "ppo")
     assert (
-        "but surely loses on facts: 0.300 against 0.500 (-0.200 [-0.300, -0.100], n = 50): sft stays"
+        "but significantly loses on facts: 0.300 against 0.500 (-0.200 [-0.300, -0.100], n = 50): sft stays"
         in out.reason
     )
     assert out.evidence["regression_sets"] == {"facts": -0.2, "style": 0.1}

@@ -238,7 +238,7 @@ def test_a_line_that_was_cut_off_counts_as_paid(tmp_path: Path) -> None:
     with Ledger(file, 1.0) as settled:
         assert settled.spent == 0.9375, "both killed tries count, and the one that was answered"
     file.write_text("no JSON\n" + file.read_text())
-    with pytest.raises(DataError, match="line 1, is no JSON"):
+    with pytest.raises(DataError, match="line 1, is not JSON"):
         Ledger(file)
 
 

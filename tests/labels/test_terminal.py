@@ -172,7 +172,7 @@ def test_input_that_ends_loses_nothing() -> None:
     person = Person(["better", "better"])
     person.session.carry_out()
     assert len(person.kept) == 2
-    assert "what was answered is kept" in person.out.getvalue()
+    assert "all answers are saved" in person.out.getvalue()
 
 
 def test_a_run_waits_says_for_how_many_and_goes_on_with_the_same_command(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A base whose frozen layers are cut over processes: what it computes, what it holds, and who may ask for what when."""
+"""A base whose frozen layers are sharded over processes: results, memory, and requests between processes."""
 
 from __future__ import annotations
 

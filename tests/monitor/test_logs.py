@@ -131,7 +131,7 @@ def test_files(tmp_path: Path) -> None:
     state.write_text(json.dumps({"log_history": rows, "best": None}))
     assert read_log(lines) == rows == read_log(state)
     lines.write_text("{}\nnonsense\n{}\n")
-    with pytest.raises(DataError, match="line 2 is no JSON"):
+    with pytest.raises(DataError, match="line 2 is not JSON"):
         read_log(lines)
     lines.write_text("3\n{}\n")
     with pytest.raises(DataError, match="not an object with figures"):

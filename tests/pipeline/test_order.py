@@ -98,7 +98,7 @@ def test_less_at_once_is_on_record_under_the_stage_that_did_it(tmp_path: Path) -
         ("align", "halve_micro_batch", 16),
         ("align", "halve_micro_batch", 8),
     ]
-    assert events[0]["reason"] == "memory ran out (no room): training ppo goes on with 16 rows at once"
+    assert events[0]["reason"] == "memory ran out (no room): training ppo continues with 16 rows at once"
 
 
 def test_an_unexpected_error_is_a_failure_too_and_stays_what_it_is(tmp_path: Path) -> None:

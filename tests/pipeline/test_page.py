@@ -62,7 +62,7 @@ def summary_of(champion: str, *, provisional: bool) -> dict[str, Any]:
     return {
         "champion": champion,
         "provisional": provisional,
-        "reason": "ppo does not surely beat sft",
+        "reason": "ppo does not significantly beat sft",
         "evaluation": {"judge": "panel of 5", "ppo": figures},
     }
 

@@ -129,7 +129,7 @@ def test_rounds_wait_for_people_and_go_on(tmp_path: Path) -> None:
             known = {label.comparison_id for label in store.labels()}
             asked = [c for c in store.comparisons() if c.id not in known]
             assert len(asked) in range(80, 97)
-            # The last round goes on without some of them.
+            # The last round continues without some of them.
             given = [crowd.label(c, 0) for c in asked[: len(asked) if number == 1 else 60]]
             store.add_labels([Label(g.comparison_id, "person:ann", g.preference, "human") for g in given])
         assert {c.round for c in asked} == {number - 1}

@@ -238,7 +238,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130, err
-    assert "goes on from the last checkpoint" in err
+    assert "continues from the last checkpoint" in err
     assert "Traceback" not in err
     assert not (folder / "lock").exists()
 

@@ -23,7 +23,7 @@ def figures(value: float, n: int = 200) -> dict[str, float]:
     ("value", "lift", "outcome", "told"),
     [
         (0.75, BETTER, "go", "better to the watcher too"),
-        (0.75, UNSURE, "warn", "not surely better"),
+        (0.75, UNSURE, "warn", "not significantly better"),
         (0.75, None, "too few", "no watcher is accurate enough"),
         (0.75, WORSE, "stop", "worse to the watcher"),
         (0.60, BETTER, "too few", "labelled pairs would settle it"),

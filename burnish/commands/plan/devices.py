@@ -44,10 +44,10 @@ DEVICES = {
 def pace_on(
     device: Accelerator, shapes: Shapes, lengths: Lengths, slots: int, gathered: float = 0.0
 ) -> Speed:
-    """Compute the seconds a response of every kind of work.
+    """Estimate the seconds per response of each operation from a device's data sheet.
 
-    `slots` responses are sampled side by side. Every pass through the frozen layers waits `gathered`
-    seconds for them to be gathered.
+    `slots` responses are sampled in parallel. Each pass through the frozen layers waits `gathered`
+    seconds until sharded layers are gathered.
     """
     base = shapes.base
     depth, trained = base.depth, base.depth - base.cut

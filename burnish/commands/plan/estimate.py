@@ -61,12 +61,12 @@ class Estimate:
 
     @property
     def peak(self) -> int:
-        """Bytes of the stage that needs most."""
+        """Bytes of the stage that needs the most memory."""
         return max(stage.peak for stage in self.memory.values())
 
     @property
     def largest(self) -> str:
-        """Name of the stage that needs most."""
+        """Name of the stage that needs the most memory."""
         return max(self.memory, key=lambda name: self.memory[name].peak)
 
     @property
@@ -188,7 +188,7 @@ def sketched(lm: PreTrainedModel, config: RunConfig, device: torch.device, named
 def _sizes(
     models: SketchedModels, data: Data, config: RunConfig, response_tokens: float | None
 ) -> tuple[Lengths, Counts, list[str]]:
-    """Return lengths of prompts and responses, counts of data, and what is assumed."""
+    """Return prompt and response lengths, data counts, and a list of the assumptions."""
     codec, limits, assumed = models.codec, config.model, list[str]()
     train = data.splits.train
     some = train[:512]

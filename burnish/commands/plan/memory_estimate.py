@@ -66,7 +66,11 @@ class Lengths:
 
 @dataclass(frozen=True)
 class StageMemory:
-    """Bytes of one stage on one device: `held` throughout, and `passing`, one at a time."""
+    """Memory of one stage on one device, in bytes by part.
+
+    Parts in `held` are allocated during the whole stage. Parts in `passing` are allocated one at a
+    time.
+    """
 
     held: dict[str, int]
     passing: dict[str, int]
@@ -78,7 +82,7 @@ class StageMemory:
 
     @property
     def peak(self) -> int:
-        """Bytes held throughout plus those of the largest passing part."""
+        """Peak memory in bytes: all parts in `held` plus the largest part in `passing`."""
         return sum(self.held.values()) + max(self.passing.values(), default=0)
 
 
