@@ -30,11 +30,11 @@ def compare_rewards(first: Path, second: Path, on: str | None, split: str = "tra
     differ most. Pairs of prompts that either run has learned from are left out.
     """
     (place, ours), (other, theirs) = open_ensemble(first), open_ensemble(second)
-    if on is None:
-        pairs = place.data.parts["validation"]
-    else:
-        pairs = read_preferences(on, split=split, misfit=place.data.misfit).pairs
     try:
+        if on is None:
+            pairs = place.data.parts["validation"]
+        else:
+            pairs = read_preferences(on, split=split, misfit=place.data.misfit).pairs
         return _compared(place, ours, other, theirs, pairs)
     finally:
         for run in (place, other):

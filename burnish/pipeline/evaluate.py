@@ -419,7 +419,7 @@ def gold_account(
             **as_win_rate(interval),
             "mean": mean(values),
             "sft_mean": mean(base),
-            "sd": stdev(values),
+            "sd": stdev(values) if len(values) > 1 else None,
         }
     return report
 

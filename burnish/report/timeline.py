@@ -90,5 +90,10 @@ def tick_of(rows: Sequence[Row], event: Mapping[str, Any]) -> int | None:
     """Return the last update made by the time of an event; None if it does not belong to updates."""
     if event.get("stage") not in ("ppo", "align") or not event.get("step") or not rows:
         return None
-    at = [i for i, row in enumerate(rows, 1) if row["step"] <= event["step"]]
+    attempt = (event.get("evidence") or {}).get("attempt")  # steps of an attempt that was rolled back come again
+    at = [
+        i
+        for i, row in enumerate(rows, 1)
+        if row["step"] <= event["step"] and (attempt is None or row.get("attempt", 0) == attempt)
+    ]
     return at[-1] if at else None
