@@ -9,8 +9,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from shutil import copytree, rmtree
 from tempfile import TemporaryDirectory, mkdtemp
@@ -21,17 +22,20 @@ import torch
 
 from burnish.commands.reward_score import AT_ONCE, scored
 from burnish.config import RunConfig
+from burnish.config.checks import check_config
 from burnish.config.dpo import DPOConfig
 from burnish.config.evaluate import EvaluateConfig
 from burnish.config.guard import GuardConfig
 from burnish.config.loading import load_config
-from burnish.config.model import ModelConfig
+from burnish.config.model import TINY_MODEL, ModelConfig
 from burnish.config.monitor import MonitorConfig
 from burnish.config.ppo import FunctionReward, PPOConfig
 from burnish.config.reward import RewardConfig
 from burnish.data.preferences import ImportResult
 from burnish.data.prompts import PromptSplits
-from burnish.data.text import Unusable, prompt_of
+from burnish.data.text import Unusable, number_of, prompt_of
+from burnish.distributed import collectives
+from burnish.environment import prepare_environment
 from burnish.errors import DataError, RunError
 from burnish.evaluation.winrate import head_to_head, win_rate
 from burnish.models.artefacts import is_saved, load_reward_model, save_policy
@@ -65,7 +69,7 @@ from burnish.reward.ensemble import (
     load_watcher,
     prepare,
 )
-from burnish.reward.functions import SummedRewards
+from burnish.reward.functions import LocalReward, SummedRewards, as_given, load_term
 from burnish.runs.directory import RunDirectory
 from burnish.runs.files import read_json
 from burnish.stats import length_controlled_win_rate
@@ -73,10 +77,13 @@ from burnish.stats import length_controlled_win_rate
 OnUpdate = Callable[[StepStats], None]
 """Function that gets the figures of every update."""
 
-RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
-"""(prompts, responses) of a batch to a number for each response."""
+RewardFunction = Callable[[list[Any], list[str]], Sequence[float]]
+"""(prompts, responses) of a batch to a number for each response.
 
-Judge = Callable[[str, str, str], float]
+A prompt is text, or a list of messages if it was given as messages.
+"""
+
+Judge = Callable[[Any, str, str], float]
 """(prompt, first response, second response) to the preference for the first, in [0, 1]."""
 
 PromptLike = str | Prompt | Sequence[dict[str, str]]
@@ -137,7 +144,10 @@ class LanguageModel:
     def generate(
         self, prompts: Sequence[PromptLike], *, temperature: float = 1.0, seed: int = 0
     ) -> list[str]:
-        """Sample one response to each prompt; the same seed gives the same responses."""
+        """Sample one response to each prompt; the same seed gives the same responses.
+
+        Raises DataError for a prompt that is too long, ValueError for a temperature of 0 or less.
+        """
         return self._rollout(as_prompts(prompts), temperature, derive_seed(seed, "generate")).texts
 
     def save(self, folder: str | Path) -> None:
@@ -145,6 +155,11 @@ class LanguageModel:
         save_policy(self.policy.top, Path(folder), self.models.codec.tokenizer)
 
     def _rollout(self, prompts: Sequence[Prompt], temperature: float, seed: int) -> Rollout:
+        if not temperature > 0:
+            raise ValueError(
+                f"temperature={temperature!r} must be above 0; use 0.01 for nearly greedy responses"
+            )
+        _check_prompts(self.models, prompts)
         return sample_rollout(
             replace(self.policy, temperature=temperature),
             self.models.codec,
@@ -159,7 +174,7 @@ class LanguageModel:
         if self.trained:
             raise RunError(
                 "training starts from a model as it was loaded, but this one was trained already; save it and load "
-                "the folder"
+                "the folder (an adapter of LoRA must be merged first)"
             )
         return self.models
 
@@ -171,14 +186,31 @@ class RewardModels:
     reward/examination.json: accuracy with intervals, calibration, baselines, length bias.
     """
 
-    def __init__(self, models: Models, folder: Path, history: Sequence[StepStats]) -> None:
+    def __init__(
+        self, models: Models, folder: Path, history: Sequence[StepStats], temperature: float = 1.0
+    ) -> None:
         self.models, self.folder, self.history = models, folder, list(history)
+        self.temperature = temperature
         self.ensemble: RewardEnsemble = load_ensemble(models.base, self.folder)
         self.report: dict[str, Any] = read_json(self.folder / "examination.json")
 
-    def score(self, prompts: Sequence[PromptLike], responses: Sequence[str]) -> list[float]:
-        """Return the ensemble's score of each response; responses that are too long are cut."""
-        rows = [(p, r, True) for p, r in zip(as_prompts(prompts), responses, strict=True)]
+    def score(
+        self,
+        prompts: Sequence[PromptLike],
+        responses: Sequence[str],
+        ended: Sequence[bool] | None = None,
+    ) -> list[float]:
+        """Return the mean score of the members for each response; too long responses are cut.
+
+        `ended` is False for a response that was cut off before its end-of-sequence token (default: all
+        have ended). Raises DataError for a prompt that is too long.
+        """
+        asked = as_prompts(prompts)
+        _check_prompts(self.models, asked)
+        whole = [True] * len(responses) if ended is None else list(ended)
+        if not len(asked) == len(responses) == len(whole):
+            raise DataError(f"{len(asked)} prompts, {len(responses)} responses and {len(whole)} of `ended`")
+        rows = list(zip(asked, responses, whole, strict=True))
         return [
             float(row["score"])
             for at in range(0, len(rows), AT_ONCE)
@@ -186,7 +218,11 @@ class RewardModels:
         ]
 
     def save(self, folder: str | Path) -> None:
-        """Save the models and the report; each member loads as a sequence classifier."""
+        """Save the models and the report.
+
+        A member that reads the last token loads as a sequence classifier. One that reads the mean over the
+        response's tokens has a README with the code to load it.
+        """
         copytree(self.folder, folder, dirs_exist_ok=True)
 
 
@@ -196,7 +232,7 @@ class Evaluation:
 
     `win_rate` and `length_controlled` are preferences for the first model, with intervals by prompt.
     `kl` is KL(first || second) in nats per response with its standard error `kl_se`; both are None
-    if the models do not share a base. `lengths` are the mean response lengths in tokens.
+    if the models do not share a base, or for one prompt. `lengths` are the mean response lengths in tokens.
     """
 
     win_rate: Interval
@@ -211,6 +247,8 @@ class Evaluation:
 
 def as_prompts(prompts: Sequence[PromptLike]) -> list[Prompt]:
     """Return prompts from text or messages; raise DataError that names the first unusable one."""
+    if isinstance(prompts, str):
+        raise DataError("prompts is a text; give a list of prompts")
     found = []
     for number, prompt in enumerate(prompts):
         try:
@@ -234,16 +272,19 @@ def load_model(
     """Load a causal language model from a folder or the hub; `embedded` is the package's own.
 
     `layers` says what training changes: `top:N`, `all`, `lora`, `lora_top:N` or `auto`. The lengths are
-    limits in tokens. `config` has all settings of section `model` and replaces the other arguments.
-    Raises ModelError if the model cannot be loaded.
+    limits in tokens. `config` has all settings of section `model` and replaces the other arguments but
+    `path`. Raises ModelError if the model cannot be loaded.
     """
-    config = config or ModelConfig(
-        path=str(path),
-        layers=layers,
-        device=device,
-        max_prompt_tokens=max_prompt_tokens,
-        max_response_tokens=max_response_tokens,
-    )
+    if config is None:
+        config = ModelConfig(
+            path=str(path),
+            layers=layers,
+            device=device,
+            max_prompt_tokens=max_prompt_tokens,
+            max_response_tokens=max_response_tokens,
+        )
+    elif str(path) != TINY_MODEL:
+        config = config.model_copy(update={"path": str(path)})
     return LanguageModel(Models(config, None, 1.0))
 
 
@@ -253,18 +294,21 @@ def train_rewards(
     *,
     config: RewardConfig | None = None,
     examiner: bool = True,
+    temperature: float = 1.0,
     seed: int = 0,
     on_update: OnUpdate | None = None,
 ) -> RewardModels:
     """Train a reward ensemble with the Bradley-Terry loss, its watcher, and an examiner for `evaluate`.
 
     The prompts of the pairs are split by role, so that members, watcher, validation and examiner share
-    none. Pairs that exceed the model's limits are left out with a warning. Raises DataError if too few
-    are left.
+    none. Scores are normalised on responses of the model at `temperature`, which PPO must use too.
+    Pairs that exceed the model's limits are left out with a warning. Raises DataError if too few are
+    left.
     """
-    models = model._untrained()
-    usable = _fitting(models, pairs)
+    models = _at(model._untrained(), temperature)
     config = config or RewardConfig()
+    check_config(RunConfig(model=models.config, reward=config))
+    usable = _fitting(models, pairs)
     run = RunConfig()
     home = Path(mkdtemp(prefix="burnish-"))
     try:
@@ -272,7 +316,7 @@ def train_rewards(
         data = _PairsData(run.data, run.label, config, examiner, models, journal, seed, usable)
         with closing(data):
             reward(models, data, journal, config, PPOConfig(updates=0), EvaluateConfig(), seed)
-        found = RewardModels(models, home / "reward", journal.heard)
+        found = RewardModels(models, home / "reward", journal.heard, temperature)
     except BaseException:
         rmtree(home)
         raise
@@ -292,53 +336,58 @@ def train_ppo(
 ) -> LanguageModel:
     """Train the policy with PPO under an adaptive KL penalty and the guard.
 
-    `reward` is an ensemble, or a function (prompts, responses) -> numbers, which has no watcher. The
-    returned model's `outcome` says how PPO ended. If the guard gave PPO up, the model is the policy of
-    the last healthy checkpoint where the optimiser failed, else the model as it was; DPO is the usual
-    next step. The gate of `burnish run` is not asked: read `RewardModels.report` first.
+    `reward` is an ensemble, or a function (prompts, responses) -> numbers, which has no watcher.
+    `config.rewards` are added to either. The returned model's `outcome` says how PPO ended. If the guard
+    gave PPO up, the model is the policy of the last healthy checkpoint if the optimiser failed, else the
+    model as it was. DPO from `model` is the usual next step. The gate of `burnish run` is not asked:
+    read `RewardModels.report` first.
     """
-    models, asked = model._untrained(), as_prompts(prompts)
     config = config or PPOConfig()
-    models.temperature = config.temperature
-    for number, prompt in enumerate(asked):
-        if (why := misfit(models.codec, models.config, prompt)) is not None:
-            raise DataError(f"prompt {number} cannot be used: {why}; see load_model(max_prompt_tokens=...)")
-    watch = None
-    score_sd, rate = 1.0, ladder(models.base)[USUAL]
-    own_scale = bool(config.rewards) or config.ensemble_weight != 1
+    models, asked = _at(model._untrained(), config.temperature), as_prompts(prompts)
+    check_config(RunConfig(model=models.config, ppo=config))
+    for name in ("concise", "update_seconds"):
+        if getattr(config, name) is not None:
+            raise RunError(f"ppo.{name} needs a run (burnish.run); leave it out here")
+    _check_prompts(models, asked)
+    asked = asked[: max(1, config.updates * config.batch_size // config.samples_per_prompt)]
     if isinstance(reward, RewardModels):
-        if reward.models is not models:
-            raise RunError(
-                "the reward models were trained on another model; train them on the one given here"
-            )
-        if own_scale or config.shaping.active:
-            raise RunError(
-                "ppo.rewards, ppo.ensemble_weight and ppo.shaping need a run (burnish.run), or a function that calls "
-                "reward.score and adds or changes what you want"
-            )
+        _check_rewards(models, reward, config)
+        saved = read_json(reward.folder / "ensemble.json")
+        rewards, own_sd = (reward.ensemble, reward.folder), float(saved["score_sd"])
+        rate = float(read_json(reward.folder / "readings.json")["learning_rate"])
         prepare(models.base, reward.folder)
-        scorer = _ensemble_scorer(models, reward.ensemble, asked, seed)
         watch = load_watcher(models.base, reward.folder)
-        rate = read_json(reward.folder / "readings.json")["learning_rate"]
-        score_sd = float(read_json(reward.folder / "ensemble.json")["score_sd"])
-        score: ScoreFn = scorer
-        shaping, rewards = None, (reward.ensemble, reward.folder)
+        score: ScoreFn = _ensemble_scorer(models, reward.ensemble, asked, config, seed)
+        functions: list[tuple[FunctionReward, Any]] = []
     else:
+        if config.shaping.bounded:
+            raise RunError(
+                "ppo.shaping.bounded compares scores of the ensemble; use shaping.clip for a function"
+            )
         config = config.model_copy(update={"ensemble_weight": 0.0})
-        score = summed = _summed(reward)
-        few = asked[:SCALE_PROMPTS]
-        shaping, rewards = measured_shaping(models, summed, few, config.shaping.given(True), seed), None
+        rewards, own_sd, watch, rate = None, 1.0, None, ladder(models.base)[USUAL]
+        score, functions = _nothing, [_term(reward)]
+    score_sd, shaping = own_sd, None
+    own_scale = bool(functions or config.rewards) or config.ensemble_weight != 1
+    if own_scale or config.shaping.active:
+        functions += [(term, load_term(term)) for term in config.rewards]
+        score = summed = SummedRewards(score, config.ensemble_weight, functions)
+        shaping = measured_shaping(
+            models, summed, asked[:SCALE_PROMPTS], config.shaping.given(own_scale), seed
+        )
         score_sd = shaping.unit
-    value = new_value(models, config, rewards) if config.advantage in ("auto", "gae") else None
+    value = None
+    if config.advantage in ("auto", "gae"):
+        value = new_value(models, config, rewards, score_sd / own_sd)
     ppo = assemble_ppo(models, score, asked, config, seed, score_sd, shaping, value, rate)
     with TemporaryDirectory(prefix="burnish-") as home:
         journal = _journal(Path(home), "align", on_update)
         monitor = MonitorConfig(trackers=())
         outcome = run_under_guard(ppo, watch, models, journal, guard or GuardConfig(), monitor, seed)
-        policy: Policy = ppo.policy
+        policy: Policy | None = ppo.policy
         if outcome["state"] != "finished":
             healthy = journal.path / HEALTHY
-            policy = models.saved_policy(healthy) if is_saved(healthy) else models.new_policy()
+            policy = models.saved_policy(healthy) if is_saved(healthy) else None
     return LanguageModel(models, policy, journal.heard, outcome)
 
 
@@ -355,7 +404,7 @@ def train_dpo(
     Label smoothing of `auto` is 0.1 for the sigmoid loss. Pairs that exceed the model's limits are left
     out with a warning.
     """
-    models = model._untrained()
+    models = _at(model._untrained(), 1.0)
     usable, config = _fitting(models, pairs), config or DPOConfig()
     smoothing = config.label_smoothing
     if smoothing == "auto":
@@ -392,8 +441,7 @@ def evaluate(
     if isinstance(judge, RewardModels):
         outcomes = _by_examiner(judge, ours, theirs)
     else:
-        ask = judge
-        outcomes = head_to_head(lambda p, a, b: float(ask(p.text, a, b)), asked, ours.texts, theirs.texts)
+        outcomes = head_to_head(partial(_judged, judge), asked, ours.texts, theirs.texts)
     groups = [p.group for p in asked]
     seed = derive_seed(seed, "bootstrap") % 2**32
     draws = EvaluateConfig.bootstrap
@@ -403,7 +451,7 @@ def evaluate(
         outcomes, deltas, clusters=groups, seed=seed, confidence=confidence
     )
     kl: dict[str, Any] = {}
-    if model.models is baseline.models and len(asked) > 1:
+    if model.models.base is baseline.models.base and len(asked) > 1:
         kl = measured_kl(
             replace(model.policy, temperature=temperature),
             replace(baseline.policy, temperature=temperature),
@@ -447,9 +495,12 @@ def run(
     """Execute a configuration, or continue its run, as `burnish run` does.
 
     `config` is a RunConfig or a YAML file, `sets` are overrides such as `ppo.updates=20`. The directory
-    is runs/NAME by default. Raises the errors of burnish.errors.
+    is runs/NAME by default. Several processes (`scale.workers`, Ray, torchrun) need the command line.
+    Raises the errors of burnish.errors.
     """
     from burnish.report.summary import build_summary
+
+    prepare_environment()
 
     if isinstance(config, RunConfig):
         if sets:
@@ -457,6 +508,8 @@ def run(
         loaded = config
     else:
         loaded = load_config(Path(config), sets)
+    if collectives.launched() or loaded.scale.workers > 1 or loaded.scale.ray is not None:
+        raise RunError("several processes need the command line: use `burnish run`, or scale.workers: 1")
     place = run_pipeline(loaded, Path(directory or Path("runs") / loaded.name), until=until)
     return FinishedRun(place.path, build_summary(place.path))
 
@@ -479,27 +532,64 @@ def _fitting(models: Models, pairs: ImportResult | Sequence[Preference]) -> list
     return usable
 
 
+def _at(models: Models, temperature: float) -> Models:
+    """Return the models with another sampling temperature; both share the loaded base."""
+    _ = models.base
+    found = copy(models)
+    found.temperature = temperature
+    return found
+
+
+def _check_prompts(models: Models, prompts: Sequence[Prompt]) -> None:
+    """Raise DataError for the first prompt that the model cannot read."""
+    for number, prompt in enumerate(prompts):
+        if (why := misfit(models.codec, models.config, prompt)) is not None:
+            raise DataError(f"prompt {number} cannot be used: {why}; see load_model(max_prompt_tokens=...)")
+
+
+def _check_rewards(models: Models, reward: RewardModels, config: PPOConfig) -> None:
+    """Raise RunError for reward models of another model, or normalised at another temperature."""
+    if reward.models.base is not models.base:
+        raise RunError("the reward models were trained on another model; train them on the one given here")
+    if reward.temperature != config.temperature:
+        raise RunError(
+            f"ppo.temperature={config.temperature:g}, but the reward models were normalised at "
+            f"{reward.temperature:g}; use train_rewards(temperature={config.temperature:g})"
+        )
+
+
 def _ensemble_scorer(
-    models: Models, ensemble: RewardEnsemble, prompts: Sequence[Prompt], seed: int
+    models: Models, ensemble: RewardEnsemble, prompts: Sequence[Prompt], config: PPOConfig, seed: int
 ) -> EnsembleScorer:
     """Build PPO's scorer, with a reference response to every prompt."""
     batch = EvaluateConfig().batch_size
     rollout = sample_answers(models, prompts, batch, seed, "reference")
-    reference = ensemble.normalised(Sequences.of(ensemble.base, rollout, models.codec.pad_id))
-    return EnsembleScorer(ensemble, models.codec.pad_id, prompts, reference)
+    sequences = Sequences.of(ensemble.base, rollout, models.codec.pad_id)
+    reference = ensemble.normalised(sequences)
+    # Relative to itself a response has no spread, so every aggregation equals the mean.
+    anchor = ensemble.corrected(reference.mean(1), sequences) if config.shaping.bounded else None
+    return EnsembleScorer(ensemble, models.codec.pad_id, prompts, reference, anchor)
 
 
-def _summed(function: RewardFunction) -> SummedRewards:
-    """Build PPO's scorer of a function alone."""
+def _nothing(rollout: Rollout) -> Scores:
+    """Score every response 0, in place of an ensemble."""
+    zeros = torch.zeros(len(rollout), device=rollout.response_mask.device)
+    return Scores(zeros, zeros[:, None], zeros)
 
-    def nothing(rollout: Rollout) -> Scores:
-        zeros = torch.zeros(len(rollout))
-        return Scores(zeros, zeros[:, None], zeros)
 
+def _term(function: RewardFunction) -> tuple[FunctionReward, LocalReward]:
+    """Return a function as a term of PPO's reward, under its own name where it has one."""
     name = getattr(function, "__name__", "function")
     name = name if name.isidentifier() else "function"
-    term = FunctionReward(function=f"api:{name}", name=name)
-    return SummedRewards(nothing, 0.0, [(term, lambda prompts, responses, _: function(prompts, responses))])
+    return FunctionReward(function=f"api:{name}", name=name), LocalReward(function)
+
+
+def _judged(judge: Judge, prompt: Prompt, first: str, second: str) -> float:
+    """Return the judge's preference; raise DataError for an answer that is no number."""
+    value = number_of(judge(as_given(prompt), first, second))
+    if value is None:
+        raise DataError(f"the judge gave no number for prompt {prompt.text[:60]!r}; it must be in [0, 1]")
+    return value
 
 
 def _by_examiner(judge: RewardModels, ours: Rollout, theirs: Rollout) -> list[float]:

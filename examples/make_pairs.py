@@ -14,11 +14,10 @@ N = 600
 
 def main() -> None:
     """Write the pairs; ties are left out."""
-    config = burnish.RunConfig().model
-    model, codec = burnish.load_model(config)
-    policy = burnish.make_policy(burnish.TrainableLayers(burnish.Backbone(model)), codec.pad_id)
+    model = burnish.load_model("embedded")
+    policy, codec = model.policy, model.models.codec
     asked = prompts(N, seed=1)
-    options = {"max_tokens": config.max_response_tokens, "batch_size": 256, "seed": 1}
+    options = {"max_tokens": model.models.config.max_response_tokens, "batch_size": 256, "seed": 1}
     first, second = (
         burnish.sample_rollout(policy, codec, asked, where=("pairs", k), **options) for k in ("a", "b")
     )

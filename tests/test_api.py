@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import burnish
-from burnish.errors import DataError, RunError
+from burnish.errors import ConfigError, DataError, RunError, TrainingError
 from burnish.records import Preference, StepStats
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +87,49 @@ def test_ppo_optimises_a_function(model: burnish.LanguageModel, pairs: list[Pref
     assert result.win_rate.value == 0.5
 
 
+@pytest.mark.parametrize("aggregate", ["min", "uwo"])
+def test_messages_other_aggregations_and_terms(aggregate: str, pairs: list[Preference]) -> None:
+    """A dialogue reaches a reward function as messages; the ensemble and a function are added up."""
+    model = burnish.load_model(config=burnish.ModelConfig(layers="top:1", use_chat_template=False))
+    settings = {"members": 2, "reference_samples": 32, "depth": 4, "pooling": "last", "aggregate": aggregate}
+    reward = burnish.train_rewards(
+        model, pairs[:120], config=burnish.RewardConfig(**settings), examiner=False
+    )
+    with pytest.raises(RunError, match="no examiner"):
+        burnish.evaluate(model, model, ["Zoe had a cup."], reward)
+    seen: list[object] = []
+
+    def count(prompts: list[object], responses: list[str]) -> list[float]:
+        seen.extend(prompts)
+        return [float(len(r)) for r in responses]
+
+    asked = [[{"role": "user", "content": f"Tell me of Zoe {i}."}] for i in range(4)]
+    burnish.train_ppo(model, asked, count, config=FEW)
+    assert asked[0] in seen
+    config = FEW.model_copy(update={"shaping": burnish.PPOConfig(shaping={"bounded": True}).shaping})
+    bounded = burnish.train_ppo(model, [p.prompt for p in pairs[:16]], reward, config=config)
+    assert bounded.outcome["state"] == "finished"
+    assert all(abs(s["reward"]) <= 0.5 for s in bounded.history)
+
+
+def test_ppo_that_is_given_up_leaves_the_model_as_it_was(
+    model: burnish.LanguageModel, pairs: list[Preference]
+) -> None:
+    config = FEW.model_copy(update={"updates": 12, "learning_rate": 1e30, "warmup_updates": 0})
+    guard = burnish.GuardConfig(patience=1, max_rollbacks=0, max_rate_cuts=0, max_raises=0, settle_updates=0)
+    lost = burnish.train_ppo(
+        model,
+        [p.prompt for p in pairs[:20]],
+        lambda p, r: [len(x) * 1.0 for x in r],
+        config=config,
+        guard=guard,
+    )
+    assert lost.outcome["state"] == "given_up"
+    assert not lost.trained
+    assert lost.generate(["Zoe had a cup."], seed=2) == model.generate(["Zoe had a cup."], seed=2)
+    assert burnish.train_dpo(lost, pairs[:32], config=burnish.DPOConfig(learning_rate=1e-4)).trained
+
+
 def test_dpo_trains_on_pairs(model: burnish.LanguageModel, pairs: list[Preference]) -> None:
     config = burnish.DPOConfig(learning_rate=1e-3, batch_size=16)
     tuned = burnish.train_dpo(model, pairs[:64], config=config)
@@ -108,8 +151,24 @@ def test_mistakes_are_answered(
         burnish.train_ppo(model, ["word " * 400], reward, config=FEW)
     with pytest.raises(RunError, match="another model"):
         burnish.train_ppo(burnish.load_model("embedded"), ["Zoe had a cup."], reward, config=FEW)
-    with pytest.raises(RunError, match="function that calls"):
-        burnish.train_ppo(model, ["Zoe."], reward, config=FEW.model_copy(update={"ensemble_weight": 2.0}))
+    with pytest.raises(RunError, match="normalised at 1; use train_rewards"):
+        burnish.train_ppo(model, ["Zoe."], reward, config=FEW.model_copy(update={"temperature": 0.7}))
+    with pytest.raises(RunError, match=r"ppo\.concise needs a run"):
+        burnish.train_ppo(model, ["Zoe."], reward, config=FEW.model_copy(update={"concise": "Be short."}))
+    adapters = burnish.load_model("embedded", layers="lora_top:1")
+    shared = burnish.RewardConfig(shared_head=True, aggregate="weights")
+    with pytest.raises(ConfigError, match=r"shared_head averages whole layers"):
+        burnish.train_rewards(adapters, pairs, config=shared)
+    with pytest.raises(TrainingError, match="gave 1 numbers for"):
+        burnish.train_ppo(model, ["Zoe had a cup.", "Tom ran."], lambda p, r: [1.0], config=FEW)
+    with pytest.raises(DataError, match="give a list of prompts"):
+        model.generate("Zoe had a cup.")
+    with pytest.raises(ValueError, match=r"temperature=0 must be above 0"):
+        model.generate(["Zoe."], temperature=0)
+    with pytest.raises(DataError, match="1 prompts, 2 responses"):
+        reward.score(["Zoe."], ["a", "b"])
+    with pytest.raises(DataError, match="the judge gave no number for prompt 'Zoe"):
+        burnish.evaluate(model, model, ["Zoe had a cup."], lambda p, a, b: None, seed=1)  # type: ignore[arg-type,return-value]
     long = Preference(pairs[0].prompt, "word " * 400, "b")
     with (
         pytest.raises(DataError, match="no pair fits"),

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from burnish.config.loading import load_config
+from burnish.config.loading import with_sets
 from burnish.errors import ConfigError, RunError
 from burnish.pipeline.oversight import Oversight
 from burnish.records import Alert, StepStats
@@ -57,7 +57,7 @@ def replay(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
             "setting needs a new run"
         )
     run = RunDirectory.open(path)
-    config = load_config(path / "run.yaml", sets) if sets else run.config
+    config = with_sets(run.config, sets)
     events = run.read_rows("events.jsonl")
     evidence = next((e["evidence"] for e in events if e.get("action") == "oversight"), None)
     rows = run.read_rows("metrics/ppo.jsonl")

@@ -30,7 +30,6 @@ RENAMED = {
     "distill.n": "samples_per_prompt",
     "distill.prompts": "max_prompts",
     "evaluate.guard_sets": "regression_sets",
-    "evaluate.guard_sets.tolerated": "tolerance",
     "evaluate.regression_sets.tolerated": "tolerance",
     "evaluate.people_each": "labels_per_pair",
 }
@@ -78,9 +77,8 @@ for _first in "-+0123456789":
 def load_config(path: Path | None, sets: Sequence[str] = ()) -> RunConfig:
     """Load the configuration in `path` (defaults without one), with `KEY=VALUE` overrides applied."""
     data: dict[str, Any] = {} if path is None else _read(path)
-    for item in sets:
-        _apply(data, item)
     renamed = rename_keys(data)
+    renamed |= override(data, sets)
     if renamed:
         warnings.warn(
             f"{', '.join(f'{old} is now {new}' for old, new in renamed.items())}; the next version will not read "
@@ -88,6 +86,26 @@ def load_config(path: Path | None, sets: Sequence[str] = ()) -> RunConfig:
             RenamedKeyWarning,
             stacklevel=2,
         )
+    _check_keys(data, RunConfig, "")
+    return validated(RunConfig, data)
+
+
+def override(data: dict[str, Any], sets: Sequence[str]) -> dict[str, str]:
+    """Apply `KEY=VALUE` overrides in place; return the old and new dotted keys of renamed ones."""
+    renamed: dict[str, str] = {}
+    for item in sets:
+        key, equals, text = item.partition("=")
+        if key in RENAMED:
+            renamed[key] = f"{key.rpartition('.')[0]}.{RENAMED[key]}"
+            item = f"{renamed[key]}{equals}{text}"
+        _apply(data, item)
+    return renamed | rename_keys(data)
+
+
+def with_sets(config: RunConfig, sets: Sequence[str]) -> RunConfig:
+    """Return a configuration with `KEY=VALUE` overrides applied."""
+    data = config.model_dump(mode="json")
+    override(data, sets)
     _check_keys(data, RunConfig, "")
     return validated(RunConfig, data)
 
@@ -184,10 +202,30 @@ def rename_keys(data: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def renamed_key(dotted: str) -> str:
-    """Return the name that this version has for a dotted key."""
-    new = RENAMED.get(dotted)
-    return dotted if new is None else f"{dotted.rpartition('.')[0]}.{new}"
+def current_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a flat configuration (dotted keys) with the names of this version, inside lists too."""
+    tree: dict[str, Any] = {}
+    for dotted, value in config.items():
+        *parents, leaf = dotted.split(".")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[leaf] = copy.deepcopy(value)
+    rename_keys(tree)
+    return flat(tree)
+
+
+def constants(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """Return the dotted keys that older versions had and that are constants now, with their values."""
+    found = {
+        f"{prefix}{name}": getattr(model, name)
+        for name in model.__class_vars__
+        if isinstance(getattr(model, name, None), bool | int | float)
+    }
+    for name, field in model.model_fields.items():
+        inner = _section(field.annotation)
+        found |= constants(inner, f"{prefix}{name}.") if inner else {}
+    return found
 
 
 def _sections(node: Any, parents: Sequence[str]) -> Iterator[dict[str, Any]]:

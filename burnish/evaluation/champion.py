@@ -74,7 +74,7 @@ def choose_champion(candidates: Sequence[Candidate], *, baseline: str = "sft") -
 
 @dataclass(frozen=True)
 class Held:
-    """A champion's result on a guard set.
+    """A champion's result on a regression set.
 
     `champion` and `baseline` (SFT) are mean metrics. `difference` has an interval by prompt, and
     `tolerance` is the loss that is allowed.
@@ -93,7 +93,7 @@ class Held:
 
 
 def held_to(decision: ChampionDecision, sets: Sequence[Held], *, baseline: str = "sft") -> ChampionDecision:
-    """Return the decision, or the baseline if the champion surely loses on a guard set."""
+    """Return the decision, or the baseline if the champion surely loses on a regression set."""
     lost = [held for held in sets if held.loses]
     evidence = decision.evidence | {"regression_sets": {h.name: h.difference.value for h in sets}}
     if not lost:

@@ -47,13 +47,11 @@ class Votes:
 
 def _utc(at: str) -> str:
     """Return an ISO 8601 time in UTC, so that times sort as text; other text stays as it is."""
-    if not at or at.endswith("+00:00"):
-        return at
     try:
         time = datetime.fromisoformat(at)
-    except ValueError:
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
+    except (ValueError, OverflowError):
         return at
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
 
 
 def votes_of(labels: Iterable[Label]) -> Votes:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 FILE = "burnish_watch.jsonl"
+MOST = 8192  # texts kept between two rows with a score
 
 
 def watch(
@@ -47,6 +48,7 @@ def watch(
             """Read the answers of a batch and return a reward of 0 for each."""
             self.prompts += [plain(p) for p in prompts]
             self.answers += [plain(c) for c in completions]
+            self.prompts, self.answers = self.prompts[-MOST:], self.answers[-MOST:]
             return [0.0] * len(completions)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> Any:
@@ -57,6 +59,8 @@ def watch(
             if not logs:
                 return control
             row = {"step": state.global_step, **logs}
+            if any(name.startswith("eval_") for name in logs):  # responses of an evaluation do not count
+                self.prompts, self.answers = [], []
             if self.answers and "score" in figures_of(row):  # not a row of an evaluation, or of times alone
                 row |= text_figures(self.prompts, self.answers)
                 self.prompts, self.answers = [], []

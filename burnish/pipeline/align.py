@@ -17,7 +17,7 @@ from burnish.config.monitor import MonitorConfig
 from burnish.config.ppo import PPOConfig, ShapingConfig
 from burnish.errors import TrainingError
 from burnish.evaluation.champion import TRAINED
-from burnish.models.artefacts import is_saved, load_reward_model, save_policy
+from burnish.models.artefacts import is_adapter, is_saved, load_reward_model, save_policy
 from burnish.models.backbone import TrainableLayers
 from burnish.models.heads import Pooling, ScalarHead
 from burnish.models.memory import give_back
@@ -338,8 +338,11 @@ def new_value(
     """
     how = config.value_init
     if how == "auto":
-        # A reward model cannot predict a reward that leaves the ensemble out.
-        unfit = models.base.layers.startswith("lora") or not config.ensemble_weight
+        # A reward model cannot predict a reward that leaves the ensemble out, and adapters give no value function.
+        adapters = models.base.layers.startswith("lora") or (
+            rewards is not None and is_adapter(rewards[1] / scorers(rewards[1])[0])
+        )
+        unfit = adapters or not config.ensemble_weight
         how = "zero" if unfit else "reward_model"
     head = nn.Linear(models.base.hidden_size, 1, device=models.base.device)
     pooling: Pooling = "last"

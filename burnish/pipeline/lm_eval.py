@@ -184,7 +184,7 @@ class Answers(TemplateLM):  # type: ignore[misc]
                 found |= dict(zip(rows, zip(nats.tolist(), greedy.tolist(), strict=True), strict=True))
             return found
 
-        by_row = base.memory.fit("guard sets", min(self.batch_size, at_once(base.device)), read)
+        by_row = base.memory.fit("regression sets", min(self.batch_size, at_once(base.device)), read)
         return [by_row[i] for i in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:

@@ -90,7 +90,9 @@ def tick_of(rows: Sequence[Row], event: Mapping[str, Any]) -> int | None:
     """Return the last update made by the time of an event; None if it does not belong to updates."""
     if event.get("stage") not in ("ppo", "align") or not event.get("step") or not rows:
         return None
-    attempt = (event.get("evidence") or {}).get("attempt")  # steps of an attempt that was rolled back come again
+    attempt = (event.get("evidence") or {}).get(
+        "attempt"
+    )  # steps of an attempt that was rolled back come again
     at = [
         i
         for i, row in enumerate(rows, 1)

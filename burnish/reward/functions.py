@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,11 +18,32 @@ from burnish.config.ppo import FunctionReward
 from burnish.data.text import number_of
 from burnish.distributed import collectives
 from burnish.errors import ConfigError, TrainingError
-from burnish.records import Rollout, Scores
+from burnish.records import Prompt, Rollout, Scores
 from burnish.reward.remote import RemoteReward
 
 Function = Callable[[list[str], list[str], list[int]], Sequence[float]]
 """Maps (prompts, responses, response lengths with the end token) of a batch to one number each."""
+
+
+class LocalReward:
+    """A reward function in this process: (prompts, responses) of a batch to a number for each response.
+
+    A conversational prompt is given as its list of messages, other prompts as text.
+    """
+
+    def __init__(self, function: Callable[[list[Any], list[str]], Sequence[float]]) -> None:
+        self.function = function
+
+    def scores(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], ended: Sequence[bool] | None = None
+    ) -> list[float]:
+        """Return one score for each response."""
+        return list(self.function([as_given(p) for p in prompts], list(responses)))
+
+
+def as_given(prompt: Prompt) -> str | list[dict[str, str]]:
+    """Return a prompt as users write it: text, or a list of messages."""
+    return [{"role": m.role, "content": m.content} for m in prompt.messages] or prompt.text
 
 
 class SummedRewards:
@@ -38,7 +60,7 @@ class SummedRewards:
         self,
         ensemble: Callable[[Rollout], Scores],
         weight: float,
-        functions: Sequence[tuple[FunctionReward, Function | RemoteReward]],
+        functions: Sequence[tuple[FunctionReward, Function | RemoteReward | LocalReward]],
     ) -> None:
         self.ensemble, self.weight, self.functions = ensemble, weight, functions
         self.shift = 0.0
@@ -84,13 +106,13 @@ def token_of(term: FunctionReward) -> str | None:
     return token
 
 
-def called(name: str, function: Function | RemoteReward, rollout: Rollout) -> list[float]:
+def called(name: str, function: Function | RemoteReward | LocalReward, rollout: Rollout) -> list[float]:
     """Return the function's rewards, one finite number for each response of the rollout.
 
     Raises TrainingError if the function fails or returns anything else, so a failure is never scored.
     """
     try:
-        if isinstance(function, RemoteReward):
+        if isinstance(function, RemoteReward | LocalReward):
             values = function.scores(rollout.prompts, rollout.texts, rollout.ended)
         else:
             values = list(function([p.text for p in rollout.prompts], list(rollout.texts), rollout.lengths))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.config import RunConfig
-from burnish.config.loading import flat, renamed_key
+from burnish.config.loading import constants, current_keys, flat
 
 RENAMED_FILES = {"guard sets": "regression sets"}
 """Names of files in manifests of version 0.1.0, and their names now."""
@@ -37,20 +37,25 @@ class Inputs:
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Inputs:
         """Return the inputs that `as_json` wrote."""
-        config = {renamed_key(key): value for key, value in row["config"].items()}
         files = {RENAMED_FILES.get(name, name): value for name, value in row["files"].items()}
-        return cls(config, files, row["code"])
+        return cls(current_keys(row["config"]), files, row["code"])
 
     def changes_since(self, old: Inputs) -> list[str]:
         """Return the changed keys as `key old -> new`, and the changed files.
 
-        A key that only one version of Burnish knows is no change if removed, or if new with its default.
+        A key that only one version of Burnish knows is no change if removed, or if new with its default. A key
+        that became a constant is a change if it had another value.
         """
         defaults = flat(RunConfig().model_dump(mode="json"))
         lines = [
             f"{key} {before} -> {value}"
             for key, value in self.config.items()
             if (before := old.config.get(key, defaults.get(key))) != value
+        ]
+        lines += [
+            f"{key} {old.config[key]} -> {value}"
+            for key, value in constants().items()
+            if key in old.config and old.config[key] != value
         ]
         return lines + [
             f"the content of {name}"

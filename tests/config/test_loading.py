@@ -119,7 +119,7 @@ def test_a_renamed_key_is_read_under_both_names(tmp_path: Path, old: str, new: s
         modern = {"ppo": {"rewards": [{"function": "a:b", new: value}]}}
     elif "_sets." in old:
         section, key, leaf = old.split(".")
-        given = {section: {key: [{"task": "arc", leaf: value}]}}
+        given = {section: {"guard_sets": [{"task": "arc", leaf: value}]}}
         modern = {section: {"regression_sets": [{"task": "arc", new: value}]}}
     else:
         section, leaf = old.split(".")
@@ -130,19 +130,35 @@ def test_a_renamed_key_is_read_under_both_names(tmp_path: Path, old: str, new: s
     assert forget_unknown(given) == forget_unknown(modern) == modern, "a run directory of an older version"
 
 
-def test_a_renamed_key_is_refused_beside_its_new_name_and_warned_about_on_the_command_line() -> None:
+def test_a_renamed_key_is_refused_beside_its_new_name_and_warned_about(tmp_path: Path) -> None:
+    given = file(tmp_path, "ppo:\n  answers: 2\n  samples_per_prompt: 4\n")
     with pytest.raises(ConfigError, match=r"ppo\.answers and ppo\.samples_per_prompt are two names"):
-        load_config(None, ["ppo.answers=2", "ppo.samples_per_prompt=2"])
+        load_config(given)
+    old = file(tmp_path, "ppo:\n  answers: 2\n")
+    with pytest.warns(RenamedKeyWarning):
+        assert load_config(old, ["ppo.samples_per_prompt=4"]).ppo.samples_per_prompt == 4, "an override wins"
     with pytest.warns(RenamedKeyWarning, match=r"ppo\.answers is now ppo\.samples_per_prompt"):
         assert load_config(None, ["ppo.answers=2"]).ppo.samples_per_prompt == 2
 
 
 def test_a_renamed_key_changes_no_stage() -> None:
-    row = {"config": {"ppo.answers": 4, "evaluate.guard_sets": []}, "files": {"guard sets": "a"}, "code": "c"}
-    old = Inputs.from_json(row)
-    assert Inputs({"ppo.samples_per_prompt": 4}, {"regression sets": "a"}, "c").changes_since(old) == []
-    changed = Inputs({"ppo.samples_per_prompt": 8}, {"regression sets": "a"}, "c").changes_since(old)
+    config = {
+        "ppo.answers": 4,
+        "ppo.kl.lead": 5.0,
+        "ppo.rewards": [{"function": "a:b", "called": "x"}],
+        "evaluate.guard_sets": [{"task": "arc", "tolerated": 0.1}],
+    }
+    old = Inputs.from_json({"config": config, "files": {"guard sets": "a"}, "code": "c"})
+    now = {
+        "ppo.samples_per_prompt": 4,
+        "ppo.rewards": [{"function": "a:b", "name": "x"}],
+        "evaluate.regression_sets": [{"task": "arc", "tolerance": 0.1}],
+    }
+    assert Inputs(now, {"regression sets": "a"}, "c").changes_since(old) == []
+    changed = Inputs({**now, "ppo.samples_per_prompt": 8}, {"regression sets": "a"}, "c").changes_since(old)
     assert changed == ["ppo.samples_per_prompt 4 -> 8"]
+    other = Inputs.from_json({"config": {**config, "ppo.kl.lead": 3.0}, "files": {}, "code": "c"})
+    assert Inputs(now, {}, "c").changes_since(other) == ["ppo.kl.lead 3.0 -> 5.0"], "now a constant"
 
 
 def test_a_key_that_became_a_constant(tmp_path: Path) -> None:

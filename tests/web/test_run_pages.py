@@ -110,6 +110,8 @@ def test_events_stand_at_the_update_that_they_belong_to() -> None:
     ]
     assert tick_of(rows, {"stage": "align", "step": 1}) == 1
     assert tick_of(rows, {"stage": "align", "step": 9}) == 5
+    assert tick_of(rows, {"stage": "align", "step": 2, "evidence": {"attempt": 0}}) == 2, "rolled back later"
+    assert tick_of(rows, {"stage": "align", "step": 2, "evidence": {"attempt": 1}}) == 4
     assert tick_of(rows, {"stage": "align", "step": 0}) is None
     assert tick_of(rows, {"stage": "reward", "step": 2}) is None
     events = [{"kind": "alert", "stage": "align", "step": 2, "name": "kl", "message": "rose"}]
