@@ -11,8 +11,9 @@ class CollectConfig(Section):
     n_pairs: int = Field(
         1536,
         ge=0,
-        description="Pairs to sample and label, over all rounds. 0 trains on imported pairs only. Raise it where "
-        "the reward models' agreement on validation pairs still grows with the number of labels.",
+        description="Pairs to sample and label, over all rounds. 0 samples none and uses the labels of "
+        "label.store. It has no effect on imported labels. Raise it if the reward models' agreement on validation "
+        "pairs still grows with the number of labels.",
     )
     previous_run: str | None = Field(
         None,
@@ -26,5 +27,5 @@ class CollectConfig(Section):
         description="Sampling temperature. Raise it where the two responses of a pair are often the same.",
     )
     batch_size: int = Field(
-        128, ge=1, description="Responses sampled at once. Lower it where sampling runs out of memory."
+        128, ge=1, description="Pairs sampled at once. Lower it where sampling runs out of memory."
     )

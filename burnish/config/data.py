@@ -14,7 +14,9 @@ class DataConfig(Section):
         "(the prompts of label.preferences). Set it for every run with a model of your own.",
     )
     n_prompts: int | None = Field(
-        None, ge=1, description="Prompts read at most; null reads all. Lower it for a short trial."
+        None,
+        ge=1,
+        description="Prompts used at most; null: all, or 2,400 stories. Lower it for a short trial.",
     )
     selection_share: float = Field(
         0.15, gt=0, lt=0.5, description="Share of the prompts held out to select among candidates."

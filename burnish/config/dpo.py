@@ -16,7 +16,8 @@ class DPOConfig(Section):
 
     when: Literal["fallback", "always", "never"] = Field(
         "fallback",
-        description="When DPO runs: after PPO was given up, always (as a second candidate), or never.",
+        description="When DPO runs: after PPO was given up or stopped by the gate, always (as a second candidate), "
+        "or never.",
     )
     pairs: Literal["auto", "labels", "on_policy", "both"] = Field(
         "auto",

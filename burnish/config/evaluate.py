@@ -110,4 +110,4 @@ class EvaluateConfig(Section):
     batch_size: int = Field(
         128, ge=1, description="Responses sampled at once. Lower it where sampling runs out of memory."
     )
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence level of all intervals.")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence level of accuracies and win rates.")

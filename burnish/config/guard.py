@@ -34,8 +34,8 @@ class GuardConfig(Section):
     )
     tighten: bool = Field(
         True,
-        description="If raises do not end a reward hack, subtract the members' disagreement from the score "
-        "(uwo; a second time with twice the weight). It has no effect where reward.aggregate is min or weights.",
+        description="If raises do not end a reward hack, subtract the members' disagreement from the score (uwo; a "
+        "second time with twice the weight). It has no effect where reward.aggregate is min or weights.",
     )
     max_rate_cuts: int = Field(
         1, ge=0, description="Times the learning rates are cut in one attempt where steps are too large."

@@ -42,7 +42,7 @@ class JudgeConfig(Section):
     budget: float | None = Field(
         None,
         gt=0,
-        description="Dollars the judge may cost in all; null: no limit. It needs price_in and price_out.",
+        description="Dollars the judge may cost in all; null: no limit. It needs price_in or price_out.",
     )
 
     @model_validator(mode="after")

@@ -64,7 +64,8 @@ class LabelConfig(Section):
     judge: JudgeConfig = JudgeConfig()
     preferences: str | None = Field(
         None,
-        description="Preference pairs to import: a file, or a name for `datasets`, in a Hugging Face format.",
+        description="Preference pairs or rankings to import: a file, or a name for `datasets`, in a Hugging Face "
+        "format.",
     )
     split: str = Field("train", description="Split to import where `preferences` is a `datasets` name.")
     max_pairs: int | None = Field(None, ge=1, description="Imported pairs at most; null imports all.")
@@ -78,7 +79,10 @@ class LabelConfig(Section):
         "(unknown for imported labels).",
     )
     labels_per_pair: int = Field(
-        1, ge=1, description="Labels per comparison. More show disagreement and cost as much more."
+        1,
+        ge=1,
+        description="Labels per comparison, by simulated annotators or people. More show disagreement and "
+        "cost as much more.",
     )
     consensus: Literal["mean", "dawid_skene"] = Field(
         "mean",

@@ -38,7 +38,7 @@ class LoraConfig(Section):
         16, ge=1, description="Rank of the adapters. Raise it where training cannot fit the preferences."
     )
     alpha: int = Field(
-        32, ge=1, description="Scale of the adapters: their product counts alpha / rank times."
+        32, ge=1, description="Scale of the adapters: their output is multiplied by alpha / rank."
     )
     target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
         "all-linear", description="Names of the linear modules that get adapters, as in PEFT."
@@ -74,8 +74,8 @@ class ModelConfig(Section):
     layers: Layers = Field(
         "auto",
         description="What is trained: top:N (the top N layers), all, lora, or lora_top:N (adapters on the top N). "
-        "`auto` is the top fifth of the layers where the architecture can be cut, else all. Frozen layers are held "
-        "once for policy, reference, value function and reward models.",
+        "`auto` is the top fifth of the layers (at least two) where the architecture can be cut, else all. Frozen "
+        "layers are held once for policy, reference, value function and reward models.",
     )
     lora: LoraConfig = LoraConfig()
     cache_gib: float = Field(

@@ -28,7 +28,7 @@ class MonitorConfig(Section):
         0.3, gt=0, lt=1, description="Alert where the entropy falls below this share of its start."
     )
     loss_spike: float = Field(
-        8.0, gt=1, description="Alert where the loss exceeds this many times its median."
+        8.0, gt=1, description="Alert where the value loss exceeds this many times its median."
     )
     clip_fraction: float = Field(0.4, gt=0, le=1, description="Alert where this share of ratios is clipped.")
     approx_kl: float = Field(

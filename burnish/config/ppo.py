@@ -192,9 +192,7 @@ class PPOConfig(Section):
         "the ensemble is not in the reward.",
     )
     warmup_updates: int = Field(2, ge=0, description="Updates with a linearly rising learning rate.")
-    value_warmup: int = Field(
-        0, ge=0, description="Updates, of `updates`, in which only the value function is trained."
-    )
+    value_warmup: int = Field(0, ge=0, description="The first updates, which train only the value function.")
     concise: str | None = Field(
         None,
         min_length=1,

@@ -48,7 +48,7 @@ class RewardConfig(Section):
     epochs: int = Field(
         1, ge=1, description="Passes over the pairs. More than one or two overfit small data."
     )
-    batch_size: int = Field(16, ge=1, description="Pairs per optimiser step.")
+    batch_size: int = Field(16, ge=1, description="Prompts per optimiser step, each with all of its pairs.")
     micro_batch: int = Field(
         32,
         ge=2,
@@ -83,7 +83,7 @@ class RewardConfig(Section):
         "is kept (with odin by the score alone). 0 keeps the last step.",
     )
     bootstrap: bool = Field(
-        True, description="Train each member on its own resample of the pairs, so that members differ more."
+        True, description="Train each member on its own resample of the prompts, so that members differ more."
     )
     validation_share: float = Field(
         0.15, gt=0, lt=0.5, description="Share of the pairs held out for validation."

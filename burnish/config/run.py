@@ -33,8 +33,8 @@ class RunConfig(Section):
     threads: int | None = Field(
         None,
         ge=1,
-        description="CPU threads; null takes the machine's cores and freezes the number in run.yaml, for results "
-        "depend on it by rounding.",
+        description="CPU threads; null takes the machine's cores and freezes the number in run.yaml, because "
+        "results depend on it by rounding.",
     )
     rounds: int = Field(
         1,
