@@ -21,8 +21,8 @@ def check_config(config: RunConfig) -> None:
             raise ConfigError("evaluate.examiner is 'judge' but evaluate.judge.model names no model")
         if config.label.source == "judge" and (judge.model, judge.rubric) == (labeler.model, labeler.rubric):
             raise ConfigError(
-                f"evaluate.judge and label.judge are the same ({judge.model}, the same rubric): it would find its own "
-                "taste good; give another model or another rubric"
+                f"evaluate.judge and label.judge are the same ({judge.model}, the same rubric): it would confirm its "
+                "own labels; give another model or another rubric"
             )
     for lacking in (given.lacks() for given in config.evaluate.regression_sets):
         if lacking:

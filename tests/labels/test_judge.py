@@ -136,7 +136,7 @@ def test_an_endpoint_without_log_probabilities_is_asked_for_votes(tmp_path: Path
 @pytest.mark.parametrize("status", ["401", "403", "404"])
 def test_what_no_question_can_pass_is_told_at_once(tmp_path: Path, status: str) -> None:
     script = Script(worth, fail=lambda q, n: status)
-    with pytest.raises(ConfigError, match=f"does not take 'scripted' \\({status}"):
+    with pytest.raises(ConfigError, match=f"does not accept 'scripted' \\({status}"):
         judged(script, comparisons(40), tmp_path / "l.jsonl")
     assert sum(script.asked.values()) <= 8, "those under way, no more"
 

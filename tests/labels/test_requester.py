@@ -344,5 +344,5 @@ def test_choices_are_read_or_not(fields: dict[str, str], choice: str | None) -> 
 
 
 def test_an_answer_that_is_no_xml_is_said() -> None:
-    with pytest.raises(DataError, match="is no XML"):
+    with pytest.raises(DataError, match="is not XML"):
         answers("<oops")

@@ -249,7 +249,7 @@ def test_a_share_that_has_risen(name: str) -> None:
         ("length_drift", 10, 13.0, 14, "answers have grown from 10 to 14 tokens"),
         ("length_drift", 10, 4.0, 3, "answers have shrunk from 10 to 3 tokens"),
         ("nonsense", 2.0, 2.8, 3.0, "gives 3.00 nats per token to these answers, 2.00 to its own"),
-        ("nonsense", 2.0, 1.0, 0.9, "gives 0.90 nats a token"),
+        ("nonsense", 2.0, 1.0, 0.9, "gives 0.90 nats per token"),
         ("entropy_drop", 2.0, 0.9, 0.8, "entropy has fallen from 2.00 to 0.80 nats a token"),
         ("ensemble_spread", 2.0, 3.0, 3.1, "disagree by 3.10 about these answers, 2.00 at the start"),
         ("sampling_gap", 0.01, 0.1, 0.2, "differ by 0.2 nats, 0.01 at the start"),

@@ -107,4 +107,4 @@ def test_who_labels_the_policys_answers_is_heard(tmp_path: Path) -> None:
 def test_before_there_is_a_reward_it_says_so(tmp_path: Path) -> None:
     done = burnish("reward", "examine", str(tmp_path), check=False)
     assert done.returncode == 5
-    assert "no run directory" in done.stderr
+    assert "not a run directory" in done.stderr

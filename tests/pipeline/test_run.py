@@ -252,7 +252,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
         (["run", "--set", "model.path=nowhere/here", "--set", "threads=1"], 6, "cannot be loaded"),
         (["run", "--set", "collect.n_pairs=0", "--set", "threads=1"], 4, "nothing to label"),
         (["run", "--set", "model.max_prompt_tokens=2", "--set", "threads=1"], 4, "prompts"),
-        (["status", "no-such-run"], 5, "no run directory"),
+        (["status", "no-such-run"], 5, "not a run directory"),
         (["frobnicate"], 2, "frobnicate"),
     ],
 )

@@ -196,7 +196,7 @@ def test_a_passing_failure_is_tried_again_and_no_other(failing: RemoteReward) ->
 
 @pytest.mark.e2e
 def test_another_runs_rewards_as_a_term_of_ppo(address: str, run_copy: Path) -> None:
-    term = f"ppo.rewards=[{{url: '{address}', weight: 0.5, called: theirs}}]"
+    term = f"ppo.rewards=[{{url: '{address}', weight: 0.5, name: theirs}}]"
     burnish(
         *ARGUMENTS,
         *("--dir", str(run_copy), "--until", "align", "--redo"),

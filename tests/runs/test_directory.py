@@ -329,7 +329,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("x")
     with pytest.raises(RunError, match="not empty"):
         RunDirectory.create_or_open(tmp_path, RunConfig())
-    with pytest.raises(RunError, match="no run directory"):
+    with pytest.raises(RunError, match="not a run directory"):
         RunDirectory.open(tmp_path / "nothing")
 
 
