@@ -347,3 +347,11 @@ def test_rankings_without_responses_name_what_is_there(tmp_path: Path) -> None:
     file.write_text(json.dumps({"prompt": "x", "response": [], "ranking": []}) + "\n")
     with pytest.raises(DataError, match=r"no column 'responses'.* rename column 'response' to 'responses'"):
         read_preferences(file)
+
+
+def test_a_limit_of_pairs_holds_within_a_ranking(tmp_path: Path) -> None:
+    file = tmp_path / "rankings.jsonl"
+    row = {"prompt": "q", "responses": ["a", "b", "c"], "ranking": [[0], [1], [2]]}
+    file.write_text(json.dumps(row) + "\n")
+    assert len(read_preferences(file).pairs) == 3
+    assert len(read_preferences(file, max_pairs=2).pairs) == 2
