@@ -145,12 +145,15 @@ def whiten(x: torch.Tensor, mask: torch.Tensor, *, shift_mean: bool = True) -> t
     return white.masked_fill(~mask, 0.0)
 
 
-def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def masked_mean(
+    x: torch.Tensor, mask: torch.Tensor, normalizer: torch.Tensor | float | None = None
+) -> torch.Tensor:
     """Return the mean of the entries on the mask, a scalar; others, even nan, are ignored.
 
-    Raises ValueError for an empty mask.
+    With `normalizer`, return their sum divided by it. Raises ValueError for an empty mask without
+    one.
     """
-    return _token_sum(x, mask, None)
+    return _token_sum(x, mask, normalizer)
 
 
 def _token_sum(x: torch.Tensor, mask: torch.Tensor, normalizer: torch.Tensor | float | None) -> torch.Tensor:
@@ -229,9 +232,9 @@ def clipped_policy_loss(
     """Return PPO's clipped surrogate loss, a token mean, and the share of clipped tokens.
 
     Schulman et al. 2017, Eq. 7: max(-A rho, -A clip(rho, 1 - cliprange, 1 + cliprange)) with rho =
-    exp(logprobs - old_logprobs), all (B, T). A token is clipped where clipping raised its loss. The
-    share is of this call's own tokens, whatever `normalizer` divides the loss by. The gradient
-    reaches `logprobs` on the mask only.
+    exp(logprobs - old_logprobs), all (B, T). A token is clipped where clipping raised its loss. Loss
+    and share are divided by `normalizer` tokens (this call's own when None), so those of
+    micro-batches add up. The gradient reaches `logprobs` on the mask only.
     """
     assert cliprange > 0
     assert logprobs.shape == old_logprobs.shape == advantages.shape == response_mask.shape
@@ -240,7 +243,7 @@ def clipped_policy_loss(
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)  # Eq. 7
     loss = _token_sum(torch.maximum(plain, clipped), response_mask, normalizer)
-    share = masked_mean((clipped > plain).to(ratio.dtype), response_mask)
+    share = masked_mean((clipped > plain).to(ratio.dtype), response_mask, normalizer)
     return loss, share.detach()
 
 
@@ -341,14 +344,21 @@ def response_cross_entropy(
     return -_token_sum(logprobs, response_mask, normalizer)
 
 
-def approx_kl(logprobs: torch.Tensor, old_logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def approx_kl(
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    normalizer: torch.Tensor | float | None = None,
+) -> torch.Tensor:
     """Return an estimate of KL(old || new) per token for small steps.
 
-    It is half the mean squared log-ratio (Ziegler et al. 2019, code).
+    It is half the mean squared log-ratio (Ziegler et al. 2019, code), a token mean as in
+    `clipped_policy_loss`.
     """
     assert logprobs.shape == old_logprobs.shape == mask.shape
     log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
-    return 0.5 * masked_mean(log_ratio.square(), mask)
+    return 0.5 * masked_mean(log_ratio.square(), mask, normalizer)
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float | None:

@@ -38,7 +38,7 @@ def main() -> None:
 
     def ours() -> int:
         uniforms = torch.rand(len(prompts), args.length, dtype=torch.float64)
-        return int(sample_ids(policy, codec, prompts, uniforms, args.batch).lengths[:-1].sum())
+        return sum(map(len, sample_ids(policy, codec, prompts, uniforms, args.batch).ids))
 
     def generate() -> int:
         total = 0

@@ -24,6 +24,7 @@ from burnish.config.model import LoraConfig
 from burnish.errors import ModelError
 from burnish.models import engine
 from burnish.models.batches import Batch, Positions, pad_batch, precise, read
+from burnish.models.device import UNMEASURED_PRICE, sums_in_float32, traits
 from burnish.models.engine import inner, lay_out
 from burnish.models.memory import Memory
 from burnish.models.shards import Shards, copied, state_of
@@ -53,6 +54,7 @@ class Backbone:
         self.shards = shards  # the layers that are sharded over processes
         self.lm = lm.requires_grad_(False).eval()
         self.dtype = torch.float32  # of the linear layers that are never trained
+        self.pass_price = traits(self.device).pass_price or UNMEASURED_PRICE  # see `micro_batches`
         self.checkpointing = checkpointing
         if checkpointing:
             lm.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
@@ -127,7 +129,7 @@ class Backbone:
                 memory=self.memory,
                 shards=self.shards,
             )
-            part.dtype, part.whole = self.dtype, self.whole
+            part.dtype, part.whole, part.pass_price = self.dtype, self.whole, self.pass_price
             part.__dict__["_fast"] = self._fast
             # Above its own cut, a policy runs its own layers, so their outputs are not the base's.
             self.whole.cuts |= {cut for cut in part.cuts if cut <= self.whole.cut}
@@ -182,13 +184,17 @@ class Backbone:
     def hold(self, dtype: torch.dtype) -> None:
         """Convert the base's linear layers below the cut, or all of them without a cut, to `dtype`.
 
-        Norms, embeddings, the output layer and the activations between layers stay in float32. Policies
-        created afterwards start from the rounded weights, so that KL to the reference starts at 0.
+        So are the embedding and the output layer on devices whose products return float32 sums.
+        Norms and the activations between layers stay in float32. Policies created afterwards start
+        from the rounded weights, so that KL to the reference starts at 0.
         """
         if dtype == self.dtype:
             return
         _ = self.fast  # decided by what the model computes in float32
         self.dtype = dtype
+        if sums_in_float32(self.device, dtype):
+            for module in (self.lm.get_input_embeddings(), self.lm.get_output_embeddings()):
+                module.to(dtype)
         body: Any = self.lm.base_model
         for part in body.layers[: self.cut] if self.cut else [body]:
             for module in part.modules():
@@ -226,9 +232,14 @@ class Backbone:
         self.__dict__["_fast"] = False  # the engine calls no layer as a whole, so no hook would run
         self.bottom = self.body_of(slice(0, self.cut)) if self.cut else None
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Precision of products: that of the held weights, or that of a model loaded in float64."""
+        return self.dtype if self.dtype != torch.float32 else self.lm.get_input_embeddings().weight.dtype
+
     @contextmanager
     def precision(self) -> Iterator[None]:
-        """Compute a model's own forward pass in the held weights' precision, casting trained weights."""
+        """Compute products in the held weights' precision, casting trained weights."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield
 
@@ -238,8 +249,9 @@ class Backbone:
         if self.bottom is None:
             return None
         if self.fast:
-            x = self.lm.get_input_embeddings()(batch.input_ids)
-            return engine.hidden_at(self.bottom, x, batch.attention_mask, batch.position_ids, slice(None))
+            x = precise(self.lm.get_input_embeddings()(batch.input_ids))
+            with self.precision():
+                return engine.hidden_at(self.bottom, x, batch.attention_mask, batch.position_ids, slice(None))
         return self._own_features(batch)
 
     def _own_features(self, batch: Batch) -> torch.Tensor:
@@ -268,7 +280,8 @@ class Backbone:
         computes them.
         """
         if self._fast:
-            return engine.features(self.lm.base_model, prompt_ids, response_ids, cuts)
+            with self.precision():
+                return engine.features(self.lm.base_model, prompt_ids, response_ids, cuts)
         batch = pad_batch(prompt_ids, response_ids, pad_id, self.device)
         body = self.bottom if max(cuts) <= self.cut else self.lm.base_model
         states = self._own_pass(body, batch, hidden_states=True).hidden_states
@@ -285,14 +298,14 @@ class Backbone:
     def fast(self) -> bool:
         """True if the engine may run this model.
 
-        The model must be on the CPU and built like Llama. In float32, the engine must give the same
-        hidden states as the model's own forward pass. Another precision is allowed only with a cut.
+        The model must be built like Llama, and in float32 the engine must give the same hidden
+        states as the model's own forward pass.
         """
-        return self._fast and (self.dtype == torch.float32 or bool(self.cut))
+        return self._fast
 
     @cached_property
     def _fast(self) -> bool:
-        if self.device.type != "cpu" or not engine.is_llama_like(self.lm):
+        if self.device.type == "meta" or not engine.is_llama_like(self.lm):
             return False
         batch = self._sample_batch(0)
         real = batch.attention_mask.bool()
@@ -391,8 +404,7 @@ class TrainableLayers(nn.Module):
         if batch.features is not None:
             return batch.features
         if not self.base.cut:
-            embedded: torch.Tensor = inner(self.body).embed_tokens(batch.input_ids)
-            return embedded
+            return precise(inner(self.body).embed_tokens(batch.input_ids))
         features = self.base.features(batch)
         assert features is not None
         return features
@@ -431,7 +443,8 @@ class TrainableLayers(nn.Module):
         if not self.base.fast:
             return read(self.hidden(batch), at)
         where = (batch.attention_mask, batch.position_ids, at)
-        return engine.hidden_at(self.body, self.inputs(batch), *where, first=batch.layers_done)
+        with self.base.precision():
+            return engine.hidden_at(self.body, self.inputs(batch), *where, first=batch.layers_done)
 
     @property
     def frozen_layers(self) -> int:
@@ -443,7 +456,8 @@ class TrainableLayers(nn.Module):
     def run_frozen(self, batch: Batch) -> torch.Tensor:
         """Compute the input (B, P + T, D) of the lowest trained layer."""
         where = (batch.attention_mask, batch.position_ids)
-        return engine.run_frozen(self.body, self.frozen_layers, self.inputs(batch), *where)
+        with self.base.precision():
+            return engine.run_frozen(self.body, self.frozen_layers, self.inputs(batch), *where)
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that are trained."""

@@ -9,7 +9,6 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-GROUP_PRICE = 64  # cost of one more forward pass, in tokens
 CPU = torch.device("cpu")  # device that assembles token ids and draws every random number
 SUPPRESSED = -1e9  # finite, so that 0 * SUPPRESSED stays 0, and a fully masked row gives no nan
 
@@ -38,12 +37,20 @@ class Batch:
     `input_ids`, `attention_mask` and `position_ids` are (B, P + T). `response_mask` (B, T) is True
     on response tokens, EOS included. `features` (B, P + T, D) are activations below the cut of a
     shared base, or None. `layers_done` layers above the cut have already been run on them.
+
+    `text_index` (M,) are the positions of all M tokens in the flattened (B, P + T), and
+    `response_index` (N,) those of the N response tokens in the flattened (B, T). A mask as an index
+    would make the host wait for the device. `rows` (B,) are the rows' numbers in what the batch was
+    taken from.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     position_ids: torch.Tensor
     response_mask: torch.Tensor
+    text_index: torch.Tensor
+    response_index: torch.Tensor
+    rows: torch.Tensor
     prompt_width: int
     features: torch.Tensor | None = None
     layers_done: int = 0
@@ -71,6 +78,15 @@ class Batch:
         """Column (B,) of each row's last real token."""
         return self.prompt_width - 1 + self.response_mask.sum(1)
 
+    def of_responses(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the entries (N, ...) of x (B, T, ...) at response tokens, row by row."""
+        return x.flatten(0, 1).index_select(0, self.response_index)
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """Return (B, T) with the values (N,) at response tokens, and 0 elsewhere."""
+        shape = self.response_mask.shape
+        return values.new_zeros(shape.numel()).index_copy(0, self.response_index, values).view(shape)
+
     def with_features(self, features: torch.Tensor | None, layers_done: int = 0) -> Batch:
         """Return this batch with other activations."""
         return replace(self, features=features, layers_done=layers_done)
@@ -81,8 +97,12 @@ def pad_batch(
     response_ids: Sequence[Sequence[int]],
     pad_id: int,
     device: torch.device = CPU,
+    rows: Sequence[int] | None = None,
 ) -> Batch:
-    """Pad non-empty prompts and possibly empty responses into a batch on a device."""
+    """Pad non-empty prompts and possibly empty responses into a batch on a device.
+
+    `rows` are the numbers of the rows, by default 0, 1, ...
+    """
     assert len(prompt_ids) == len(response_ids) > 0
     assert all(len(p) > 0 for p in prompt_ids), "a prompt needs at least one token"
     width = max(len(p) for p in prompt_ids)
@@ -93,33 +113,49 @@ def pad_batch(
         start, stop = width - len(prompt), width + len(response)
         ids[row, start:stop] = torch.tensor([*prompt, *response], dtype=torch.long, device=CPU)
         mask[row, start:stop] = 1
-    ids, mask = ids.to(device), mask.to(device)
+    numbers = torch.tensor(range(len(ids)) if rows is None else rows, dtype=torch.long, device=CPU)
+    indices = [mask.flatten().nonzero()[:, 0], mask[:, width:].flatten().nonzero()[:, 0], numbers]
+    # Two copies to the device a batch.
+    text, responses, numbers = torch.cat(indices).to(device).split([len(x) for x in indices])
+    ids, mask, positions = torch.stack([ids, mask, (mask.cumsum(1) - 1).clamp(min=0)]).to(device)
     return Batch(
         input_ids=ids,
         attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        position_ids=positions,
         response_mask=mask[:, width:].bool(),
+        text_index=text,
+        response_index=responses,
+        rows=numbers,
         prompt_width=width,
     )
 
 
 def micro_batches(
-    prompt_lengths: Sequence[int], response_lengths: Sequence[int], size: int, rows: Sequence[int]
+    prompt_lengths: Sequence[int],
+    response_lengths: Sequence[int],
+    size: int,
+    rows: Sequence[int],
+    price: int,
 ) -> Iterator[list[int]]:
-    """Yield groups of at most `size` rows that cover `rows` once, at the lowest cost.
+    """Yield groups that cover `rows` once, at the lowest cost.
 
-    Groups are cut from the order of response length. The cost is the tokens of all groups, padding
-    included, plus a fixed price per group (dynamic programming).
+    A group has at most as many tokens, padding included, as `size` rows with the longest prompt and
+    the longest response. Groups are cut from the order of response length. The cost is the tokens
+    of all groups plus `price`, in tokens, for each group (dynamic programming).
     """
     order = sorted(rows, key=lambda i: (response_lengths[i], prompt_lengths[i], i))
+    most = size * sum(max((of[i] for i in order), default=0) for of in (prompt_lengths, response_lengths))
     best = [0.0] * (len(order) + 1)  # cost of the first n rows
     start = [0] * (len(order) + 1)  # where the last group of the first n rows begins
     for n in range(1, len(order) + 1):
         best[n], prompt, response = float("inf"), 0, 0
-        for first in range(n - 1, max(-1, n - 1 - size), -1):
+        for first in range(n - 1, -1, -1):
             prompt = max(prompt, prompt_lengths[order[first]])
             response = max(response, response_lengths[order[first]])
-            cost = best[first] + (n - first) * (prompt + response) + GROUP_PRICE
+            tokens = (n - first) * (prompt + response)
+            if n - first > 1 and (tokens > most or tokens + price > best[n]):
+                break  # a longer group costs more still
+            cost = best[first] + tokens + price
             if cost < best[n]:
                 best[n], start[n] = cost, first
     groups = []

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from burnish.models.batches import SUPPRESSED, Positions, read
+from burnish.models.batches import CPU, SUPPRESSED, Positions, precise, read
+from burnish.models.device import linear_of_few, traits
 
 if TYPE_CHECKING:
     from burnish.models.backbone import TrainableLayers
@@ -37,13 +38,15 @@ class _Layer:
 
 
 class FastDecoder:
-    """A decoder with a static cache of S slots.
+    """A decoder with a static cache of S slots, on any device.
 
-    Per layer, keys are (S, H, d, M) and values (S, H, M, d). They are left-aligned, so that a slot
-    takes the next prompt as soon as its sequence ends.
+    Keys and values are (S, H, M, d) per layer. They are left-aligned, so that a slot takes the next
+    prompt as soon as its sequence ends. Products are computed in the precision that the base holds
+    its weights in; trained weights are cast and adapters are merged once, when the decoder is made.
     """
 
     refills = True
+    compact_share = 1.0  # a slot less costs a copy of one slot at most
 
     def __init__(self, top: TrainableLayers, slots: int, width: int) -> None:
         base, device = top.base, top.base.device
@@ -51,33 +54,38 @@ class FastDecoder:
         attention = base.lm.base_model.layers[0].self_attn
         self.embed = base.lm.base_model.embed_tokens if base.cut else body.embed_tokens
         below: Any = base.bottom.layers if base.bottom is not None else ()
-        self.layers = [_layer(module) for module in (*below, *body.layers)]
+        dtype = base.compute_dtype
+        self.layers = [_layer(module, dtype) for module in (*below, *body.layers)]
         self.norm = norm(body.norm)
         self.head_dim = attention.head_dim
         self.groups = attention.num_key_value_groups
         self.scaling = attention.scaling
         kv = self.layers[0].qkv.shape[0] // self.head_dim // (self.groups + 2)
         self.heads = (kv * self.groups, kv)
-        dtypes = [layer.qkv.dtype for layer in self.layers]
-        self.keys = [torch.zeros(slots, kv, self.head_dim, width, dtype=d, device=device) for d in dtypes]
-        self.values = [torch.zeros(slots, kv, width, self.head_dim, dtype=d, device=device) for d in dtypes]
+        self.width = width
+        self.bucket = traits(device).bucket
+        shape = (slots, kv, width, self.head_dim)
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in self.layers] for _ in range(2)
+        )
         self.features = {cut: torch.zeros(slots, width, base.hidden_size, device=device) for cut in base.cuts}
+        self.columns = torch.arange(width, device=device)
+        self.rows = torch.arange(slots, device=device)
         self.lengths = torch.zeros(slots, dtype=torch.long, device=device)
-        self.in_use = torch.zeros(slots, dtype=torch.bool, device=device)
-        cos, sin = rope_tables(base.lm.base_model, torch.arange(width, device=device)[None])
-        self.cos, self.sin = cos[0], sin[0]
+        self.in_use = torch.zeros_like(self.lengths)  # 1 for a slot with a sequence
+        self.filled = [0] * slots  # `lengths`, known without a wait for the device
+        cos, sin = rope_tables(base.lm.base_model, self.columns[None])
+        self.cos, self.sin = cos[0].to(dtype), sin[0].to(dtype)
 
-    def admit(self, slots: torch.Tensor, prompt_ids: Sequence[Sequence[int]]) -> torch.Tensor:
+    def admit(self, slots: Sequence[int], prompt_ids: Sequence[Sequence[int]]) -> torch.Tensor:
         """Prefill these slots, each distinct prompt once; return last hidden states (len(slots), D)."""
-        unique = {tuple(p): None for p in prompt_ids}
-        index = {p: i for i, p in enumerate(unique)}
+        index = {p: i for i, p in enumerate({tuple(p): None for p in prompt_ids})}
         device = self.lengths.device
-        source = torch.tensor([index[tuple(p)] for p in prompt_ids], device=device)
-        lengths = torch.tensor([len(p) for p in unique], device=device)
-        width = int(lengths.max())
-        ids = torch.zeros(len(unique), width, dtype=torch.long, device=device)
-        for row, prompt in enumerate(unique):
-            ids[row, : len(prompt)] = torch.tensor(prompt, device=device)
+        ids = padded_right(list(index), device)
+        width = ids.shape[1]
+        source, lengths, into = torch.tensor(
+            [[index[tuple(p)] for p in prompt_ids], [len(p) for p in prompt_ids], slots], device=CPU
+        ).to(device)
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -85,55 +93,85 @@ class FastDecoder:
             out = scaled_dot_product_attention(
                 q, k, v, is_causal=True, scale=self.scaling, enable_gqa=self.groups > 1
             )
-            self.keys[layer][slots, :, :, :width] = k.transpose(2, 3)[source]
-            self.values[layer][slots, :, :width] = v[source]
+            self.keys[layer][into, :, :width] = k[source]
+            self.values[layer][into, :, :width] = v[source]
             return out.transpose(1, 2).flatten(2)
 
         def keep(kept: torch.Tensor, x: torch.Tensor) -> None:
-            kept[slots, :width] = x[source]
+            kept[into, :width] = x[source]
 
-        hidden = self._forward(self.embed(ids), self.cos[:width], self.sin[:width], attend, keep)
-        self.lengths[slots], self.in_use[slots] = lengths[source], True
-        return self.norm(hidden[torch.arange(len(unique), device=device), lengths - 1])[source]
+        hidden = self._forward(precise(self.embed(ids)), self.cos[:width], self.sin[:width], attend, keep)
+        self.lengths[into], self.in_use[into] = lengths, 1
+        for slot, prompt in zip(slots, prompt_ids, strict=True):
+            self.filled[slot] = len(prompt)
+        return self.norm(hidden[source, lengths - 1])
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Feed one token (S,) per slot and return the hidden states (S, D) after it."""
-        rows, where = torch.arange(len(ids), device=ids.device), self.lengths
-        seen = int(where.max()) + 1
+        where, n_kv, slots = self.lengths, self.heads[1], len(ids)
+        seen = min(-(-(max(self.filled) + 1) // self.bucket) * self.bucket, self.width)
         # (S, 1, 1, seen); finite, so that a free slot gives no nan.
-        unseen = torch.where(torch.arange(seen, device=where.device) <= where[:, None], 0.0, SUPPRESSED)[
-            :, None, None
-        ]
-        n_kv = self.heads[1]
+        unseen = torch.where(self.columns[:seen] <= where[:, None], 0.0, SUPPRESSED)[:, None, None]
+        unseen = unseen.to(self.cos.dtype)
+        token = self.rows * self.width + where  # its place in (S * M, ...)
+        place = (self.rows[:, None] * n_kv + torch.arange(n_kv, device=ids.device)) * self.width
+        place = (place + where[:, None]).flatten()  # of its keys in (S * H * M, d)
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            self.keys[layer][rows, :, :, where] = k[:, 0]
-            self.values[layer][rows, :, where] = v[:, 0]
-            q = q.reshape(len(ids), n_kv, self.groups, self.head_dim) * self.scaling
-            weights = (q @ self.keys[layer][..., :seen] + unseen.to(q.dtype)).softmax(-1)
-            return (weights @ self.values[layer][:, :, :seen]).view(len(ids), 1, -1)
+            keys, values = self.keys[layer], self.values[layer]
+            keys.view(-1, self.head_dim).index_copy_(0, place, k.reshape(-1, self.head_dim))
+            values.view(-1, self.head_dim).index_copy_(0, place, v.reshape(-1, self.head_dim))
+            q = q.reshape(slots, n_kv, self.groups, self.head_dim)
+            keys, values = keys[:, :, :seen], values[:, :, :seen]
+            if self.columns.device.type == "cpu":
+                weights = (q * self.scaling @ keys.transpose(2, 3) + unseen).softmax(-1)
+                mixed = weights @ values
+            else:
+                mixed = scaled_dot_product_attention(q, keys, values, attn_mask=unseen, scale=self.scaling)
+            return mixed.reshape(slots, 1, -1)
 
         def keep(kept: torch.Tensor, x: torch.Tensor) -> None:
-            kept[rows, where] = x[:, 0]
+            kept.view(-1, kept.shape[-1]).index_copy_(0, token, x[:, 0])
 
         hidden = self._forward(
-            self.embed(ids[:, None]), self.cos[where][:, None], self.sin[where][:, None], attend, keep
+            precise(self.embed(ids[:, None])),
+            self.cos[where][:, None],
+            self.sin[where][:, None],
+            attend,
+            keep,
         )
         # A free slot is fed too, but must not grow: it would run past the width of the cache.
-        self.lengths = where + self.in_use
+        self.lengths.add_(self.in_use)
+        self.filled = [n + 1 if n else 0 for n in self.filled]
         return self.norm(hidden[:, 0])
 
-    def keep(self, slots: torch.Tensor) -> None:
-        """Keep only these slots."""
-        self.keys = [k[slots] for k in self.keys]
-        self.values = [v[slots] for v in self.values]
-        self.lengths, self.in_use = self.lengths[slots], self.in_use[slots]
-        self.features = {cut: kept[slots] for cut, kept in self.features.items()}
+    def keep(self, slots: Sequence[int]) -> None:
+        """Keep only these slots, in this order; only those that change their place are copied."""
+        n, moved = len(slots), [i for i, slot in enumerate(slots) if slot != i]
+        into, source = torch.tensor([moved, [slots[i] for i in moved]], dtype=torch.long, device=CPU).to(
+            self.lengths.device
+        )
 
-    def take_features(self, slot: int) -> dict[int, torch.Tensor]:
-        """Free a slot and return its tokens' activations (length, D) by the base's cuts."""
-        n, self.lengths[slot], self.in_use[slot] = int(self.lengths[slot]), 0, False
-        return {cut: kept[slot, :n].clone() for cut, kept in self.features.items()}
+        def kept(x: torch.Tensor) -> torch.Tensor:
+            if moved:
+                x[into] = x[source]
+            return x[:n]
+
+        self.keys, self.values = [kept(x) for x in self.keys], [kept(x) for x in self.values]
+        self.lengths, self.in_use = kept(self.lengths), kept(self.in_use)
+        self.features = {cut: kept(x) for cut, x in self.features.items()}
+        self.rows, self.filled = self.rows[:n], [self.filled[slot] for slot in slots]
+
+    def take_features(self, slot: int, length: int) -> dict[int, torch.Tensor]:
+        """Return the activations (length, D) of a slot's first tokens, by the base's cuts."""
+        return {cut: kept[slot, :length].clone() for cut, kept in self.features.items()}
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Free these slots."""
+        index = torch.tensor(slots, device=CPU).to(self.lengths.device)
+        self.lengths[index], self.in_use[index] = 0, 0
+        for slot in slots:
+            self.filled[slot] = 0
 
     def _forward(
         self,
@@ -148,7 +186,7 @@ class FastDecoder:
         for index, layer in enumerate(self.layers):
             if index in self.features:
                 keep(self.features[index], x)
-            qkv = linear(layer.norms[0](x).to(layer.qkv.dtype), layer.qkv, layer.qkv_bias)
+            qkv = linear_of_few(layer.norms[0](x).to(layer.qkv.dtype), layer.qkv, layer.qkv_bias)
             qkv = qkv.unflatten(-1, (n_q + 2 * n_kv, self.head_dim))
             qk, v = qkv[:, :, : n_q + n_kv], qkv[:, :, n_q + n_kv :]
             if layer.qk_norms is not None:
@@ -156,19 +194,24 @@ class FastDecoder:
                 qk = torch.cat([q_norm(qk[:, :, :n_q]), k_norm(qk[:, :, n_q:])], 2).to(v.dtype)
             qk = rotate(qk, cos, sin)
             mixed = attend(index, qk[:, :, :n_q], qk[:, :, n_q:], v)
-            x = linear(mixed, layer.out, layer.out_bias) + x
+            x = linear_of_few(mixed, layer.out, layer.out_bias) + x
             h = layer.norms[1](x).to(layer.gate_up.dtype)
-            gate, up = linear(h, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
-            x = linear(layer.activation(gate) * up, layer.down, layer.down_bias) + x
+            gate, up = linear_of_few(h, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
+            x = linear_of_few(layer.activation(gate) * up, layer.down, layer.down_bias) + x
         return x
 
 
-def _layer(module: Any) -> _Layer:
+def _layer(module: Any, dtype: torch.dtype) -> _Layer:
     attention, mlp = module.self_attn, module.mlp
-    qkv, qkv_bias = fused(attention.q_proj, attention.k_proj, attention.v_proj)
-    gate_up, gate_up_bias = fused(mlp.gate_proj, mlp.up_proj)
-    out, out_bias = fused(attention.o_proj)
-    down, down_bias = fused(mlp.down_proj)
+
+    def cast(*linears: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        weight, bias = fused(*linears)
+        return weight.to(dtype), None if bias is None else bias.to(dtype)
+
+    qkv, qkv_bias = cast(attention.q_proj, attention.k_proj, attention.v_proj)
+    gate_up, gate_up_bias = cast(mlp.gate_proj, mlp.up_proj)
+    out, out_bias = cast(attention.o_proj)
+    down, down_bias = cast(mlp.down_proj)
     norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
     return _Layer(
         norms=(norm(module.input_layernorm), norm(module.post_attention_layernorm)),
@@ -326,8 +369,14 @@ def layer_pass(
 
 
 def attention_input(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """Normalise x (B, L, D) and cast it to the layer's precision; x itself stays in float32."""
-    return norm(layer.input_layernorm)(x).to(layer.self_attn.q_proj.weight.dtype)
+    """Normalise x (B, L, D) and cast it to the precision of products; x itself stays in float32."""
+    return norm(layer.input_layernorm)(x).to(product_dtype(layer.self_attn.q_proj.weight))
+
+
+def product_dtype(weight: torch.Tensor) -> torch.dtype:
+    """Return the precision that products with a weight are computed in: autocast's, or its own."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def queries(attention: Any, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -367,7 +416,7 @@ def attend(
 def layer_end(layer: Any, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
     """Run a layer after attention: its output projection and the MLP, each added to x."""
     x = x + layer.self_attn.o_proj(mixed)
-    h = norm(layer.post_attention_layernorm)(x).to(layer.self_attn.q_proj.weight.dtype)
+    h = norm(layer.post_attention_layernorm)(x).to(product_dtype(layer.self_attn.q_proj.weight))
     return x + layer.mlp(h)
 
 
@@ -442,9 +491,9 @@ def features(
     layers = shared_prompts(
         body,
         max(cuts),
-        embed(padded_right(list(index), device)),
+        precise(embed(padded_right(list(index), device))),
         torch.tensor([len(p) for p in index], device=device),
-        embed(padded_right(response_ids, device)),
+        precise(embed(padded_right(response_ids, device))),
         torch.tensor(source, device=device),
     )
     return {
@@ -481,7 +530,7 @@ def hidden_at(
 
 def padded_right(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
     """Return token ids (B, L), padded with zeros on the right."""
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long, device=device)
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long, device=CPU)
     for line, row in zip(ids, rows, strict=True):
-        line[: len(row)] = torch.tensor(row, device=device)
-    return ids
+        line[: len(row)] = torch.tensor(row, device=CPU)
+    return ids.to(device)

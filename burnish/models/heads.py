@@ -13,7 +13,7 @@ from torch import nn
 
 from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.batches import CPU, Batch, precise
-from burnish.models.memory import at_once
+from burnish.models.device import traits
 from burnish.models.sequences import Sequences
 from burnish.randomness import derive_seed, generator
 
@@ -166,9 +166,9 @@ def averaged(models: Sequence[ScalarHead]) -> ScalarHead:
 
 def read_features(model: ScalarHead, sequences: Sequences) -> torch.Tensor:
     """Return the head's input (N, D) for every sequence."""
-    return sequences.read(model.pooled, at_once(model.top.base.device), range(len(sequences)), "scores")
+    return sequences.read(model.pooled, traits(model.top.base.device).rows, range(len(sequences)), "scores")
 
 
 def raw_scores(model: ScalarHead, sequences: Sequences) -> torch.Tensor:
     """Return the raw scores (N,) of every sequence."""
-    return sequences.read(model.score, at_once(model.top.base.device), range(len(sequences)), "scores")
+    return sequences.read(model.score, traits(model.top.base.device).rows, range(len(sequences)), "scores")

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 
 from burnish.models.backbone import TrainableLayers
 from burnish.models.batches import SUPPRESSED, Batch, precise
+from burnish.models.device import held, linear_of_few, product, traits
 from burnish.objectives import exact_kl
-
-CHUNK_ELEMENTS = 1 << 21  # logits held at once on a CPU: 8 MiB in float32, which fits in its caches
-CHUNK_ELSEWHERE = 1 << 26  # 256 MiB
 
 
 @dataclass
 class Policy:
-    """A language model as a policy: body, output layer (shared, frozen or tied), temperature."""
+    """A language model as a policy: body, output layer (shared, frozen or tied), temperature.
+
+    Products with the output layer round their factors to `dtype` and return float32 sums.
+    """
 
     top: TrainableLayers
     head: Any  # a linear layer: weight (V, D), perhaps a bias
     pad_id: int
     temperature: float = 1.0
+    dtype: torch.dtype = torch.float32
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return float32 logits (N, V) of the sampled distribution from hidden states (N, D).
@@ -32,11 +33,19 @@ class Policy:
         The temperature is applied and the pad token excluded. The result must not be
         differentiated.
         """
-        logits = precise(self.head(hidden))
+        logits = precise(self.head(hidden)) if self.dtype == torch.float32 else self._rounded(hidden)
         if self.temperature != 1.0:
             logits = logits / self.temperature
         logits[..., self.pad_id] = SUPPRESSED
         return logits
+
+    def _rounded(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the output layer's logits (N, V) with factors in `dtype`."""
+        return outputs(hidden, self.head.weight, _bias(self), self.dtype)
+
+    def for_sampling(self) -> Policy:
+        """Return the same policy with an output layer for few rows, which needs no cast at every token."""
+        return replace(self, head=Output(held(self.head.weight.detach(), self.dtype), _bias(self)))
 
     @property
     def head_size(self) -> int:
@@ -45,7 +54,7 @@ class Policy:
 
     def response_hidden(self, batch: Batch) -> torch.Tensor:
         """Return hidden states (N, D) that predict the batch's N response tokens, row by row."""
-        return self.top.hidden_at(batch, batch.before_response)[batch.response_mask]
+        return batch.of_responses(self.top.hidden_at(batch, batch.before_response))
 
 
 def make_policy(top: TrainableLayers, pad_id: int, temperature: float = 1.0) -> Policy:
@@ -61,50 +70,59 @@ def make_policy(top: TrainableLayers, pad_id: int, temperature: float = 1.0) -> 
     own = top.body.get_input_embeddings().weight if not top.base.cut and top.mode == "all" else embedding
     head: nn.Module = output
     if own is not embedding:
-        head = TiedOutput(own) if top.base.tied else top.own_output()
-    return Policy(top, head, pad_id, temperature)
+        head = Output(own) if top.base.tied else top.own_output()
+    return Policy(top, head, pad_id, temperature, top.base.dtype)
 
 
-class TiedOutput(nn.Module):
-    """An output layer that reads the trained copy's embedding matrix (V, D)."""
+class Output(nn.Module):
+    """An output layer that reads another module's matrix (V, D), such as a trained embedding."""
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         super().__init__()
-        self.source = (weight,)
+        self.source = (weight, bias)  # a tuple keeps them out of parameters()
 
     @property
     def weight(self) -> torch.Tensor:
-        """Embedding matrix (V, D) of the trained copy."""
+        """The matrix (V, D)."""
         return self.source[0]
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The bias (V,), or None."""
+        return self.source[1]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return logits (..., V) of hidden states (..., D)."""
-        return linear(hidden, self.weight)
+        return linear_of_few(hidden, self.weight, self.bias)
+
+
+def outputs(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return logits (N, V) of hidden states (N, D) and a layer (V, D), with factors in `dtype`."""
+    logits = product(hidden, weight.t(), dtype)
+    return logits if bias is None else logits.add_(bias)
 
 
 def token_logprobs(policy: Policy, batch: Batch) -> torch.Tensor:
     """Return log-probabilities (B, T) of the response tokens in nats, 0 off the mask."""
     hidden = policy.response_hidden(batch)
-    targets = batch.response_ids[batch.response_mask]
+    targets = batch.of_responses(batch.response_ids)
     flat = _TargetLogprobs.apply(hidden, policy.head.weight, _bias(policy), targets, policy)
-    return torch.zeros(batch.response_mask.shape, device=batch.response_mask.device).masked_scatter(
-        batch.response_mask, flat
-    )
+    return batch.spread(flat)
 
 
 @torch.no_grad()
 def likelihood_and_greedy(policy: Policy, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Return responses' log-probabilities (B,) in nats, and whether greedy decoding gives them (B,)."""
-    mask, targets = batch.response_mask, batch.response_ids[batch.response_mask]
+    targets = batch.of_responses(batch.response_ids)
     size, nats, first = _rows(policy), [], []
     hidden = policy.response_hidden(batch)
     for h, target in zip(hidden.split(size), targets.split(size), strict=True):
         log_p = policy.logits(h).log_softmax(-1)
         nats.append(log_p.gather(1, target[:, None])[:, 0])
         first.append(log_p.argmax(-1) == target)
-    spread = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, torch.cat(nats))
-    same = torch.ones(mask.shape, dtype=torch.bool, device=mask.device).masked_scatter(mask, torch.cat(first))
-    return spread.sum(1), same.all(1)
+    return batch.spread(torch.cat(nats)).sum(1), batch.spread(~torch.cat(first)).logical_not().all(1)
 
 
 @torch.no_grad()
@@ -114,15 +132,12 @@ def token_entropy(policy: Policy, batch: Batch) -> torch.Tensor:
     for hidden in policy.response_hidden(batch).split(_rows(policy)):
         log_p = policy.logits(hidden).log_softmax(-1)
         pieces.append(-(log_p.exp() * log_p).sum(-1))
-    return torch.zeros(batch.response_mask.shape, device=batch.response_mask.device).masked_scatter(
-        batch.response_mask, torch.cat(pieces)
-    )
+    return batch.spread(torch.cat(pieces))
 
 
 def _rows(policy: Policy) -> int:
     """Return the number of tokens whose logits are in memory at once."""
-    on_cpu = policy.head.weight.device.type == "cpu"
-    return max(1, (CHUNK_ELEMENTS if on_cpu else CHUNK_ELSEWHERE) // policy.head_size)
+    return max(1, traits(policy.head.weight.device).logits // policy.head_size)
 
 
 def _bias(policy: Policy) -> torch.Tensor | None:
@@ -149,14 +164,14 @@ class _TargetLogprobs(torch.autograd.Function):
         ctx.trains_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not ctx.trains_head else None
         out = torch.empty(len(hidden), device=hidden.device)
-        size = _rows(policy)
+        size, matrix = _rows(policy), held(weight, policy.dtype)
         for start in range(0, len(hidden), size):
             rows = slice(start, start + size)
-            z, picked, log_total = _softmax(hidden[rows], weight, bias, targets[rows], policy)
+            z, picked, log_total = _softmax(hidden[rows], matrix, bias, targets[rows], policy)
             out[rows] = picked - log_total
             if slope is not None:
-                mean = torch.mm(z.to(weight.dtype), weight)
-                slope[rows] = (weight[targets[rows]] - mean) / policy.temperature
+                mean = product(z.to(hidden.dtype), matrix, policy.dtype)
+                slope[rows] = (matrix[targets[rows]] - mean) / policy.temperature
         ctx.policy = policy
         if slope is not None:
             ctx.save_for_backward(slope)
@@ -174,15 +189,16 @@ class _TargetLogprobs(torch.autograd.Function):
         bias = rest[0] if rest else None
         by_hidden, by_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         by_bias = None if bias is None else torch.zeros_like(bias)
-        size = _rows(ctx.policy)
+        dtype = ctx.policy.dtype
+        size, matrix = _rows(ctx.policy), held(weight, dtype)
         for start in range(0, len(hidden), size):
             rows = slice(start, start + size)
-            z, _, _ = _softmax(hidden[rows], weight, bias, targets[rows], ctx.policy)
+            z, _, _ = _softmax(hidden[rows], matrix, bias, targets[rows], ctx.policy)
             z.neg_()
             z[torch.arange(len(z), device=z.device), targets[rows]] += 1.0
-            z.mul_(grad[rows, None] / ctx.policy.temperature)
-            by_hidden[rows] = z.to(weight.dtype) @ weight
-            by_weight.addmm_(z.to(weight.dtype).T, hidden[rows])
+            z = z.mul_(grad[rows, None] / ctx.policy.temperature).to(hidden.dtype)
+            by_hidden[rows] = product(z, matrix, dtype)
+            by_weight += product(z.T, hidden[rows], dtype)
             if by_bias is not None:
                 by_bias += z.sum(0)
         return by_hidden, by_weight, by_bias, None, None
@@ -196,7 +212,7 @@ def _softmax(
     policy: Policy,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return float32 probabilities (n, V), target logits (n,) and log-normalizers (n,)."""
-    z = precise(linear(hidden, weight, bias))
+    z = precise(outputs(hidden, weight, bias, policy.dtype))
     if policy.temperature != 1.0:
         z /= policy.temperature
     z[:, policy.pad_id] = SUPPRESSED
@@ -220,5 +236,4 @@ def response_kl(policy: Policy, reference: Policy, batch: Batch) -> torch.Tensor
         exact_kl(policy.logits(h), reference.logits(r))
         for h, r in zip(hidden.split(chunk), ref_hidden.split(chunk), strict=True)
     ]
-    mask = batch.response_mask
-    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, torch.cat(pieces)).sum(1)
+    return batch.spread(torch.cat(pieces)).sum(1)

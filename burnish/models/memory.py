@@ -24,8 +24,6 @@ OnReduce = Callable[[str, int, str], None]
 
 CHUNK = 64 << 20  # bytes of one file of activations
 DEFAULT_BUDGET = 4 << 30
-AT_ONCE = {"cpu": 64}  # rows of a forward pass without gradient; more would help only a GPU
-AT_ONCE_ELSEWHERE = 256
 
 
 def first_line(error: BaseException) -> str:
@@ -113,8 +111,3 @@ class Memory:
             self._used = 0
         self._used += n
         return torch.from_numpy(self._file[self._used - n : self._used])
-
-
-def at_once(device: torch.device) -> int:
-    """Return how many rows one forward pass without a backward pass takes on a device."""
-    return AT_ONCE.get(device.type, AT_ONCE_ELSEWHERE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,20 @@ def accumulate(
     return collectives.add(parameters, lambda: memory.fit(what, micro_batch, gradient))
 
 
+def add_to(sums: dict[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+    """Add scalars by name, without a wait for their device."""
+    for name, value in values.items():
+        value = value.detach()
+        sums[name] = sums[name] + value if name in sums else value
+
+
+def on_host(values: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Return scalars as floats, with one wait for their device."""
+    if not values:
+        return {}
+    return dict(zip(values, torch.stack([*values.values()]).tolist(), strict=True))
+
+
 def take_step(
     optimizer: torch.optim.Optimizer,
     groups: Sequence[Sequence[nn.Parameter]],
@@ -61,7 +75,8 @@ def take_step(
 
     Return None, without a step, if a norm or a value in `figures` is not finite.
     """
-    norms = [nn.utils.clip_grad_norm_(list(group), max_grad_norm).item() for group in groups]
+    clipped = {str(i): nn.utils.clip_grad_norm_(list(group), max_grad_norm) for i, group in enumerate(groups)}
+    norms = [*on_host(clipped).values()]
     if not all(math.isfinite(value) for value in (*norms, *figures)):
         return None
     optimizer.step()

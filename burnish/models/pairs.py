@@ -59,22 +59,19 @@ class EncodedPairs:
 
         `read` returns (B,) for a batch. Every answer is read once; the results are differentiable.
         """
-        rows = self._rows(index)
-        place = {row: i for i, row in enumerate(rows)}
-        values = self.sequences.each(read, len(rows), rows)
-        return (
-            values[[place[self.chosen[i]] for i in index]],
-            values[[place[self.rejected[i]] for i in index]],
-        )
+        rows = self.rows_of(index)
+        chosen, rejected = self.sequences.each(read, len(set(rows)), rows).chunk(2)
+        return chosen, rejected
 
-    def _rows(self, index: Sequence[int]) -> list[int]:
-        return list(dict.fromkeys([*(self.chosen[i] for i in index), *(self.rejected[i] for i in index)]))
+    def rows_of(self, index: Sequence[int]) -> list[int]:
+        """Return the rows (2n) of the chosen answers of the n pairs, then those of the rejected ones."""
+        return [*(self.chosen[i] for i in index), *(self.rejected[i] for i in index)]
 
     def parted(self, index: Sequence[int], size: int) -> Iterator[list[int]]:
         """Yield parts of `index`, in order: at most `size` different answers, at least one pair."""
         part: list[int] = []
         for i in index:
-            if part and len(self._rows([*part, i])) > size:
+            if part and len(set(self.rows_of([*part, i]))) > size:
                 yield part
                 part = []
             part.append(i)

@@ -10,7 +10,7 @@ import torch
 
 from burnish.distributed import collectives
 from burnish.models.backbone import Backbone, TrainableLayers
-from burnish.models.batches import Batch, micro_batches, pad_batch
+from burnish.models.batches import CPU, Batch, micro_batches, pad_batch
 from burnish.models.engine import inner
 from burnish.records import Rollout
 
@@ -95,10 +95,10 @@ class Sequences:
             return self
         features: list[torch.Tensor | None] = [None] * len(self)
         for rows, batch in self.batches(batch_size, collectives.mine(range(len(self)))):
-            for row, hidden, mask in zip(
-                rows, top.run_frozen(batch), batch.attention_mask.bool(), strict=True
-            ):
-                features[row] = self.base.memory.keep(hidden[mask])
+            for row, hidden in zip(rows, top.run_frozen(batch), strict=True):
+                start = batch.prompt_width - len(self.prompt_ids[row])
+                stop = batch.prompt_width + len(self.response_ids[row])
+                features[row] = self.base.memory.keep(hidden[start:stop].clone())
         with_frozen_layers_run = copy.copy(self)
         with_frozen_layers_run._features = features
         with_frozen_layers_run.layers_done = top.frozen_layers
@@ -118,39 +118,44 @@ class Sequences:
             [self.response_ids[i] for i in rows],
             self.pad_id,
             self.base.device,
+            rows,
         )
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """Return the named rows as one padded batch, with features attached."""
-        batch = self._pad(rows)
+        return self.onto(self._pad(rows), rows)
+
+    def onto(self, batch: Batch, rows: Sequence[int]) -> Batch:
+        """Return a batch of the named rows with the features of these sequences."""
         own = self.kept(rows)
         if not own:
             return batch
-        device = self.base.device
-        features = torch.zeros(
-            *batch.attention_mask.shape, own[0].shape[-1], device=device, dtype=own[0].dtype
-        )
-        features[batch.attention_mask.bool()] = torch.cat([x.to(device) for x in own])
-        return batch.with_features(features, self.layers_done)
+        shape, device = batch.attention_mask.shape, self.base.device
+        features = own[0].new_zeros(shape.numel(), own[0].shape[-1], device=device)
+        features.index_copy_(0, batch.text_index, torch.cat([x.to(device) for x in own]))
+        return batch.with_features(features.unflatten(0, shape), self.layers_done)
 
     def batches(self, size: int, rows: Sequence[int] | None = None) -> Iterator[tuple[list[int], Batch]]:
-        """Yield row numbers and batches, at most `size` rows of like length, that cover `rows` or all."""
+        """Yield row numbers and batches of like length that cover `rows` or all.
+
+        A batch has at most as many tokens as `size` of the longest rows.
+        """
         for chosen in self._groups(size, range(len(self)) if rows is None else rows):
             yield chosen, self.batch(chosen)
 
     def each(self, read: Callable[[Batch], torch.Tensor], size: int, rows: Sequence[int]) -> torch.Tensor:
         """Apply `read` to batches and return the values (len(rows), ...) in the order of `rows`.
 
-        The result is differentiable.
+        A row that is named twice is read once. The result is differentiable.
         """
-        pieces, places = [], defaultdict[int, list[int]](list)
-        position = 0
-        for chosen, batch in self.batches(size, rows):
+        pieces, place = [], dict[int, int]()
+        for chosen, batch in self.batches(size, list(dict.fromkeys(rows))):
             pieces.append(read(batch))
             for row in chosen:
-                places[row].append(position)
-                position += 1
-        return torch.cat(pieces)[[places[row].pop() for row in rows]]
+                place[row] = len(place)
+        values = torch.cat(pieces)
+        order = torch.tensor([place[row] for row in rows], device=CPU).to(values.device)
+        return values.index_select(0, order)
 
     def read(
         self, read: Callable[[Batch], torch.Tensor], size: int, rows: Sequence[int], what: str
@@ -169,9 +174,8 @@ class Sequences:
             return collectives.gather(len(rows), part)[0]
 
     def _groups(self, size: int, rows: Sequence[int]) -> Iterator[list[int]]:
-        return micro_batches(
-            [len(p) for p in self.prompt_ids], [len(r) for r in self.response_ids], size, rows
-        )
+        lengths = [len(p) for p in self.prompt_ids], [len(r) for r in self.response_ids]
+        return micro_batches(*lengths, size, rows, self.base.pass_price)
 
 
 def _rows(rows: Sequence[int], ids: Sequence[Sequence[int]]) -> list[Sequence[int]]:
@@ -215,7 +219,7 @@ def by_prompt(
         together[tuple(prompt)].append(row)
     groups = list(together.values())
     after = [sum(len(response_ids[row]) for row in group) for group in groups]
-    for chosen in micro_batches([*map(len, together)], after, size, range(len(groups))):
+    for chosen in micro_batches([*map(len, together)], after, size, range(len(groups)), base.pass_price):
         rows = [row for i in chosen for row in groups[i]]
         prompts, responses = ([ids[row] for row in rows] for ids in (prompt_ids, response_ids))
         yield rows, base.row_features(prompts, responses, pad_id, cuts)

@@ -18,10 +18,10 @@ from burnish.evaluation.champion import BEST_OF, Candidate, choose_champion, hel
 from burnish.evaluation.winrate import Examiner, head_to_head, win_rate
 from burnish.models.artefacts import is_saved, load_reward_model
 from burnish.models.batches import Batch
+from burnish.models.device import traits
 from burnish.models.generate import sample_rollout
 from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.logprobs import Policy, response_kl
-from burnish.models.memory import at_once
 from burnish.models.sequences import Sequences
 from burnish.pipeline.concise import Instructed
 from burnish.pipeline.context import Data, Journal, Models
@@ -224,7 +224,7 @@ def measured_kl(policy: Policy, reference: Policy, rollout: Rollout, kl_prompts:
     def read(batch: Batch) -> torch.Tensor:
         return response_kl(policy, reference, batch)
 
-    values = sequences.read(read, at_once(base.device), last, "kl")
+    values = sequences.read(read, traits(base.device).rows, last, "kl")
     return {
         "kl": float(values.mean()),
         "kl_se": float(values.std(unbiased=True)) / math.sqrt(n),

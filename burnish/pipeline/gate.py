@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from burnish.config.ppo import PPOConfig
+from burnish.models.device import traits
 from burnish.models.logprobs import token_logprobs
-from burnish.models.memory import at_once
 from burnish.models.sequences import Sequences
 from burnish.monitor.texts import text_figures
 from burnish.pipeline.answers import reference_answers, sample_repeatedly
@@ -128,7 +128,7 @@ def response_logprobs(
     sequences = Sequences(base, prompt_ids, response_ids, models.codec.pad_id)
     return sequences.read(
         lambda batch: token_logprobs(policy, batch).sum(1),
-        at_once(base.device),
+        traits(base.device).rows,
         range(len(sequences)),
         "log-probabilities",
     )

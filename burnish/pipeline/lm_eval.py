@@ -23,9 +23,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from burnish.config.evaluate import EvaluateConfig, RegressionSet
 from burnish.errors import ConfigError, DataError
 from burnish.models.batches import CPU
+from burnish.models.device import traits
 from burnish.models.generate import sample_ids
 from burnish.models.logprobs import Policy, likelihood_and_greedy
-from burnish.models.memory import at_once, first_line
+from burnish.models.memory import first_line
 from burnish.models.sequences import Sequences
 from burnish.pipeline.context import Models, context_of
 from burnish.randomness import generator
@@ -184,7 +185,7 @@ class Answers(TemplateLM):  # type: ignore[misc]
                 found |= dict(zip(rows, zip(nats.tolist(), greedy.tolist(), strict=True), strict=True))
             return found
 
-        by_row = base.memory.fit("regression sets", min(self.batch_size, at_once(base.device)), read)
+        by_row = base.memory.fit("regression sets", min(self.batch_size, traits(base.device).rows), read)
         return [by_row[i] for i in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
@@ -219,13 +220,13 @@ class Answers(TemplateLM):  # type: ignore[misc]
             draws = torch.rand(
                 len(rows), tokens, generator=generator(0, "lm-eval", tokens), dtype=torch.float64, device=CPU
             )
-            book = self.models.base.memory.fit(
+            found = self.models.base.memory.fit(
                 "sampling",
                 self.batch_size,
                 partial(sample_ids, self.policy, self.models.codec, encoded, draws),
             )
-            for i, ids, length in zip(rows, book.tokens, book.lengths.tolist(), strict=False):
-                texts[i] = self.models.codec.decode(ids[:length].tolist())
+            for i, ids in zip(rows, found.ids, strict=True):
+                texts[i] = self.models.codec.decode(ids)
         return [
             cut_off(text, request.args[1].get("until")) for text, request in zip(texts, requests, strict=True)
         ]

@@ -11,9 +11,9 @@ from burnish.data.prompts import read_references
 from burnish.distributed import collectives
 from burnish.errors import ConfigError, DataError
 from burnish.evaluation.champion import Held
+from burnish.models.device import traits
 from burnish.models.generate import sample_rollout
 from burnish.models.logprobs import Policy, token_logprobs
-from burnish.models.memory import at_once
 from burnish.models.sequences import Sequences
 from burnish.pipeline.context import Models
 from burnish.records import Prompt
@@ -122,7 +122,7 @@ def likelihoods(
     sequences = Sequences(base, asked, said, models.codec.pad_id)
     sums = sequences.read(
         lambda b: token_logprobs(policy, b).sum(1),
-        at_once(base.device),
+        traits(base.device).rows,
         range(len(sequences)),
         "regression sets",
     )

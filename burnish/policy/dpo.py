@@ -16,8 +16,10 @@ from burnish.models.batches import CPU, Batch
 from burnish.models.logprobs import Policy, make_policy, token_logprobs
 from burnish.models.optim import (
     accumulate,
+    add_to,
     load_optimizer,
     n_updates,
+    on_host,
     save_optimizer,
     set_rates,
     take_step,
@@ -110,24 +112,30 @@ class DPO:
         its figures.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        total = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0, "chosen_logratio": 0.0}
-        sides = self.pairs.sides(reference)
+        sums: dict[str, torch.Tensor] = {}
         for part in self.pairs.parted(index, micro_batch):
-            losses, margins, chosen_logratio = self.losses(part, sides)
+            losses, margins, chosen_logratio = self.losses(part, reference)
             (losses.sum() / n).backward()
-            total["loss"] += float(losses.detach().sum()) / n
-            total["accuracy"] += float((margins > 0).float().sum()) / n
-            total["margin"] += float(margins.sum()) / n
-            total["chosen_logratio"] += float(chosen_logratio.sum()) / n
-        return total
+            figures = {
+                "loss": losses,
+                "accuracy": (margins > 0).float(),
+                "margin": margins,
+                "chosen_logratio": chosen_logratio,
+            }
+            add_to(sums, {name: values.sum() / n for name, values in figures.items()})
+        return dict.fromkeys(("loss", "accuracy", "margin", "chosen_logratio"), 0.0) | on_host(sums)
 
     def losses(
-        self, part: list[int], reference_sides: tuple[torch.Tensor, torch.Tensor]
+        self, part: list[int], reference: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the loss, margin and chosen log-ratio, each (n,), of the n pairs in `part`."""
+        """Return the loss, margin and chosen log-ratio, each (n,), of the n pairs in `part`.
+
+        `reference` (M,) are the summed log-probabilities of all answers under the reference.
+        """
         chosen, rejected = self.pairs.each(self.logprob_sums, part)
-        ref_chosen, ref_rejected = (side[part] for side in reference_sides)
-        lengths = tuple(side[part] for side in self.pairs.sides(self.lengths))
+        rows = torch.tensor(self.pairs.rows_of(part), device=CPU).to(reference.device)
+        ref_chosen, ref_rejected = reference[rows].chunk(2)
+        lengths = self.lengths[rows].chunk(2)
         logprobs = (chosen, rejected, ref_chosen, ref_rejected)
         if self.config.per_token:
             logprobs = (
@@ -166,10 +174,9 @@ class DPO:
         for _ in trial.updates():
             pass
         trial.pairs = self.pairs
-        sides = self.pairs.sides(self.reference_sums)
         with torch.no_grad():
             parts = [
-                trial.losses(part, sides)[0].sum()
+                trial.losses(part, self.reference_sums)[0].sum()
                 for part in self.pairs.parted(unseen, self.config.micro_batch)
             ]
         return float(torch.stack(parts).sum()) / len(unseen)

@@ -18,7 +18,15 @@ from burnish.models.generate import sample_rollout
 from burnish.models.heads import ScalarHead
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
-from burnish.models.optim import accumulate, load_optimizer, save_optimizer, set_rates, take_step
+from burnish.models.optim import (
+    accumulate,
+    add_to,
+    load_optimizer,
+    on_host,
+    save_optimizer,
+    set_rates,
+    take_step,
+)
 from burnish.models.sequences import Sequences
 from burnish.objectives import (
     approx_kl,
@@ -256,7 +264,7 @@ class PPO:
         rates = [self.learning_rate * self.warm, self.value_learning_rate * self.share_after(self.step)]
         set_rates(self.optimizer, *rates[: len(self.optimizer.param_groups)])
         totals: dict[str, list[float]] = {}
-        skipped, tokens = 0, float(experience.rollout.response_mask.sum(1).float().mean())
+        skipped, tokens = 0, sum(experience.rollout.lengths) / size
         for epoch in range(self.config.epochs):
             rng = generator(self.seed, "minibatch", self.attempt, self.step, epoch)
             order = torch.randperm(size, generator=rng, device=CPU)
@@ -287,7 +295,8 @@ class PPO:
         self, experience: Experience, rows: list[int], *, value_only: bool = False
     ) -> dict[str, float]:
         """Accumulate the gradient of both losses (or of the value loss) over `rows`; return figures."""
-        tokens, own = int(experience.rollout.response_mask[rows].sum()), collectives.mine(rows)
+        lengths, own = experience.rollout.lengths, collectives.mine(rows)
+        tokens = sum(lengths[row] for row in rows)
         learned = [] if value_only else list(self.policy_parameters)
         learned += self.value_parameters if self.critic is not None else []
         return accumulate(
@@ -302,49 +311,43 @@ class PPO:
         self, experience: Experience, rows: list[int], micro_batch: int, tokens: int, *, value_only: bool
     ) -> dict[str, float]:
         """Compute the gradient of `rows` as their share of a minibatch with `tokens` response tokens."""
-        sums: dict[str, float] = {}
+        sums: dict[str, torch.Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
         for part, batch in experience.sequences.batches(micro_batch, rows):
             losses: list[torch.Tensor] = []
-            values: dict[str, float] = {}
             if not value_only:
-                loss, values = self.policy_loss(experience, part, batch, tokens)
+                loss, values = self.policy_loss(experience, batch, tokens)
                 losses.append(loss)
+                add_to(sums, values)
             if self.critic is not None:
-                loss, figures = self.value_loss(experience, part, batch, tokens)
+                loss, values = self.value_loss(experience, part, batch, tokens)
                 losses.append(loss)
-                values |= figures
+                add_to(sums, values)
             sum(losses[1:], losses[0]).backward()
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value
-        return sums
+        return on_host(sums)
 
     def policy_loss(
-        self, experience: Experience, rows: list[int], batch: Batch, tokens: int
-    ) -> tuple[torch.Tensor, dict[str, float]]:
+        self, experience: Experience, batch: Batch, tokens: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the policy loss as its share of a minibatch with `tokens` tokens, and figures."""
         mask = batch.response_mask
         width = mask.shape[1]
-        old_logprobs = experience.old_logprobs[rows, :width]
+        old_logprobs = experience.old_logprobs[batch.rows, :width]
         logprobs = token_logprobs(self.policy, batch)
         loss, clipped = clipped_policy_loss(
             logprobs,
             old_logprobs,
-            experience.advantages[rows, :width],
+            experience.advantages[batch.rows, :width],
             mask,
             cliprange=self.config.cliprange,
             normalizer=tokens,
         )
-        share = float(mask.sum()) / tokens
-        return loss, {
-            "policy_loss": loss.item(),
-            "clip_fraction": float(clipped) * share,
-            "approx_kl": float(approx_kl(logprobs.detach(), old_logprobs, mask)) * share,
-        }
+        apart = approx_kl(logprobs.detach(), old_logprobs, mask, normalizer=tokens)
+        return loss, {"policy_loss": loss, "clip_fraction": clipped, "approx_kl": apart}
 
     def value_loss(
         self, experience: Experience, rows: list[int], batch: Batch, tokens: int
-    ) -> tuple[torch.Tensor, dict[str, float]]:
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the value loss times `vf_coef`, and the loss without the coefficient as a figure."""
         assert self.critic is not None
         assert experience.value_sequences is not None
@@ -352,14 +355,14 @@ class PPO:
         assert experience.returns is not None
         width = batch.response_mask.shape[1]
         loss = clipped_value_loss(
-            self.critic.values(experience.value_sequences.batch(rows)),
-            experience.old_values[rows, :width],
-            experience.returns[rows, :width],
+            self.critic.values(experience.value_sequences.onto(batch, rows)),
+            experience.old_values[batch.rows, :width],
+            experience.returns[batch.rows, :width],
             batch.response_mask,
             cliprange_value=self.config.cliprange_value,
             normalizer=tokens,
         )
-        return self.config.vf_coef * loss, {"value_loss": loss.item()}
+        return self.config.vf_coef * loss, {"value_loss": loss}
 
     def adapt(self, experience: Experience) -> dict[str, float]:
         """Adapt the KL coefficient to the KL of this batch (nats a response, summed over tokens)."""

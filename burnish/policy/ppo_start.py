@@ -63,7 +63,7 @@ def self_check(
             "adapters that do not start at zero, a policy continued from other weights"
         )
     base = policy.top.base
-    limit = LOGPROB_LIMITS[torch.float32 if base.fast else base.dtype]
+    limit = LOGPROB_LIMITS[base.dtype]
     if not composition <= limit:
         raise TrainingError(
             f"log-probabilities change by {composition:.4g} with the batch they are computed in (limit "

@@ -107,7 +107,7 @@ def read_before_training(
     """
     base = policy.top.base
     # Rounding differs between decoding and training, but ratios must start at 1, so recompute.
-    rounded = base.dtype != torch.float32 and not base.fast
+    rounded = base.dtype != torch.float32
 
     def read(own: list[int], size: int) -> tuple[torch.Tensor, ...]:
         old = rollout.sample_logprobs.clone() if rounded else rollout.sample_logprobs
@@ -116,11 +116,14 @@ def read_before_training(
         for rows, batch in sequences.batches(size, own):
             width = batch.response_mask.shape[1]
             if rounded:
-                old[rows, :width] = token_logprobs(policy, batch)
-            ref[rows, :width] = token_logprobs(reference, batch)
+                old[batch.rows, :width] = token_logprobs(policy, batch)
+            ref[batch.rows, :width] = token_logprobs(reference, batch)
             if values is not None and critic is not None and value_sequences is not None:
-                values[rows, :width] = critic.values(value_sequences.batch(rows))
-        return tuple(x[own] for x in (old, ref, values) if x is not None)
+                values[batch.rows, :width] = critic.values(value_sequences.onto(batch, rows))
+        if len(own) == len(rollout):
+            return tuple(x for x in (old, ref, values) if x is not None)
+        index = torch.tensor(own, device=CPU).to(old.device)
+        return tuple(x[index] for x in (old, ref, values) if x is not None)
 
     def fit(own: list[int]) -> tuple[torch.Tensor, ...]:
         return base.memory.fit("log-probabilities and values", micro_batch, partial(read, own))
@@ -136,8 +139,9 @@ def sampling_gap(policy: Policy, rollout: Rollout, sequences: Sequences) -> floa
     """Return the largest gap (nats) of sampled and recomputed log-probabilities in a few responses."""
 
     def read(own: list[int]) -> tuple[torch.Tensor]:
-        again = token_logprobs(policy, sequences.batch(own))
-        return ((again - rollout.sample_logprobs[own, : again.shape[1]]).abs().amax(1),)
+        batch = sequences.batch(own)
+        again = token_logprobs(policy, batch)
+        return ((again - rollout.sample_logprobs[batch.rows, : again.shape[1]]).abs().amax(1),)
 
     (gaps,) = collectives.gather(min(GAP_ROWS, len(rollout)), read)
     return float(gaps.max())
@@ -170,7 +174,7 @@ def step_kl(policy: Policy, experience: Experience) -> float:
     def read(own: list[int]) -> tuple[torch.Tensor]:
         batch = experience.sequences.batch(own)
         now = token_logprobs(policy, batch)
-        old = experience.old_logprobs[own, : now.shape[1]]
+        old = experience.old_logprobs[batch.rows, : now.shape[1]]
         return (sequence_sum(kl_k3(old, now), batch.response_mask),)
 
     (apart,) = collectives.gather(min(STEP_ROWS, len(experience.rollout)), read)

@@ -12,7 +12,15 @@ from burnish.models.backbone import Backbone
 from burnish.models.batches import CPU, Batch
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
-from burnish.models.optim import accumulate, n_updates, set_rates, take_step, warm_up_then_down
+from burnish.models.optim import (
+    accumulate,
+    add_to,
+    n_updates,
+    on_host,
+    set_rates,
+    take_step,
+    warm_up_then_down,
+)
 from burnish.models.sequences import Sequences
 from burnish.objectives import response_cross_entropy
 from burnish.randomness import generator
@@ -120,9 +128,9 @@ def rows_gradient(
     Both are the rows' share of the mean over `tokens` response tokens. Each forward pass has at
     most `micro_batch` rows.
     """
-    total = 0.0
+    sums: dict[str, torch.Tensor] = {}
     for _, batch in sequences.batches(micro_batch, rows):
         loss = response_cross_entropy(token_logprobs(policy, batch), batch.response_mask, normalizer=tokens)
         loss.backward()
-        total += loss.item()
-    return total
+        add_to(sums, {"loss": loss})
+    return on_host(sums)["loss"] if sums else 0.0

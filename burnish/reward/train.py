@@ -13,7 +13,7 @@ from burnish.errors import TrainingError
 from burnish.models.backbone import Backbone
 from burnish.models.batches import CPU
 from burnish.models.heads import Pooling, ScalarHead, new_reward_head
-from burnish.models.optim import set_rates, take_step, warm_up_then_down
+from burnish.models.optim import add_to, on_host, set_rates, take_step, warm_up_then_down
 from burnish.models.pairs import EncodedPairs
 from burnish.objectives import bradley_terry_loss, odin_loss
 from burnish.randomness import generator
@@ -174,17 +174,18 @@ def pairs_gradient(
     """
     total = sum(copies.values())
     device = model.top.base.device
-    sums = dict.fromkeys(("loss", "accuracy", "margin"), 0.0)
+    sums: dict[str, torch.Tensor] = {}
     for numbers in pairs.parted(list(copies), micro_batch):
-        share = torch.tensor([copies[i] / total for i in numbers], device=device)
-        sure = torch.tensor([pairs.pairs[i].confidence for i in numbers], device=device)
+        share, sure = torch.tensor(
+            [[copies[i] / total for i in numbers], [pairs.pairs[i].confidence for i in numbers]], device=CPU
+        ).to(device)
         apart: torch.Tensor | float = 0.0
         if model.length_head is None:
             chosen, rejected = pairs.each(model.score, numbers)
         else:
             sides = torch.cat(pairs.each(model.both, numbers))  # (2n, 2)
-            rows = [pairs.chosen[i] for i in numbers] + [pairs.rejected[i] for i in numbers]
-            tokens = torch.tensor([pairs.sequences.response_lengths[row] for row in rows], device=device)
+            lengths = pairs.sequences.response_lengths
+            tokens = torch.tensor([lengths[row] for row in pairs.rows_of(numbers)], device=CPU).to(device)
             heads = model.head.weight, model.length_head.weight
             apart = odin_loss(sides[:, 0], sides[:, 1], tokens, *heads)
             chosen, rejected = sides.sum(1).chunk(2)
@@ -200,10 +201,9 @@ def pairs_gradient(
         if config.bsr_coef:
             loss = loss + config.bsr_coef * share.sum() * torch.cat([chosen, rejected]).mean().square()
         loss.backward()
-        sums["loss"] += loss.item()
-        sums["accuracy"] += (share * (chosen > rejected)).sum().item()
-        sums["margin"] += (share * (chosen - rejected)).sum().item()
-    return sums
+        right, ahead = (share * (chosen > rejected)).sum(), (share * (chosen - rejected)).sum()
+        add_to(sums, {"loss": loss, "accuracy": right, "margin": ahead})
+    return on_host(sums)
 
 
 def trial_loss(

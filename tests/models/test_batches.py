@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import random
+from time import sleep
 
 import pytest
 import torch
 from hypothesis import given, strategies as st
 
 from burnish.models.backbone import Backbone, TrainableLayers
-from burnish.models.batches import GROUP_PRICE, micro_batches
+from burnish.models.batches import micro_batches
+from burnish.models.device import pass_price, rounded_price
 from burnish.models.sequences import Sequences
+
+PRICE = 64
 
 
 def padded(groups: list[list[int]], prompts: list[int], responses: list[int]) -> int:
     """Tokens of all groups, padding included, and the price of every group."""
-    return sum(
-        len(g) * (max(prompts[i] for i in g) + max(responses[i] for i in g)) + GROUP_PRICE for g in groups
-    )
+    return sum(len(g) * (max(prompts[i] for i in g) + max(responses[i] for i in g)) + PRICE for g in groups)
 
 
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 60)), min_size=1, max_size=40),
     size=st.integers(1, 12),
 )
-def test_groups_cover_every_row_once_and_cost_no_more_than_plain_slices(
+def test_groups_cover_every_row_once_hold_the_limit_and_cost_no_more_than_plain_slices(
     lengths: list[tuple[int, int]], size: int
 ) -> None:
     prompts, responses = [p for p, _ in lengths], [r for _, r in lengths]
-    groups = list(micro_batches(prompts, responses, size, range(len(lengths))))
+    groups = list(micro_batches(prompts, responses, size, range(len(lengths)), PRICE))
     assert sorted(i for g in groups for i in g) == list(range(len(lengths)))
-    assert max(map(len, groups)) <= size
+    widths = [max(prompts[i] for i in g) + max(responses[i] for i in g) for g in groups]
+    most = size * (max(prompts) + max(responses))
+    assert all(len(g) == 1 or len(g) * w <= most for g, w in zip(groups, widths, strict=True))
     order = sorted(range(len(lengths)), key=lambda i: (responses[i], prompts[i], i))
     slices = [order[i : i + size] for i in range(0, len(order), size)]
     assert padded(groups, prompts, responses) <= padded(slices, prompts, responses)
@@ -39,8 +43,32 @@ def test_groups_cover_every_row_once_and_cost_no_more_than_plain_slices(
 def test_the_cheapest_cut_is_found() -> None:
     # Three short and three long rows: by hand, one cut between them beats every other way.
     prompts, responses = [1] * 6, [10, 500, 10, 500, 10, 500]
-    assert [sorted(g) for g in micro_batches(prompts, responses, 6, range(6))] == [[0, 2, 4], [1, 3, 5]]
-    assert list(micro_batches(prompts, [10] * 6, 6, range(6))) == [[0, 1, 2, 3, 4, 5]]
+    assert [sorted(g) for g in micro_batches(prompts, responses, 6, range(6), 64)] == [[0, 2, 4], [1, 3, 5]]
+    assert list(micro_batches(prompts, [10] * 6, 6, range(6), 64)) == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_a_device_with_dear_passes_takes_few_and_a_micro_batch_holds_more_short_rows() -> None:
+    rng = random.Random(0)
+    prompts, responses = [rng.randint(20, 60) for _ in range(512)], [rng.randint(4, 96) for _ in range(512)]
+    passes = {p: len(list(micro_batches(prompts, responses, 32, range(512), p))) for p in (16, 64, 4096)}
+    assert passes[16] > passes[64] > passes[4096]
+    assert passes[4096] < 512 / 32
+    assert [len(g) for g in micro_batches([1] * 9, [9] * 8 + [99], 2, range(9), 64)] == [8, 1]
+
+
+def test_a_price_is_a_power_of_two_within_its_range() -> None:
+    assert rounded_price(1.0, 1 / 900) == rounded_price(1.1, 1 / 900) == 1024
+    assert rounded_price(-1.0, 1.0) == 16
+    assert rounded_price(1.0, 0.0) == rounded_price(1e9, 1.0) == 1 << 14
+
+
+def test_the_price_of_a_pass_is_read_from_two_sizes() -> None:
+    def forward(tokens: int) -> None:
+        sleep(2e-3 + tokens * 4e-6)
+
+    assert (
+        256 <= pass_price(forward, torch.device("cpu")) <= 1024
+    )  # 500 by construction; sleeping takes longer
 
 
 @pytest.mark.parametrize("mode", ["all", "top:1"])

@@ -89,9 +89,8 @@ def sampled(
 ):  # type: ignore[no-untyped-def]
     policy = make_policy(top, 0, 1.3)
     uniforms = uniforms_of(n, steps, seed)
-    book = sample_ids(policy, CODEC, some_prompts(n), uniforms, slots)
-    ids = [row[:k].tolist() for row, k in zip(book.tokens, book.lengths[:-1].tolist(), strict=False)]
-    return policy, book, ids
+    found = sample_ids(policy, CODEC, some_prompts(n), uniforms, slots)
+    return policy, found, found.ids
 
 
 def uniforms_of(n: int, steps: int, seed: int) -> torch.Tensor:
@@ -130,7 +129,7 @@ def test_what_is_sampled_is_what_the_model_says(name: str) -> None:
         with torch.no_grad():
             for parameter in top.trained_parameters():  # a trained policy, not the base
                 parameter.add_(torch.randn_like(parameter) * 0.02)
-        policy, book, ids = sampled(base, top)
+        policy, found, ids = sampled(base, top)
         assert base.fast is (name in FAST)
         assert len({len(i) for i in ids}) > 3, "responses of several lengths"
         with torch.no_grad():
@@ -138,8 +137,8 @@ def test_what_is_sampled_is_what_the_model_says(name: str) -> None:
             again, entropy = token_logprobs(policy, batch), token_entropy(policy, batch)
         width = again.shape[1]
         mask = batch.response_mask
-        assert (again - book.logprobs[:-1, :width])[mask].abs().max() < 1e-4
-        assert (entropy - book.entropy[:-1, :width])[mask].abs().max() < 1e-4
+        assert (again - found.logprobs[:, :width])[mask].abs().max() < 1e-4
+        assert (entropy - found.entropy[:, :width])[mask].abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
@@ -149,12 +148,12 @@ def test_slots_that_are_refilled_give_the_same_responses(name: str, mode: str) -
     top = TrainableLayers(base)
     uniforms = uniforms_of(40, 20, 0)
     for slots in (1, 5, 16, 40):
-        policy, book, ids = sampled(base, top, n=40, slots=slots)
+        policy, found, ids = sampled(base, top, n=40, slots=slots)
         assert_drawn_at(policy, some_prompts(40), ids, uniforms)
         batch = pad_batch(some_prompts(40), ids, 0)
         again = token_logprobs(policy, batch)
-        assert torch.allclose(book.logprobs[:-1, : again.shape[1]] * batch.response_mask, again, atol=1e-4)
-        assert book.ended[:-1].tolist() == [row[-1] in CODEC.eos_ids for row in ids]
+        assert torch.allclose(found.logprobs[:, : again.shape[1]], again, atol=1e-4)
+        assert found.ended == [row[-1] in CODEC.eos_ids for row in ids]
 
 
 def test_slots_that_stay_free_after_the_last_refill_do_not_outgrow_the_cache() -> None:
@@ -165,18 +164,17 @@ def test_slots_that_stay_free_after_the_last_refill_do_not_outgrow_the_cache() -
     prompts = [[3 + i, 40] for i in range(30)]
     uniforms = torch.full((30, 20), 0.97, dtype=torch.float64)
     uniforms[14:16, 0] = 0.0  # the first token of all, which ends a response
-    book = sample_ids(policy, CODEC, prompts, uniforms, batch_size=16)
-    assert book.lengths[:-1].tolist() == [20] * 14 + [1, 1] + [20] * 14
-    ids = [row[:k].tolist() for row, k in zip(book.tokens, book.lengths[:-1].tolist(), strict=False)]
+    ids = sample_ids(policy, CODEC, prompts, uniforms, batch_size=16).ids
+    assert [len(row) for row in ids] == [20] * 14 + [1, 1] + [20] * 14
     assert_drawn_at(policy, prompts, ids, uniforms)
 
 
 def test_activations_kept_while_sampling_are_the_base_s_own() -> None:
     base = Backbone(model_of(FAST["llama"]), "top:1")
-    _, book, ids = sampled(base, TrainableLayers(base), n=30, slots=8)
+    _, found, ids = sampled(base, TrainableLayers(base), n=30, slots=8)
     computed = Sequences(base, some_prompts(30), ids, 0).features
     assert computed is not None
-    for kept, own in zip(book.features, computed, strict=True):
+    for kept, own in zip(found.features, computed, strict=True):
         assert kept.keys() == {base.cut}
         assert kept[base.cut].shape == own.shape
         assert torch.allclose(kept[base.cut], own, atol=1e-4)
@@ -254,7 +252,7 @@ def test_a_prompt_given_many_times_is_prefilled_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(machine, "embed", lambda ids: rows.append(len(ids)) or embed(ids))
     prompt, other = [5, 6, 7], [8, 9]
     with torch.no_grad():
-        hidden = machine.admit(torch.arange(6), [prompt, prompt, other, prompt, other, prompt])
+        hidden = machine.admit(range(6), [prompt, prompt, other, prompt, other, prompt])
     assert rows == [2]
     assert torch.equal(hidden[0], hidden[5])
     assert not torch.equal(hidden[0], hidden[2])
@@ -345,6 +343,6 @@ def test_a_step_waits_for_its_device_once(
 
         monkeypatch.setattr(torch.Tensor, name, counted)
     encoded = [codec.encode_prompt(p) for p in prompts[:6]]
-    book = sample_ids(policy, codec, encoded, torch.rand(6, 20, dtype=torch.float64), 6)
-    steps = int(book.lengths.max())
+    found = sample_ids(policy, codec, encoded, torch.rand(6, 20, dtype=torch.float64), 6)
+    steps = max(map(len, found.ids))
     assert calls == {"tolist": steps}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from burnish.models import logprobs
+from burnish.models.device import ON_CPU
 from burnish.models.logprobs import SUPPRESSED, Policy, _TargetLogprobs
 
 N, D, V, PAD = 23, 7, 31, 4
@@ -21,7 +23,7 @@ N, D, V, PAD = 23, 7, 31, 4
 def test_value_and_gradient_are_those_of_log_softmax(
     monkeypatch: pytest.MonkeyPatch, temperature: float, trains_head: bool, bias: bool, rows_held: int
 ) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", rows_held * V)
+    monkeypatch.setattr(logprobs, "traits", lambda device: replace(ON_CPU, logits=rows_held * V))
     rng = torch.Generator().manual_seed(0)
     head = torch.nn.Linear(D, V, bias=bias).double().requires_grad_(trains_head)
     hidden = torch.randn(N, D, generator=rng, dtype=torch.float64, requires_grad=True)

@@ -72,7 +72,6 @@ def test_without_a_cut_every_linear_layer_is_halved_and_what_is_trained_is_not(l
     assert {p.dtype for m in linear for p in m.parameters()} == {torch.bfloat16}
     assert base.lm.get_input_embeddings().weight.dtype == torch.float32
     assert {p.dtype for p in TrainableLayers(base).trained_parameters()} == {torch.float32}
-    assert not base.fast
 
 
 @pytest.mark.parametrize("engine", [True, False])
@@ -94,7 +93,7 @@ def test_training_starts_at_the_reference(codec, prompts, layers: str, engine: b
     policy, reference = (make_policy(TrainableLayers(base, trainable=t), codec.pad_id) for t in (True, False))
     found = self_check(policy, reference, codec, prompts[:8], max_tokens=24, seed=0)
     assert found["kl"] == 0
-    assert found["sampled_gap"] < (1e-4 if base.fast else 0.1)
+    assert found["sampled_gap"] < 0.1
 
 
 def test_ratios_start_at_one_where_decoding_rounds_otherwise_than_training(
@@ -140,7 +139,9 @@ def test_what_is_sampled_is_what_training_reads(codec, prompts) -> None:
     policy = make_policy(TrainableLayers(half, trainable=False), codec.pad_id)
     rollout = sample_rollout(policy, codec, prompts[:8], max_tokens=24, batch_size=8, seed=0, where=("x",))
     again = token_logprobs(policy, Sequences.of(half, rollout, codec.pad_id).batch(range(8)))
-    assert float((again - rollout.sample_logprobs).abs().max()) < 1e-4
+    gaps = (again - rollout.sample_logprobs).abs()[rollout.response_mask]
+    assert float(gaps.mean()) < 0.01
+    assert float(gaps.max()) < 0.1
 
 
 def test_what_adapters_add_survives_being_merged_into_rounded_weights(tmp_path: Path, codec) -> None:
@@ -171,9 +172,8 @@ def test_a_saved_policy_is_plain_float32_and_comes_back(tmp_path: Path, codec, p
     again = load_policy(half, tmp_path)
     assert not list(again.trained_parameters())
     batch = pad_batch([codec.encode_prompt(prompts[0])], [codec.encode_response(" She sang.")], codec.pad_id)
-    close = {"atol": 1e-5, "rtol": 1e-5} if half.fast else {"atol": 0.1, "rtol": 0.05}
     torch.testing.assert_close(
-        again.hidden_at(batch, slice(None)), top.hidden_at(batch, slice(None)), **close
+        again.hidden_at(batch, slice(None)), top.hidden_at(batch, slice(None)), atol=1e-5, rtol=1e-5
     )
 
 

@@ -93,9 +93,8 @@ def test_per_token_a_longer_answer_makes_no_larger_margin(
     lengths = torch.tensor(dpo.pairs.sequences.response_lengths)
     apart = torch.full((len(lengths),), -0.01) * lengths  # as much more likely a token, whatever the length
     reference = dpo.cache_reference()
-    sides = tuple(side[[0]] for side in dpo.pairs.sides(reference + apart))
-    _, margin, _ = dpo.losses([0], sides)
-    _, summed, _ = whole.losses([0], sides)
+    _, margin, _ = dpo.losses([0], reference + apart)
+    _, summed, _ = whole.losses([0], reference + apart)
     chosen, rejected = (side[0] for side in dpo.pairs.sides(lengths))
     assert float(margin) == pytest.approx(0.0, abs=1e-3)
     assert float(summed) == pytest.approx(5 * 0.01 * float(chosen - rejected), abs=1e-2)

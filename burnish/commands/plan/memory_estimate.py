@@ -22,9 +22,8 @@ from burnish.config import RunConfig
 from burnish.errors import EstimateError
 from burnish.models import engine
 from burnish.models.backbone import Backbone, TrainableLayers
+from burnish.models.device import traits
 from burnish.models.heads import new_reward_head
-from burnish.models.logprobs import CHUNK_ELEMENTS, CHUNK_ELSEWHERE
-from burnish.models.memory import AT_ONCE
 from burnish.models.sequences import PROMPTS_AT_ONCE
 from burnish.models.shards import linear_weights
 from burnish.pipeline.gate import GATE_ANSWERS, GATE_PROMPTS
@@ -96,9 +95,8 @@ class Shapes:
 
     @cached_property
     def fast(self) -> bool:
-        """True if the CPU engine probably runs the model; its own check needs the weights."""
-        built = self.device.type == "cpu" and engine.is_llama_like(self.base.lm)
-        return built and (self.base.dtype == torch.float32 or bool(self.base.cut))
+        """True if the engine probably runs the model; its own check needs the weights."""
+        return engine.is_llama_like(self.base.lm)
 
     @property
     def vocabulary(self) -> int:
@@ -196,8 +194,7 @@ class Shapes:
     @property
     def chunk(self) -> int:
         """Bytes of the logits that are held at once."""
-        on_cpu = self.device.type == "cpu"
-        tokens = max(1, (CHUNK_ELEMENTS if on_cpu else CHUNK_ELSEWHERE) // self.vocabulary)
+        tokens = max(1, traits(self.device).logits // self.vocabulary)
         return tokens * self.vocabulary * SINGLE * CHUNK_COPIES
 
     @property
@@ -229,7 +226,7 @@ class Shapes:
         These are one layer, inside and out, or with a model's own pass the outputs of every layer. If
         memory runs out on a GPU, fewer rows are read at once.
         """
-        rows = AT_ONCE["cpu"] if self.device.type == "cpu" else PROMPTS_AT_ONCE
+        rows = traits(self.device).rows if self.device.type == "cpu" else PROMPTS_AT_ONCE
         states = 2 if self.fast else self.base.depth + 1
         wide = states * self.base.hidden_size + INSIDE * self.widest
         return int(rows * lengths.usual * wide * SINGLE)
