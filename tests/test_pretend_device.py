@@ -218,7 +218,7 @@ def test_training_in_top_layers_runs_on_another_device_within_its_budget(
     phases, figures = work("top:2", backwards(monkeypatch))
     within_budget("top:2", phases)
     assert figures["kl at the start"] == 0
-    assert figures["gap"] < 1e-3
+    assert figures["gap"] < 1e-4
 
 
 @pytest.mark.e2e
@@ -229,7 +229,7 @@ def test_other_ways_of_training_run_on_another_device_within_their_budget(
     phases, figures = work(layers, backwards(monkeypatch))
     within_budget(layers, phases)
     assert figures["kl at the start"] == 0
-    assert figures["gap"] < 1e-3
+    assert figures["gap"] < 1e-4
 
 
 @pytest.mark.e2e
@@ -240,7 +240,7 @@ def test_bfloat16_stays_near_float32(layers: str, monkeypatch: pytest.MonkeyPatc
     phases, rounded = work(layers, backwards(monkeypatch), dtype=torch.bfloat16)
     assert phases["sampling"].each("waits") <= 1 / 16 + 0.03
     assert rounded["kl at the start"] == 0
-    assert rounded["gap"] < 0.1
+    assert rounded["gap"] < 0.02
     for name in ("probe", "rewards", "dpo"):
         assert rounded[name] == pytest.approx(exact[name], rel=0.05), name
 

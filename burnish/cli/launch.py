@@ -37,8 +37,8 @@ class Task:
     """A run to carry out, with the options of its command.
 
     `until`: the last stage; `redo`: redo stages whose settings or code changed; `wait`: wait for
-    people. If `outcome` is set, an error that a restart would repeat is written to that file. No
-    process is restarted for such an error.
+    people; `profile`: PPO updates to trace. If `outcome` is set, an error that a restart would
+    repeat is written to that file. No process is restarted for such an error.
     """
 
     config: RunConfig
@@ -47,6 +47,7 @@ class Task:
     redo: bool = False
     wait: bool = False
     outcome: Path | None = None
+    profile: int = 0
 
 
 def wanted(scale: ScaleConfig) -> bool:
@@ -97,7 +98,7 @@ def _carry_out(task: Task) -> None:
     with collectives.together(task.config.scale.timeout):
         while True:
             try:
-                run_pipeline(task.config, task.path, until=task.until, redo=redo)
+                run_pipeline(task.config, task.path, until=task.until, redo=redo, profile=task.profile)
                 return
             except Waiting as error:
                 if not task.wait:

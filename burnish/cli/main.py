@@ -107,6 +107,10 @@ def run(
         int | None,
         typer.Option(min=1, help="Processes on this machine that share the run (scale.workers)."),
     ] = None,
+    profile: Annotated[
+        int,
+        typer.Option(min=0, help="Write a torch.profiler trace of this many PPO updates to DIR/profile."),
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Carry out a run, or continue one that was stopped.
@@ -117,7 +121,7 @@ def run(
         *(["ppo.gate=ignored"] if force else []),
         *([] if workers is None else [f"scale.workers={workers}"]),
     ]
-    _run(config, [*sets, *more], directory, until, redo, as_json, wait)
+    _run(config, [*sets, *more], directory, until, redo, as_json, wait, profile)
 
 
 def _run(
@@ -128,13 +132,14 @@ def _run(
     redo: bool,
     as_json: bool,
     wait: bool = False,
+    profile: int = 0,
 ) -> None:
     from burnish.config.loading import load_config
 
     loaded = load_config(config, sets)
     prepare_environment()
     path = directory or Path("runs") / loaded.name
-    task = launch.Task(loaded, path, until, redo, wait)
+    task = launch.Task(loaded, path, until, redo, wait, profile=profile)
     reported = not collectives.first()  # by another process
     if launch.wanted(loaded.scale):
         launch.start(task, sys.argv[1:])

@@ -61,8 +61,9 @@ class ModelConfig(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="Precision of the frozen linear layers; trained weights are float32. `auto` is bfloat16 on a "
-        "GPU that supports it, else float32. bfloat16 halves the memory of the frozen layers.",
+        description="Precision of products, and of the frozen linear layers; trained weights are float32. `auto` is "
+        "bfloat16 where the hardware multiplies it (on a processor from hidden size 512), else float32. bfloat16 "
+        "halves the memory of the frozen layers.",
     )
     gradient_checkpointing: bool = Field(
         False,

@@ -24,7 +24,7 @@ from burnish.config.model import LoraConfig
 from burnish.errors import ModelError
 from burnish.models import engine
 from burnish.models.batches import Batch, Positions, pad_batch, precise, read
-from burnish.models.device import UNMEASURED_PRICE, sums_in_float32, traits
+from burnish.models.device import UNMEASURED_PRICE, pass_price, sums_in_float32, traits
 from burnish.models.engine import inner, lay_out
 from burnish.models.memory import Memory
 from burnish.models.shards import Shards, copied, state_of
@@ -37,7 +37,8 @@ class Backbone:
     """The frozen language model of a run, cut at `layers`.
 
     Tops made from it share its frozen tensors. With `checkpointing`, a forward pass with gradient
-    keeps only the inputs of each layer and computes the rest again.
+    keeps only the inputs of each layer and computes the rest again. A model that was loaded in
+    bfloat16 is held so from the start (`hold`).
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Backbone:
         self.memory = memory or Memory()
         self.shards = shards  # the layers that are sharded over processes
         self.lm = lm.requires_grad_(False).eval()
-        self.dtype = torch.float32  # of the linear layers that are never trained
+        self.dtype = self._loaded_in(lm)  # of the linear layers that are never trained
         self.pass_price = traits(self.device).pass_price or UNMEASURED_PRICE  # see `micro_batches`
         self.checkpointing = checkpointing
         if checkpointing:
@@ -180,19 +181,45 @@ class Backbone:
             _keep_layers(body, part)
         return body.eval()
 
+    def _loaded_in(self, lm: PreTrainedModel) -> torch.dtype:
+        """Return the precision of a loaded model; cast to float32 what is never held in another."""
+        if lm.get_input_embeddings().weight.dtype != torch.bfloat16:
+            return torch.float32
+        wide = sums_in_float32(lm.get_input_embeddings().weight.device, torch.bfloat16)
+        ends = [] if wide else [lm.get_input_embeddings(), lm.get_output_embeddings()]
+        for module in lm.modules():
+            held = isinstance(module, nn.Linear | Conv1D) or (wide and isinstance(module, nn.Embedding))
+            if not held or any(module is end for end in ends):
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.float()
+        return torch.bfloat16
+
+    @cached_property
+    def _sketch(self) -> Backbone:
+        """Two layers of a model that was loaded in bfloat16, in float32, to check how it is built."""
+        lm: Any = copy.deepcopy(self.lm, self._shared())
+        if self._can_be_cut:
+            _keep_layers(lm.base_model, slice(0, 2))
+        return Backbone(copy.deepcopy(lm).float(), "top:1" if self.cut and self.depth > 1 else "all")
+
     @torch.no_grad()
-    def hold(self, dtype: torch.dtype) -> None:
+    def hold(self, dtype: torch.dtype, device: torch.device | None = None) -> None:
         """Convert the base's linear layers below the cut, or all of them without a cut, to `dtype`.
 
         So are the embedding and the output layer on devices whose products return float32 sums.
         Norms and the activations between layers stay in float32. Policies created afterwards start
-        from the rounded weights, so that KL to the reference starts at 0.
+        from the rounded weights, so that KL to the reference starts at 0. `device` is that of the
+        run, if the weights are not there.
         """
         if dtype == self.dtype:
             return
+        if dtype == torch.float32:
+            self.lm.float()
+            self.dtype = dtype
+            return
         _ = self.fast  # decided by what the model computes in float32
         self.dtype = dtype
-        if sums_in_float32(self.device, dtype):
+        if sums_in_float32(device or self.device, dtype):
             for module in (self.lm.get_input_embeddings(), self.lm.get_output_embeddings()):
                 module.to(dtype)
         body: Any = self.lm.base_model
@@ -201,6 +228,20 @@ class Backbone:
                 if isinstance(module, nn.Linear | Conv1D):
                     module.to(dtype)
         lay_out(body)
+
+    @torch.no_grad()
+    def measure_price(self) -> None:
+        """Measure the price of one more forward pass on this device, where it is not known."""
+        if traits(self.device).pass_price is not None:
+            return
+        top = TrainableLayers(self, trainable=False)
+
+        def forward(tokens: int) -> torch.Tensor:
+            ids = [[(7 * i + row) % 100 for i in range(32)] for row in range(tokens // 32)]
+            batch = pad_batch(ids, [[]] * len(ids), 0, self.device)
+            return top.hidden_at(batch, slice(-1, None))
+
+        self.pass_price = pass_price(forward, self.device)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -240,7 +281,10 @@ class Backbone:
     @contextmanager
     def precision(self) -> Iterator[None]:
         """Compute products in the held weights' precision, casting trained weights."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        if self.dtype == torch.float32 or self.device.type == "meta":  # which autocast does not know
+            yield
+            return
+        with torch.autocast(self.device.type, self.dtype):
             yield
 
     @torch.no_grad()
@@ -307,6 +351,8 @@ class Backbone:
     def _fast(self) -> bool:
         if self.device.type == "meta" or not engine.is_llama_like(self.lm):
             return False
+        if self.dtype != torch.float32:
+            return self._sketch._fast
         batch = self._sample_batch(0)
         real = batch.attention_mask.bool()
         with torch.no_grad():
@@ -330,6 +376,11 @@ class Backbone:
     @torch.no_grad()
     def check(self, pad_id: int, tolerance: float = 1e-3) -> None:
         """Raise ModelError unless bottom, top and output layer together give the whole model's logits."""
+        if self.dtype != torch.float32:
+            self._sketch.check(pad_id, tolerance)
+            _ = self._fast
+            del self._sketch
+            return
         batch = self._sample_batch(pad_id)
         real = batch.attention_mask.bool()
         whole = self.lm(

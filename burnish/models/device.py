@@ -90,10 +90,14 @@ def rounded_price(intercept: float, slope: float) -> int:
 @cache
 def sums_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
     """Check whether a product of two `dtype` matrices can return its float32 sums on a device."""
+    if device.type == "cpu" or not hasattr(torch.ops.aten.mm, "dtype"):  # torch before 2.8
+        return False
+    if device.type == "cuda":  # also for `burnish plan` on a machine without one
+        return True
     one = torch.ones(8, 8, dtype=dtype, device=device)
     try:
         return torch.mm(one, one, out_dtype=torch.float32).dtype == torch.float32
-    except (NotImplementedError, RuntimeError, TypeError):  # another device, or torch before 2.8
+    except (NotImplementedError, RuntimeError):
         return False
 
 
@@ -151,4 +155,8 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Check whether a device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    if device.type != "cpu":
+        return False
+    # Private, and there is no public name (torch 2.13); AMX implies the other.
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return known is not None and bool(known())

@@ -376,6 +376,8 @@ def attention_input(layer: Any, x: torch.Tensor) -> torch.Tensor:
 def product_dtype(weight: torch.Tensor) -> torch.dtype:
     """Return the precision that products with a weight are computed in: autocast's, or its own."""
     kind = weight.device.type
+    if kind == "meta":  # shapes alone, which autocast does not know
+        return weight.dtype
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 

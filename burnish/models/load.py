@@ -26,6 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from burnish.config.model import TINY_MODEL, ModelConfig
 from burnish.distributed import collectives, heartbeats
 from burnish.errors import ConfigError, DataError, ModelError, ran_out
+from burnish.models.device import has_fast_bfloat16
 from burnish.records import Prompt
 
 PAD_TOKEN = "<|burnish_pad|>"
@@ -164,13 +165,14 @@ def resolve_path(path: str) -> str:
 
 
 def load_model(
-    config: ModelConfig, *, path: str | Path | None = None, weights: bool = True
+    config: ModelConfig, *, path: str | Path | None = None, weights: bool = True, as_held: bool = False
 ) -> tuple[PreTrainedModel, Codec]:
     """Return the model in float32 and eval mode, and its codec.
 
     `path` overrides the configured one (an exported policy). Without `weights` the model has shapes
-    on the meta device, and only its configuration is read. Raise ModelError with the next step if
-    it cannot be loaded.
+    on the meta device, and only its configuration is read. With `as_held`, a model whose files are
+    in bfloat16 and whose frozen weights are held so is loaded in bfloat16, straight to its device
+    (see `Backbone`). Raise ModelError with the next step if it cannot be loaded.
     """
     source = resolve_path(config.path) if path is None else str(path)
     gguf = config.gguf_file if path is None else None
@@ -188,9 +190,12 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **which)
         if weights:
+            place = {}
+            if as_held and gguf is None and _in_bfloat16(AutoConfig.from_pretrained(source, **which), config):
+                place = {"dtype": torch.bfloat16, "device_map": {"": find_device(config.device)}}
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
-                dtype=torch.float32,
+                **{"dtype": torch.float32} | place,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # `check_weights` refuses them, and names them
                 **extra,
@@ -218,6 +223,13 @@ def load_model(
     if weights:
         model.to(find_device(config.device))
     return model, codec
+
+
+def _in_bfloat16(known: Any, config: ModelConfig) -> bool:
+    """Check whether a model's files are in bfloat16, and its frozen weights are to be held so."""
+    size = int(known.get_text_config().hidden_size)
+    held = find_dtype(config.dtype, find_device(config.device), size)
+    return known.dtype == held == torch.bfloat16
 
 
 HARMLESS = re.compile(
@@ -290,11 +302,18 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def find_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the configured precision; `auto` is bfloat16 on an NVIDIA GPU that computes in it."""
+WIDE = 512  # hidden size from which a processor gains by bfloat16; below, its overhead is as large
+
+
+def find_dtype(name: str, device: torch.device, hidden_size: int) -> torch.dtype:
+    """Return the configured precision of a model.
+
+    `auto` is bfloat16 on a device that multiplies it in hardware, on a processor for models of
+    hidden size `WIDE` or more. Otherwise it is float32.
+    """
     if name == "auto":
-        there = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        name = "bfloat16" if there else "float32"
+        gains = has_fast_bfloat16(device) and (device.type != "cpu" or hidden_size >= WIDE)
+        name = "bfloat16" if gains else "float32"
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 

@@ -44,6 +44,7 @@ class Journal:
     trackers: Trackers
     stage: str = ""
     hook: Webhook | None = None
+    profile: int = 0  # PPO updates to trace
 
     @property
     def path(self) -> Path:
@@ -110,6 +111,9 @@ class Journal:
         return self.run.latest_checkpoint(self.stage)
 
 
+DEVICE_FILE = "device.json"  # in a run: what its machine decided, so that it continues alike
+
+
 @dataclass
 class Models:
     """The base model and the policies of a run, loaded on first use.
@@ -124,6 +128,9 @@ class Models:
     folder: Path | None = None  # for activations beyond the memory budget
     on_reduce: OnReduce = lambda what, rows, why: None  # called when rows are halved
     shard: bool = False  # whether frozen layers are sharded over the processes of the run
+    on_settle: Callable[[dict[str, Any]], None] = lambda found: (
+        None
+    )  # called with new contents of DEVICE_FILE
 
     @property
     def cut_over(self) -> bool:
@@ -140,7 +147,7 @@ class Models:
     def _load(self, path: Path | None) -> tuple[PreTrainedModel, Codec]:
         """Load a model and its codec, into main memory if the model is to be sharded."""
         where = {"device": "cpu"} if self.cut_over else {}
-        lm, codec = load_model(self.config.model_copy(update=where), path=path)
+        lm, codec = load_model(self.config.model_copy(update=where), path=path, as_held=True)
         limits = self.config
         wanted = limits.max_prompt_tokens + limits.max_response_tokens
         context = context_of(lm)
@@ -205,11 +212,24 @@ class Models:
             lm, config.layers, config.lora, checkpointing=config.gradient_checkpointing, memory=memory
         )
         base.check(codec.pad_id)
-        device = find_device(config.device)
-        base.hold(find_dtype(config.dtype, device))
+        device, settled = find_device(config.device), self._settled()
+        # On another kind of machine, a run with `auto` continues in the precision that it began with.
+        dtype = settled.get("dtype", "auto") if config.dtype == "auto" else config.dtype
+        base.hold(find_dtype(dtype, device, base.hidden_size))
         if self.cut_over:
             base.shard(device)
+        if "pass_price" in settled:
+            base.pass_price = settled["pass_price"]
+        else:
+            base.measure_price()
+            self.on_settle({"dtype": str(base.dtype).partition(".")[2], "pass_price": base.pass_price})
         return base
+
+    def _settled(self) -> dict[str, Any]:
+        """Return the precision and the price of a pass that the run began with, on whatever machine."""
+        file = None if self.folder is None else self.folder / DEVICE_FILE
+        found: dict[str, Any] = {} if file is None or not file.exists() else read_json(file)
+        return found
 
     def new_policy(self) -> Policy:
         """Return a trainable policy that starts as the reference policy."""
@@ -448,10 +468,17 @@ class RunContext:
     journal: Journal
 
     @classmethod
-    def of(cls, run: RunDirectory, view: View, trackers: Trackers, hook: Webhook | None = None) -> RunContext:
+    def of(
+        cls,
+        run: RunDirectory,
+        view: View,
+        trackers: Trackers,
+        hook: Webhook | None = None,
+        profile: int = 0,
+    ) -> RunContext:
         """Open the context of a run whose stages are executed."""
         config = run.config
-        journal = Journal(run, view, trackers, hook=hook)
+        journal = Journal(run, view, trackers, hook=hook, profile=profile)
         fine_tuned = run.path / "sft" if config.sft.demonstrations is not None else None
         models = Models(config.model, fine_tuned, config.ppo.temperature, run.path, shard=config.scale.shard)
         examiner = config.evaluate.examiner == "reward_model"

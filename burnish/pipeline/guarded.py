@@ -10,6 +10,7 @@ from typing import Any
 from burnish.distributed import collectives
 from burnish.errors import Diverged
 from burnish.models.generate import sample_rollout
+from burnish.monitor.profile import profiled
 from burnish.monitor.texts import text_figures
 from burnish.pipeline.context import Journal
 from burnish.pipeline.oversight import Oversight
@@ -82,13 +83,14 @@ def run_guarded(guarded: Guarded, sample_every: int) -> str | None:
 def run_attempt(guarded: Guarded, sample_every: int) -> str | None:
     """Run updates; return None when PPO is done or rolled back, or the reason if it is given up."""
     ppo, journal = guarded.ppo, guarded.journal
-    for raw in ppo.updates():
+    for raw in profiled(ppo.updates(), journal.profile, journal.path / "profile"):
         stats = collectives.leaders(watched(ppo, raw, guarded.watch))
         journal.log("ppo", stats)
         while ppo.notes:
             journal.decide(stats.step, ppo.notes.pop(0))
         timing = {"step": stats.step, "attempt": stats.attempt, "tick": ppo.tick, **ppo.timing}
         journal.run.append("timing/ppo.jsonl", timing)
+        journal.trackers.log("timing", stats.step, ppo.timing)
         journal.view.progress(ppo.step, ppo.config.updates)
         journal.view.update(stats.values)
         if (ppo.tick - 1) % sample_every == 0:

@@ -9,6 +9,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ from burnish.monitor.live import Unseen, View, open_view
 from burnish.monitor.trackers import Trackers, Webhook, open_trackers, open_webhook
 from burnish.pipeline.align import align
 from burnish.pipeline.collect import collect
-from burnish.pipeline.context import RunContext
+from burnish.pipeline.context import DEVICE_FILE, RunContext
 from burnish.pipeline.dpo import HEALTHY, ON_POLICY
 from burnish.pipeline.evaluate import ANSWERS, evaluate
 from burnish.pipeline.label import label
@@ -35,6 +36,7 @@ from burnish.pipeline.sft import sft
 from burnish.pipeline.speed_estimate import settle_batch
 from burnish.reward.functions import source_of
 from burnish.runs.directory import ROUNDS, RunDirectory, Writes
+from burnish.runs.files import write_json
 from burnish.runs.inputs import Inputs, code_version, config_inputs, content_hash, imported_modules
 
 
@@ -234,12 +236,19 @@ def stage_inputs(config: RunConfig) -> dict[str, Inputs]:
 
 
 def run_pipeline(
-    config: RunConfig, path: Path, *, until: str | None = None, redo: bool = False, view: View | None = None
+    config: RunConfig,
+    path: Path,
+    *,
+    until: str | None = None,
+    redo: bool = False,
+    view: View | None = None,
+    profile: int = 0,
 ) -> RunDirectory:
     """Run every stage that is not done, in order, up to and including `until`.
 
     Finished work that no longer fits the configuration is redone with `redo`, else an error. Work of
     other code is redone with `redo`, else kept. `view` is the caller's view; None opens one.
+    `profile` is the number of PPO updates to trace.
     """
     check_config(config)
     names = [stage.name for stage in stages_of(config)]
@@ -254,7 +263,7 @@ def run_pipeline(
         config = run.config = collectives.from_lead(partial(prepared, run, view, redo))
         set_determinism(config)
         inputs = stage_inputs(config)
-        place = RunContext.of(run, view, *tellers(run, view))
+        place = RunContext.of(run, view, *tellers(run, view), profile=profile)
         try:
             for stage in stages_of(config):
                 carry_out(place, stage, inputs[stage.name])
@@ -352,6 +361,12 @@ def set_labels_aside(run: RunDirectory, *, keep_comparisons: bool) -> None:
             new.add_comparisons(comparisons)
 
 
+def keep_settled(run: RunDirectory, found: dict[str, Any]) -> None:
+    """Write what this machine decided, once in a run."""
+    if collectives.leads() and not (run.path / DEVICE_FILE).exists():
+        write_json(run.path / DEVICE_FILE, found)
+
+
 def carry_out(place: RunContext, stage: Stage, inputs: Inputs) -> None:
     """Run one stage: skip it if done, continue it if stopped, and mark it failed with the reason."""
     run, view = place.journal.run, place.journal.view
@@ -359,6 +374,7 @@ def carry_out(place: RunContext, stage: Stage, inputs: Inputs) -> None:
         return
     view.stage(stage.name, "")
     place.models.on_reduce = place.journal.of(stage.name).less_at_once
+    place.models.on_settle = partial(keep_settled, run)
     began = perf_counter()
     try:
         if place.models.cut_over and stage.name not in ("sft", ROUNDS):  # these build their own bases
@@ -439,9 +455,13 @@ def versions() -> dict[str, str]:
 
 
 def set_determinism(config: RunConfig) -> None:
-    """Set threads, seed and deterministic operations, so that a machine reproduces its numbers."""
+    """Set threads, seed and, on the CPU, deterministic operations.
+
+    A CPU then reproduces its numbers. On other devices the seed fixes what is drawn, but sums may
+    round in another order in each run.
+    """
     assert config.threads is not None, "frozen when the run was created"
     torch.set_num_threads(config.threads)
-    # On other devices some operations (on CUDA, sums along a row) have no deterministic form: only warn.
-    torch.use_deterministic_algorithms(True, warn_only=find_device(config.model.device).type != "cpu")
+    # On CUDA some operations, such as sums along a row, have no deterministic form.
+    torch.use_deterministic_algorithms(find_device(config.model.device).type == "cpu")
     torch.manual_seed(config.seed)

@@ -12,6 +12,7 @@ import torch
 from burnish.config import RunConfig
 from burnish.config.ppo import PPOConfig
 from burnish.distributed import collectives
+from burnish.models.device import synchronize
 from burnish.models.generate import sample_rollout
 from burnish.models.heads import new_reward_head
 from burnish.models.logprobs import token_logprobs
@@ -65,14 +66,17 @@ class Speed:
 
 
 def measure(models: Models, prompts: Sequence[Prompt], config: RunConfig) -> Speed:
-    """Time a small batch of each operation on these prompts."""
-    policy = models.new_policy()
+    """Time a small batch of each operation on these prompts; an accelerator is warmed up by a first one."""
+    if models.base.device.type != "cpu":
+        _measure(models, prompts, config)
+    return _measure(models, prompts, config)
 
-    device = models.base.device
+
+def _measure(models: Models, prompts: Sequence[Prompt], config: RunConfig) -> Speed:
+    policy, device = models.new_policy(), models.base.device
 
     def timed(began: float) -> float:
-        if device.type == "cuda":  # its kernels run asynchronously
-            torch.cuda.synchronize(device)
+        synchronize(device)
         return (perf_counter() - began) / len(prompts)
 
     began = perf_counter()

@@ -156,7 +156,9 @@ class PPO:
             self.first_batch = None
             collecting = earlier or perf_counter() - began
             # 5 update policy and value
+            training = perf_counter()
             values = self.train_epochs(experience)
+            epochs, training = values.pop("epochs"), perf_counter() - training
             # 6 adapt KL
             values |= self.adapt(experience)
             values |= self.adapt_rate(experience)
@@ -171,12 +173,14 @@ class PPO:
             self.step += 1
             self.tick += 1
             seconds = perf_counter() - began + earlier
-            sampling = self.timing.pop("sampling_seconds")
+            sampling, tokens = self.timing.pop("sampling_seconds"), sum(experience.rollout.lengths)
             self.timing |= {
                 "seconds": seconds,
-                "tokens_per_second": sum(experience.rollout.lengths) / seconds,
-                "scoring_share": (collecting - sampling) / seconds,
                 "sampling_share": sampling / seconds,
+                "scoring_share": (collecting - sampling) / seconds,
+                "update_tokens_per_second": tokens / seconds,
+                "sampling_tokens_per_second": tokens / sampling,
+                "training_tokens_per_second": tokens * epochs / training,
             }
             yield StepStats(self.step, self.attempt, values)
 
@@ -258,7 +262,8 @@ class PPO:
     def train_epochs(self, experience: Experience) -> dict[str, float]:
         """Run the inner epochs and return the mean figures; skip and count non-finite steps.
 
-        The epochs end early when the KL to the sampled policy exceeds `stop_kl`.
+        The epochs end early when the KL to the sampled policy exceeds `stop_kl`; `epochs` is their
+        number.
         """
         size = self.config.batch_size
         rates = [self.learning_rate * self.warm, self.value_learning_rate * self.share_after(self.step)]
@@ -280,7 +285,7 @@ class PPO:
                 break
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
         means = {name: sum(v) / len(v) for name, v in totals.items()}
-        return means | {"skipped": float(skipped), "learning_rate": rates[0]}
+        return means | {"skipped": float(skipped), "learning_rate": rates[0], "epochs": epoch + 1.0}
 
     def minibatch(self, experience: Experience, rows: list[int]) -> dict[str, float] | None:
         """Take one optimizer step over `rows`; return None if it was not finite."""

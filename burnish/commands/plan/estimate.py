@@ -180,8 +180,8 @@ def sketched(lm: PreTrainedModel, config: RunConfig, device: torch.device, named
     """Return the shapes of a configuration, from a copy of `lm` on the meta device."""
     model = config.model
     base = Backbone(copy.deepcopy(lm), model.layers, model.lora, checkpointing=model.gradient_checkpointing)
-    auto = torch.bfloat16 if named is not None else find_dtype(model.dtype, device)
-    base.hold(auto if model.dtype == "auto" else find_dtype(model.dtype, device))
+    dtype = find_dtype(model.dtype, device, base.hidden_size)
+    base.hold(torch.bfloat16 if named is not None and model.dtype == "auto" else dtype, device)
     return Shapes(base, config, device)
 
 

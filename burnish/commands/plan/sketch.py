@@ -32,7 +32,7 @@ class SketchedModels(Models):
         base = Backbone(
             lm, self.config.layers, self.config.lora, checkpointing=self.config.gradient_checkpointing
         )
-        base.hold(find_dtype(self.config.dtype, self.device))
+        base.hold(find_dtype(self.config.dtype, self.device, base.hidden_size), self.device)
         return base
 
     @property
