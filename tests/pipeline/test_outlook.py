@@ -120,7 +120,7 @@ def test_layers_that_are_cut_over_devices_take_a_part_of_the_room_and_time_to_pu
 
     whole, cut = ahead(), ahead("scale.shard=true")
     config = load_config(None, ["model.layers=lora", "scale.shard=true"])
-    shapes = sketched(load_model(config.model, weights=False)[0], config, CPU, "h100")
+    shapes = sketched(load_model(config.model, weights=False)[0], config, torch.device("cuda"), "h100")
     lm, _ = load_model(config.model)
     base = Backbone(lm, "lora")
     base.hold(torch.bfloat16)
