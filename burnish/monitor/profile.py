@@ -20,8 +20,9 @@ WARM_UP = 1  # updates before the trace, in which memory is allocated and kernel
 def profiled(updates: Iterator[T], n: int, folder: Path) -> Iterator[T]:
     """Yield updates, and write a trace of `n` of them to `folder`, after the first.
 
-    The trace includes what the caller does with each of them. With `n` 0, or if the folder has a trace, nothing is traced. Only process 0 of several is
-    traced. The file is opened by chrome://tracing or ui.perfetto.dev.
+    The trace includes what the caller does with each of them. With `n` 0, or if the folder has a
+    trace, nothing is traced. Only process 0 of several is traced. The file is opened by
+    chrome://tracing or ui.perfetto.dev.
     """
     file = folder / f"ppo-{n}-updates.json.gz"
     if not n or file.exists() or not collectives.leads():
