@@ -322,12 +322,13 @@ def draw(
     size = math.isqrt(p.shape[1])
     whole = p.shape[1] // size * size
     sums = torch.cat([p[:, :whole].unflatten(1, (-1, size)).sum(-1), p[:, whole:].sum(-1, keepdim=True)], 1)
-    block, rest = _invert(sums, uniforms[:, None].to(p.dtype) * sums.sum(-1, keepdim=True))
+    total = sums.sum(-1, keepdim=True)  # 1 but for rounding, which would be a bias of every token
+    block, rest = _invert(sums, uniforms[:, None].to(p.dtype) * total)
     columns = block * size + torch.arange(size, device=p.device)
     inside = p.gather(1, columns.clamp(max=p.shape[1] - 1)) * (columns < p.shape[1])
     tokens = (block * size + _invert(inside, rest)[0]).clamp_(max=p.shape[1] - 1)
-    logprobs = p.gather(1, tokens).log()
-    entropy = logits.gather(1, tokens) - logprobs - (p * logits).sum(-1, keepdim=True)
+    logprobs = (p.gather(1, tokens) / total).log()
+    entropy = logits.gather(1, tokens) - logprobs - (p * logits).sum(-1, keepdim=True) / total
     return tokens[:, 0], logprobs[:, 0], entropy[:, 0]
 
 

@@ -300,6 +300,23 @@ def test_draws_follow_the_distribution_at_its_temperature() -> None:
     assert torch.allclose(entropy, -(expected * expected.log()).sum(), atol=1e-5)
 
 
+def test_log_probabilities_over_a_large_vocabulary_have_no_bias() -> None:
+    """Rounding must not add up over the tokens of a response: KL would not start at 0."""
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(64, 49_152, generator=rng) * 3
+    policy = fixed_policy([0.0])
+    policy.head.fixed = logits
+    tokens, logprobs, entropy = draw(policy, torch.zeros(64, 1), torch.rand(64, generator=rng))
+    exact = logits.double()
+    exact[:, 0] = -torch.inf
+    exact = exact.log_softmax(-1)
+    gaps = logprobs - exact.gather(1, tokens[:, None])[:, 0]
+    assert abs(float(gaps.mean())) < 5e-7
+    assert float(gaps.abs().max()) < 5e-6
+    expected = -(exact.exp() * exact.nan_to_num(neginf=0.0)).sum(-1)
+    assert torch.allclose(entropy.double(), expected, atol=1e-4)
+
+
 def test_the_ends_of_the_uniform_draw_possible_tokens() -> None:
     policy = fixed_policy([0.0, -1e9, 3.0, 1.0, -1e9, -1e9])
     uniforms = torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64)
