@@ -56,6 +56,7 @@ def main() -> None:
         "evaluate.n_test": 8,
         "reward.members": args.members,
         "reward.reference_samples": 32,
+        "ppo.gate": "ignored",  # its pairs are random, so no reward can be learnt from them
         "ppo.updates": args.updates + 1,  # the first one warms up and is not counted
         "ppo.batch_size": args.batch,
         "ppo.micro_batch": args.batch,

@@ -87,6 +87,33 @@ def rounded_price(intercept: float, slope: float) -> int:
     return int(2 ** round(np.log2(min(max(price, least), most))))
 
 
+def captured(
+    step: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor, undo: Callable[[], None]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return `step` as a CUDA graph, which launches all its kernels at once.
+
+    `step` must read and write the same memory in every call. It is run once to warm up, after which
+    `undo` restores what it changed. The result of a call is overwritten by the next one.
+    """
+    given = example.clone()
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        step(given)
+        undo()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step(given)
+
+    def replay(x: torch.Tensor) -> torch.Tensor:
+        given.copy_(x)
+        graph.replay()
+        return out
+
+    return replay
+
+
 @cache
 def sums_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
     """Check whether a product of two `dtype` matrices can return its float32 sums on a device."""
@@ -142,7 +169,7 @@ def _rounded_products(dtype: torch.dtype) -> Iterator[None]:
 def linear_of_few(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Return linear(x, weight, bias) of rows x (..., k); by W x^T for few float32 rows on a CPU.
 
-    With MKL this takes .4 to .9 of the time for 4 to 32 rows (docs/benchmarks.md).
+    With MKL on an AMD EPYC this takes .5 to .95 of the time for 4 to 32 rows (docs/decisions.md).
     """
     rows = x.numel() // x.shape[-1]
     if not (x.device.type == "cpu" and x.dtype == torch.float32 and rows <= FEW_ROWS):

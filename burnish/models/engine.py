@@ -12,7 +12,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from burnish.models.batches import CPU, SUPPRESSED, Positions, precise, read
-from burnish.models.device import linear_of_few, traits
+from burnish.models.device import captured, linear_of_few, traits
 
 if TYPE_CHECKING:
     from burnish.models.backbone import TrainableLayers
@@ -46,7 +46,7 @@ class FastDecoder:
     """
 
     refills = True
-    compact_share = 1.0  # a slot less costs a copy of one slot at most
+    graphs = False  # whether steps are CUDA graphs, one for each bucket; not seen on a GPU yet
 
     def __init__(self, top: TrainableLayers, slots: int, width: int) -> None:
         base, device = top.base, top.base.device
@@ -74,8 +74,17 @@ class FastDecoder:
         self.lengths = torch.zeros(slots, dtype=torch.long, device=device)
         self.in_use = torch.zeros_like(self.lengths)  # 1 for a slot with a sequence
         self.filled = [0] * slots  # `lengths`, known without a wait for the device
+        self.captured: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {}  # steps by bucket
         cos, sin = rope_tables(base.lm.base_model, self.columns[None])
         self.cos, self.sin = cos[0].to(dtype), sin[0].to(dtype)
+
+    @property
+    def compact_share(self) -> float:
+        """Share of used slots from which `keep` is worth its cost: a copy of one slot at most.
+
+        A graph holds the addresses of the cache, which must not move.
+        """
+        return 0.0 if self.graphs else 1.0
 
     def admit(self, slots: Sequence[int], prompt_ids: Sequence[Sequence[int]]) -> torch.Tensor:
         """Prefill these slots, each distinct prompt once; return last hidden states (len(slots), D)."""
@@ -108,8 +117,21 @@ class FastDecoder:
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Feed one token (S,) per slot and return the hidden states (S, D) after it."""
-        where, n_kv, slots = self.lengths, self.heads[1], len(ids)
         seen = min(-(-(max(self.filled) + 1) // self.bucket) * self.bucket, self.width)
+        self.filled = [n + 1 if n else 0 for n in self.filled]
+        if not self.graphs:
+            return self._step(ids, seen)
+        if seen not in self.captured:
+            self.captured[seen] = captured(lambda x: self._step(x, seen), ids, self._step_back)
+        return self.captured[seen](ids)
+
+    def _step_back(self) -> None:
+        """Forget the last step; the next one writes to the same places."""
+        self.lengths.sub_(self.in_use)
+
+    def _step(self, ids: torch.Tensor, seen: int) -> torch.Tensor:
+        """Do the device's part of a step; no sequence has more than `seen` tokens after it."""
+        where, n_kv, slots = self.lengths, self.heads[1], len(ids)
         # (S, 1, 1, seen); finite, so that a free slot gives no nan.
         unseen = torch.where(self.columns[:seen] <= where[:, None], 0.0, SUPPRESSED)[:, None, None]
         unseen = unseen.to(self.cos.dtype)
@@ -142,7 +164,6 @@ class FastDecoder:
         )
         # A free slot is fed too, but must not grow: it would run past the width of the cache.
         self.lengths.add_(self.in_use)
-        self.filled = [n + 1 if n else 0 for n in self.filled]
         return self.norm(hidden[:, 0])
 
     def keep(self, slots: Sequence[int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,9 +23,11 @@ from transformers import (
 
 from burnish.config.model import LoraConfig
 from burnish.errors import Diverged, ModelError
+from burnish.models import engine
 from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.batches import pad_batch
-from burnish.models.engine import fused, inner
+from burnish.models.device import ON_CPU
+from burnish.models.engine import FastDecoder, fused, inner
 from burnish.models.generate import decoder, draw, sample_ids, sample_rollout
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, make_policy, token_entropy, token_logprobs
@@ -154,6 +157,40 @@ def test_slots_that_are_refilled_give_the_same_responses(name: str, mode: str) -
         again = token_logprobs(policy, batch)
         assert torch.allclose(found.logprobs[:, : again.shape[1]], again, atol=1e-4)
         assert found.ended == [row[-1] in CODEC.eos_ids for row in ids]
+
+
+def test_steps_as_graphs_give_the_same_responses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU nothing is captured: what a graph needs is that a step may be run twice, in fixed memory."""
+    base = Backbone(model_of(FAST["llama"]), "top:1")
+    top = TrainableLayers(base)
+    addresses: set[int] = set()
+    captures = []
+
+    def captured(step: Any, example: torch.Tensor, undo: Any) -> Any:
+        captures.append(example.shape)
+        first = step(example)
+        undo()
+
+        def replay(x: torch.Tensor) -> torch.Tensor:
+            machine = step.__closure__[1].cell_contents
+            addresses.update(k.data_ptr() for k in machine.keys)
+            return step(x)
+
+        torch.testing.assert_close(step(example), first)
+        undo()
+        return replay
+
+    monkeypatch.setattr(FastDecoder, "graphs", True)
+    monkeypatch.setattr(engine, "captured", captured)
+    monkeypatch.setattr(engine, "traits", lambda device: replace(ON_CPU, bucket=8))
+    policy, found, ids = sampled(base, top, n=24, slots=7)
+    assert_drawn_at(policy, some_prompts(24), ids, uniforms_of(24, 20, 0))
+    with torch.no_grad():
+        again = token_logprobs(policy, pad_batch(some_prompts(24), ids, 0))
+    torch.testing.assert_close(found.logprobs[:, : again.shape[1]], again, atol=1e-4, rtol=1e-4)
+    assert len(captures) == 3, "of 16, 24 and all 29 tokens of the cache"
+    assert set(captures) == {(7,)}
+    assert len(addresses) == len(base.lm.base_model.layers), "the cache does not move"
 
 
 def test_slots_that_stay_free_after_the_last_refill_do_not_outgrow_the_cache() -> None:

@@ -55,7 +55,7 @@ def pace_on(
     a_layer = body / depth  # weights
     held_half = base.dtype.itemsize == 2
     frozen_speed = PRODUCTS * (device.half if held_half else device.single)
-    trained_speed = PRODUCTS * device.single
+    trained_speed = frozen_speed  # trained weights are cast for their products
     tokens, said = lengths.mean, lengths.response
     head = 2 * shapes.vocabulary * base.hidden_size * said / trained_speed
     rows = min(slots, shapes.config.ppo.micro_batch)

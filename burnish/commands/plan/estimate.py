@@ -157,7 +157,9 @@ def look_ahead(
             gathered = seconds_a_gathering(DEVICES[device], shapes, world)
             pace = pace_on(DEVICES[device], shapes, lengths, -(-config.ppo.batch_size // world), gathered)
             link = seconds_a_sum(DEVICES[device], shapes, world)
-            assumed.append("the device reaches the shares of its data sheet given in docs/guides/scale.md")
+            assumed.append(
+                "the time is computed, not measured: from the data sheet, by the shares in docs/guides/scale.md"
+            )
         if world > 1:
             assumed.append("processes do not wait for one another")
             if config.scale.shard and device is None:

@@ -1,0 +1,109 @@
+"""The scripts under benchmarks/ in their shortest form: they run on a clean clone, and give the figures they promise.
+
+Not here: `first_label.py` and `peers.sh` install environments, and `watch_trl.py` runs in a peer's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from burnish.rehearse import grammar
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow("benchmarks")
+ELSEWHERE = {"first_label", "watch_trl"}
+SHORT = [
+    *("data.n_prompts=400", "collect.n_pairs=192", "reward.reference_samples=64", "ppo.updates=4"),
+    *("ppo.batch_size=16", "evaluate.n_selection=32", "evaluate.n_test=48", "evaluate.kl_prompts=32"),
+]
+FORMS = {
+    "gate_seeds": ["--seeds", "1", "--jobs", "1"],
+    "kill_resume": ["--kills", "1", "--runs", "1"],
+    "labelling_load": ["--annotators", "3", "--seconds", "5", "--comparisons", "300", "--kills", "1"],
+    "page_to_pairs": ["--pairs", "30", "--annotators", "3"],
+    "plan": ["--modes", "auto"],
+    "quickstart_seeds": ["--seeds", "0", "--set", *SHORT],
+    "scale": ["compute"],
+    "selection": [],
+    "sizes": ["--steps", "3"],
+}
+"""Arguments of the scripts that need no others; `candidates`, `gpu` and `speed` have tests of their own."""
+
+
+def script(name: str, *args: str | Path | float, rc: int = 0) -> str:
+    """Run a script in a process of its own, on one thread, and return what it prints."""
+    call = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *map(str, args)]
+    threads = {"OMP_NUM_THREADS": "1", "BURNISH_THREADS": "1"}
+    done = subprocess.run(
+        call, capture_output=True, text=True, cwd=ROOT, env=os.environ | threads, check=False
+    )
+    assert done.returncode == rc, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def last_line(text: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(text.strip().splitlines()[-1])
+    return found
+
+
+def test_every_script_is_here() -> None:
+    there = {file.stem for file in (ROOT / "benchmarks").glob("*.py")}
+    assert there == FORMS.keys() | ELSEWHERE | {"candidates", "gpu", "speed"}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_shortest_form_runs(name: str) -> None:
+    assert script(name, *FORMS[name]).strip()
+
+
+def test_candidates_are_trained_from_a_finished_run(run_copy: Path) -> None:
+    assert "dpo_labels" in script("candidates", run_copy, "--arms", "dpo_labels")
+
+
+def test_the_script_for_a_gpu_runs_every_step_on_a_cpu(tmp_path: Path) -> None:
+    steps = "output_layer,sampling,sampling_gap,pass_price,ppo_update,reward_pairs,load_peak"
+    out = tmp_path / "gpu.json"
+    script("gpu", "--size", "tiny", "--device", "cpu", "--out", out, "--only", steps)
+    found = json.loads(out.read_text())["steps"]
+    assert list(found) == steps.split(",")
+    assert [name for name, step in found.items() if "error" in step] == []
+    assert found["sampling"]["engine_4"] > 0
+    assert abs(found["sampling_gap"]["mean"]) < 1e-6
+    assert found["load_peak"]["host_gib"] > found["load_peak"]["files_gib"] > 0
+    script("gpu", "--size", "tiny", "--device", "cpu", "--out", out, "--only", steps, "--seconds", "0")
+    assert all("skipped" in step for step in json.loads(out.read_text())["steps"].values())
+
+
+def test_our_arms_of_the_speed_table_run_on_a_new_arena(tmp_path: Path) -> None:
+    arena = tmp_path / "arena"
+    script("arms/arena", arena, "--layers", "3", "--hidden", "64", "--vocab", "512")
+    ppo = last_line(
+        script("arms/burnish_ppo", arena, "--updates", "2", "--batch", "8", "--length", "8", "--members", "1")
+    )
+    assert len(ppo["seconds"]) == 2  # type: ignore[arg-type]
+    rates = last_line(
+        script("arms/burnish_sampling", arena, "--prompts", "8", "--batch", "8", "--rounds", "1")
+    )
+    assert float(rates["ours"]) > 0  # type: ignore[arg-type]
+
+
+def test_our_arms_on_pairs_run(tmp_path: Path) -> None:
+    pairs = [
+        {"prompt": p.text, "chosen": " She sang and was glad.", "rejected": f" He had {i} cows."}
+        for i, p in enumerate(grammar.prompts(60, 0))
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    model = ROOT / "burnish" / "rehearse" / "model"
+    reward = last_line(
+        script("arms/burnish_pairs", "reward", model, file, "--rate", 1e-3, "--held-out", 12, "--members", 1)
+    )
+    assert 0 <= float(reward["accuracy"]) <= 1  # type: ignore[arg-type]
+    dpo = last_line(script("arms/burnish_pairs", "dpo", model, file, "--rate", 1e-3, "--held-out", 12))
+    assert 0 <= float(dpo["gold_win_rate"]) <= 1  # type: ignore[arg-type]
