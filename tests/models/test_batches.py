@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from time import sleep
 
 import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from burnish.models import device
 from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.batches import micro_batches
 from burnish.models.device import pass_price, rounded_price
@@ -62,13 +62,14 @@ def test_a_price_is_a_power_of_two_within_its_range() -> None:
     assert rounded_price(1.0, 0.0) == rounded_price(1e9, 1.0) == 1 << 14
 
 
-def test_the_price_of_a_pass_is_read_from_two_sizes() -> None:
-    def forward(tokens: int) -> None:
-        sleep(2e-3 + tokens * 4e-6)
+def test_the_price_of_a_pass_is_read_from_two_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
 
-    assert (
-        256 <= pass_price(forward, torch.device("cpu")) <= 1024
-    )  # 500 by construction; sleeping takes longer
+    def forward(tokens: int) -> None:
+        now[0] += 2e-3 + tokens * 4e-6
+
+    monkeypatch.setattr(device, "perf_counter", lambda: now[0])
+    assert pass_price(forward, torch.device("cpu")) == 512
 
 
 @pytest.mark.parametrize("mode", ["all", "top:1"])
