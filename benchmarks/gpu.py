@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import resource
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from burnish.config.ppo import PPOConfig
 from burnish.config.reward import RewardConfig
 from burnish.models import device as devices
 from burnish.models.backbone import Backbone, TrainableLayers
+from burnish.models.batches import micro_batches
 from burnish.models.engine import FastDecoder
 from burnish.models.generate import sample_ids, sample_rollout
 from burnish.models.heads import new_reward_head
@@ -217,9 +219,17 @@ def continuous_batching(bench: Bench) -> dict[str, Any]:
 
 
 def pass_price(bench: Bench) -> dict[str, Any]:
-    """The price of one more forward pass, in tokens, and the passes of 512 rows before and after."""
+    """The price of one more forward pass, in tokens, and the passes over 512 rows with it and with a CPU's."""
     bench.base.measure_price()
-    return {"tokens": bench.base.pass_price, "table": devices.traits(bench.device).pass_price}
+    rng = random.Random(0)
+    prompts = [rng.randint(bench.size.prompt // 4, bench.size.prompt) for _ in range(512)]
+    responses = [rng.randint(1, bench.size.response) for _ in range(512)]
+    passes = {
+        price: len(list(micro_batches(prompts, responses, 32, range(512), price)))
+        for price in (devices.ON_CPU.pass_price, bench.base.pass_price)
+        if price is not None
+    }
+    return {"tokens": bench.base.pass_price, "passes_of_512_rows_by_price": passes}
 
 
 def ppo_update(bench: Bench) -> dict[str, Any]:
@@ -256,6 +266,34 @@ def ppo_update(bench: Bench) -> dict[str, Any]:
     found = {"responses": n, "kl_at_the_start": float(last.values["kl"]), **shares}
     found["peak_gib"] = _peak(bench.device)
     return found
+
+
+def planned_update(bench: Bench) -> dict[str, Any]:
+    """The seconds that `burnish plan` computes for the phases of `ppo_update`, from the data sheet."""
+    from burnish.commands.plan.devices import DEVICES, pace_on
+    from burnish.commands.plan.memory_estimate import Lengths, Shapes
+    from burnish.config.loading import load_config
+
+    n, size = bench.size.batches[0], bench.size
+    named = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else "no GPU, so H100"
+    sheet = next((sheet for sheet in DEVICES if sheet in named.lower().replace(" ", "")), None)
+    if sheet is None:
+        return {"skipped": f"there is no data sheet of {named} in burnish/commands/plan/devices.py"}
+    with torch.device("meta"):
+        lm = LlamaForCausalLM._from_config(size.config(), dtype=torch.float32)
+    base = Backbone(lm, bench.layers)
+    base.hold(bench.dtype, bench.device)
+    config = load_config(
+        None, [f"ppo.micro_batch={max(1, n // 4)}", f"ppo.batch_size={n}", "ppo.advantage=rloo"]
+    )
+    lengths = Lengths(size.prompt, size.response, size.prompt, size.response)
+    pace = pace_on(DEVICES[sheet], Shapes(base, config, bench.device), lengths, n)
+    return {
+        "sheet": sheet,
+        "sampling_seconds": n * pace.sampling,
+        "reading_seconds": n * pace.reading,
+        "training_seconds": n * config.ppo.epochs * pace.policy,
+    }
 
 
 def sampling_gap(bench: Bench) -> dict[str, Any]:
@@ -338,6 +376,7 @@ STEPS: list[Callable[[Bench], dict[str, Any]]] = [
     sampling_gap,
     pass_price,
     ppo_update,
+    planned_update,
     reward_pairs,
     load_peak,
     continuous_batching,

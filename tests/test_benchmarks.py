@@ -67,7 +67,7 @@ def test_candidates_are_trained_from_a_finished_run(run_copy: Path) -> None:
 
 
 def test_the_script_for_a_gpu_runs_every_step_on_a_cpu(tmp_path: Path) -> None:
-    steps = "output_layer,sampling,sampling_gap,pass_price,ppo_update,reward_pairs,load_peak"
+    steps = "output_layer,sampling,sampling_gap,pass_price,ppo_update,planned_update,reward_pairs,load_peak"
     out = tmp_path / "gpu.json"
     script("gpu", "--size", "tiny", "--device", "cpu", "--out", out, "--only", steps)
     found = json.loads(out.read_text())["steps"]
