@@ -284,7 +284,13 @@ def planned_update(bench: Bench) -> dict[str, Any]:
     base = Backbone(lm, bench.layers)
     base.hold(bench.dtype, bench.device)
     config = load_config(
-        None, [f"ppo.micro_batch={max(1, n // 4)}", f"ppo.batch_size={n}", "ppo.advantage=rloo"]
+        None,
+        [
+            f"ppo.micro_batch={max(1, n // 4)}",
+            f"ppo.batch_size={n}",
+            "ppo.advantage=rloo",
+            "ppo.samples_per_prompt=4",
+        ],
     )
     lengths = Lengths(size.prompt, size.response, size.prompt, size.response)
     pace = pace_on(DEVICES[sheet], Shapes(base, config, bench.device), lengths, n)

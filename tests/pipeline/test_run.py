@@ -188,7 +188,7 @@ def test_discarding_every_stage_leaves_nothing_of_theirs(run_copy: Path) -> None
     run = RunDirectory.open(run_copy)
     discard(run, STAGES)
     left = {str(p.relative_to(run_copy)) for p in run_copy.rglob("*") if p.is_file()}
-    kept = {"run.yaml", "manifest.json", "events.jsonl", "labels.replaced-1.sqlite"}
+    kept = {"run.yaml", "device.json", "manifest.json", "events.jsonl", "labels.replaced-1.sqlite"}
     assert {p for p in left if not p.startswith("tensorboard/")} == kept
     assert run.read_rows("events.jsonl") == []
 
