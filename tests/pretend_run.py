@@ -223,6 +223,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     warnings.simplefilter("error")
+    warnings.filterwarnings(
+        "ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning
+    )  # as in pytest
     torch.set_num_threads(1)
     if args.layers == "output":
         print(json.dumps([output_layer()]))

@@ -89,5 +89,5 @@ def test_an_output_layer_in_bfloat16_gives_log_probabilities_and_gradients_near_
 @pytest.mark.e2e
 def test_two_processes_train_on_another_device() -> None:
     ours, theirs = pretended_run("top:2", processes=2)
-    assert ours["figures"] == theirs["figures"]
+    assert ours["figures"] == pytest.approx(theirs["figures"], rel=1e-4, abs=1e-5)
     assert ours["figures"]["kl at the start"] == 0
