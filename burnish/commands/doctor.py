@@ -16,6 +16,7 @@ from burnish.config import RunConfig
 from burnish.config.checks import check_config
 from burnish.config.evaluate import EvaluateConfig
 from burnish.errors import BurnishError
+from burnish.models.device import has_fast_bfloat16
 from burnish.pipeline.context import Data, Models, RunContext, context_of
 from burnish.pipeline.speed_estimate import BYTES
 from burnish.records import Preference, Prompt
@@ -86,6 +87,18 @@ def _model(models: Models) -> Iterator[Finding]:
         codec.pad_id not in codec.eos_ids,
         f"ends with id {ends}, pads with id {codec.pad_id}",
     )
+    yield _precision(models.base.dtype, models.base.device)
+    if models.base.device.type != "cpu":
+        yield Finding("determinism", None, "two runs on this device round differently; on a CPU they do not")
+
+
+def _precision(dtype: torch.dtype, device: torch.device) -> Finding:
+    """Compare the precision of products with what the device computes in hardware."""
+    name = str(dtype).removeprefix("torch.")
+    if dtype == torch.bfloat16 and not has_fast_bfloat16(device):
+        text = f"products in {name}, which {device} computes without instructions for it, slower than float32"
+        return Finding("precision", False, f"{text}: set model.dtype to auto")
+    return Finding("precision", True, f"products in {name} on {device}")
 
 
 def _data(data: Data, asked: EvaluateConfig) -> Iterator[Finding]:

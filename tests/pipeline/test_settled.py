@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from burnish.commands import doctor
 from burnish.config.model import ModelConfig
 from burnish.models import backbone
 from burnish.pipeline.context import DEVICE_FILE, Models
@@ -33,6 +34,18 @@ def test_a_run_continues_as_it_began_on_another_machine(tmp_path: Path) -> None:
     assert found == []
     named = models(tmp_path, found, dtype="float32").base
     assert named.dtype == torch.float32, "the configuration names it"
+
+
+def test_the_doctor_names_a_precision_that_the_processor_computes_slowly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = torch.device("cpu")
+    assert doctor._precision(torch.float32, cpu).ok
+    for there in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda there=there: there)
+        found = doctor._precision(torch.bfloat16, cpu)
+        assert found.ok is there
+        assert ("set model.dtype to auto" in found.evidence) is not there
 
 
 def test_the_price_of_a_device_that_is_not_in_the_table_is_measured(
