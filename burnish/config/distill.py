@@ -26,7 +26,9 @@ class DistillConfig(Section):
     max_prompts: int = Field(640, ge=8, description="Training prompts used at most.")
     epochs: int = Field(2, ge=1, description="Passes over the selected responses.")
     micro_batch: int = Field(
-        32, ge=1, description="Rows per forward pass. Lower it where training runs out of memory."
+        32,
+        ge=1,
+        description="Rows per forward pass, more if they are short. Lower it where training runs out of memory.",
     )
     learning_rate: Rate = Field(
         "auto", description="Learning rate of AdamW. `auto` derives it from the width of the model."

@@ -65,7 +65,8 @@ class DPOConfig(Section):
     micro_batch: int = Field(
         32,
         ge=1,
-        description="Rows per forward pass. Lower it where training runs out of memory; results stay the same.",
+        description="Rows per forward pass, more if they are short. Lower it where training runs out of memory; "
+        "results stay the same.",
     )
     learning_rate: Rate = Field(
         "auto", description="Learning rate of AdamW. `auto` finds it with short trials."

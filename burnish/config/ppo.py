@@ -148,8 +148,8 @@ class PPOConfig(Section):
     micro_batch: int = Field(
         32,
         ge=1,
-        description="Rows per forward pass, frozen in run.yaml. Lower it where training runs out of memory; "
-        "results stay the same but for rounding.",
+        description="Rows per forward pass, more if they are short; frozen in run.yaml. Lower it where training runs "
+        "out of memory; results stay the same but for rounding.",
     )
     advantage: Literal["auto", "gae", "rloo", "grpo"] = Field(
         "auto",

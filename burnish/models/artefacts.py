@@ -115,7 +115,8 @@ def save_plain_reward_model(model: ScalarHead, folder: Path, tokenizer: Any) -> 
     if last:
         config.num_labels = 1
         config.problem_type = "regression"
-    whole: Any = (AutoModelForSequenceClassification if last else AutoModel).from_config(config)
+    kind: Any = AutoModelForSequenceClassification if last else AutoModel
+    whole = kind.from_config(config, dtype=torch.float32)
     whole.base_model.load_state_dict(top.full_state())
     if last:
         with torch.no_grad():

@@ -185,44 +185,51 @@ class Backbone:
         """Return the precision of a loaded model; cast to float32 what is never held in another."""
         if lm.get_input_embeddings().weight.dtype != torch.bfloat16:
             return torch.float32
-        wide = sums_in_float32(lm.get_input_embeddings().weight.device, torch.bfloat16)
-        ends = [] if wide else [lm.get_input_embeddings(), lm.get_output_embeddings()]
+        output = lm.get_output_embeddings()
         for module in lm.modules():
-            held = isinstance(module, nn.Linear | Conv1D) or (wide and isinstance(module, nn.Embedding))
-            if not held or any(module is end for end in ends):
+            if module is output or not isinstance(module, nn.Linear | Conv1D):
                 for parameter in module.parameters(recurse=False):
                     parameter.data = parameter.data.float()
         return torch.bfloat16
 
     @cached_property
     def _sketch(self) -> Backbone:
-        """Two layers of a model that was loaded in bfloat16, in float32, to check how it is built."""
+        """A few layers of a model that was loaded in bfloat16, in float32, to check how it is built.
+
+        They are the lowest two, and one of each other kind: layers whose modules have other settings,
+        such as one without a rotary embedding.
+        """
         lm: Any = copy.deepcopy(self.lm, self._shared())
         if self._can_be_cut:
-            _keep_layers(lm.base_model, slice(0, 2))
+            kinds = [_kind_of(lm.base_model, number) for number in range(self.depth)]
+            _keep_layers(lm.base_model, [n for n, kind in enumerate(kinds) if n < 2 or kind not in kinds[:n]])
         return Backbone(copy.deepcopy(lm).float(), "top:1" if self.cut and self.depth > 1 else "all")
 
     @torch.no_grad()
     def hold(self, dtype: torch.dtype, device: torch.device | None = None) -> None:
         """Convert the base's linear layers below the cut, or all of them without a cut, to `dtype`.
 
-        So are the embedding and the output layer on devices whose products return float32 sums.
+        So are the embedding and the output layer, if the engine runs the model on a device whose
+        products return float32 sums.
         Norms and the activations between layers stay in float32. Policies created afterwards start
         from the rounded weights, so that KL to the reference starts at 0. `device` is that of the
         run, if the weights are not there.
         """
-        if dtype == self.dtype:
-            return
+        body: Any = self.lm.base_model
         if dtype == torch.float32:
-            self.lm.float()
-            self.dtype = dtype
+            if self.dtype != dtype:
+                self.lm.float()
+                self.dtype = dtype
+                lay_out(body)
             return
-        _ = self.fast  # decided by what the model computes in float32
+        fast = self.fast  # decided by what the model computes in float32
+        if self.device.type == "meta":
+            fast = engine.is_llama_like(self.lm)
         self.dtype = dtype
-        if sums_in_float32(device or self.device, dtype):
+        # A model's own pass would add to an embedding in bfloat16, and keep its activations so.
+        if fast and sums_in_float32(device or self.device, dtype):
             for module in (self.lm.get_input_embeddings(), self.lm.get_output_embeddings()):
                 module.to(dtype)
-        body: Any = self.lm.base_model
         for part in body.layers[: self.cut] if self.cut else [body]:
             for module in part.modules():
                 if isinstance(module, nn.Linear | Conv1D):
@@ -237,7 +244,8 @@ class Backbone:
         top = TrainableLayers(self, trainable=False)
 
         def forward(tokens: int) -> torch.Tensor:
-            ids = [[(7 * i + row) % 100 for i in range(32)] for row in range(tokens // 32)]
+            words = self.lm.get_input_embeddings().num_embeddings
+            ids = [[(7 * i + row) % words for i in range(32)] for row in range(tokens // 32)]
             batch = pad_batch(ids, [[]] * len(ids), 0, self.device)
             return top.hidden_at(batch, slice(-1, None))
 
@@ -442,7 +450,7 @@ class TrainableLayers(nn.Module):
         """
         if self.output is None:
             trained = any(p.requires_grad for p in self.parameters())
-            output: nn.Linear = copy.deepcopy(self.base.lm.get_output_embeddings())
+            output: nn.Linear = precise(copy.deepcopy(self.base.lm.get_output_embeddings()))
             self.output = output.requires_grad_(trained)
         return self.output
 
@@ -559,11 +567,24 @@ def _sample_rows(lm: Any) -> tuple[list[list[int]], list[list[int]]]:
     return [row[:5] for row in ids], [row[5:] for row in ids]
 
 
-def _keep_layers(body: Any, part: slice) -> None:
+def _kind_of(body: Any, number: int) -> tuple[Any, ...]:
+    """Return what tells a kind of layer from others: its type in the configuration, and plain settings."""
+    types = getattr(body.config, "layer_types", None)
+    settings = sorted(
+        (name, key, str(value))
+        for name, module in body.layers[number].named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, bool | int | float | str) and key != "layer_idx"
+    )
+    return types[number] if types else None, *settings
+
+
+def _keep_layers(body: Any, part: slice | Sequence[int]) -> None:
     """Keep only the layers `part` of a body, and update its configuration."""
+    numbers = range(len(body.layers))[part] if isinstance(part, slice) else part
     if getattr(body.config, "layer_types", None):
-        body.config.layer_types = body.config.layer_types[part]
-    body.layers = body.layers[part]
+        body.config.layer_types = [body.config.layer_types[n] for n in numbers]
+    body.layers = nn.ModuleList([body.layers[n] for n in numbers])
     body.config.num_hidden_layers = len(body.layers)
     for index, layer in enumerate(body.layers):
         layer.self_attn.layer_idx = index

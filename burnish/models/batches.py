@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+SHORT = 8  # times as many rows as `size` may be in one forward pass if they are short
 CPU = torch.device("cpu")  # device that assembles token ids and draws every random number
 SUPPRESSED = -1e9  # finite, so that 0 * SUPPRESSED stays 0, and a fully masked row gives no nan
 
@@ -140,8 +141,9 @@ def micro_batches(
     """Yield groups that cover `rows` once, at the lowest cost.
 
     A group has at most as many tokens, padding included, as `size` rows with the longest prompt and
-    the longest response. Groups are cut from the order of response length. The cost is the tokens
-    of all groups plus `price`, in tokens, for each group (dynamic programming).
+    the longest response, and at most `SHORT` times as many rows. Groups are cut from the order of
+    response length. The cost is the tokens of all groups plus `price`, in tokens, for each group
+    (dynamic programming).
     """
     order = sorted(rows, key=lambda i: (response_lengths[i], prompt_lengths[i], i))
     most = size * sum(max((of[i] for i in order), default=0) for of in (prompt_lengths, response_lengths))
@@ -149,7 +151,7 @@ def micro_batches(
     start = [0] * (len(order) + 1)  # where the last group of the first n rows begins
     for n in range(1, len(order) + 1):
         best[n], prompt, response = float("inf"), 0, 0
-        for first in range(n - 1, -1, -1):
+        for first in range(n - 1, max(-1, n - 1 - SHORT * size), -1):
             prompt = max(prompt, prompt_lengths[order[first]])
             response = max(response, response_lengths[order[first]])
             tokens = (n - first) * (prompt + response)

@@ -68,7 +68,10 @@ class FastDecoder:
         self.keys, self.values = (
             [torch.zeros(shape, dtype=dtype, device=device) for _ in self.layers] for _ in range(2)
         )
-        self.features = {cut: torch.zeros(slots, width, base.hidden_size, device=device) for cut in base.cuts}
+        kept = torch.float64 if dtype == torch.float64 else torch.float32
+        self.features = {
+            cut: torch.zeros(slots, width, base.hidden_size, dtype=kept, device=device) for cut in base.cuts
+        }
         self.columns = torch.arange(width, device=device)
         self.rows = torch.arange(slots, device=device)
         self.lengths = torch.zeros(slots, dtype=torch.long, device=device)

@@ -44,8 +44,8 @@ def accumulate(
     """Accumulate the gradient of a batch and return the figures of `gradient`.
 
     The figures are summed over the processes of a run. `gradient(size)` clears the gradients of
-    `parameters` and computes those of this process's rows, with forward passes of at most `size`
-    rows. It returns figures that add up over rows, and is called again with a smaller size when
+    `parameters` and computes those of this process's rows, with forward passes of at most the
+    tokens of `size` long rows. It returns figures that add up over rows, and is called again with a smaller size when
     memory runs out. `what` names the work in the event of the run.
     """
     return collectives.add(parameters, lambda: memory.fit(what, micro_batch, gradient))

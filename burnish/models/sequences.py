@@ -129,7 +129,7 @@ class Sequences:
         """Return a batch of the named rows with the features of these sequences."""
         own = self.kept(rows)
         if not own:
-            return batch
+            return batch.with_features(None)
         shape, device = batch.attention_mask.shape, self.base.device
         features = own[0].new_zeros(shape.numel(), own[0].shape[-1], device=device)
         features.index_copy_(0, batch.text_index, torch.cat([x.to(device) for x in own]))

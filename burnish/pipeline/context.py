@@ -24,6 +24,7 @@ from burnish.distributed import collectives
 from burnish.errors import ConfigError, DataError
 from burnish.models.artefacts import load_policy
 from burnish.models.backbone import Backbone, TrainableLayers
+from burnish.models.device import UNMEASURED_PRICE, traits
 from burnish.models.load import Codec, find_device, find_dtype, load_model
 from burnish.models.logprobs import Policy, make_policy
 from burnish.models.memory import Memory, OnReduce, give_back
@@ -221,7 +222,10 @@ class Models:
         if "pass_price" in settled:
             base.pass_price = settled["pass_price"]
         else:
-            base.measure_price()
+            if self.cut_over:  # a pass needs all processes, which build their bases in turn
+                base.pass_price = traits(device).pass_price or UNMEASURED_PRICE
+            else:
+                base.measure_price()
             self.on_settle({"dtype": str(base.dtype).partition(".")[2], "pass_price": base.pass_price})
         return base
 

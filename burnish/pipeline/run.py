@@ -19,6 +19,8 @@ from burnish.data.store import LabelStore
 from burnish.distributed import collectives
 from burnish.errors import ConfigError, OutOfMemory, RunError, Waiting, ran_out
 from burnish.labels.served import ASKED
+from burnish.models.batches import CPU
+from burnish.models.device import traits
 from burnish.models.load import find_device, resolve_path
 from burnish.models.memory import first_line, give_back
 from burnish.monitor.live import Unseen, View, open_view
@@ -283,6 +285,10 @@ def prepared(run: RunDirectory, view: View, redo: bool) -> RunConfig:
     config = run.config = settle_batch(run, place.models, place.data)
     discard_stale(run, stage_inputs(config), view, redo=redo)
     run.freeze()
+    on_cpu = find_device(config.model.device).type == "cpu"
+    if on_cpu and run.stages() and not (run.path / DEVICE_FILE).exists():
+        # A run of version 0.1.0, in which `auto` was float32 on every processor.
+        write_json(run.path / DEVICE_FILE, {"dtype": "float32", "pass_price": traits(CPU).pass_price})
     return config
 
 

@@ -40,7 +40,7 @@ class FineTuning(Protocol):
 
     @property
     def micro_batch(self) -> int:
-        """Largest number of sequences per forward pass."""
+        """Sequences per forward pass; its tokens are at most those of as many of the longest."""
 
     @property
     def max_grad_norm(self) -> float:

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from burnish.models import device
 from burnish.models.backbone import Backbone, TrainableLayers
-from burnish.models.batches import micro_batches
+from burnish.models.batches import SHORT, micro_batches
 from burnish.models.device import pass_price, rounded_price
 from burnish.models.sequences import Sequences
 
@@ -35,6 +35,7 @@ def test_groups_cover_every_row_once_hold_the_limit_and_cost_no_more_than_plain_
     widths = [max(prompts[i] for i in g) + max(responses[i] for i in g) for g in groups]
     most = size * (max(prompts) + max(responses))
     assert all(len(g) == 1 or len(g) * w <= most for g, w in zip(groups, widths, strict=True))
+    assert max(map(len, groups)) <= SHORT * size
     order = sorted(range(len(lengths)), key=lambda i: (responses[i], prompts[i], i))
     slices = [order[i : i + size] for i in range(0, len(order), size)]
     assert padded(groups, prompts, responses) <= padded(slices, prompts, responses)
@@ -122,3 +123,13 @@ def test_frozen_layers_of_a_top_are_run_once_and_give_the_same(tiny, codec, prom
     real = sequences.batch(range(6)).attention_mask[:, -4:].bool()
     torch.testing.assert_close(a[real], b[real], atol=1e-5, rtol=1e-4)
     assert computed.batch([0]).features is not sequences.batch([0]).features
+
+
+def test_a_batch_with_the_features_of_other_sequences_has_none_of_its_own(tiny, codec, prompts) -> None:
+    """A value function that reads a whole copy must not be given activations below the policy's cut."""
+    base = Backbone(tiny[0], "top:2")
+    ids = [codec.encode_prompt(p) for p in prompts[:3]]
+    cut, whole = (Sequences(b, ids, [[7, 8]] * 3, codec.pad_id) for b in (base, base.at(base.depth, "all")))
+    batch = cut.batch(range(3))
+    assert batch.features is not None
+    assert whole.onto(batch, range(3)).features is None

@@ -7,13 +7,26 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+)
 from transformers.pytorch_utils import Conv1D
 
 from burnish.config.model import ModelConfig
 from burnish.config.ppo import PPOConfig
 from burnish.errors import ModelError
-from burnish.models.artefacts import load_policy, save_plain_policy, save_policy
+from burnish.models.artefacts import (
+    load_policy,
+    load_reward_model,
+    save_plain_policy,
+    save_policy,
+    save_reward_model,
+)
 from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.batches import Batch, pad_batch
 from burnish.models.generate import sample_rollout
@@ -283,3 +296,60 @@ def scaled_forward(own: Any) -> Any:
         return out
 
     return forward
+
+
+def bfloat16_files(folder: Path, lm: PreTrainedModel, codec: Codec) -> PreTrainedModel:
+    """A model as it is loaded from bfloat16 files."""
+    lm.to(torch.bfloat16).save_pretrained(folder)
+    codec.tokenizer.save_pretrained(folder)
+    return load_model(ModelConfig(path=str(folder), dtype="bfloat16"), as_held=True)[0]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_reward_model_of_a_model_in_bfloat16_is_saved_in_float32(
+    tmp_path: Path, codec, prompts, pooling
+) -> None:
+    base = Backbone(bfloat16_files(tmp_path / "lm", embedded(), codec), "top:2")
+    base.hold(torch.bfloat16)
+    torch.manual_seed(0)
+    model = new_reward_head(base, 0, "m", layers="top:2", dropout=0.0)
+    model.pooling = pooling
+    with torch.no_grad():
+        for parameter in model.trained():
+            parameter.add_(torch.randn_like(parameter) * 1e-4)
+    save_reward_model(model, tmp_path / "reward", codec.tokenizer)
+    again = load_reward_model(base, tmp_path / "reward")
+    for name, tensor in model.top.trained_state().items():
+        assert torch.equal(dict(again.top.named_parameters())[name].float(), tensor), name
+    batch = some_batch(codec, prompts)
+    torch.testing.assert_close(again.score(batch), model.score(batch), atol=1e-5, rtol=1e-5)
+
+
+def test_a_kind_of_layer_that_the_engine_does_not_know_is_found_in_bfloat16_files_too() -> None:
+    """Every fourth layer of SmolLM3 has no rotary embedding."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
+    more = {"vocab_size": 199, "num_hidden_layers": 6, "pad_token_id": 0, "eos_token_id": 1}
+    config = SmolLM3Config(**sizes, **more, initializer_range=0.3)  # so that attention matters
+    lm = SmolLM3ForCausalLM(config)
+    assert not Backbone(lm, "top:2").fast
+    half = Backbone(lm.to(torch.bfloat16), "top:2")
+    assert len(half._sketch.lm.base_model.layers) == 3
+    assert not half.fast
+
+
+def test_an_output_layer_that_is_trained_is_in_float32_however_it_is_held() -> None:
+    lm = embedded()
+    lm.lm_head = torch.nn.Linear(lm.config.hidden_size, lm.config.vocab_size, bias=False)
+    lm.config.tie_word_embeddings = False
+    base = Backbone(lm, "all")
+    lm.lm_head.to(torch.bfloat16)
+    assert make_policy(TrainableLayers(base), 0).head.weight.dtype == torch.float32
+
+
+def test_a_model_in_double_precision_is_sampled_with_a_cut(codec, prompts) -> None:
+    base = Backbone(embedded().double(), "top:2")
+    policy = make_policy(TrainableLayers(base, trainable=False), codec.pad_id)
+    rollout = sample_rollout(policy, codec, prompts[:2], max_tokens=4, batch_size=2, seed=0, where=("x",))
+    again = token_logprobs(policy, Sequences.of(base, rollout, codec.pad_id).batch(range(2)))
+    assert float((again - rollout.sample_logprobs).abs().max()) < 1e-5

@@ -199,11 +199,15 @@ class Shapes:
 
     @property
     def merged(self) -> int:
-        """Bytes of the copies into which the engine merges adapters for sampling."""
-        if not (self.fast and self.base.layers.startswith("lora")):
+        """Bytes of the copies that the engine makes of trained layers for sampling.
+
+        Adapters are merged in them, and in bfloat16 trained weights are cast.
+        """
+        size = self.base.dtype.itemsize
+        if not self.fast or not (self.base.layers.startswith("lora") or size < SINGLE):
             return 0
         body: Any = self.base.lm.base_model
-        return sum(p.numel() for layer in body.layers[self.base.cut :] for p in layer.parameters()) * SINGLE
+        return sum(p.numel() for layer in body.layers[self.base.cut :] for p in layer.parameters()) * size
 
     def cuts(self) -> int:
         """Count the depths at which PPO keeps activations: the policy's, and that of rewards and value."""
