@@ -12,7 +12,8 @@ from burnish.commands import doctor
 from burnish.config.model import ModelConfig
 from burnish.models import backbone
 from burnish.pipeline.context import DEVICE_FILE, Models
-from burnish.runs.files import write_json
+from burnish.runs.files import read_json, write_json
+from tests.command import burnish
 
 
 def models(folder: Path, found: list[dict[str, Any]], **config: Any) -> Models:
@@ -66,3 +67,10 @@ def test_the_price_of_a_device_that_is_not_in_the_table_is_measured(
     assert models(tmp_path, found).base.pass_price == 2048
     assert sizes == [2, 8], "rows of 32 tokens"
     assert found == [{"dtype": "float32", "pass_price": 2048}]
+
+
+def test_a_run_of_an_older_version_stays_in_float32(run_copy: Path) -> None:
+    """Its `auto` was float32 on every processor; another precision would change its models half-way."""
+    (run_copy / DEVICE_FILE).unlink()
+    burnish("run", "examples/short.yaml", "--set", "threads=1", "--dir", str(run_copy))
+    assert read_json(run_copy / DEVICE_FILE) == {"dtype": "float32", "pass_price": 64}
