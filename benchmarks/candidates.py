@@ -35,7 +35,7 @@ from burnish.reward.ensemble import prepare
 from burnish.runs.directory import RunDirectory
 
 ARMS = ("dpo_labels", "dpo_on_policy", "dpo_both", "distill")
-KEPT = ("run.yaml", "manifest.json", "labels.sqlite", "reward", "sft", ON_POLICY)
+KEPT = ("run.yaml", "device.json", "manifest.json", "labels.sqlite", "reward", "sft", ON_POLICY)
 
 
 def train(source: Path, arm: str, room: Path, sets: list[str]) -> float:
@@ -59,7 +59,7 @@ def train(source: Path, arm: str, room: Path, sets: list[str]) -> float:
     began = perf_counter()
     with run.lock():
         if kind == "dpo":
-            run_dpo(models, place.data.parts["members"], own, journal, config.dpo, {}, config.seed)
+            run_dpo(models, place.data, own, journal, config.dpo, {"ppo": {}}, config.seed)
         else:
             run_distill(models, own, journal, config.distill, config.seed)
     return perf_counter() - began

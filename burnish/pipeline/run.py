@@ -368,9 +368,13 @@ def set_labels_aside(run: RunDirectory, *, keep_comparisons: bool) -> None:
 
 
 def keep_settled(run: RunDirectory, found: dict[str, Any]) -> None:
-    """Write what this machine decided, once in a run."""
+    """Write what this machine decided, once in a run.
+
+    Processes build their bases at different times, so the leader does not wait for them.
+    """
     if collectives.leads() and not (run.path / DEVICE_FILE).exists():
-        write_json(run.path / DEVICE_FILE, found)
+        with collectives.alone():
+            write_json(run.path / DEVICE_FILE, found)
 
 
 def carry_out(place: RunContext, stage: Stage, inputs: Inputs) -> None:
