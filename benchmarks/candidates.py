@@ -82,7 +82,7 @@ def main() -> None:
     prompts = [*selection, *data.splits.test[: settings.n_test]]
     with tempfile.TemporaryDirectory() as room:
         seconds = {arm: train(asked.run, arm, Path(room), asked.sets) for arm in asked.arms}
-        answers = sample_all(models, asked.run, prompts, settings, config.seed)
+        answers = sample_all(models, place.journal.run, prompts, settings, config.seed)
         reference = models.reference(settings.temperature)
         for arm in asked.arms:
             policy = models.saved_policy(Path(room) / arm / arm.partition("_")[0])
