@@ -29,7 +29,7 @@ def verdict(labels: str, seed: int) -> tuple[str, str]:
         run = run_pipeline(config, Path(room) / "run", until="reward")
         place = RunContext.alone(run)
         prepare(place.models.base, run.path / "reward")
-        watch = load_watcher(place.models, run.path / "reward")
+        watch = load_watcher(place.models.base, run.path / "reward")
         with run.lock():
             pass_gate(place.models, place.data, place.journal.of("align"), config.ppo, watch, seed)
         event = next(e for e in run.read_rows("events.jsonl") if str(e.get("action")).startswith("gate_"))
