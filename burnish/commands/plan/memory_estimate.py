@@ -96,7 +96,7 @@ class Shapes:
     @cached_property
     def fast(self) -> bool:
         """True if the engine probably runs the model; its own check needs the weights."""
-        return engine.is_llama_like(self.base.lm)
+        return not self.config.scale.shard and engine.is_llama_like(self.base.lm)
 
     @property
     def vocabulary(self) -> int:
