@@ -83,9 +83,7 @@ def test_the_script_for_a_gpu_runs_every_step_on_a_cpu(tmp_path: Path) -> None:
 def test_our_arms_of_the_speed_table_run_on_a_new_arena(tmp_path: Path) -> None:
     arena = tmp_path / "arena"
     script("arms/arena", arena, "--layers", "3", "--hidden", "64", "--vocab", "512")
-    ppo = last_line(
-        script("arms/burnish_ppo", arena, "--updates", "2", "--batch", "8", "--length", "8", "--members", "1")
-    )
+    ppo = last_line(script("arms/burnish_ppo", arena, "--updates", "2", "--batch", "8", "--members", "1"))
     assert len(ppo["seconds"]) == 2  # type: ignore[arg-type]
     rates = last_line(
         script("arms/burnish_sampling", arena, "--prompts", "8", "--batch", "8", "--rounds", "1")
