@@ -1,6 +1,7 @@
 """The scripts under benchmarks/ in their shortest form: they run on a clean clone, and give the figures they promise.
 
 Not here: `first_label.py` and `peers.sh` install environments, and `watch_trl.py` runs in a peer's.
+`sizes.py` trains three models for ten minutes; with fewer steps their answers are too poor for a run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from burnish.rehearse import grammar
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow("benchmarks")
-ELSEWHERE = {"first_label", "watch_trl"}
+ELSEWHERE = {"first_label", "sizes", "watch_trl"}
 SHORT = [
     *("data.n_prompts=400", "collect.n_pairs=192", "reward.reference_samples=64", "ppo.updates=4"),
     *("ppo.batch_size=16", "evaluate.n_selection=32", "evaluate.n_test=48", "evaluate.kl_prompts=32"),
@@ -31,7 +32,6 @@ FORMS = {
     "quickstart_seeds": ["--seeds", "0", "--set", *SHORT],
     "scale": ["compute"],
     "selection": [],
-    "sizes": ["--steps", "3"],
 }
 """Arguments of the scripts that need no others; `candidates`, `gpu` and `speed` have tests of their own."""
 
