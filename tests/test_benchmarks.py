@@ -2,6 +2,7 @@
 
 Not here: `first_label.py` and `peers.sh` install environments, and `watch_trl.py` runs in a peer's.
 `sizes.py` trains three models for ten minutes; with fewer steps their answers are too poor for a run.
+`quickstart_seeds.py` reads whole quickstarts.
 """
 
 from __future__ import annotations
@@ -18,18 +19,13 @@ from burnish.rehearse import grammar
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow("benchmarks")
-ELSEWHERE = {"first_label", "sizes", "watch_trl"}
-SHORT = [
-    *("data.n_prompts=400", "collect.n_pairs=192", "reward.reference_samples=64", "ppo.updates=4"),
-    *("ppo.batch_size=16", "evaluate.n_selection=32", "evaluate.n_test=48", "evaluate.kl_prompts=32"),
-]
+ELSEWHERE = {"first_label", "quickstart_seeds", "sizes", "watch_trl"}
 FORMS = {
     "gate_seeds": ["--seeds", "1", "--jobs", "1"],
     "kill_resume": ["--kills", "1", "--runs", "1"],
     "labelling_load": ["--annotators", "3", "--seconds", "5", "--comparisons", "300", "--kills", "1"],
     "page_to_pairs": ["--pairs", "30", "--annotators", "3"],
     "plan": ["--modes", "auto"],
-    "quickstart_seeds": ["--seeds", "0", "--set", *SHORT],
     "scale": ["compute"],
     "selection": [],
 }
