@@ -21,7 +21,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -100,7 +100,6 @@ class Bench:
     device: torch.device
     dtype: torch.dtype
     layers: str = "top:2"
-    notes: list[str] = field(default_factory=list)
 
     @cached_property
     def lm(self) -> LlamaForCausalLM:

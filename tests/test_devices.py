@@ -146,7 +146,7 @@ def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
         load_config(None, ["model.device=tpu"])
 
 
-def test_the_engine_is_for_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_does_not_run_a_model_without_numbers() -> None:
     base = Backbone(small_llama().to("meta"), "top:2")
     assert base.device.type == "meta"
     assert base.fast is False

@@ -129,9 +129,8 @@ class Models:
     folder: Path | None = None  # for activations beyond the memory budget
     on_reduce: OnReduce = lambda what, rows, why: None  # called when rows are halved
     shard: bool = False  # whether frozen layers are sharded over the processes of the run
-    on_settle: Callable[[dict[str, Any]], None] = lambda found: (
-        None
-    )  # called with new contents of DEVICE_FILE
+    # Called with new contents of DEVICE_FILE.
+    on_settle: Callable[[dict[str, Any]], None] = lambda found: None
 
     @property
     def cut_over(self) -> bool:

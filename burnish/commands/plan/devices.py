@@ -54,20 +54,17 @@ def pace_on(
     body = sum(p.numel() for p in base.lm.base_model.parameters()) - shapes.embedding
     a_layer = body / depth  # weights
     held_half = base.dtype.itemsize == 2
-    frozen_speed = PRODUCTS * (device.half if held_half else device.single)
-    trained_speed = frozen_speed  # trained weights are cast for their products
+    speed = PRODUCTS * (device.half if held_half else device.single)  # trained weights are cast
     tokens, said = lengths.mean, lengths.response
-    head = 2 * shapes.vocabulary * base.hidden_size * said / trained_speed
+    head = 2 * shapes.vocabulary * base.hidden_size * said / speed
     rows = min(slots, shapes.config.ppo.micro_batch)
     launches = A_LAYER / rows
-    below = base.cut * (2 * a_layer * tokens / frozen_speed + launches)
+    below = base.cut * (2 * a_layer * tokens / speed + launches)
     adapted = base.layers.startswith("lora")
-    above = trained * (2 * a_layer * tokens / (frozen_speed if adapted else trained_speed) + launches)
+    above = trained * (2 * a_layer * tokens / speed + launches)
     # Frozen weights need no weight gradient.
     back = (1.0 if adapted else BACKWARD) * above + head + (above if base.checkpointing else 0.0)
-    step = (
-        max(shapes.weights / (READING * device.bandwidth), slots * 2 * body / frozen_speed) + depth * A_LAYER
-    )
+    step = max(shapes.weights / (READING * device.bandwidth), slots * 2 * body / speed) + depth * A_LAYER
     sampling = lengths.longest_response * (step + gathered) / slots
     if base.cut:
         below += gathered / PROMPTS_AT_ONCE
