@@ -74,8 +74,10 @@ def test_bfloat16_stays_near_float32(layers: str) -> None:
     assert rounded["phases"]["sampling"]["waits"] <= 1 / 16 + 0.03
     assert rounded["figures"]["kl at the start"] == 0
     assert rounded["figures"]["gap"] < 0.02
-    for name in ("probe", "rewards", "dpo"):
+    for name in ("probe", "rewards"):
         assert rounded["figures"][name] == pytest.approx(exact["figures"][name], rel=0.05), name
+    # After steps of Adam, which enlarge what a processor rounds: in nats, where chance is 0.69.
+    assert rounded["figures"]["dpo"] == pytest.approx(exact["figures"]["dpo"], abs=0.03)
 
 
 @pytest.mark.e2e
