@@ -76,11 +76,38 @@ def audit(
         raise typer.Exit(CODES[found["verdict"]])
 
 
+PromptsOption = Annotated[int, typer.Option(min=2, help="Held-out prompts.")]
+AnswersOption = Annotated[int, typer.Option(min=16, help="SFT answers to each prompt.")]
+
+
+@app.command()
+def frontier(
+    directory: RunArg,
+    prompts: PromptsOption = 32,
+    answers: AnswersOption = 256,
+    samples: Annotated[int, typer.Option(min=1, help="Answers of each policy to each prompt.")] = 4,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what each policy of a run gains for its KL, as a share of best of n.
+
+    Best of n by the run's own ensemble, at the same KL, is 1. Writes frontier.json, and the report again.
+    """
+    from burnish.environment import prepare_environment
+
+    prepare_environment()
+    from burnish.commands.frontier import frontier as measured
+    from burnish.report.frontier import as_report
+    from burnish.report.text_report import as_text
+
+    found = measured(directory, prompts=prompts, answers=answers, samples=samples, on_progress=_progress)
+    print(json.dumps(found) if as_json else as_text(as_report(found)))
+
+
 @app.command()
 def overoptimization(
     directory: RunArg,
-    prompts: Annotated[int, typer.Option(min=2, help="Held-out prompts.")] = 32,
-    answers: Annotated[int, typer.Option(min=16, help="SFT answers to each prompt.")] = 256,
+    prompts: PromptsOption = 32,
+    answers: AnswersOption = 256,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how far a run's reward can be optimised before its answers get worse.
@@ -95,14 +122,13 @@ def overoptimization(
     from burnish.report.overoptimized import as_report
     from burnish.report.text_report import as_text
 
-    found = measured(
-        directory,
-        prompts=prompts,
-        answers=answers,
-        on_progress=lambda what: print(what, file=sys.stderr, flush=True),
-    )
+    found = measured(directory, prompts=prompts, answers=answers, on_progress=_progress)
     if as_json:
         print(json.dumps(found))
         return
     print(as_text(as_report(found)))
     print(f"Wrote {directory / 'overoptimization.html'}")
+
+
+def _progress(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)

@@ -172,13 +172,11 @@ def _tell(path: Path, until: str | None, as_json: bool, *, reported: bool) -> No
 @app.command()
 def report(directory: RunArg, as_json: JsonOption = False) -> None:
     """Rewrite report.html and summary.json of a run, as far as it has come."""
-    from burnish.report.page import render_report
-    from burnish.report.summary import build_summary
+    from burnish.report.page import write_reports
 
-    page = render_report(directory)
-    summary = build_summary(directory)
+    page = write_reports(directory)
     if as_json:
-        print(json.dumps(summary, indent=1))
+        print((directory / "summary.json").read_text(encoding="utf-8"))
     else:
         print(f"Report: {page}")
 

@@ -9,20 +9,17 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
-
 from burnish.config.evaluate import EvaluateConfig
 from burnish.distributed import collectives
 from burnish.errors import DataError, RunError
 from burnish.evaluation.champion import BEST_OF, Candidate, choose_champion, held_to
 from burnish.evaluation.winrate import Examiner, head_to_head, win_rate
 from burnish.models.artefacts import is_saved, load_reward_model
-from burnish.models.batches import Batch
-from burnish.models.device import traits
 from burnish.models.generate import sample_rollout
 from burnish.models.heads import ScalarHead, raw_scores
-from burnish.models.logprobs import Policy, response_kl
+from burnish.models.logprobs import Policy
 from burnish.models.sequences import Sequences
+from burnish.pipeline.answers import kl_to_reference
 from burnish.pipeline.concise import Instructed
 from burnish.pipeline.context import Data, Journal, Models
 from burnish.pipeline.judge import examine_by_judge
@@ -217,14 +214,7 @@ def sample(
 def measured_kl(policy: Policy, reference: Policy, rollout: Rollout, kl_prompts: int) -> dict[str, Any]:
     """Return KL(policy || SFT) and standard error in nats per response, exact over the vocabulary."""
     n = min(kl_prompts, len(rollout))
-    sequences = Sequences.of(policy.top.base, rollout, policy.pad_id)
-    last = list(range(len(rollout) - n, len(rollout)))
-    base = policy.top.base
-
-    def read(batch: Batch) -> torch.Tensor:
-        return response_kl(policy, reference, batch)
-
-    values = sequences.read(read, traits(base.device).rows, last, "kl")
+    values = kl_to_reference(policy, reference, rollout, range(len(rollout) - n, len(rollout)))
     return {
         "kl": float(values.mean()),
         "kl_se": float(values.std(unbiased=True)) / math.sqrt(n),

@@ -19,8 +19,7 @@ from burnish.models.artefacts import (
 from burnish.models.load import load_model
 from burnish.pipeline.context import Models
 from burnish.pipeline.rounds import policy_folder
-from burnish.report.page import render_report
-from burnish.report.summary import build_summary
+from burnish.report.page import write_reports
 from burnish.reward.ensemble import scorers
 from burnish.runs.files import atomic_folder, read_json, write_json
 
@@ -30,8 +29,7 @@ def report(models: Models, path: Path, name: str, config: EvaluateConfig, seed: 
     evaluation = read_json(path / "evaluation.json")
     card = model_card(models, name, seed, evaluation)
     export_champion(models, path, evaluation, card, config.temperature)
-    render_report(path, completing="report")
-    write_json(path / "summary.json", build_summary(path, completing="report"))
+    write_reports(path, completing="report")
     return ["champion", "summary.json", "report.html"]
 
 

@@ -60,6 +60,7 @@ class Stage:
 
 
 EXAMINED = ("examined.json", "stressed.json", "examined.html", "examined_on.json", "examined_on.html")
+MEASURED = ("overoptimization.json", "overoptimization.html", "frontier.json")
 """Reports of `reward examine` and `reward stress`; deleted when the reward or align stage is redone."""
 
 ROUND = (
@@ -132,7 +133,7 @@ ROUND = (
         files=("reward functions",),
         writes=Writes(
             records=("ppo", "dpo", "distill", "pairs"),
-            timed=EXAMINED,
+            timed=(*EXAMINED, *MEASURED),
             folders=("ppo", "dpo", "distill", HEALTHY),
             files=("align.json", ON_POLICY, "stress.json"),
         ),

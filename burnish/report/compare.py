@@ -49,6 +49,10 @@ def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
             found[f"{policy}, mean tokens"] = round(row["mean_length"], 1)
             if row["kl"] is not None:
                 found[f"{policy}, KL in nats"] = round(row["kl"], 2)
+    for policy, row in (summary["frontier"] or {}).items():
+        for by, share in row["by"].items():
+            if share["share"] is not None:
+                found[f"{policy}, share of the frontier by {by}"] = _interval(share["share"], "value")
     accuracy = summary["reward"]["accuracy"]
     if accuracy is not None:
         found["reward accuracy"] = _interval(accuracy, "value")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.config.loading import dump_yaml
+from burnish.report import frontier
 from burnish.report.charts import (
     calibration_chart,
     dpo_charts,
@@ -16,9 +17,16 @@ from burnish.report.charts import (
 from burnish.report.embed import Charts, render
 from burnish.report.summary import build_summary, read
 from burnish.runs.directory import RunDirectory
-from burnish.runs.files import atomic_write
+from burnish.runs.files import atomic_write, write_json
 
 SAMPLES = 6
+
+
+def write_reports(run_path: Path, *, completing: str | None = None) -> Path:
+    """Write report.html and summary.json, and return the path of the page; see `build_summary`."""
+    page = render_report(run_path, completing=completing)
+    write_json(run_path / "summary.json", build_summary(run_path, completing=completing))
+    return page
 
 
 def render_report(run_path: Path, *, completing: str | None = None) -> Path:
@@ -31,6 +39,7 @@ def render_report(run_path: Path, *, completing: str | None = None) -> Path:
     evaluation = read(run_path / "evaluation.json")
     examination = read(run_path / "reward" / "examination.json")
     events = run.read_rows("events.jsonl")
+    measured = read(run_path / frontier.FRONTIER)
     charts = Charts()
     page = render(
         "report.html",
@@ -48,6 +57,8 @@ def render_report(run_path: Path, *, completing: str | None = None) -> Path:
                 *length_charts(examination, evaluation),
             ]
         ),
+        frontier=measured and [frontier.sentence(measured, name) for name in measured["policies"]],
+        frontier_chart=charts.add("Frontier", frontier.NOTE, frontier.chart(measured)) if measured else None,
         ppo_charts=charts.many(ppo_charts(run.read_rows("metrics/ppo.jsonl"), summary["ppo"]["kl_target"])),
         dpo_charts=charts.many(dpo_charts(run.read_rows("metrics/dpo.jsonl"))),
         decisions=[e for e in events if e["kind"] == "decision"],

@@ -44,6 +44,7 @@ def build_summary(run_path: Path, *, completing: str | None = None) -> dict[str,
         "fallback": aligned.get("fallback", {"triggered": False, "reason": None}),
         "evaluation": _evaluation(evaluation),
         "gold": _gold(evaluation),
+        "frontier": _frontier(read(run_path / "frontier.json")),
         "rounds": (evaluation or {}).get("rounds"),
     }
     summary["checklist"] = checklist(run, summary, config)
@@ -89,6 +90,19 @@ def _evaluation(evaluation: Any) -> dict[str, Any]:
             "kl_se": figures.get("kl_se"),
         }
     return rows
+
+
+def _frontier(measured: Any) -> dict[str, Any] | None:
+    """Return each policy's KL, gain and share of the frontier, by ensemble and judge."""
+    if measured is None:
+        return None
+    return {
+        name: {
+            "kl": row["kl"]["value"],
+            "by": {by: {k: found[k] for k in ("gain", "share", "reason")} for by, found in row["by"].items()},
+        }
+        for name, row in measured["policies"].items()
+    }
 
 
 def _gold(evaluation: Any) -> dict[str, Any] | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from burnish.commands.overoptimization import kept_updates, kl_after
+from burnish.commands.pool import kept_updates, kl_after
 from burnish.config.evaluate import RegressionSet
 from burnish.data.prompts import read_references
 from burnish.errors import DataError
@@ -49,6 +51,26 @@ def test_over_optimisation_of_a_run(run_copy: Path) -> None:
     assert "root of KL" in page
     again = json.loads(burnish(*args, "--json").stdout)
     assert again == told, "the same answers, the same resamples"
+
+
+def test_the_frontier_of_a_run_is_in_its_report_summary_and_comparison(run_copy: Path) -> None:
+    args = ("evaluate", "frontier", str(run_copy), "--prompts", "8", "--answers", "64", "--samples", "2")
+    found = json.loads(burnish(*args, "--json").stdout)
+    ensemble = [s["value"] for s in found["curves"]["ensemble"]]
+    assert ensemble == sorted(ensemble)
+    assert ensemble[0] == pytest.approx(0.0, abs=1e-9)
+    (name, row), *_ = found["policies"].items()
+    assert set(row["by"]) == {"ensemble", "true preference", "watcher"}
+    by_hand = row["by"]["ensemble"]
+    at = np.interp(math.sqrt(row["kl"]["value"]), np.sqrt(found["kl"]), ensemble)
+    assert by_hand["frontier"] == pytest.approx(at)
+    if by_hand["share"] is not None:
+        assert by_hand["share"]["value"] == pytest.approx(by_hand["gain"]["value"] / at)
+    summary = json.loads((run_copy / "summary.json").read_text())
+    assert summary["frontier"][name]["by"]["ensemble"]["gain"] == by_hand["gain"]
+    assert "Gain for its KL" in (run_copy / "report.html").read_text()
+    shown = burnish("compare", str(run_copy), str(run_copy)).stdout
+    assert ("share of the frontier by ensemble" in shown) == (by_hand["share"] is not None)
 
 
 def test_regression_sets_are_answered_by_both(short_run: Path, tmp_path: Path) -> None:
