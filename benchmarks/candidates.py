@@ -16,20 +16,13 @@ from typing import Any
 
 from burnish.config.loading import load_config
 from burnish.pipeline.align import run_dpo
+from burnish.pipeline.answers import repeated
 from burnish.pipeline.best_of_n import OwnAnswers
+from burnish.pipeline.candidates import sample_all, sample_policy
 from burnish.pipeline.context import RunContext
 from burnish.pipeline.distill import run_distill
 from burnish.pipeline.dpo import ON_POLICY
-from burnish.pipeline.evaluate import (
-    Answers,
-    account,
-    examine,
-    gold_account,
-    mean_length,
-    measured_kl,
-    sample,
-    sample_all,
-)
+from burnish.pipeline.evaluate import account, examine, gold_account, mean_length
 from burnish.pipeline.run import set_determinism
 from burnish.reward.ensemble import prepare
 from burnish.runs.directory import RunDirectory
@@ -80,6 +73,7 @@ def main() -> None:
     data, settings = place.data, config.evaluate
     selection = list(data.splits.selection[: settings.n_selection])
     prompts = [*selection, *data.splits.test[: settings.n_test]]
+    asked, n_selection = repeated(prompts, settings.answers), len(selection) * settings.answers
     with tempfile.TemporaryDirectory() as room:
         seconds = {arm: train(asked.run, arm, Path(room), asked.sets) for arm in asked.arms}
         answers = sample_all(models, place.journal.run, prompts, settings, config.seed)
@@ -87,29 +81,22 @@ def main() -> None:
         for arm in asked.arms:
             policy = models.saved_policy(Path(room) / arm / arm.partition("_")[0])
             policy.temperature = reference.temperature
-            rollout = sample(models, policy, prompts, settings, config.seed, arm)
-            answers[arm] = Answers.of(rollout, measured_kl(policy, reference, rollout, settings.kl_prompts))
-    told, verdicts, _ = examine(
-        models, data, place.journal.of("evaluate"), settings, answers, prompts, config.seed
-    )
+            answers[arm] = sample_policy(models, policy, prompts, settings, config.seed, arm)
+    found = examine(models, data, place.journal.of("evaluate"), settings, answers, asked, config.seed)
     gold: dict[str, Any] = {}
     if data.gold:
-        gold = gold_account(
-            data.gold, prompts[len(selection) :], answers, len(selection), settings, config.seed
-        )
-    print(f"judged by {told}, {len(prompts) - len(selection)} test prompts")
+        gold = gold_account(data.gold, asked, answers, n_selection, settings, config.seed)
+    print(f"judged by {found.examiner}, {len(prompts) - len(selection)} test prompts")
     print("| policy | against SFT [95 %] | length-controlled | true preference | tokens | KL | s |")
     print("|---|---|---|---|---|---|---|")
     sft = answers.pop("sft")
     for name, answer in answers.items():
-        figures, _ = account(
-            name, prompts, len(selection), answer, sft, verdicts[name], settings, config.seed
-        )
+        figures, _ = account(name, asked, n_selection, answer, sft, found, settings, config.seed)
         cells = [interval(figures["test"]), interval(figures["length_controlled"]), interval(gold.get(name))]
         kl = f"{figures['kl']:.2f}" if "kl" in figures else ""
         took = f"{seconds[name]:.0f}" if name in seconds else ""
-        print(f"| {name} | {' | '.join(cells)} | {mean_length(answer, len(selection)):.0f} | {kl} | {took} |")
-    print(f"| sft | | | | {mean_length(sft, len(selection)):.0f} | | |")
+        print(f"| {name} | {' | '.join(cells)} | {mean_length(answer, n_selection):.0f} | {kl} | {took} |")
+    print(f"| sft | | | | {mean_length(sft, n_selection):.0f} | | |")
 
 
 def interval(figures: dict[str, Any] | None) -> str:

@@ -54,9 +54,9 @@ from burnish.pipeline.align import (
     run_under_guard,
 )
 from burnish.pipeline.answers import sample_answers
+from burnish.pipeline.candidates import measured_kl
 from burnish.pipeline.context import Data, Journal, Models, misfit
 from burnish.pipeline.dpo import HEALTHY, UNKNOWN, new_dpo, settle_rate
-from burnish.pipeline.evaluate import measured_kl
 from burnish.pipeline.reward import reward
 from burnish.pipeline.run import run_pipeline
 from burnish.policy.rollouts import ScoreFn

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from burnish.models.logprobs import Policy
+from burnish.pipeline.candidates import measured_kl, sample
 from burnish.pipeline.context import RunContext
-from burnish.pipeline.evaluate import measured_kl, sample
 from burnish.rehearse.world import golds
 from burnish.stats import mean_and_se
 

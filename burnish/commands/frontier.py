@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from burnish.commands.pool import Pool, gains_of_updates, pool_of, repeated
+from burnish.commands.pool import Pool, gains_of_updates, pool_of
 from burnish.evaluation.frontier import curves_of, share_of_frontier, share_of_updates
 from burnish.evaluation.overoptimization import Array, best_of_kl
 from burnish.models.generate import sample_rollout
-from burnish.pipeline.answers import kl_to_reference
+from burnish.pipeline.answers import kl_to_reference, repeated
 from burnish.pipeline.rounds import policies
 from burnish.report.frontier import FRONTIER
 from burnish.report.page import write_reports

@@ -17,7 +17,7 @@ from burnish.evaluation.overoptimization import Array
 from burnish.models.artefacts import is_saved, load_reward_model
 from burnish.models.heads import raw_scores
 from burnish.models.sequences import Sequences
-from burnish.pipeline.answers import reference_answers, sample_answers
+from burnish.pipeline.answers import reference_answers, repeated, sample_answers
 from burnish.pipeline.context import RunContext
 from burnish.pipeline.guarded import OWN_PAIRS
 from burnish.randomness import derive_seed
@@ -93,11 +93,6 @@ def pool_of(path: Path, prompts: int, answers: int, on_progress: Callable[[str],
         )
     finally:
         place.data.close()
-
-
-def repeated(prompts: Sequence[Prompt], answers: int) -> list[Prompt]:
-    """Return every prompt `answers` times in a row."""
-    return [p for p in prompts for _ in range(answers)]
 
 
 def by_ensemble(

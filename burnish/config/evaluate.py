@@ -11,6 +11,8 @@ from pydantic import Field, model_validator
 from burnish.config.judge import JudgeConfig
 from burnish.config.strict import Section
 
+SAMPLES = 4  # responses to a prompt that a reward model examines
+
 
 class RegressionSet(Section):
     """A check that the champion has not lost an ability.
@@ -94,6 +96,17 @@ class EvaluateConfig(Section):
         ge=8,
         description="Test prompts of the final win rate. Its interval narrows with their square root.",
     )
+    samples: int | None = Field(
+        None,
+        ge=1,
+        description="Responses of each policy to each held-out prompt; null: 4 where a reward model examines, else 1, "
+        "since people and judges are paid by the question. Intervals are by prompt.",
+    )
+    kinds: str | None = Field(
+        None,
+        description="Column with the kind of each prompt, in data.prompts or label.preferences, for win rates by kind; "
+        "null: clusters of prompts.",
+    )
     kl_prompts: int = Field(256, ge=2, description="Prompts used to estimate a candidate's KL to SFT.")
     best_of_n: int = Field(
         4,
@@ -111,3 +124,13 @@ class EvaluateConfig(Section):
         128, ge=1, description="Responses sampled at once. Lower it where sampling runs out of memory."
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence level of accuracies and win rates.")
+
+    @property
+    def answers(self) -> int:
+        """Number of responses of each policy to each held-out prompt."""
+        return self.samples or (SAMPLES if self.examiner == "reward_model" else 1)
+
+    @property
+    def sft_answers(self) -> int:
+        """Number of responses of SFT to each held-out prompt: best of n leaves one of n + 1 out."""
+        return max(self.answers, self.best_of_n + 1 if self.best_of_n > 1 else 1)

@@ -123,6 +123,10 @@ class ShapingConfig(Section):
         return self
 
 
+AVERAGED_SHARE = 6  # the updates divided by those of the moving average
+MOST_BATCHES = 4  # times batch_size, the most responses that `answers_per_update: auto` takes
+
+
 class PPOConfig(Section):
     """Proximal policy optimisation (Schulman et al. 2017)."""
 
@@ -142,6 +146,11 @@ class PPOConfig(Section):
         gt=0,
         description="Choose batch_size so that an update takes about this many seconds and fits model.cache_gib. "
         "The run measures it once and freezes it in run.yaml; null uses batch_size.",
+    )
+    answers_per_update: Literal["fixed", "auto"] = Field(
+        "fixed",
+        description="fixed: batch_size responses. auto: two to four times as many where the gradients of two halves of "
+        "the batch disagree, in fewer updates: the run samples updates * batch_size responses in all.",
     )
     epochs: int = Field(3, ge=1, description="Passes over the responses of an update.")
     minibatches: int = Field(1, ge=1, description="Optimiser steps per pass; must divide batch_size.")
@@ -171,6 +180,13 @@ class PPOConfig(Section):
         True,
         description="Adapt the learning rate to the KL of each update, so that the target is reached in a third of "
         "the updates.",
+    )
+    average_updates: int | None = Field(
+        None,
+        ge=0,
+        description="Updates over which a moving average of the policy's weights extends. The average is a candidate "
+        "beside the last policy. null: a sixth of the updates, or 0 where every layer is trained, since it costs a "
+        "copy of the trained weights; 0: no average.",
     )
     stop_kl: float | None = Field(
         None,
@@ -227,6 +243,17 @@ class PPOConfig(Section):
     kl: KLConfig = KLConfig()
 
     @property
+    def most_answers(self) -> int:
+        """Largest number of responses of an update."""
+        return self.batch_size * (MOST_BATCHES if self.answers_per_update == "auto" else 1)
+
+    def averaged(self, *, whole: bool) -> int:
+        """Return the updates of the moving average, 0 for none; `whole`: every layer is trained."""
+        if self.average_updates is not None:
+            return self.average_updates
+        return 0 if whole else max(1, self.updates // AVERAGED_SHARE)
+
+    @property
     def looks(self) -> int:
         """Number of updates at which the watcher scores: the first, and every `watch_every`-th."""
         return len({1, *range(self.watch_every, self.updates + 1, self.watch_every)})
@@ -259,6 +286,11 @@ class PPOConfig(Section):
             raise ValueError(
                 f"ppo.advantage={self.advantage} compares responses to the same prompt, but "
                 f"ppo.samples_per_prompt={self.samples_per_prompt}; set it to 4"
+            )
+        if self.answers_per_update == "auto" and self.update_seconds is not None:
+            raise ValueError(
+                "ppo.update_seconds limits the time of an update, but ppo.answers_per_update=auto makes updates of up "
+                f"to {MOST_BATCHES} times batch_size responses; set one of the two"
             )
         if self.batch_size % self.samples_per_prompt:
             raise ValueError(

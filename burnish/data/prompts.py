@@ -69,6 +69,26 @@ def read_references(source: str | Path, limit: int | None = None) -> list[tuple[
     return list(found.values())
 
 
+def read_kinds(source: str | Path, column: str) -> dict[str, str]:
+    """Read the kind of each prompt, by prompt id: text or an integer in `column` of a JSON file's rows.
+
+    Rows without a prompt or without such a value have none. The first row of a prompt counts.
+    """
+
+    def read(row: Mapping[str, Any]) -> tuple[Prompt, str]:
+        value = row.get(column)
+        number = isinstance(value, int) and not isinstance(value, bool)
+        kind = str(value) if number else text_of(value, f"`{column}`").strip()
+        if not kind:
+            raise Unusable(f"`{column}` is empty")
+        return _prompt(row), kind
+
+    found: dict[str, str] = {}
+    for _, (prompt, kind) in read_rows(_rows(Path(source)), read, Rejected()):
+        found.setdefault(prompt.id, kind)
+    return found
+
+
 def _refuse(path: Path, unusable: Rejected, rejected: Rejected | None, needs: str) -> None:
     if rejected is not None:
         rejected.notes += unusable.notes

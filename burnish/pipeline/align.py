@@ -16,7 +16,7 @@ from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
 from burnish.config.ppo import PPOConfig, ShapingConfig
 from burnish.errors import TrainingError
-from burnish.evaluation.champion import TRAINED
+from burnish.evaluation.champion import AVERAGE, TRAINED
 from burnish.models.artefacts import is_adapter, is_saved, load_reward_model, save_policy
 from burnish.models.backbone import TrainableLayers
 from burnish.models.heads import Pooling, ScalarHead
@@ -162,6 +162,9 @@ def run_under_guard(
     state = "given_up" if reason else "finished"
     if state == "finished":
         save_policy(ppo.policy.top, journal.path / "ppo", models.codec.tokenizer)
+        if ppo.average:
+            with ppo.averaged():
+                save_policy(ppo.policy.top, journal.path / AVERAGE, models.codec.tokenizer)
         done = f"{ppo.step} updates kept, {guarded.oversight.guard.rollbacks} roll-backs"
         journal.decide(ppo.step, Decision("finish", f"PPO finished: {done}", {"tick": ppo.tick}))
         little = barely_moved(journal.run.read_rows("metrics/ppo.jsonl"), ppo.attempt, config)
@@ -289,6 +292,7 @@ def assemble_ppo(
         value_learning_rate=VALUE_SHARE * reward_rate
         if config.value_learning_rate == "auto"
         else config.value_learning_rate,
+        average_updates=config.averaged(whole=models.base.layers == "all"),
         shaping=shaping,
         seed=derive_seed(seed, "ppo"),
     )

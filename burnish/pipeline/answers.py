@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 
@@ -14,6 +15,13 @@ from burnish.models.sequences import Sequences
 from burnish.pipeline.context import Models
 from burnish.records import Prompt, Rollout
 from burnish.reward.ensemble import RewardEnsemble, gather
+
+T = TypeVar("T")
+
+
+def repeated(items: Sequence[T], times: int) -> list[T]:
+    """Return every item `times` times in a row."""
+    return [item for item in items for _ in range(times)]
 
 
 def sample_answers(
@@ -35,7 +43,7 @@ def sample_repeatedly(
     models: Models, prompts: Sequence[Prompt], answers: int, batch_size: int, seed: int, where: str
 ) -> list[Rollout]:
     """Sample `answers` rollouts in one call; each has one answer to every prompt."""
-    whole = sample_answers(models, [p for p in prompts for _ in range(answers)], batch_size, seed, where)
+    whole = sample_answers(models, repeated(prompts, answers), batch_size, seed, where)
     return [
         gather([whole], [(0, i * answers + turn) for i in range(len(prompts))]) for turn in range(answers)
     ]

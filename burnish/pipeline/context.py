@@ -346,6 +346,13 @@ class Data:
             )
         return read
 
+    @property
+    def prompts_file(self) -> str | None:
+        """File or data set that the prompts come from; None for the rehearsal's stories."""
+        if self.config.prompts == "preferences":
+            return self.label.preferences
+        return None if self.config.prompts == "stories" else self.config.prompts
+
     def misfit(self, pair: Preference) -> str | None:
         """Return why the run's models cannot read a pair, or None if they can."""
         sides = ((pair.chosen, pair.chosen_ended), (pair.rejected, pair.rejected_ended))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,17 +9,17 @@ from statistics import mean, stdev
 from typing import Any
 
 from burnish.config.evaluate import EvaluateConfig
+from burnish.data.prompts import read_kinds
 from burnish.distributed import collectives
-from burnish.errors import DataError, RunError
+from burnish.errors import ConfigError, DataError
 from burnish.evaluation.champion import BEST_OF, Candidate, choose_champion, held_to
+from burnish.evaluation.paired import by_kind, differences
 from burnish.evaluation.winrate import Examiner, head_to_head, win_rate
-from burnish.models.artefacts import is_saved, load_reward_model
-from burnish.models.generate import sample_rollout
+from burnish.models.artefacts import load_reward_model
 from burnish.models.heads import ScalarHead, raw_scores
-from burnish.models.logprobs import Policy
 from burnish.models.sequences import Sequences
-from burnish.pipeline.answers import kl_to_reference
-from burnish.pipeline.concise import Instructed
+from burnish.pipeline.answers import repeated
+from burnish.pipeline.candidates import CONCISE, Answers, frozen, sample_all, sample_instructed
 from burnish.pipeline.context import Data, Journal, Models
 from burnish.pipeline.judge import examine_by_judge
 from burnish.pipeline.people import examine_by_people
@@ -29,34 +28,28 @@ from burnish.pipeline.rounds import account_of_rounds, policies
 from burnish.randomness import derive_seed
 from burnish.records import Decision, Interval, Prompt, Rollout
 from burnish.rehearse.annotators import panel
-from burnish.reward.ensemble import best_of, load_ensemble, prepare
-from burnish.runs.directory import RunDirectory
-from burnish.runs.files import read_json, write_json
+from burnish.reward.ensemble import prepare
+from burnish.reward.slices import topics
+from burnish.runs.files import write_json
 from burnish.stats import clustered_proportion, length_controlled_win_rate
 
 PANEL_SIZE = 5
 FEWEST = 8  # minimum number of verdicts for a win rate
-CONCISE = "_concise"  # suffix of the name of a policy sampled with ppo.concise
 EXAMPLES = 8
-ANSWERS = "examination_answers.json"  # the answers that people compare
 
 
 @dataclass
-class Answers:
-    """A policy's responses to the selection and then the test prompts, with their lengths in tokens.
+class Examined:
+    """Preferences over SFT's responses, by policy and row (None: an abstention), and who gave them.
 
-    `rollout` is None for responses that were read from a file.
+    `report` is that of an AI judge or of people. `judge` compares any two responses; it is None where
+    further questions cost.
     """
 
-    texts: list[str]
-    lengths: list[int]
-    kl: dict[str, Any] | None = None
-    rollout: Rollout | None = None
-
-    @classmethod
-    def of(cls, rollout: Rollout, kl: dict[str, Any] | None = None) -> Answers:
-        """Build the answers from a rollout and its KL figures."""
-        return cls(rollout.texts, rollout.lengths, kl, rollout)
+    examiner: str
+    verdicts: dict[str, list[float | None]]
+    report: dict[str, Any] | None = None
+    judge: Examiner | None = None
 
 
 def evaluate(
@@ -87,17 +80,15 @@ def evaluate(
         answers = sample_all(models, journal.run, prompts, config, seed)
         if concise is not None:
             answers |= sample_instructed(models, journal.path, prompts, config, concise, seed)
-    describe, verdicts, behaved = examine(models, data, journal, config, answers, prompts, seed)
-    accounts: dict[str, dict[str, Any]] = {
-        "sft": {"mean_length": mean_length(answers["sft"], len(selection))}
-    }
+    asked = repeated(prompts, config.answers)  # the prompt of every response
+    n_selection = len(selection) * config.answers  # responses to selection prompts, which come first
+    found = examine(models, data, journal, config, answers, asked, seed)
+    accounts: dict[str, dict[str, Any]] = {"sft": {"mean_length": mean_length(answers["sft"], n_selection)}}
     candidates = []
     for name, answer in answers.items():
         if name == "sft":
             continue
-        figures, candidate = account(
-            name, prompts, len(selection), answer, answers["sft"], verdicts[name], config, seed
-        )
+        figures, candidate = account(name, asked, n_selection, answer, answers["sft"], found, config, seed)
         accounts[name] = figures
         shown = name.endswith(CONCISE) or (name.startswith(BEST_OF) and not config.best_of_n_candidate)
         if not shown:
@@ -110,117 +101,28 @@ def evaluate(
         decision = held_to(decision, held)
     journal.decide(0, Decision("champion", decision.reason, decision.evidence))
     # The true preference is read only after the decision is recorded.
-    gold = gold_account(data.gold, test, answers, len(selection), config, seed) if data.gold else None
+    gold = gold_account(data.gold, asked, answers, n_selection, config, seed) if data.gold else None
     by_round = account_of_rounds(models, data, journal.run, config.confidence) if rounds > 1 else None
     report = {
-        "examiner": describe,
-        "judge": behaved,
+        "examiner": found.examiner,
+        "judge": found.report,
         "provisional": config.examiner == "reward_model",
         "n_selection": len(selection),
         "n_test": len(test),
+        "answers": config.answers,
         "policies": accounts,
+        "pairs": pairs_of(asked, n_selection, answers, found, config, seed),
+        "kinds": kinds_of(data, prompts, n_selection, found, config, seed),
         "selected": decision.selected,
         "champion": decision.champion,
         "reason": decision.reason,
         "regression_sets": [asdict(h) | {"loses": h.loses} for h in held],
         "gold": gold,
         "rounds": by_round,
-        "examples": examples(test, answers, len(selection)),
+        "examples": examples(test, answers, n_selection, config.answers),
     }
     write_json(journal.path / "evaluation.json", report)
     return ["evaluation.json"]
-
-
-def sample_all(
-    models: Models, run: RunDirectory, prompts: Sequence[Prompt], config: EvaluateConfig, seed: int
-) -> dict[str, Answers]:
-    """Sample SFT, every trained policy (also of earlier rounds) and best-of-n; measure KL to SFT."""
-    reference = models.reference(config.temperature)
-    answers = {"sft": Answers.of(sample(models, reference, prompts, config, seed, "sft"))}
-    for name, folder in policies(run).items():
-        policy = models.saved_policy(folder)
-        policy.temperature = reference.temperature
-        rollout = sample(models, policy, prompts, config, seed, name)
-        answers[name] = Answers.of(rollout, measured_kl(policy, reference, rollout, config.kl_prompts))
-    n = config.best_of_n
-    if n > 1:
-        samples = [sample(models, reference, prompts, config, seed, "best_of", turn) for turn in range(n)]
-        ensemble = load_ensemble(models.base, run.path / "reward")
-        extra = sample(models, reference, prompts, config, seed, "best_of", n) if ensemble.relative else None
-        answers[f"{BEST_OF}{n}"] = Answers.of(best_of(ensemble, samples, extra, models.codec.pad_id))
-    return answers
-
-
-def frozen(
-    models: Models, run: RunDirectory, prompts: Sequence[Prompt], config: EvaluateConfig, seed: int
-) -> dict[str, Answers]:
-    """Return the answers that people compare, sampled once so that a resumed run asks the same.
-
-    They are of candidates only. Raises RunError if the file holds answers to other prompts.
-    """
-    file = run.path / ANSWERS
-    if not collectives.from_lead(file.exists):
-        fewer = config if config.best_of_n_candidate else config.model_copy(update={"best_of_n": 1})
-        answers = sample_all(models, run, prompts, fewer, seed)
-        kept = {n: {"texts": a.texts, "lengths": a.lengths, "kl": a.kl} for n, a in answers.items()}
-        write_json(file, {"prompts": [p.id for p in prompts], "answers": kept})
-    found = read_json(file)
-    if found["prompts"] != [p.id for p in prompts]:
-        raise RunError(f"{file} contains answers to other prompts; pass --redo to sample and ask again")
-    return {name: Answers(**a) for name, a in found["answers"].items()}
-
-
-def sample_instructed(
-    models: Models, path: Path, prompts: Sequence[Prompt], config: EvaluateConfig, concise: str, seed: int
-) -> dict[str, Answers]:
-    """Sample SFT and PPO with the instruction, which is removed from the prompts that judges read."""
-    instructed = Instructed.of(prompts, concise, models.codec, models.prompt_room)
-    reference = models.reference(config.temperature)
-    answers = {}
-    for name in ("sft", "ppo"):
-        policy = reference
-        if name != "sft":
-            if not is_saved(path / name):
-                continue
-            policy = models.saved_policy(path / name)
-            policy.temperature = reference.temperature
-        rollout = sample(models, policy, instructed.prompts, config, seed, name + CONCISE)
-        kl = None if name == "sft" else measured_kl(policy, reference, rollout, config.kl_prompts)
-        answers[name + CONCISE] = Answers.of(instructed.plain(rollout), kl)
-    return answers
-
-
-def sample(
-    models: Models,
-    policy: Policy,
-    prompts: Sequence[Prompt],
-    config: EvaluateConfig,
-    seed: int,
-    name: str,
-    turn: int = 0,
-) -> Rollout:
-    """Sample one response to each prompt."""
-    return sample_rollout(
-        policy,
-        models.codec,
-        prompts,
-        max_tokens=models.config.max_response_tokens,
-        batch_size=config.batch_size,
-        seed=seed,
-        where=("evaluate", name, turn),
-    )
-
-
-def measured_kl(policy: Policy, reference: Policy, rollout: Rollout, kl_prompts: int) -> dict[str, Any]:
-    """Return KL(policy || SFT) and standard error in nats per response, exact over the vocabulary."""
-    n = min(kl_prompts, len(rollout))
-    values = kl_to_reference(policy, reference, rollout, range(len(rollout) - n, len(rollout)))
-    return {
-        "kl": float(values.mean()),
-        "kl_se": float(values.std(unbiased=True)) / math.sqrt(n),
-        "kl_n": n,
-        "kl_kind": "exact over the vocabulary at every token of sampled responses",
-    }
 
 
 def examine(
@@ -229,41 +131,62 @@ def examine(
     journal: Journal,
     config: EvaluateConfig,
     answers: dict[str, Answers],
-    prompts: Sequence[Prompt],
+    asked: Sequence[Prompt],
     seed: int,
-) -> tuple[str, dict[str, list[float | None]], dict[str, Any] | None]:
-    """Return the examiner's name, its preferences over SFT's responses, and its report.
+) -> Examined:
+    """Let the examiner compare every policy's responses with SFT's; `asked` has each response's prompt.
 
-    Preferences are by policy and prompt (None: an abstention). Only AI judges and people have reports.
+    A judge without cost compares each response with all of SFT's to the same prompt, and its mean
+    preference is the response's. Other examiners compare the k-th response with SFT's k-th.
     """
     texts = {name: answer.texts for name, answer in answers.items()}
     baseline = texts.pop("sft")
     if config.examiner == "people":
-        return collectives.from_lead(
-            lambda: examine_by_people(
-                journal.path, prompts, texts, baseline, config.labels_per_pair, data.label.guidelines
+        return Examined(
+            *collectives.from_lead(
+                lambda: examine_by_people(
+                    journal.path, asked, texts, baseline, config.labels_per_pair, data.label.guidelines
+                )
             )
         )
     if config.examiner == "judge":
-        return collectives.from_lead(
-            lambda: examine_by_judge(
-                data.store,
-                prompts,
-                texts,
-                baseline,
-                config.judge,
-                data.label.guidelines,
-                journal.path / "judge" / "examiner.jsonl",
-                journal.view,
-                data.snapshot,
+        return Examined(
+            *collectives.from_lead(
+                lambda: examine_by_judge(
+                    data.store,
+                    asked,
+                    texts,
+                    baseline,
+                    config.judge,
+                    data.label.guidelines,
+                    journal.path / "judge" / "examiner.jsonl",
+                    journal.view,
+                    data.snapshot,
+                )
             )
         )
     describe, judge = build_examiner(models, data, journal.path, config, answers, seed)
-    return (
-        describe,
-        {name: [*head_to_head(judge, prompts, ours, baseline)] for name, ours in texts.items()},
-        None,
-    )
+    verdicts: dict[str, list[float | None]] = {
+        name: [*compared(judge, asked, answer, answers["sft"], config.answers)]
+        for name, answer in answers.items()
+        if name != "sft"
+    }
+    return Examined(describe, verdicts, judge=judge)
+
+
+def compared(
+    judge: Examiner, asked: Sequence[Prompt], ours: Answers, theirs: Answers, answers: int
+) -> list[float]:
+    """Return the preference for each of our responses over theirs to the same prompt, a mean over them."""
+    if not ours.independent:
+        return head_to_head(judge, asked, ours.texts, theirs.texts)
+    turns = [head_to_head(judge, asked, ours.texts, turned(theirs.texts, answers, k)) for k in range(answers)]
+    return [mean(values) for values in zip(*turns, strict=True)]
+
+
+def turned(texts: Sequence[str], answers: int, by: int) -> list[str]:
+    """Return texts, `answers` to a prompt in a row, each row rotated by `by`."""
+    return [texts[i - i % answers + (i + by) % answers] for i in range(len(texts))]
 
 
 def build_examiner(
@@ -303,44 +226,45 @@ def examiner_scores(models: Models, model: ScalarHead, rollout: Rollout) -> dict
 
 def account(
     name: str,
-    prompts: Sequence[Prompt],
+    asked: Sequence[Prompt],
     n_selection: int,
     answer: Answers,
     sft: Answers,
-    verdicts: Sequence[float | None],
+    found: Examined,
     config: EvaluateConfig,
     seed: int,
 ) -> tuple[dict[str, Any], Candidate]:
     """Return one policy's figures and candidate: win rates on both splits, raw and length-controlled.
 
+    `asked` has the prompt of each response; the first `n_selection` responses are to selection prompts.
     Abstentions count in no win rate but are reported. Raises DataError if verdicts are too few.
     """
-    seed = derive_seed(seed, "bootstrap", name) % 2**32
+    seed, verdicts = derive_seed(seed, "bootstrap", name) % 2**32, found.verdicts[name]
     decided = [(i, verdict) for i, verdict in enumerate(verdicts) if verdict is not None]
     parts = {
         "selection": [(i, v) for i, v in decided if i < n_selection],
         "test": [(i, v) for i, v in decided if i >= n_selection],
     }
     for split, rows in parts.items():
-        asked = n_selection if split == "selection" else len(verdicts) - n_selection
-        if len(rows) < min(FEWEST, asked):
+        of_split = n_selection if split == "selection" else len(verdicts) - n_selection
+        if len(rows) < min(FEWEST, of_split):
             raise DataError(
                 f"the examiner gave {len(rows)} verdicts on {name}'s {split} responses, {FEWEST} are needed: look at "
                 "evaluate.judge, and at the abstentions in judge/examiner.jsonl, or at what people flagged"
             )
 
     def rate(rows: list[tuple[int, float]]) -> Interval:
-        groups = [prompts[i].group for i, _ in rows]
+        groups = [asked[i].group for i, _ in rows]
         outcomes = [v for _, v in rows]
         return win_rate(outcomes, groups, seed=seed, draws=config.bootstrap, confidence=config.confidence)
 
     selection, test = rate(parts["selection"]), rate(parts["test"])
-    deltas = [float(a - b) for a, b in zip(answer.lengths, sft.lengths, strict=True)]
+    deltas = length_deltas(answer, sft, config.answers if found.judge and answer.independent else 1)
     outcomes = [v for _, v in parts["test"]]
     controlled = length_controlled_win_rate(
         outcomes,
         [deltas[i] for i, _ in parts["test"]],
-        clusters=[prompts[i].group for i, _ in parts["test"]],
+        clusters=[asked[i].group for i, _ in parts["test"]],
         seed=seed,
         confidence=config.confidence,
     )
@@ -352,9 +276,82 @@ def account(
         "test": {**as_win_rate(test), "ties": ties},
         "abstained": len(verdicts) - len(decided),
         "length_controlled": as_win_rate(controlled),
-        "longer": longer_than(deltas[n_selection:], [p.group for p in prompts[n_selection:]], config),
+        "longer": longer_than(deltas[n_selection:], [p.group for p in asked[n_selection:]], config),
     }
     return figures, Candidate(name, selection, test)
+
+
+def length_deltas(ours: Answers, theirs: Answers, answers: int) -> list[float]:
+    """Return the length of each of our responses less the mean of theirs in its row of `answers`."""
+    means = [mean(theirs.lengths[i : i + answers]) for i in range(0, len(theirs.lengths), answers)]
+    return [float(n - means[i // answers]) for i, n in enumerate(ours.lengths)]
+
+
+def pairs_of(
+    asked: Sequence[Prompt],
+    n_selection: int,
+    answers: dict[str, Answers],
+    found: Examined,
+    config: EvaluateConfig,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Return every two candidates compared on the test prompts.
+
+    `difference` is that of their win rates against SFT, paired by prompt. `win_rate` is the first's over
+    the second by the same examiner, and None where a question costs.
+    """
+    test = asked[n_selection:]
+    groups = [p.group for p in test]
+    seed = derive_seed(seed, "bootstrap", "pairs") % 2**32
+    draws, confidence = config.bootstrap, config.confidence
+    names = [name for name in found.verdicts if not name.endswith(CONCISE)]
+    verdicts = {name: found.verdicts[name][n_selection:] for name in names}
+    rows = []
+    for (first, second), difference in differences(
+        verdicts, groups, seed=seed, draws=draws, confidence=confidence
+    ).items():
+        direct = None
+        if found.judge is not None:
+            outcomes = compared(found.judge, asked, answers[first], answers[second], config.answers)
+            direct = as_win_rate(
+                win_rate(outcomes[n_selection:], groups, seed=seed, draws=draws, confidence=confidence)
+            )
+        rows.append({"first": first, "second": second, "difference": difference, "win_rate": direct})
+    return rows
+
+
+def kinds_of(
+    data: Data,
+    prompts: Sequence[Prompt],
+    n_selection: int,
+    found: Examined,
+    config: EvaluateConfig,
+    seed: int,
+) -> dict[str, Any]:
+    """Return every policy's win rate on the test prompts by their kind, and where the kinds come from."""
+    seed = derive_seed(seed, "kinds") % 2**32
+    if config.kinds is None:
+        kinds: list[str | None] = [*topics([p.text for p in prompts], seed)]
+    else:
+        known = read_kinds(str(data.prompts_file), config.kinds)
+        kinds = [known.get(p.id) for p in prompts]
+        if not any(kinds):
+            raise ConfigError(
+                f"evaluate.kinds={config.kinds!r}: {data.prompts_file} gives no held-out prompt a value in that "
+                "column; name a column of text, or leave evaluate.kinds out for clusters of prompts"
+            )
+    of_rows = repeated(kinds, config.answers)[n_selection:]
+    groups = [p.group for p in repeated(prompts, config.answers)[n_selection:]]
+    draws, confidence = config.bootstrap, config.confidence
+    return {
+        "from": "clusters of prompts" if config.kinds is None else f"column {config.kinds}",
+        "policies": {
+            name: by_kind(
+                verdicts[n_selection:], groups, of_rows, seed=seed, draws=draws, confidence=confidence
+            )
+            for name, verdicts in found.verdicts.items()
+        },
+    }
 
 
 def longer_than(
@@ -381,13 +378,14 @@ def mean_length(answers: Answers, n_selection: int) -> float:
 
 def gold_account(
     gold: Callable[[Prompt, str], float],
-    test: Sequence[Prompt],
+    asked: Sequence[Prompt],
     answers: dict[str, Answers],
     n_selection: int,
     config: EvaluateConfig,
     seed: int,
 ) -> dict[str, Any]:
     """Return the win rate of every policy against SFT by a rehearsal's true preference."""
+    test = asked[n_selection:]
     golds = {
         name: [gold(p, t) for p, t in zip(test, a.texts[n_selection:], strict=True)]
         for name, a in answers.items()
@@ -414,9 +412,11 @@ def gold_account(
     return report
 
 
-def examples(test: Sequence[Prompt], answers: dict[str, Answers], n_selection: int) -> list[dict[str, str]]:
-    """Return the first test prompts with every policy's response, without selection."""
+def examples(
+    test: Sequence[Prompt], answers: dict[str, Answers], n_selection: int, each: int
+) -> list[dict[str, str]]:
+    """Return the first test prompts with every policy's first response, without selection."""
     return [
-        {"prompt": p.text, **{name: a.texts[n_selection + i] for name, a in answers.items()}}
+        {"prompt": p.text, **{name: a.texts[n_selection + i * each] for name, a in answers.items()}}
         for i, p in enumerate(test[:EXAMPLES])
     ]

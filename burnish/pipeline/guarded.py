@@ -72,7 +72,7 @@ class Guarded:
 def run_guarded(guarded: Guarded, sample_every: int) -> str | None:
     """Run PPO with its roll-backs; return None when it is done, or the reason if it is given up."""
     reason = None
-    while reason is None and guarded.ppo.step < guarded.ppo.config.updates:
+    while reason is None and not guarded.ppo.done:
         try:
             reason = run_attempt(guarded, sample_every)
         except Diverged as error:
@@ -91,7 +91,7 @@ def run_attempt(guarded: Guarded, sample_every: int) -> str | None:
         timing = {"step": stats.step, "attempt": stats.attempt, "tick": ppo.tick, **ppo.timing}
         journal.run.append("timing/ppo.jsonl", timing)
         journal.trackers.log("timing", stats.step, ppo.timing)
-        journal.view.progress(ppo.step, ppo.config.updates)
+        journal.view.progress(ppo.spent // ppo.config.batch_size, ppo.config.updates)
         journal.view.update(stats.values)
         if (ppo.tick - 1) % sample_every == 0:
             keep_samples(journal, ppo)
@@ -114,7 +114,7 @@ def run_attempt(guarded: Guarded, sample_every: int) -> str | None:
         elif verdict.action == "give_up":
             assert verdict.decision is not None
             return verdict.decision.reason
-        if ppo.step % ppo.config.checkpoint_every == 0 or ppo.step == ppo.config.updates:
+        if ppo.step % ppo.config.checkpoint_every == 0 or ppo.done:
             guarded.checkpoint(healthy=verdict.healthy)
     return None
 
@@ -206,7 +206,7 @@ def keep_pairs(journal: Journal, ppo: PPO) -> None:
 
     `burnish reward examine` checks on them whether the reward still ranks the policy's answers.
     """
-    asked = ppo.batch_of_prompts(ppo.step + 1)[:: ppo.samples_per_prompt][:PAIRS_KEPT]
+    asked = ppo.next_prompts()[:: ppo.samples_per_prompt][:PAIRS_KEPT]
     rollout = sample_rollout(
         ppo.policy,
         ppo.codec,

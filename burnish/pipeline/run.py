@@ -18,6 +18,7 @@ from burnish.config.checks import check_config
 from burnish.data.store import LabelStore
 from burnish.distributed import collectives
 from burnish.errors import ConfigError, OutOfMemory, RunError, Waiting, ran_out
+from burnish.evaluation.champion import TRAINED
 from burnish.labels.served import ASKED
 from burnish.models.batches import CPU
 from burnish.models.device import traits
@@ -26,10 +27,11 @@ from burnish.models.memory import first_line, give_back
 from burnish.monitor.live import Unseen, View, open_view
 from burnish.monitor.trackers import Trackers, Webhook, open_trackers, open_webhook
 from burnish.pipeline.align import align
+from burnish.pipeline.candidates import ANSWERS
 from burnish.pipeline.collect import collect
 from burnish.pipeline.context import DEVICE_FILE, RunContext
 from burnish.pipeline.dpo import HEALTHY, ON_POLICY
-from burnish.pipeline.evaluate import ANSWERS, evaluate
+from burnish.pipeline.evaluate import evaluate
 from burnish.pipeline.label import label
 from burnish.pipeline.report import report
 from burnish.pipeline.reward import reward
@@ -134,7 +136,7 @@ ROUND = (
         writes=Writes(
             records=("ppo", "dpo", "distill", "pairs"),
             timed=(*EXAMINED, *MEASURED),
-            folders=("ppo", "dpo", "distill", HEALTHY),
+            folders=(*TRAINED, HEALTHY),
             files=("align.json", ON_POLICY, "stress.json"),
         ),
         lower="ppo.micro_batch, dpo.micro_batch or distill.micro_batch",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from burnish.config.ppo import PPOConfig
+from burnish.config.ppo import MOST_BATCHES, PPOConfig
 from burnish.distributed import collectives
 from burnish.models.batches import CPU, Batch
 from burnish.models.generate import sample_rollout
@@ -39,13 +40,14 @@ from burnish.objectives import (
     shape_rewards,
     whiten,
 )
-from burnish.policy.kl_control import AdaptiveKLController
+from burnish.policy.gradient_signal import Halves, wanted_batches
+from burnish.policy.kl_control import BEGUN, AdaptiveKLController
 from burnish.policy.rollouts import (
     Experience,
     ScoreFn,
     finite,
     frozen_activations,
-    prompts_of_step,
+    prompts_from,
     read_before_training,
     sampling_gap,
     step_kl,
@@ -86,25 +88,31 @@ class PPO:
     plain: Callable[[Rollout], Rollout] | None = (
         None  # removes an instruction before the reward reads a rollout
     )
+    average_updates: int = 0  # of the moving average of the policy's weights; 0: none
     shaping: Shaping | None = None  # None: scores are used as they are
     learning_rate: float
     value_learning_rate: float
     step: int = 0
     tick: int = 0
+    spent: int = 0  # responses of the kept updates
+    drawn: int = 0  # prompts of the kept updates
     attempt: int = 0
     timing: dict[str, float] = field(default_factory=dict)
     skipped_in_a_row: int = 0
     experience: Experience | None = None
     first_batch: Experience | None = None  # collected before the first update
     first_seconds: float = 0.0  # time of that collection
+    signal: float | None = None  # moving average of the gradient signal
     unexplained: int = 0  # updates in a row with an explained variance of 0 or less
     notes: list[Decision] = field(default_factory=list)  # decisions of this class, for the journal
 
     def __post_init__(self) -> None:
         self.advantage = "gae" if self.config.advantage == "auto" else self.config.advantage
         self.samples_per_prompt = self.config.samples_per_prompt
+        self.answers = self.config.batch_size  # responses of the next update
         self.policy_parameters = self.policy.top.trained_parameters()
         self.value_parameters = self.value.trained() if self.value is not None else []
+        self.average = [p.detach().clone() for p in self.policy_parameters] if self.average_updates else []
         self.first_rate = self.learning_rate
         self.optimizer = torch.optim.AdamW(
             [{"params": p} for p in (self.policy_parameters, self.value_parameters) if p],
@@ -120,8 +128,14 @@ class PPO:
 
     @property
     def wanted_kl(self) -> float:
-        """KL of one update, in nats a response, that reaches the target in a third of the updates."""
-        return 3 * self.controller.target / (self.config.updates - self.config.value_warmup)
+        """KL of one update, in nats a response, that reaches the target in a third of the responses."""
+        updates = (self.config.updates - self.config.value_warmup) * self.config.batch_size / self.answers
+        return 3 * self.controller.target / updates
+
+    @property
+    def done(self) -> bool:
+        """True if the responses of all updates have been used."""
+        return self.spent >= self.config.updates * self.config.batch_size
 
     @property
     def moved(self) -> int:
@@ -147,8 +161,11 @@ class PPO:
         self.learning_rate = self.first_rate = learning_rate
 
     def updates(self) -> Iterator[StepStats]:
-        """Run until `config.updates` updates are kept; the state is complete at each yield."""
-        while self.step < self.config.updates:
+        """Run until `config.updates * config.batch_size` responses are used in updates that are kept.
+
+        The state is complete at each yield.
+        """
+        while not self.done:
             began = perf_counter()
             earlier = self.first_seconds if self.first_batch is not None else 0.0
             # 1 roll out  2 score  3 shape rewards  4 advantages
@@ -169,9 +186,13 @@ class PPO:
             values, state = collectives.leaders((values, self.state_dict()))
             if collectives.rank():
                 self.load_state_dict(state)
+            self.add_to_average()
             self.maybe_drop_critic(values.get("explained_variance"))
             self.step += 1
             self.tick += 1
+            self.spent += len(experience.rollout)
+            self.drawn += len(experience.rollout) // self.samples_per_prompt
+            self.adapt_answers(values.get("gradient_signal"))
             seconds = perf_counter() - began + earlier
             sampling, tokens = self.timing.pop("sampling_seconds"), sum(experience.rollout.lengths)
             self.timing |= {
@@ -194,7 +215,7 @@ class PPO:
     def collect(self, step: int) -> Experience:
         """Sample responses to the prompts of `step` and compute everything that training needs."""
         began = perf_counter()
-        prompts = self.batch_of_prompts(step)
+        prompts = self.next_prompts()
         rollout = sample_rollout(
             self.policy,
             self.codec,
@@ -254,10 +275,10 @@ class PPO:
             sampling_gap=sampling_gap(self.policy, rollout, sequences),
         )
 
-    def batch_of_prompts(self, step: int) -> list[Prompt]:
-        """Return the prompts of a step, each repeated for its samples."""
-        where = (self.seed, self.attempt, step)
-        return prompts_of_step(self.prompts, self.config.batch_size, self.samples_per_prompt, *where)
+    def next_prompts(self) -> list[Prompt]:
+        """Return the prompts of the next update, each repeated for its samples."""
+        where = (self.seed, self.attempt)
+        return prompts_from(self.prompts, self.drawn, self.answers, self.samples_per_prompt, *where)
 
     def train_epochs(self, experience: Experience) -> dict[str, float]:
         """Run the inner epochs and return the mean figures; skip and count non-finite steps.
@@ -265,7 +286,7 @@ class PPO:
         The epochs end early when the KL to the sampled policy exceeds `stop_kl`; `epochs` is their
         number.
         """
-        size = self.config.batch_size
+        size = len(experience.rollout)
         rates = [self.learning_rate * self.warm, self.value_learning_rate * self.share_after(self.step)]
         set_rates(self.optimizer, *rates[: len(self.optimizer.param_groups)])
         totals: dict[str, list[float]] = {}
@@ -274,7 +295,8 @@ class PPO:
             rng = generator(self.seed, "minibatch", self.attempt, self.step, epoch)
             order = torch.randperm(size, generator=rng, device=CPU)
             for rows in order.split(size // self.config.minibatches):
-                values = self.minibatch(experience, rows.tolist())
+                first = not epoch and not totals and not skipped
+                values = self.minibatch(experience, rows.tolist(), signal=first)
                 if values is None:
                     skipped += 1
                     continue
@@ -287,9 +309,19 @@ class PPO:
         means = {name: sum(v) / len(v) for name, v in totals.items()}
         return means | {"skipped": float(skipped), "learning_rate": rates[0], "epochs": epoch + 1.0}
 
-    def minibatch(self, experience: Experience, rows: list[int]) -> dict[str, float] | None:
-        """Take one optimizer step over `rows`; return None if it was not finite."""
-        sums = self.accumulate(experience, rows, value_only=self.value_only)
+    def minibatch(
+        self, experience: Experience, rows: list[int], *, signal: bool = False
+    ) -> dict[str, float] | None:
+        """Take one optimizer step over `rows`; return None if it was not finite.
+
+        With `signal`, the figures have the `gradient_signal` of the rows, where it can be measured.
+        """
+        halves = Halves.of(experience.rollout, rows, self.policy_parameters)
+        if not signal or self.value_only or halves is None:
+            sums = self.accumulate(experience, rows, value_only=self.value_only)
+        else:
+            sums = self.accumulate(experience, halves.ordered, halves=halves)
+            sums |= halves.signal()
         groups = {} if self.value_only else {"grad_norm": self.policy_parameters}
         if self.critic is not None:
             groups["value_grad_norm"] = self.value_parameters
@@ -297,27 +329,55 @@ class PPO:
         return None if norms is None else sums | dict(zip(groups, norms, strict=True))
 
     def accumulate(
-        self, experience: Experience, rows: list[int], *, value_only: bool = False
+        self,
+        experience: Experience,
+        rows: list[int],
+        *,
+        value_only: bool = False,
+        halves: Halves | None = None,
     ) -> dict[str, float]:
-        """Accumulate the gradient of both losses (or of the value loss) over `rows`; return figures."""
+        """Accumulate the gradient of both losses (or of the value loss) over `rows`; return figures.
+
+        `halves` keeps a part of the gradient of its first rows.
+        """
         lengths, own = experience.rollout.lengths, collectives.mine(rows)
         tokens = sum(lengths[row] for row in rows)
         learned = [] if value_only else list(self.policy_parameters)
         learned += self.value_parameters if self.critic is not None else []
+        learned += [] if halves is None else [halves.kept]
+
+        def gradient(size: int) -> dict[str, float]:
+            self.optimizer.zero_grad(set_to_none=True)
+            parts = [own] if halves is None else halves.parts(own)
+            sums: dict[str, torch.Tensor] = {}
+            for number, part in enumerate(parts):
+                self.add_gradient(sums, experience, part, size, tokens, value_only=value_only)
+                if halves is not None and not number:
+                    halves.keep()
+            return on_host(sums)
+
         return accumulate(
             self.policy.top.base.memory,
             "training ppo",
             self.config.micro_batch,
             learned,
-            lambda size: self.gradient(experience, own, size, tokens, value_only=value_only),
+            gradient,
         )
 
-    def gradient(
-        self, experience: Experience, rows: list[int], micro_batch: int, tokens: int, *, value_only: bool
-    ) -> dict[str, float]:
-        """Compute the gradient of `rows` as their share of a minibatch with `tokens` response tokens."""
-        sums: dict[str, torch.Tensor] = {}
-        self.optimizer.zero_grad(set_to_none=True)
+    def add_gradient(
+        self,
+        sums: dict[str, torch.Tensor],
+        experience: Experience,
+        rows: list[int],
+        micro_batch: int,
+        tokens: int,
+        *,
+        value_only: bool,
+    ) -> None:
+        """Add the gradient of `rows`, as their share of a minibatch with `tokens` response tokens.
+
+        Figures are added to `sums`.
+        """
         for part, batch in experience.sequences.batches(micro_batch, rows):
             losses: list[torch.Tensor] = []
             if not value_only:
@@ -329,7 +389,6 @@ class PPO:
                 losses.append(loss)
                 add_to(sums, values)
             sum(losses[1:], losses[0]).backward()
-        return on_host(sums)
 
     def policy_loss(
         self, experience: Experience, batch: Batch, tokens: int
@@ -374,7 +433,9 @@ class PPO:
         used = {"kl_coef": self.controller.coef, "kl_target": self.controller.target}
         if self.config.kl.adaptive:
             self.controller.update(float(experience.kl.mean()), len(experience.rollout))
-        smoothed = self.controller.smoothed
+        smoothed, kl = self.controller.smoothed, float(experience.kl.mean())
+        if kl > BEGUN * used["kl_target"]:
+            used["score_per_nat"] = float(experience.scores.scores.mean()) / kl
         return used | ({"kl_smoothed": smoothed} if smoothed is not None else {})
 
     def adapt_rate(self, experience: Experience) -> dict[str, float]:
@@ -396,6 +457,47 @@ class PPO:
         low, high = self.first_rate / RATE_RANGE, self.first_rate * RATE_RANGE
         self.learning_rate = min(max(self.learning_rate * factor, low), high)
         return {"step_kl": moved}
+
+    def adapt_answers(self, signal: float | None) -> None:
+        """Choose the number of responses of the next update by the gradient signal of this one.
+
+        See `wanted_answers`. This applies to `answers_per_update: auto`.
+        """
+        if self.config.answers_per_update == "fixed":
+            return
+        if signal is not None:
+            self.signal = signal if self.signal is None else (self.signal + signal) / 2
+        if self.signal is not None:
+            batch, left = self.config.batch_size, self.config.updates * self.config.batch_size - self.spent
+            batches = wanted_batches(self.signal, self.answers / batch, MOST_BATCHES)
+            self.answers = max(batch, min(batches * batch, left))
+
+    @torch.no_grad()
+    def add_to_average(self) -> None:
+        """Move the average towards the policy by one over `average_updates`, or over all updates so far.
+
+        The exponential moving average of the iterates (Polyak and Juditsky 1992 for the plain mean) has
+        less of the noise of single updates.
+        """
+        if self.value_only or not self.average:
+            return
+        share = 1 / min(self.average_updates, self.moved + 1)
+        for average, p in zip(self.average, self.policy_parameters, strict=True):
+            average.lerp_(p, share)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Give the policy its averaged weights for a block."""
+        current = [p.detach().clone() for p in self.policy_parameters]
+        with torch.no_grad():
+            for p, average in zip(self.policy_parameters, self.average, strict=True):
+                p.copy_(average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, kept in zip(self.policy_parameters, current, strict=True):
+                    p.copy_(kept)
 
     def maybe_drop_critic(self, explained: float | None) -> None:
         """Replace a value function that explains nothing by RLOO.
@@ -435,6 +537,8 @@ class PPO:
         if self.value is not None:
             save_file(self.value.state(), folder / "value.safetensors")
         save_optimizer(self.optimizer, folder / "optimizer.safetensors")
+        if self.average:
+            save_file({str(i): t for i, t in enumerate(self.average)}, folder / "average.safetensors")
 
     def load(self, folder: Path) -> None:
         """Load the weights and optimizer state written by `save`."""
@@ -442,6 +546,11 @@ class PPO:
         if self.value is not None:
             self.value.load(load_file(folder / "value.safetensors"))
         load_optimizer(self.optimizer, folder / "optimizer.safetensors")
+        file = folder / "average.safetensors"
+        saved = load_file(file) if file.exists() else {}  # not in older checkpoints
+        with torch.no_grad():
+            for i, (average, p) in enumerate(zip(self.average, self.policy_parameters, strict=False)):
+                average.copy_(saved.get(str(i), p))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters, learning rates, controller and shaping, ready for JSON."""
@@ -449,6 +558,10 @@ class PPO:
             "step": self.step,
             "tick": self.tick,
             "attempt": self.attempt,
+            "spent": self.spent,
+            "drawn": self.drawn,
+            "responses": self.answers,
+            "signal": self.signal,
             "learning_rate": self.learning_rate,
             "first_rate": self.first_rate,
             "value_learning_rate": self.value_learning_rate,
@@ -472,3 +585,7 @@ class PPO:
         self.samples_per_prompt = state.get(
             "samples_per_prompt", state.get("answers", self.samples_per_prompt)
         )
+        kept = self.step * self.config.batch_size  # of older checkpoints
+        self.spent = state.get("spent", kept)
+        self.drawn = state.get("drawn", kept // self.samples_per_prompt)
+        self.answers, self.signal = state.get("responses", self.config.batch_size), state.get("signal")

@@ -68,6 +68,7 @@ class Experience:
             "entropy": float(masked_mean(self.entropy, mask)),
             "ref_nll": -float(masked_mean(self.ref_logprobs, mask)),
             "sampling_gap": self.sampling_gap,
+            "answers": float(len(rollout)),
         }
         if explained is not None:
             values["explained_variance"] = float(explained)
@@ -147,15 +148,14 @@ def sampling_gap(policy: Policy, rollout: Rollout, sequences: Sequences) -> floa
     return float(gaps.max())
 
 
-def prompts_of_step(
-    prompts: Sequence[Prompt], batch_size: int, samples_per_prompt: int, seed: int, attempt: int, step: int
+def prompts_from(
+    prompts: Sequence[Prompt], first: int, responses: int, samples_per_prompt: int, seed: int, attempt: int
 ) -> list[Prompt]:
-    """Return the `batch_size` prompts of a step (from 1), each `samples_per_prompt` times.
+    """Return the prompts of `responses` responses, each `samples_per_prompt` times.
 
-    The prompts come from shuffled epochs; each attempt has its own order.
+    They are the prompts from number `first` (from 0) of shuffled epochs; each attempt has its own order.
     """
-    n, size = len(prompts), batch_size // samples_per_prompt
-    first = (step - 1) * size
+    n, size = len(prompts), responses // samples_per_prompt
     picked = []
     orders: dict[int, list[int]] = {}
     for position in range(first, first + size):

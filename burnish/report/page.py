@@ -48,6 +48,7 @@ def render_report(run_path: Path, *, completing: str | None = None) -> Path:
         verdict=verdict(summary),
         checklist=summary["checklist"],
         evaluation=evaluation,
+        kinds_worse=kinds_worse(evaluation),
         win_rates=charts.add("Win rate against SFT", "", win_rate_chart(evaluation)) if evaluation else None,
         examination=examination,
         stressed=read(run_path / "stress.json"),
@@ -94,6 +95,21 @@ def verdict(summary: dict[str, Any]) -> str:
 
 def _article(judge: str) -> str:
     return judge if judge.startswith(("a ", "an ")) else f"a {judge}"
+
+
+def kinds_worse(evaluation: dict[str, Any] | None) -> str | None:
+    """Return a sentence that names the kinds of prompts on which a policy is worse than SFT.
+
+    Returns None if no kind has enough prompts.
+    """
+    policies = ((evaluation or {}).get("kinds") or {"policies": {}})["policies"]
+    rows = [(name, row) for name, held in policies.items() for row in held]
+    if not rows:
+        return None
+    worse = [f"{name} on {row['kind']} ({row['win_rate']:.2f})" for name, row in rows if row["worse"]]
+    return (
+        f"Worse than SFT: {'; '.join(worse)}." if worse else "No policy is surely worse than SFT on a kind."
+    )
 
 
 def win_rate_chart(evaluation: dict[str, Any]) -> dict[str, Any]:

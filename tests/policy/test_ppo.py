@@ -186,7 +186,7 @@ def test_the_self_check_refuses_a_sampler_at_another_temperature(monkeypatch: py
 def test_answers_to_a_prompt_stand_together_and_need_no_value_function(tmp_path: Path) -> None:
     base, codec = toy()
     ppo = make_ppo(base, codec, advantage="grpo", samples_per_prompt=4, batch_size=12, updates=3)
-    rows = ppo.batch_of_prompts(1)
+    rows = ppo.next_prompts()
     assert len(rows) == 12
     assert all(len({p.text for p in rows[i : i + 4]}) == 1 for i in (0, 4, 8))
     stats = list(ppo.updates())
@@ -287,7 +287,7 @@ def test_a_value_function_that_explains_nothing_is_dropped_on_record(tmp_path: P
     again.load_state_dict(ppo.state_dict())
     rest = list(updates)
     assert not any({"explained_variance", "value_loss", "value_grad_norm"} & s.values.keys() for s in rest)
-    assert ppo.batch_of_prompts(5)[:4] == [ppo.batch_of_prompts(5)[0]] * 4
+    assert ppo.next_prompts()[:4] == [ppo.next_prompts()[0]] * 4
     assert [s.as_row() for s in again.updates()] == [s.as_row() for s in rest]
     assert again.notes == []
 

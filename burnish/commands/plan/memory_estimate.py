@@ -327,7 +327,7 @@ def memory_of(
     only after loading. Weights come from a `file` of so many bytes.
     """
     config, ppo = shapes.config, shapes.config.ppo
-    mine = -(-ppo.batch_size // world)
+    mine = -(-ppo.most_answers // world)
     found: dict[str, StageMemory] = {}
     per_prompt = answers / max(1, asked)
     common = {"program": program, "model": shapes.base_weights(world)}
@@ -379,6 +379,9 @@ def memory_of(
         "reward models": heads,
         "activations kept": shapes.features(mine, lengths, shapes.cuts()),
     }
+    averaged = ppo.averaged(whole=shapes.base.layers == "all") > 0
+    if averaged:
+        held["average of the policy"] = policy
     if shapes.value and shapes.fast and shapes.base.cut:
         held["activations of the value function"] = shapes.features(mine, lengths, 1)
     gate = {
@@ -413,7 +416,8 @@ def memory_of(
         )
     examined = config.evaluate.n_selection + config.evaluate.n_test
     slots = -(-min(config.evaluate.batch_size, examined) // world)
-    sampled = examined * (1 + config.evaluate.best_of_n) / world
+    others = 1 + averaged + (config.dpo.when == "always") + (config.distill.when == "always")
+    sampled = examined * (others * config.evaluate.answers + config.evaluate.sft_answers) / world
     found["evaluate"] = StageMemory(
         common
         | {

@@ -82,8 +82,9 @@ def time_by_stage(
         name = "align (dpo)" if config.dpo.when == "always" else FALLBACK
         found[name] = _dpo(pace, counts, config, shared)
     examined = config.evaluate.n_selection + config.evaluate.n_test
-    others = 1 + (config.dpo.when == "always") + (config.distill.when == "always")
-    answers = examined * (1 + others + (config.evaluate.best_of_n if config.evaluate.best_of_n > 1 else 0))
+    averaged = config.ppo.averaged(whole=config.model.layers == "all") > 0
+    others = 1 + averaged + (config.dpo.when == "always") + (config.distill.when == "always")
+    answers = examined * (others * config.evaluate.answers + config.evaluate.sft_answers)
     kl = others * min(config.evaluate.kl_prompts, examined) * (seen + pace.reading)
     found["evaluate"] = shared.rows(answers * (pace.sampling + pace.scoring) + kl)
     return found

@@ -1,0 +1,98 @@
+"""The gradient signal: how far the policy gradients of two halves of a batch agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from burnish.models.batches import CPU
+from burnish.records import Rollout
+
+KEPT = 1 << 22  # elements of the gradient that are compared, those of the last parameters
+WANTED = 0.5  # share of signal in the squared length of a batch's gradient
+
+
+def wanted_batches(signal: float, batches: float, most: int) -> int:
+    """Return the number of batches, from 1 to `most`, whose gradient would be half signal.
+
+    `signal` is the cosine c of the gradients of two halves of an update of `batches` batches. A half
+    has c as the share of signal in its gradient's squared length, and the noise of a sum of n halves
+    falls as 1 / n (the gradient noise scale of McCandlish et al. 2018). So n halves have the share
+    n c / (n c + 1 - c), which is `WANTED` at n = (1 - c) / c for a half.
+    """
+    if not signal > 0:
+        return most
+    halves = WANTED / (1 - WANTED) * (1 - signal) / signal
+    return min(most, max(1, math.ceil(batches * halves / 2 - 1e-9)))
+
+
+@dataclass
+class Halves:
+    """Rows of a minibatch in two halves without a common prompt, and a part of the first's gradient.
+
+    `kept` is a tensor whose `grad` holds the gradient of the first half, so that it is summed over
+    processes with the gradients of the parameters.
+    """
+
+    first: list[int]
+    second: list[int]
+    parameters: Sequence[nn.Parameter]
+    kept: nn.Parameter
+
+    @classmethod
+    def of(cls, rollout: Rollout, rows: Sequence[int], parameters: Sequence[nn.Parameter]) -> Halves | None:
+        """Split `rows` by prompt, every second prompt to each half; None for fewer than two prompts."""
+        order = {
+            name: i for i, name in enumerate(dict.fromkeys(rollout.prompts[row].id for row in sorted(rows)))
+        }
+        sides: tuple[list[int], list[int]] = ([], [])
+        for row in rows:
+            sides[order[rollout.prompts[row].id] % 2].append(row)
+        if len(order) < 2:
+            return None
+        compared, size = [], 0
+        for p in reversed(parameters):
+            if p.device == parameters[-1].device and size < KEPT:
+                compared.append(p)
+                size += min(p.numel(), KEPT - size)
+        kept = nn.Parameter(torch.zeros(size, device=compared[0].device), requires_grad=False)
+        return cls(*sides, compared, kept)
+
+    @property
+    def ordered(self) -> list[int]:
+        """All rows, the first half's first."""
+        return [*self.first, *self.second]
+
+    def parts(self, rows: Sequence[int]) -> list[list[int]]:
+        """Return those of `rows` in the first half and those in the second."""
+        first = set(self.first)
+        return [[r for r in rows if r in first], [r for r in rows if r not in first]]
+
+    def gradient(self) -> torch.Tensor:
+        """Return the compared part of the gradient that the parameters hold now, a copy."""
+        pieces, left = [], KEPT
+        for p in self.parameters:
+            flat = torch.zeros_like(p) if p.grad is None else p.grad
+            pieces.append(flat.reshape(-1)[:left].float())
+            left -= len(pieces[-1])
+        return torch.cat(pieces)
+
+    def keep(self) -> None:
+        """Keep the gradient that the parameters hold now as that of the first half."""
+        self.kept.grad = self.gradient()
+
+    def signal(self) -> dict[str, float]:
+        """Return the cosine of both halves' gradients; nothing if one of them is 0 or not finite."""
+        assert self.kept.grad is not None
+        first = self.kept.grad
+        second = self.gradient() - first
+        figures = torch.stack([first @ second, first @ first, second @ second]).to(CPU).double()
+        product, a, b = figures.tolist()
+        length = math.sqrt(a) * math.sqrt(b)
+        if not 0 < length < math.inf:
+            return {}
+        return {"gradient_signal": min(1.0, max(-1.0, product / length))}
