@@ -16,8 +16,7 @@ from typing import Any
 
 from burnish.config.loading import load_config
 from burnish.pipeline.align import run_dpo
-from burnish.pipeline.answers import repeated
-from burnish.pipeline.best_of_n import OwnAnswers
+from burnish.pipeline.answers import OwnAnswers, repeated
 from burnish.pipeline.candidates import sample_all, sample_policy
 from burnish.pipeline.context import RunContext
 from burnish.pipeline.distill import run_distill
@@ -73,7 +72,7 @@ def main() -> None:
     data, settings = place.data, config.evaluate
     selection = list(data.splits.selection[: settings.n_selection])
     prompts = [*selection, *data.splits.test[: settings.n_test]]
-    asked, n_selection = repeated(prompts, settings.answers), len(selection) * settings.answers
+    rows, n_selection = repeated(prompts, settings.answers), len(selection) * settings.answers
     with tempfile.TemporaryDirectory() as room:
         seconds = {arm: train(asked.run, arm, Path(room), asked.sets) for arm in asked.arms}
         answers = sample_all(models, place.journal.run, prompts, settings, config.seed)
@@ -82,16 +81,16 @@ def main() -> None:
             policy = models.saved_policy(Path(room) / arm / arm.partition("_")[0])
             policy.temperature = reference.temperature
             answers[arm] = sample_policy(models, policy, prompts, settings, config.seed, arm)
-    found = examine(models, data, place.journal.of("evaluate"), settings, answers, asked, config.seed)
+    found = examine(models, data, place.journal.of("evaluate"), settings, answers, rows, config.seed)
     gold: dict[str, Any] = {}
     if data.gold:
-        gold = gold_account(data.gold, asked, answers, n_selection, settings, config.seed)
+        gold = gold_account(data.gold, rows, answers, n_selection, settings, config.seed)
     print(f"judged by {found.examiner}, {len(prompts) - len(selection)} test prompts")
     print("| policy | against SFT [95 %] | length-controlled | true preference | tokens | KL | s |")
     print("|---|---|---|---|---|---|---|")
     sft = answers.pop("sft")
     for name, answer in answers.items():
-        figures, _ = account(name, asked, n_selection, answer, sft, found, settings, config.seed)
+        figures, _ = account(name, rows, n_selection, answer, sft, found, settings, config.seed)
         cells = [interval(figures["test"]), interval(figures["length_controlled"]), interval(gold.get(name))]
         kl = f"{figures['kl']:.2f}" if "kl" in figures else ""
         took = f"{seconds[name]:.0f}" if name in seconds else ""

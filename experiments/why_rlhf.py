@@ -19,7 +19,7 @@ from burnish.models.logprobs import Policy
 from burnish.models.optim import OWN, USUAL, ladder
 from burnish.models.pairs import EncodedPairs
 from burnish.models.sequences import Sequences
-from burnish.pipeline.best_of_n import OwnAnswers
+from burnish.pipeline.answers import OwnAnswers
 from burnish.pipeline.context import RunContext
 from burnish.policy.dpo import DPO
 from burnish.policy.sft import demonstrated, fine_tune

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from burnish.commands.pool import Pool, gains_of_updates, pool_of
-from burnish.errors import RunError
 from burnish.evaluation.overoptimization import of_pool, of_run
 from burnish.report.overoptimized import render_overoptimized
 from burnish.runs.files import write_json
@@ -29,12 +28,7 @@ def overoptimization(
     with fitted curves. Writes overoptimization.json and its page, and returns their content. Raises
     RunError without such a judge.
     """
-    with pool_of(path, prompts, answers, on_progress) as pool:
-        if not pool.judges:
-            raise RunError(
-                f"{path} has no judge that is not optimised against: its rewards have neither watcher nor examiner "
-                "(reward.watcher_share, evaluate.examiner: reward_model)"
-            )
+    with pool_of(path, prompts, answers, on_progress, needs_judge=True) as pool:
         place = pool.place
         report = {
             "run": place.config.name,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from burnish.commands.reward_score import open_ensemble
+from burnish.errors import RunError
 from burnish.evaluation.overoptimization import Array
 from burnish.models.artefacts import is_saved, load_reward_model
 from burnish.models.heads import raw_scores
@@ -64,13 +65,27 @@ class Pool:
 
 
 @contextmanager
-def pool_of(path: Path, prompts: int, answers: int, on_progress: Callable[[str], None]) -> Iterator[Pool]:
+def pool_of(
+    path: Path,
+    prompts: int,
+    answers: int,
+    on_progress: Callable[[str], None],
+    *,
+    needs_judge: bool = False,
+) -> Iterator[Pool]:
     """Sample and score `answers` answers of SFT to each of at most `prompts` held-out prompts of a run.
 
-    Two calls with the same arguments give the same pool. Closes the run's label store at the end.
+    Two calls with the same arguments give the same pool. Closes the run's label store at the end. With
+    `needs_judge`, raises RunError if the run has no judge that was not optimised against.
     """
     place, ensemble = open_ensemble(path)
     try:
+        judges = judges_of(place, path)
+        if needs_judge and not judges:
+            raise RunError(
+                f"{path} has no judge that is not optimised against: its rewards have neither watcher nor examiner "
+                "(reward.watcher_share, evaluate.examiner: reward_model)"
+            )
         seed = derive_seed(place.config.seed, "overoptimization") % 2**32
         asked = [*place.data.splits.test, *place.data.splits.selection][:prompts]
         on_progress(f"{answers} answers of SFT to each of {len(asked)} prompts")
@@ -80,7 +95,6 @@ def pool_of(path: Path, prompts: int, answers: int, on_progress: Callable[[str],
         compared = reference_answers(place.models, ensemble, asked, size, seed, where)
         reference = reference_scores(ensemble, compared, pad_id)
         on_progress("scoring")
-        judges = judges_of(place, path)
         yield Pool(
             place=place,
             ensemble=ensemble,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from burnish.config.run import RunConfig
 from burnish.errors import ConfigError
 
@@ -26,14 +24,11 @@ def check_config(config: RunConfig) -> None:
                 f"evaluate.judge and label.judge are the same ({judge.model}, the same rubric): it would confirm its "
                 "own labels; give another model or another rubric"
             )
-    if config.evaluate.kinds is not None:
-        preferences = config.data.prompts == "preferences"
-        source = config.label.preferences if preferences else config.data.prompts
-        if source is None or not Path(source).is_file():
-            raise ConfigError(
-                f"evaluate.kinds names the column {config.evaluate.kinds!r}, which must be in a file of prompts, but "
-                f"the prompts come from {source!r}; give a file, or leave evaluate.kinds out for clusters of prompts"
-            )
+    if config.evaluate.kinds is not None and config.data.prompts == "stories":
+        raise ConfigError(
+            f"evaluate.kinds names the column {config.evaluate.kinds!r}, but the rehearsal's stories have no columns; "
+            "leave evaluate.kinds out for clusters of prompts"
+        )
     for lacking in (given.lacks() for given in config.evaluate.regression_sets):
         if lacking:
             raise ConfigError(lacking)

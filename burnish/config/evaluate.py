@@ -126,6 +126,11 @@ class EvaluateConfig(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence level of accuracies and win rates.")
 
     @property
+    def paid(self) -> bool:
+        """True if every question to the examiner costs."""
+        return self.examiner in ("judge", "people")
+
+    @property
     def answers(self) -> int:
         """Number of responses of each policy to each held-out prompt."""
         return self.samples or (SAMPLES if self.examiner == "reward_model" else 1)

@@ -186,7 +186,7 @@ class PPOConfig(Section):
         ge=0,
         description="Updates over which a moving average of the policy's weights extends. The average is a candidate "
         "beside the last policy. null: a sixth of the updates, or 0 where every layer is trained, since it costs a "
-        "copy of the trained weights; 0: no average.",
+        "copy of the trained weights, and no candidate where people or a judge examine; 0: no average.",
     )
     stop_kl: float | None = Field(
         None,
@@ -251,7 +251,7 @@ class PPOConfig(Section):
         """Return the updates of the moving average, 0 for none; `whole`: every layer is trained."""
         if self.average_updates is not None:
             return self.average_updates
-        return 0 if whole else max(1, self.updates // AVERAGED_SHARE)
+        return 0 if whole or not self.updates else max(1, self.updates // AVERAGED_SHARE)
 
     @property
     def looks(self) -> int:

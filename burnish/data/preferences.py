@@ -19,6 +19,7 @@ from burnish.data.text import (
     Unusable,
     content_of,
     json_rows,
+    kind_of,
     messages_of,
     prompt_of,
     read_rows,
@@ -100,6 +101,18 @@ def read_preferences(
     )
     bad.check(source, result.rows, limit, remedy)
     return result
+
+
+def read_kinds_of_pairs(source: str | Path, split: str, column: str) -> dict[str, str]:
+    """Read the kind of each prompt of preference pairs or rankings, by prompt id, as `read_kinds` does."""
+    found: dict[str, str] = {}
+    for _, row in numbered_rows(source, split):
+        for read in _readers(row, str(source)):
+            try:
+                found.setdefault(read().prompt.id, kind_of(row, column))
+            except Unusable:
+                break  # such rows are counted where pairs are read
+    return found
 
 
 def _readers(row: Any, source: str) -> list[Callable[[], Preference]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.data.lines import read_lines
-from burnish.data.text import Rejected, Unusable, first_of, json_rows, prompt_of, read_rows, text_of
+from burnish.data.text import Rejected, Unusable, first_of, json_rows, kind_of, prompt_of, read_rows, text_of
 from burnish.errors import DataError
 from burnish.records import Message, Preference, Prompt
 
@@ -76,12 +76,7 @@ def read_kinds(source: str | Path, column: str) -> dict[str, str]:
     """
 
     def read(row: Mapping[str, Any]) -> tuple[Prompt, str]:
-        value = row.get(column)
-        number = isinstance(value, int) and not isinstance(value, bool)
-        kind = str(value) if number else text_of(value, f"`{column}`").strip()
-        if not kind:
-            raise Unusable(f"`{column}` is empty")
-        return _prompt(row), kind
+        return _prompt(row), kind_of(row, column)
 
     found: dict[str, str] = {}
     for _, (prompt, kind) in read_rows(_rows(Path(source)), read, Rejected()):

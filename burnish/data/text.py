@@ -245,6 +245,16 @@ def number_of(value: Any) -> float | None:
         return None
 
 
+def kind_of(row: Mapping[str, Any], column: str) -> str:
+    """Return a row's kind; raise Unusable if the column holds neither text nor an integer."""
+    value = row.get(column)
+    number = isinstance(value, int) and not isinstance(value, bool)
+    kind = str(value) if number else text_of(value, f"`{column}`").strip()
+    if not kind:
+        raise Unusable(f"`{column}` is empty")
+    return kind
+
+
 def printable(text: str) -> str:
     """Escape unpaired surrogates in a text, so that it can be encoded as UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -2,7 +2,7 @@
 
 Best of n by the same reward is what a user has without training. Its KL from the sampled policy is
 log n - (n - 1) / n, an upper bound (Beirami et al. 2024) that is tight where no single response is
-likely. A share is therefore a lower bound too.
+likely. Where it is not tight, best of n reaches its gain at less KL, and a share is too high.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from burnish.stats import clustered_interval, clustered_mean
 
 STEPS = 4  # sizes in each doubling of n
 LAST = 3  # updates of PPO that are averaged
+FAR = "the KL of resampled prompts is beyond the pool; pass more --answers"
 UNSURE = "the frontier's gain at this KL is not above 0 with the whole interval"
 
 
@@ -86,6 +87,11 @@ def share_of_frontier(
         at = best(rows)
         return None if at is None or at <= 0 else float(gains[rows].mean()) / at
 
+    def within(rows: Rows) -> float | None:
+        return None if best(rows) is None else 0.0
+
+    if clustered_interval(within, groups, seed=seed, confidence=confidence) is None:
+        return found | {"frontier": best(np.arange(len(gains))), "reason": FAR}
     at = clustered_interval(best, groups, seed=seed, confidence=confidence)
     found["frontier"] = best(np.arange(len(gains))) if at is None else asdict(at)["value"]
     if at is None or at.ci_low <= 0:

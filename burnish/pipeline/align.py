@@ -22,8 +22,7 @@ from burnish.models.backbone import TrainableLayers
 from burnish.models.heads import Pooling, ScalarHead
 from burnish.models.memory import give_back
 from burnish.models.optim import ladder
-from burnish.pipeline.answers import sample_answers
-from burnish.pipeline.best_of_n import OwnAnswers
+from burnish.pipeline.answers import OwnAnswers, sample_answers
 from burnish.pipeline.concise import Instructed
 from burnish.pipeline.context import Data, Journal, Models
 from burnish.pipeline.distill import run_distill

@@ -1,8 +1,10 @@
-"""Sampling of reference-policy answers for reward normalisation, stress tests and best-of-n."""
+"""Answers of SFT and of saved policies to given prompts, their KL, and their scores by the ensemble."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -12,9 +14,10 @@ from burnish.models.device import traits
 from burnish.models.generate import sample_rollout
 from burnish.models.logprobs import Policy, response_kl
 from burnish.models.sequences import Sequences
-from burnish.pipeline.context import Models
-from burnish.records import Prompt, Rollout
-from burnish.reward.ensemble import RewardEnsemble, gather
+from burnish.pipeline.context import Data, Journal, Models
+from burnish.randomness import derive_seed
+from burnish.records import Preference, Prompt, Rollout
+from burnish.reward.ensemble import RewardEnsemble, gather, load_ensemble, pick, scores_of_samples
 
 T = TypeVar("T")
 
@@ -81,3 +84,77 @@ def kl_to_reference(
 
     chosen = list(range(len(rollout))) if rows is None else list(rows)
     return sequences.read(read, traits(base.device).rows, chosen, "kl")
+
+
+@dataclass
+class ScoredSamples:
+    """Several rollouts of the same N prompts, with the ensemble's scores (samples, N)."""
+
+    samples: list[Rollout]
+    scores: torch.Tensor
+
+    @property
+    def gain(self) -> float:
+        """Mean gain of the best answer over its prompt's mean, in reference standard deviations."""
+        return float((self.scores.amax(0) - self.scores.mean(0)).mean())
+
+    def best(self) -> Rollout:
+        """Return the answer to each prompt that the ensemble scores highest."""
+        return pick(self.samples, self.scores.argmax(0))
+
+    def pairs(self, watch: Callable[[Rollout], torch.Tensor] | None = None) -> list[Preference]:
+        """Return pairs that prefer each prompt's best answer to its worst.
+
+        `watch` (N,) must score them in the same order. Equal or empty texts give no pair.
+        """
+        best, worst = self.best(), pick(self.samples, self.scores.argmin(0))
+        agreed = [True] * len(best) if watch is None else (watch(best) > watch(worst)).tolist()
+        return [
+            Preference(p, good, bad, chosen_ended=good_ended, rejected_ended=bad_ended)
+            for p, good, bad, good_ended, bad_ended, kept in zip(
+                best.prompts, best.texts, worst.texts, best.ended, worst.ended, agreed, strict=True
+            )
+            if kept and good.strip() and bad.strip() and good.strip() != bad.strip()
+        ]
+
+
+@dataclass
+class OwnAnswers:
+    """Samples of a policy's own answers, drawn `batch_size` at a time and reused for equal requests."""
+
+    models: Models
+    data: Data
+    journal: Journal
+    batch_size: int
+    seed: int
+    _known: dict[tuple[int, int, Path | None], ScoredSamples] = field(default_factory=dict)
+
+    def scored(self, prompts: int, n: int, saved: Path | None = None) -> ScoredSamples:
+        """Return `n` scored answers of SFT or a `saved` policy to each of the first training prompts."""
+        if (prompts, n, saved) not in self._known:
+            policy = self.models.reference()
+            if saved is not None:
+                policy, temperature = self.models.saved_policy(saved), policy.temperature
+                policy.temperature = temperature
+            seed = derive_seed(self.seed, "distill")
+            who = "SFT" if saved is None else saved.name
+            asked = self.data.splits.train[:prompts]
+            samples = []
+            for turn in range(n):
+                self.journal.view.note(f"align: {who}'s own answer {turn + 1} of {n} to {len(asked)} prompts")
+                samples.append(
+                    sample_rollout(
+                        policy,
+                        self.models.codec,
+                        asked,
+                        max_tokens=self.models.config.max_response_tokens,
+                        batch_size=self.batch_size,
+                        seed=seed,
+                        where=("sample", turn),
+                    )
+                )
+            ensemble = load_ensemble(self.models.base, self.journal.path / "reward")
+            reference = reference_answers(self.models, ensemble, asked, self.batch_size, seed, "sample")
+            scores = scores_of_samples(ensemble, samples, reference, self.models.codec.pad_id)
+            self._known[prompts, n, saved] = ScoredSamples(samples, scores)
+        return self._known[prompts, n, saved]

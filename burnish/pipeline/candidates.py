@@ -11,7 +11,7 @@ from typing import Any
 from burnish.config.evaluate import EvaluateConfig
 from burnish.distributed import collectives
 from burnish.errors import RunError
-from burnish.evaluation.champion import BEST_OF
+from burnish.evaluation.champion import AVERAGE, BEST_OF
 from burnish.models.artefacts import is_saved
 from burnish.models.generate import sample_rollout
 from burnish.models.logprobs import Policy
@@ -64,7 +64,7 @@ def sample_all(
     pool = config.sft_answers
     sft = [sample(models, reference, prompts, config, seed, "sft", turn) for turn in range(pool)]
     found = {"sft": Answers.of(sft[:answers])}
-    for name, folder in policies(run).items():
+    for name, folder in examined_policies(run).items():
         policy = models.saved_policy(folder)
         policy.temperature = reference.temperature
         found[name] = sample_policy(models, policy, prompts, config, seed, name)
@@ -77,6 +77,18 @@ def sample_all(
             others = [(turn + k) % pool for k in range(1, n + 1)]
             chosen.append(pick([sft[k] for k in others], scores[others].argmax(0)))
         found[f"{BEST_OF}{n}"] = Answers.of(chosen, independent=False)
+    return found
+
+
+def examined_policies(run: RunDirectory) -> dict[str, Path]:
+    """Return the folders of the policies that are examined.
+
+    Where people or a judge are paid for each policy, PPO's averaged weights are examined only if
+    ppo.average_updates asks for them.
+    """
+    found, config = policies(run), run.config
+    if config.evaluate.paid and config.ppo.average_updates is None:
+        found.pop(AVERAGE, None)
     return found
 
 

@@ -16,8 +16,8 @@ from burnish.config.data import DataConfig
 from burnish.config.label import LabelConfig
 from burnish.config.model import ModelConfig
 from burnish.config.reward import RewardConfig
-from burnish.data.preferences import ImportResult, read_preferences
-from burnish.data.prompts import PromptSplits, part_of, read_prompts, split_pairs, split_prompts
+from burnish.data.preferences import ImportResult, read_kinds_of_pairs, read_preferences
+from burnish.data.prompts import PromptSplits, part_of, read_kinds, read_prompts, split_pairs, split_prompts
 from burnish.data.store import LabelStore, Snapshot
 from burnish.data.text import Rejected, printable
 from burnish.distributed import collectives
@@ -346,12 +346,12 @@ class Data:
             )
         return read
 
-    @property
-    def prompts_file(self) -> str | None:
-        """File or data set that the prompts come from; None for the rehearsal's stories."""
+    def kinds(self, column: str) -> dict[str, str]:
+        """Return the kind of each prompt by its id: its value in a column of the prompts' data."""
         if self.config.prompts == "preferences":
-            return self.label.preferences
-        return None if self.config.prompts == "stories" else self.config.prompts
+            assert self.label.preferences is not None, "checked with the configuration"
+            return read_kinds_of_pairs(self.label.preferences, self.label.split, column)
+        return read_kinds(self.config.prompts, column)
 
     def misfit(self, pair: Preference) -> str | None:
         """Return why the run's models cannot read a pair, or None if they can."""

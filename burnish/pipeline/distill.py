@@ -8,7 +8,7 @@ from burnish.config.distill import DistillConfig
 from burnish.models.artefacts import save_policy
 from burnish.models.optim import OWN, ladder
 from burnish.models.sequences import Sequences
-from burnish.pipeline.best_of_n import OwnAnswers
+from burnish.pipeline.answers import OwnAnswers
 from burnish.pipeline.context import Journal, Models
 from burnish.policy.sft import fine_tune
 from burnish.randomness import derive_seed

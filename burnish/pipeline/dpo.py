@@ -18,7 +18,7 @@ from burnish.labels.agreement import flip_rate
 from burnish.labels.consensus import votes_of, weigh
 from burnish.models.artefacts import is_saved, save_policy
 from burnish.models.pairs import EncodedPairs
-from burnish.pipeline.best_of_n import OwnAnswers
+from burnish.pipeline.answers import OwnAnswers
 from burnish.pipeline.context import Data, Journal, Models, fits
 from burnish.pipeline.learning_rates import found_rate
 from burnish.policy.dpo import DPO

@@ -9,7 +9,6 @@ from statistics import mean, stdev
 from typing import Any
 
 from burnish.config.evaluate import EvaluateConfig
-from burnish.data.prompts import read_kinds
 from burnish.distributed import collectives
 from burnish.errors import ConfigError, DataError
 from burnish.evaluation.champion import BEST_OF, Candidate, choose_champion, held_to
@@ -34,7 +33,7 @@ from burnish.runs.files import write_json
 from burnish.stats import clustered_proportion, length_controlled_win_rate
 
 PANEL_SIZE = 5
-FEWEST = 8  # minimum number of verdicts for a win rate
+FEWEST = 8  # minimum number of prompts with verdicts for a win rate
 EXAMPLES = 8
 
 
@@ -73,6 +72,7 @@ def evaluate(
             f"{config.n_selection} and {config.n_test} were asked for"
         )
     prompts = [*selection, *test]
+    kinds = kinds_of_prompts(data, prompts, config, seed)
     prepare(models.base, journal.path / "reward")
     if config.examiner == "people":
         answers = frozen(models, journal.run, prompts, config, seed)
@@ -112,7 +112,7 @@ def evaluate(
         "answers": config.answers,
         "policies": accounts,
         "pairs": pairs_of(asked, n_selection, answers, found, config, seed),
-        "kinds": kinds_of(data, prompts, n_selection, found, config, seed),
+        "kinds": by_kinds(asked, kinds, n_selection, found, config, seed),
         "selected": decision.selected,
         "champion": decision.champion,
         "reason": decision.reason,
@@ -237,7 +237,8 @@ def account(
     """Return one policy's figures and candidate: win rates on both splits, raw and length-controlled.
 
     `asked` has the prompt of each response; the first `n_selection` responses are to selection prompts.
-    Abstentions count in no win rate but are reported. Raises DataError if verdicts are too few.
+    Abstentions count in no win rate but are reported. `ties` is None where an outcome is a mean of
+    several comparisons. Raises DataError if verdicts are too few.
     """
     seed, verdicts = derive_seed(seed, "bootstrap", name) % 2**32, found.verdicts[name]
     decided = [(i, verdict) for i, verdict in enumerate(verdicts) if verdict is not None]
@@ -246,11 +247,14 @@ def account(
         "test": [(i, v) for i, v in decided if i >= n_selection],
     }
     for split, rows in parts.items():
-        of_split = n_selection if split == "selection" else len(verdicts) - n_selection
-        if len(rows) < min(FEWEST, of_split):
+        of_split = len(
+            {p.group for p in (asked[:n_selection] if split == "selection" else asked[n_selection:])}
+        )
+        judged = len({asked[i].group for i, _ in rows})
+        if judged < min(FEWEST, of_split):
             raise DataError(
-                f"the examiner gave {len(rows)} verdicts on {name}'s {split} responses, {FEWEST} are needed: look at "
-                "evaluate.judge, and at the abstentions in judge/examiner.jsonl, or at what people flagged"
+                f"the examiner gave verdicts on {name}'s responses to {judged} {split} prompts, {FEWEST} are needed: "
+                "look at evaluate.judge, and at the abstentions in judge/examiner.jsonl, or at what people flagged"
             )
 
     def rate(rows: list[tuple[int, float]]) -> Interval:
@@ -268,7 +272,8 @@ def account(
         seed=seed,
         confidence=config.confidence,
     )
-    ties = sum(o == 0.5 for o in outcomes) / len(outcomes)
+    means = found.judge is not None and answer.independent and config.answers > 1
+    ties = None if means else sum(o == 0.5 for o in outcomes) / len(outcomes)
     figures = {
         "mean_length": mean_length(answer, n_selection),
         **(answer.kl or {}),
@@ -320,29 +325,36 @@ def pairs_of(
     return rows
 
 
-def kinds_of(
-    data: Data,
-    prompts: Sequence[Prompt],
+def kinds_of_prompts(
+    data: Data, prompts: Sequence[Prompt], config: EvaluateConfig, seed: int
+) -> list[str | None]:
+    """Return the kind of each prompt: its cluster, or its value in the column evaluate.kinds.
+
+    Raises ConfigError if no prompt has a value in that column.
+    """
+    if config.kinds is None:
+        return [*topics([p.text for p in prompts], derive_seed(seed, "kinds") % 2**32)]
+    known = data.kinds(config.kinds)
+    if not any(p.id in known for p in prompts):
+        raise ConfigError(
+            f"evaluate.kinds={config.kinds!r}: the data give no held-out prompt a value in that column; name a column "
+            "of text, or leave evaluate.kinds out for clusters of prompts"
+        )
+    return [known.get(p.id) for p in prompts]
+
+
+def by_kinds(
+    asked: Sequence[Prompt],
+    kinds: Sequence[str | None],
     n_selection: int,
     found: Examined,
     config: EvaluateConfig,
     seed: int,
 ) -> dict[str, Any]:
     """Return every policy's win rate on the test prompts by their kind, and where the kinds come from."""
-    seed = derive_seed(seed, "kinds") % 2**32
-    if config.kinds is None:
-        kinds: list[str | None] = [*topics([p.text for p in prompts], seed)]
-    else:
-        known = read_kinds(str(data.prompts_file), config.kinds)
-        kinds = [known.get(p.id) for p in prompts]
-        if not any(kinds):
-            raise ConfigError(
-                f"evaluate.kinds={config.kinds!r}: {data.prompts_file} gives no held-out prompt a value in that "
-                "column; name a column of text, or leave evaluate.kinds out for clusters of prompts"
-            )
     of_rows = repeated(kinds, config.answers)[n_selection:]
-    groups = [p.group for p in repeated(prompts, config.answers)[n_selection:]]
-    draws, confidence = config.bootstrap, config.confidence
+    groups = [p.group for p in asked[n_selection:]]
+    seed, draws, confidence = derive_seed(seed, "kinds") % 2**32, config.bootstrap, config.confidence
     return {
         "from": "clusters of prompts" if config.kinds is None else f"column {config.kinds}",
         "policies": {

@@ -62,8 +62,9 @@ class Stage:
 
 
 EXAMINED = ("examined.json", "stressed.json", "examined.html", "examined_on.json", "examined_on.html")
-MEASURED = ("overoptimization.json", "overoptimization.html", "frontier.json")
 """Reports of `reward examine` and `reward stress`; deleted when the reward or align stage is redone."""
+MEASURED = ("overoptimization.json", "overoptimization.html", "frontier.json")
+"""Results of `evaluate overoptimization` and `evaluate frontier`; deleted when the align stage is redone."""
 
 ROUND = (
     Stage(

@@ -16,18 +16,30 @@ KEPT = 1 << 22  # elements of the gradient that are compared, those of the last 
 WANTED = 0.5  # share of signal in the squared length of a batch's gradient
 
 
-def wanted_batches(signal: float, batches: float, most: int) -> int:
+def signal_of_one(signal: float, batches: float) -> float:
+    """Return the signal of one batch, given the signal c of an update of `batches` batches.
+
+    A half's squared gradient has the share c of signal, and its noise falls as one over its size (the
+    gradient noise scale of McCandlish et al. 2018): c / (1 - c) is proportional to `batches`.
+    """
+    return signal / (batches - (batches - 1) * signal)
+
+
+def wanted_batches(signal: float, most: int) -> int:
     """Return the number of batches, from 1 to `most`, whose gradient would be half signal.
 
-    `signal` is the cosine c of the gradients of two halves of an update of `batches` batches. A half
-    has c as the share of signal in its gradient's squared length, and the noise of a sum of n halves
-    falls as 1 / n (the gradient noise scale of McCandlish et al. 2018). So n halves have the share
-    n c / (n c + 1 - c), which is `WANTED` at n = (1 - c) / c for a half.
+    `signal` is the cosine c of the gradients of two halves of one batch. The gradient of n batches then
+    has the share 2 n c / (2 n c + 1 - c) of signal, which is `WANTED` at n = (1 - c) / 2 c for a half.
     """
     if not signal > 0:
         return most
-    halves = WANTED / (1 - WANTED) * (1 - signal) / signal
-    return min(most, max(1, math.ceil(batches * halves / 2 - 1e-9)))
+    wanted = WANTED / (1 - WANTED) * (1 - signal) / (2 * signal)
+    return min(most, max(1, math.ceil(wanted - 1e-9)))
+
+
+def precise(p: torch.Tensor) -> torch.dtype:
+    """Return the dtype in which a parameter's gradient is compared: float32, or its own if wider."""
+    return torch.promote_types(p.dtype, torch.float32)
 
 
 @dataclass
@@ -59,7 +71,8 @@ class Halves:
             if p.device == parameters[-1].device and size < KEPT:
                 compared.append(p)
                 size += min(p.numel(), KEPT - size)
-        kept = nn.Parameter(torch.zeros(size, device=compared[0].device), requires_grad=False)
+        like = torch.zeros(size, device=compared[0].device, dtype=precise(compared[0]))
+        kept = nn.Parameter(like, requires_grad=False)
         return cls(*sides, compared, kept)
 
     @property
@@ -77,7 +90,7 @@ class Halves:
         pieces, left = [], KEPT
         for p in self.parameters:
             flat = torch.zeros_like(p) if p.grad is None else p.grad
-            pieces.append(flat.reshape(-1)[:left].float())
+            pieces.append(flat.reshape(-1)[:left].to(self.kept.dtype))
             left -= len(pieces[-1])
         return torch.cat(pieces)
 

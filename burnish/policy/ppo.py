@@ -40,7 +40,7 @@ from burnish.objectives import (
     shape_rewards,
     whiten,
 )
-from burnish.policy.gradient_signal import Halves, wanted_batches
+from burnish.policy.gradient_signal import Halves, signal_of_one, wanted_batches
 from burnish.policy.kl_control import BEGUN, AdaptiveKLController
 from burnish.policy.rollouts import (
     Experience,
@@ -102,7 +102,7 @@ class PPO:
     experience: Experience | None = None
     first_batch: Experience | None = None  # collected before the first update
     first_seconds: float = 0.0  # time of that collection
-    signal: float | None = None  # moving average of the gradient signal
+    signal: float | None = None  # moving average of the gradient signal of a single batch
     unexplained: int = 0  # updates in a row with an explained variance of 0 or less
     notes: list[Decision] = field(default_factory=list)  # decisions of this class, for the journal
 
@@ -186,12 +186,12 @@ class PPO:
             values, state = collectives.leaders((values, self.state_dict()))
             if collectives.rank():
                 self.load_state_dict(state)
-            self.add_to_average()
+            self.spent += len(experience.rollout)
+            self.drawn += len(experience.rollout) // self.samples_per_prompt
+            self.add_to_average(len(experience.rollout))
             self.maybe_drop_critic(values.get("explained_variance"))
             self.step += 1
             self.tick += 1
-            self.spent += len(experience.rollout)
-            self.drawn += len(experience.rollout) // self.samples_per_prompt
             self.adapt_answers(values.get("gradient_signal"))
             seconds = perf_counter() - began + earlier
             sampling, tokens = self.timing.pop("sampling_seconds"), sum(experience.rollout.lengths)
@@ -461,27 +461,28 @@ class PPO:
     def adapt_answers(self, signal: float | None) -> None:
         """Choose the number of responses of the next update by the gradient signal of this one.
 
-        See `wanted_answers`. This applies to `answers_per_update: auto`.
+        See `wanted_batches`. This applies to `answers_per_update: auto`.
         """
         if self.config.answers_per_update == "fixed":
             return
+        batch, left = self.config.batch_size, self.config.updates * self.config.batch_size - self.spent
         if signal is not None:
+            signal = signal_of_one(signal, self.answers / batch)
             self.signal = signal if self.signal is None else (self.signal + signal) / 2
         if self.signal is not None:
-            batch, left = self.config.batch_size, self.config.updates * self.config.batch_size - self.spent
-            batches = wanted_batches(self.signal, self.answers / batch, MOST_BATCHES)
-            self.answers = max(batch, min(batches * batch, left))
+            self.answers = max(batch, min(wanted_batches(self.signal, MOST_BATCHES) * batch, left))
 
     @torch.no_grad()
-    def add_to_average(self) -> None:
+    def add_to_average(self, responses: int) -> None:
         """Move the average towards the policy by one over `average_updates`, or over all updates so far.
 
-        The exponential moving average of the iterates (Polyak and Juditsky 1992 for the plain mean) has
-        less of the noise of single updates.
+        An update of several batches counts as so many. The exponential moving average of the iterates
+        (Polyak and Juditsky 1992 for the plain mean) has less of the noise of single updates.
         """
         if self.value_only or not self.average:
             return
-        share = 1 / min(self.average_updates, self.moved + 1)
+        updates = max(1.0, self.average_updates * self.config.batch_size / responses)
+        share = 1 / min(updates, self.moved + 1)
         for average, p in zip(self.average, self.policy_parameters, strict=True):
             average.lerp_(p, share)
 

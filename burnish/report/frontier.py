@@ -14,7 +14,7 @@ Report = Mapping[str, Any]
 NOTE = (
     "Gains are measured from SFT on the same held-out prompts, in standard deviations of SFT's answers. The frontier "
     "is the gain of best of n by the same ensemble, at the KL log n - (n - 1) / n. That KL is an upper bound, tight "
-    "where no single response is likely, so a share is a lower bound. Intervals are by prompt."
+    "where no single response is likely; elsewhere a share is too high. Intervals are by prompt."
 )
 
 

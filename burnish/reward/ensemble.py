@@ -200,8 +200,12 @@ def pick(samples: Sequence[Rollout], which: torch.Tensor) -> Rollout:
 
 
 def gather(samples: Sequence[Rollout], places: Sequence[tuple[int, int]]) -> Rollout:
-    """Collect the responses at (round, row), in that order, without log-probabilities."""
+    """Collect the responses at (round, row), in that order, without log-probabilities.
+
+    Activations are kept at the depths that all rounds have.
+    """
     nothing = torch.zeros(0, device=CPU)
+    cuts = [cut for cut in samples[0].features if all(cut in s.features for s in samples)]
     return Rollout(
         prompts=[samples[k].prompts[i] for k, i in places],
         prompt_ids=[samples[k].prompt_ids[i] for k, i in places],
@@ -211,7 +215,7 @@ def gather(samples: Sequence[Rollout], places: Sequence[tuple[int, int]]) -> Rol
         sample_logprobs=nothing,
         sample_entropy=nothing,
         response_mask=nothing.bool(),
-        features={cut: [samples[k].features[cut][i] for k, i in places] for cut in samples[0].features},
+        features={cut: [samples[k].features[cut][i] for k, i in places] for cut in cuts},
     )
 
 

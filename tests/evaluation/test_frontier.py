@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from burnish.evaluation.frontier import (
+    FAR,
     UNSURE,
     beyond,
     curves_of,
@@ -73,6 +74,17 @@ def test_no_share_beyond_the_pool_or_of_a_frontier_that_may_be_flat() -> None:
     assert found["reason"] == UNSURE
     still = of(np.full(6, 0.0), np.zeros(6), curves, ns)
     assert still["share"] is None, "at no KL the frontier gains nothing"
+
+
+def test_a_kl_near_the_end_of_the_pool_is_said_to_be_too_far() -> None:
+    """The mean is inside the pool, but many resamples of these prompts are beyond it."""
+    ns, reach = [1, 2, 4], best_of_kl(4)
+    curves = np.tile([0.0, 0.5, 1.0], (8, 1))
+    kls = np.array([0.0, 2 * reach - 0.02] * 4)
+    found = of(np.full(8, 0.4), kls, curves, ns)
+    assert found["frontier"] is not None
+    assert found["share"] is None
+    assert found["reason"] == FAR
 
 
 def test_best_of_n_itself_has_a_share_of_one_and_intervals_cluster_by_prompt() -> None:

@@ -17,7 +17,7 @@ from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.load import Codec
 from burnish.models.logprobs import make_policy
 from burnish.models.pairs import EncodedPairs
-from burnish.pipeline.best_of_n import ScoredSamples
+from burnish.pipeline.answers import ScoredSamples
 from burnish.pipeline.dpo import MOST, UNKNOWN, pairs_after, smoothing_of
 from burnish.policy.dpo import DPO
 from burnish.records import Comparison, Label, Preference, Prompt, Response, Rollout

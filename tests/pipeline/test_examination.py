@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import pytest
 from burnish.config.checks import check_config
 from burnish.config.evaluate import EvaluateConfig
 from burnish.config.loading import load_config
+from burnish.data.preferences import read_kinds_of_pairs
 from burnish.data.prompts import read_kinds
 from burnish.errors import ConfigError
-from burnish.pipeline.candidates import Answers, sample_all
+from burnish.evaluation.champion import AVERAGE
+from burnish.pipeline.candidates import Answers, examined_policies, sample_all
 from burnish.pipeline.context import RunContext
 from burnish.pipeline.evaluate import compared, length_deltas, turned
 from burnish.records import Prompt
@@ -69,6 +72,31 @@ def test_best_of_n_never_chooses_the_response_that_it_is_compared_with(short_run
     assert trained.kl["kl_n"] == 4, "KL is measured on one response to each prompt"
 
 
+def test_responses_of_a_model_without_kept_activations(short_run: Path) -> None:
+    """KL reads the first rollout, and thereby keeps activations that the others do not have."""
+    place = RunContext.alone(RunDirectory.open(short_run))
+    models, prompts = place.models, place.data.splits.test[:4]
+    settings = EvaluateConfig(samples=2, best_of_n=1, kl_prompts=4)
+    models.base.__dict__["_fast"] = False
+    answers = sample_all(models, place.journal.run, prompts, settings, 5)
+    place.data.close()
+    assert all(len(a.texts) == 8 for a in answers.values())
+
+
+def test_averaged_weights_are_no_unasked_question_to_a_paid_examiner(run_copy: Path) -> None:
+    run = RunDirectory.open(run_copy)
+    shutil.copytree(run_copy / "ppo", run_copy / AVERAGE, dirs_exist_ok=True)
+    assert AVERAGE in examined_policies(run)
+    for examiner, asked, there in (("judge", None, False), ("people", 3, True), ("reward_model", None, True)):
+        config = run.config.model_copy(
+            update={
+                "evaluate": run.config.evaluate.model_copy(update={"examiner": examiner}),
+                "ppo": run.config.ppo.model_copy(update={"average_updates": asked}),
+            }
+        )
+        assert (AVERAGE in examined_policies(RunDirectory(run_copy, config))) == there
+
+
 def test_kinds_are_read_from_a_column(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     rows = [
@@ -84,7 +112,19 @@ def test_kinds_are_read_from_a_column(tmp_path: Path) -> None:
         Prompt("Say hello").id: "chat",
         Prompt("A number").id: "3",
     }
-    with pytest.raises(ConfigError, match="must be in a file of prompts"):
+    pairs = tmp_path / "pairs.jsonl"
+    dialogue = "\n\nHuman: Write a loop\n\nAssistant: "
+    own = [
+        {"prompt": "Say hello", "chosen": "Hi", "rejected": "No", "kind": "chat"},
+        {"chosen": dialogue + "for", "rejected": dialogue + "while", "kind": "code"},
+        {"prompt": "Rank", "responses": ["a", "b"], "ranking": [[0], [1]], "kind": "ranked"},
+        {"prompt": "Broken", "chosen": 3, "rejected": "No", "kind": "lost"},
+    ]
+    pairs.write_text("".join(json.dumps(r) + "\n" for r in own))
+    known = read_kinds_of_pairs(pairs, "train", "kind")
+    assert sorted(known.values()) == ["chat", "code", "ranked"]
+    assert known[Prompt("Say hello").id] == "chat"
+    with pytest.raises(ConfigError, match="have no columns"):
         check_config(load_config(None, ["evaluate.kinds=kind"]))
 
 

@@ -69,6 +69,11 @@ def test_the_frontier_of_a_run_is_in_its_report_summary_and_comparison(run_copy:
     summary = json.loads((run_copy / "summary.json").read_text())
     assert summary["frontier"][name]["by"]["ensemble"]["gain"] == by_hand["gain"]
     assert "Gain for its KL" in (run_copy / "report.html").read_text()
+    (run_copy / "evaluation.json").unlink()
+    burnish("report", str(run_copy))
+    assert "Gain for its KL" in (run_copy / "report.html").read_text(), (
+        "charts follow in the order of the page"
+    )
     shown = burnish("compare", str(run_copy), str(run_copy)).stdout
     assert ("share of the frontier by ensemble" in shown) == (by_hand["share"] is not None)
 

@@ -10,25 +10,30 @@ import torch
 from pydantic import ValidationError
 
 from burnish.config.ppo import PPOConfig
-from burnish.policy.gradient_signal import Halves, wanted_batches
+from burnish.policy.gradient_signal import Halves, signal_of_one, wanted_batches
 from tests.toys import make_ppo, toy
 
 
 @pytest.mark.parametrize(
-    ("signal", "batches", "wanted"),
+    ("signal", "wanted"),
     [
-        (1 / 3, 1, 1),  # a half has 1/3 signal, two halves 2/3 / (2/3 + 2/3) = 1/2
-        (0.2, 1, 2),  # four halves: 0.8 / (0.8 + 0.8)
-        (1 / 7, 1, 3),
-        (0.2, 2, 4),  # a half was a whole batch
-        (0.05, 1, 4),  # would need 9.5
-        (0.9, 4, 1),
-        (0.0, 1, 4),
-        (-0.3, 1, 4),
+        (1 / 3, 1),  # a half has 1/3 signal, two halves 2/3 / (2/3 + 2/3) = 1/2
+        (0.2, 2),  # four halves: 0.8 / (0.8 + 0.8)
+        (1 / 7, 3),
+        (0.05, 4),  # would need 9.5
+        (0.0, 4),
+        (-0.3, 4),
     ],
 )
-def test_batches_whose_gradient_is_half_signal(signal: float, batches: float, wanted: int) -> None:
-    assert wanted_batches(signal, batches, 4) == wanted
+def test_batches_whose_gradient_is_half_signal(signal: float, wanted: int) -> None:
+    assert wanted_batches(signal, 4) == wanted
+
+
+def test_the_signal_of_one_batch_does_not_depend_on_how_many_were_measured() -> None:
+    """Signal 1 and noise 4 a half of one batch: c = 1 / 5; of three batches noise 4 / 3 and c = 3 / 7."""
+    assert signal_of_one(1 / 5, 1) == pytest.approx(0.2)
+    assert signal_of_one(3 / 7, 3) == pytest.approx(0.2)
+    assert -0.2 < signal_of_one(-0.2, 4) < 0
 
 
 def test_halves_share_no_prompt_and_leave_no_row_out() -> None:

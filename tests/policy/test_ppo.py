@@ -255,7 +255,7 @@ def test_inner_epochs_end_where_the_policy_has_moved_far_enough() -> None:
     for stop in (None, 1e-4):
         ppo = make_ppo(base, codec, rate=0.05, epochs=6, updates=1, warmup_updates=0, stop_kl=stop)
         own, count = ppo.minibatch, []
-        ppo.minibatch = lambda *a, own=own, count=count: count.append(1) or own(*a)  # type: ignore[method-assign]
+        ppo.minibatch = lambda *a, own=own, count=count, **k: count.append(1) or own(*a, **k)  # type: ignore[method-assign]
         next(ppo.updates())
         calls.append(len(count))
     assert calls[0] == 6

@@ -395,7 +395,7 @@ def memory_of(
     found["align"] = StageMemory(
         held,
         {
-            "sampling": shapes.sampling(mine, lengths),
+            "sampling": shapes.sampling(-(-ppo.batch_size // world), lengths),
             "training": shapes.training(batch, lengths, both),
             "activations": shapes.reading(lengths),
             "saving": saving + SINGLE * MOMENTS * shapes.value,
