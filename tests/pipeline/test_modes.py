@@ -273,7 +273,7 @@ def another_architecture(
     )
     assert read(tmp_path / "r" / "align.json")["ppo"]["state"] == "finished"
     evaluation = read(tmp_path / "r" / "evaluation.json")
-    assert evaluation["champion"] in ("sft", "ppo", "dpo")
+    assert evaluation["champion"] in ("sft", "ppo", "ppo_average", "dpo")
     assert {"sft", "ppo", "dpo"} <= evaluation["policies"].keys()
     assert all(row["skipped"] == 0 for row in rows(tmp_path, "metrics/ppo.jsonl"))
     assert 0 < evaluation["policies"]["ppo"]["kl"] < 50
