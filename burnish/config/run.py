@@ -55,3 +55,8 @@ class RunConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     monitor: MonitorConfig = MonitorConfig()
     scale: ScaleConfig = ScaleConfig()
+
+    @property
+    def examines_average(self) -> bool:
+        """False if PPO's averaged weights would be an unasked policy for a paid examiner."""
+        return not self.evaluate.paid or self.ppo.average_updates is not None

@@ -86,8 +86,8 @@ def examined_policies(run: RunDirectory) -> dict[str, Path]:
     Where people or a judge are paid for each policy, PPO's averaged weights are examined only if
     ppo.average_updates asks for them.
     """
-    found, config = policies(run), run.config
-    if config.evaluate.paid and config.ppo.average_updates is None:
+    found = policies(run)
+    if not run.config.examines_average:
         found.pop(AVERAGE, None)
     return found
 

@@ -147,7 +147,7 @@ def test_time_is_what_the_parts_take() -> None:
     assert found["collect"] == 200
     assert found["reward"] == 32
     assert found["align"] == 64 * 8 + 2 * 16, "the gate's answers, then the updates'"
-    assert found["evaluate"] == 20 * 2
+    assert found["evaluate"] == 20 * 3, "SFT, PPO and its average"
     assert FALLBACK in found
     shared = time_by_stage(pace, counts, config, Sharing(4, link=0.5))
     assert shared["collect"] == 50

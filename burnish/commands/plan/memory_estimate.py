@@ -416,7 +416,12 @@ def memory_of(
         )
     examined = config.evaluate.n_selection + config.evaluate.n_test
     slots = -(-min(config.evaluate.batch_size, examined) // world)
-    others = 1 + averaged + (config.dpo.when == "always") + (config.distill.when == "always")
+    others = (
+        1
+        + (averaged and config.examines_average)
+        + (config.dpo.when == "always")
+        + (config.distill.when == "always")
+    )
     sampled = examined * (others * config.evaluate.answers + config.evaluate.sft_answers) / world
     found["evaluate"] = StageMemory(
         common

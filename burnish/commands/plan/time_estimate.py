@@ -82,7 +82,7 @@ def time_by_stage(
         name = "align (dpo)" if config.dpo.when == "always" else FALLBACK
         found[name] = _dpo(pace, counts, config, shared)
     examined = config.evaluate.n_selection + config.evaluate.n_test
-    averaged = config.ppo.averaged(whole=config.model.layers == "all") > 0
+    averaged = config.examines_average and config.ppo.averaged(whole=config.model.layers == "all") > 0
     others = 1 + averaged + (config.dpo.when == "always") + (config.distill.when == "always")
     answers = examined * (others * config.evaluate.answers + config.evaluate.sft_answers)
     kl = others * min(config.evaluate.kl_prompts, examined) * (seen + pace.reading)
