@@ -73,7 +73,7 @@ def chart(report: Report) -> Figure:
             "x": [row["kl"]["value"]],
             "y": [gain["value"]],
             "text": [name],
-            "textposition": "top center",
+            "textposition": "bottom center",
             "name": name,
             "marker": marker,
             "showlegend": False,
