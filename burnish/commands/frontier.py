@@ -14,12 +14,10 @@ from burnish.evaluation.overoptimization import Array, best_of_kl
 from burnish.models.generate import sample_rollout
 from burnish.pipeline.answers import kl_to_reference, repeated
 from burnish.pipeline.rounds import policies
-from burnish.report.frontier import FRONTIER
+from burnish.report.frontier import ENSEMBLE, FRONTIER
 from burnish.report.page import write_reports
 from burnish.runs.files import write_json
 from burnish.stats import clustered_mean, mean_interval
-
-ENSEMBLE = "ensemble"
 
 
 def frontier(

@@ -48,7 +48,8 @@ class Pool:
 
     def by_ensemble(self, rollout: Rollout) -> Array:
         """Return the ensemble's scores (M, N) of N answers to every prompt, in the order of prompts."""
-        return by_ensemble(self.ensemble, rollout, self.reference, self.place.models.codec.pad_id)
+        pad_id = self.place.models.codec.pad_id
+        return by_ensemble(self.ensemble, rollout, self.reference, pad_id, len(self.prompts))
 
     def by_judges(self, rollout: Rollout) -> dict[str, Array]:
         """Return each judge's scores (M, N) of such a rollout."""
@@ -100,7 +101,7 @@ def pool_of(
             ensemble=ensemble,
             prompts=asked,
             judges=judges,
-            proxy=by_ensemble(ensemble, rollout, reference, pad_id),
+            proxy=by_ensemble(ensemble, rollout, reference, pad_id, len(asked)),
             worth=by_judges(judges, rollout, len(asked)),
             reference=reference,
             seed=seed,
@@ -110,14 +111,14 @@ def pool_of(
 
 
 def by_ensemble(
-    ensemble: RewardEnsemble, rollout: Rollout, reference: torch.Tensor | None, pad_id: int
+    ensemble: RewardEnsemble, rollout: Rollout, reference: torch.Tensor | None, pad_id: int, prompts: int
 ) -> Array:
-    """Return the scores (M, N) of N answers to each of M prompts; `reference` (M, K) as in `Pool`."""
+    """Return the scores (M, N) of N answers to each of M `prompts`; `reference` (M, K) as in `Pool`."""
     if reference is not None:
-        reference = reference.repeat_interleave(len(rollout) // len(reference), 0)
+        reference = reference.repeat_interleave(len(rollout) // prompts, 0)
     scores = ensemble.score(Sequences.of(ensemble.base, rollout, pad_id), reference).scores
     found: Array = scores.double().cpu().numpy()
-    return found.reshape(len({p.id for p in rollout.prompts}), -1)
+    return found.reshape(prompts, -1)
 
 
 def by_judges(judges: Mapping[str, Judge], rollout: Rollout, prompts: int) -> dict[str, Array]:

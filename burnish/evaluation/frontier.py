@@ -90,10 +90,10 @@ def share_of_frontier(
     def within(rows: Rows) -> float | None:
         return None if best(rows) is None else 0.0
 
+    found["frontier"] = best(np.arange(len(gains)))
     if clustered_interval(within, groups, seed=seed, confidence=confidence) is None:
-        return found | {"frontier": best(np.arange(len(gains))), "reason": FAR}
+        return found | {"reason": FAR}
     at = clustered_interval(best, groups, seed=seed, confidence=confidence)
-    found["frontier"] = best(np.arange(len(gains))) if at is None else asdict(at)["value"]
     if at is None or at.ci_low <= 0:
         found["reason"] = UNSURE
         return found

@@ -51,9 +51,7 @@ def as_report(report: Report) -> TextReport:
             name = f"last {last['updates']} updates of PPO"
             rows.append([name, by, f"{last['kl']:.2f}", f"{last['gain']:.2f}", best, share])
     columns = ("policy", "by", "KL", "gain, sd", "best of n", "share")
-    page = TextReport(f"Frontier of {report['run']}", points, [Table("Shares", columns, rows, NOTE)])
-    page.charts.append(("Frontier", NOTE, chart(report)))
-    return page
+    return TextReport(f"Frontier of {report['run']}", points, [Table("Shares", columns, rows, NOTE)])
 
 
 def chart(report: Report) -> Figure:
