@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from burnish.config.loading import load_config
-from burnish.pipeline.align import run_dpo
+from burnish.pipeline.dpo import run_dpo
 from burnish.pipeline.answers import OwnAnswers, repeated
 from burnish.pipeline.candidates import sample_all, sample_policy
 from burnish.pipeline.context import RunContext

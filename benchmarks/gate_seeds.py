@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from burnish.config.loading import load_config
-from burnish.pipeline.align import load_watcher
+from burnish.reward.ensemble import load_watcher
 from burnish.pipeline.context import RunContext
 from burnish.pipeline.gate import pass_gate
 from burnish.pipeline.run import run_pipeline

@@ -46,14 +46,9 @@ from burnish.models.optim import USUAL, ladder
 from burnish.models.sequences import Sequences
 from burnish.monitor.live import Unseen
 from burnish.monitor.trackers import Trackers
-from burnish.pipeline.align import (
-    SCALE_PROMPTS,
-    assemble_ppo,
-    measured_shaping,
-    new_value,
-    run_under_guard,
-)
+from burnish.pipeline.align import run_under_guard
 from burnish.pipeline.answers import sample_answers
+from burnish.pipeline.assemble import SCALE_PROMPTS, assemble_ppo, measured_shaping, new_value
 from burnish.pipeline.candidates import measured_kl
 from burnish.pipeline.context import Data, Journal, Models, misfit
 from burnish.pipeline.dpo import HEALTHY, UNKNOWN, new_dpo, settle_rate

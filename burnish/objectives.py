@@ -101,12 +101,19 @@ def gae(
 
 
 def group_advantages(
-    rewards: torch.Tensor, response_mask: torch.Tensor, *, answers: int, scaled: bool
+    rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    *,
+    answers: int,
+    scaled: bool,
+    paid: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return advantages (B, T) from groups of `answers` rows to one prompt, without values.
 
     The rows of a group are adjacent. An advantage is the same on every token of a response: its
-    summed reward less that of the other answers to its prompt.
+    summed reward less that of the other answers to its prompt. With `paid` (B, T), the part of a
+    response's reward that was given before each token (see `paid_before`), it is the reward from a
+    token on, less that of the other answers from the same position on.
 
     RLOO: less the mean of the others (Ahmadian et al. 2024, Eq. 8). GRPO, `scaled`: less the mean
     of the whole group, divided by its standard deviation (Shao et al. 2024, 4.1.2); 0 if all are
@@ -118,14 +125,30 @@ def group_advantages(
         raise ValueError(
             f"{rows} responses are not groups of {answers}: each prompt needs two answers or more"
         )
-    totals = rewards.masked_fill(~response_mask, 0.0).sum(1).view(-1, answers)
-    above = totals - totals.mean(1, keepdim=True)
+    totals = rewards.masked_fill(~response_mask, 0.0).sum(1, keepdim=True)
+    to_go = (totals if paid is None else totals - paid).view(len(totals) // answers, answers, -1)
+    above = to_go - to_go.mean(1, keepdim=True)
     if scaled:
-        sd = totals.std(1, keepdim=True, unbiased=False)
+        sd = totals.view(-1, answers, 1).std(1, keepdim=True, unbiased=False)
         above = torch.where(sd > 1e-6, above / sd.clamp(min=1e-6), torch.zeros_like(above))
     else:
         above = above * (answers / (answers - 1))
-    return above.view(-1, 1).expand_as(rewards).masked_fill(~response_mask, 0.0)
+    return above.reshape(rows, -1).expand_as(rewards).masked_fill(~response_mask, 0.0)
+
+
+def paid_before(rewards: torch.Tensor, response_mask: torch.Tensor) -> torch.Tensor:
+    """Return the sum (B, T) of a response's rewards before each token; after its end, of all of them."""
+    given = rewards.masked_fill(~response_mask, 0.0)
+    return given.cumsum(1) - given
+
+
+def advantage_unit(used: torch.Tensor, plain: torch.Tensor, mask: torch.Tensor) -> float:
+    """Return the factor by which scaling changed advantages: the ratio of their sds, 1 without spread.
+
+    A KL in the loss is multiplied by it, so that its coefficient stays in units of the score.
+    """
+    spread = float(plain[mask].std(unbiased=False))
+    return float(used[mask].std(unbiased=False)) / spread if spread > 0 else 1.0
 
 
 def whiten(x: torch.Tensor, mask: torch.Tensor, *, shift_mean: bool = True) -> torch.Tensor:
@@ -167,7 +190,25 @@ def _token_sum(x: torch.Tensor, mask: torch.Tensor, normalizer: torch.Tensor | f
         normalizer = mask.sum()
         if not bool(normalizer):
             raise ValueError("the mask keeps 0 tokens; a mean needs at least one, or pass `normalizer`")
-    return x.masked_fill(~mask, 0.0).sum() / normalizer
+    x = x.masked_fill(~mask, 0.0)
+    if isinstance(normalizer, torch.Tensor) and normalizer.ndim:
+        return (x / normalizer).sum()
+    return x.sum() / normalizer
+
+
+def loss_normalizer(
+    how: str, response_mask: torch.Tensor, *, tokens: int, responses: int, longest: int
+) -> torch.Tensor | float:
+    """Return what the losses of tokens are divided by: a number, or one for each row (B, 1).
+
+    `tokens` and `responses` are those of the whole minibatch. token: the mean over all tokens (DAPO,
+    Yu et al. 2025, Eq. 8). response: the mean over responses of the mean over their tokens (GRPO, Shao
+    et al. 2024, Eq. 3), in which a token of a long response counts less. constant: the sum over tokens
+    divided by `longest` tokens, for every response (Dr. GRPO, Liu et al. 2025, 3.2).
+    """
+    if how == "response":
+        return responses * response_mask.sum(1, keepdim=True).clamp(min=1).float()
+    return float(tokens if how == "token" else responses * longest)
 
 
 def bradley_terry_loss(
@@ -227,21 +268,32 @@ def clipped_policy_loss(
     response_mask: torch.Tensor,
     *,
     cliprange: float,
+    cliprange_high: float | None = None,
+    ratio_of: str = "token",
     normalizer: torch.Tensor | float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return PPO's clipped surrogate loss, a token mean, and the share of clipped tokens.
 
     Schulman et al. 2017, Eq. 7: max(-A rho, -A clip(rho, 1 - cliprange, 1 + cliprange)) with rho =
     exp(logprobs - old_logprobs), all (B, T). A token is clipped where clipping raised its loss. Loss
-    and share are divided by `normalizer` tokens (this call's own when None), so those of
-    micro-batches add up. The gradient reaches `logprobs` on the mask only.
+    and share are divided by `normalizer` (see `loss_normalizer`; this call's tokens when None), so
+    those of micro-batches add up. The gradient reaches `logprobs` on the mask only.
+
+    `cliprange_high` is the upper range if it differs (Yu et al. 2025, DAPO, Eq. 10). With `ratio_of`
+    "response", rho is the same on all tokens of a response: the exponential of its mean log-ratio
+    (Zheng et al. 2025, GSPO, Eq. 7).
     """
     assert cliprange > 0
+    assert ratio_of in ("token", "response")
     assert logprobs.shape == old_logprobs.shape == advantages.shape == response_mask.shape
     log_ratio = (logprobs - old_logprobs).masked_fill(~response_mask, 0.0)
+    if ratio_of == "response":
+        lengths = response_mask.sum(1, keepdim=True).clamp(min=1)
+        log_ratio = (log_ratio.sum(1, keepdim=True) / lengths).expand_as(log_ratio)
     ratio = log_ratio.exp()
     plain = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)  # Eq. 7
+    high = cliprange if cliprange_high is None else cliprange_high
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + high)  # Eq. 7
     loss = _token_sum(torch.maximum(plain, clipped), response_mask, normalizer)
     share = masked_mean((clipped > plain).to(ratio.dtype), response_mask, normalizer)
     return loss, share.detach()

@@ -93,6 +93,24 @@ def clustered_error(values: Sequence[float], clusters: Sequence[Hashable]) -> fl
     return math.sqrt(n / (n - 1) * float(residuals @ residuals)) / len(x)
 
 
+def earliest_near_best(looks: Sequence[Sequence[float]], clusters: Sequence[Hashable]) -> int:
+    """Return the index of the first look that is within one standard error of the best.
+
+    Every look has a value for each of the same items, whose `clusters` are given. The error is that of
+    the mean difference to the look with the best mean, clustered. Raises ValueError without a look, and
+    for fewer than two clusters.
+    """
+    if not looks:
+        raise ValueError("0 looks; the best of them needs at least one")
+    means = [float(_finite("values", values).mean()) for values in looks]
+    best = looks[max(range(len(looks)), key=lambda i: means[i])]
+    for i, values in enumerate(looks):
+        behind = [b - v for b, v in zip(best, values, strict=True)]
+        if sum(behind) / len(behind) <= clustered_error(behind, clusters):
+            return i
+    raise AssertionError("the best look is 0 behind itself")
+
+
 def clustered_bootstrap(
     values: Sequence[float],
     clusters: Sequence[Hashable],

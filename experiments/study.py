@@ -32,7 +32,7 @@ from scipy import stats
 from burnish.config.loading import load_config
 from burnish.models.optim import ladder
 from burnish.monitor.live import View
-from burnish.pipeline.align import build_ppo
+from burnish.pipeline.assemble import build_ppo
 from burnish.pipeline.context import RunContext
 from burnish.pipeline.run import run_pipeline, set_determinism
 from burnish.policy.ppo import PPO

@@ -186,7 +186,7 @@ def output_layer() -> dict[str, float]:
             x = hidden.to(DEVICE).requires_grad_(True)
             top: Any = None
             policy = Policy(top, layer, 0, dtype=dtype)
-            out = _TargetLogprobs.apply(x, layer.weight, None, targets.to(DEVICE), policy)
+            out, _ = _TargetLogprobs.apply(x, layer.weight, None, targets.to(DEVICE), policy, None)
             wanted = [x, layer.weight] if trained else [x]
             gradients = torch.autograd.grad((out * slopes.to(DEVICE)).sum(), wanted)
             found.setdefault(dtype, []).extend([out.detach().cpu(), *(g.cpu() for g in gradients)])

@@ -48,6 +48,7 @@ def make_ppo(
     coef: float = 0.5,
     rate: float = 0.01,
     adaptive: bool = False,
+    where: str = "reward",
     **config: object,
 ) -> PPO:
     """PPO whose score is 1 for the token `a` and 0 for any other, responses one token long."""
@@ -63,7 +64,7 @@ def make_ppo(
         "whiten_advantages": False,
         "missing_eos_penalty": 0.0,
     }
-    full = PPOConfig(**{**settings, **config, "kl": {"adaptive": adaptive, "target": 1.0}})  # type: ignore[arg-type]
+    full = PPOConfig(**{**settings, **config, "kl": {"adaptive": adaptive, "target": 1.0, "where": where}})  # type: ignore[arg-type]
     head = nn.Linear(base.hidden_size, 1)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)

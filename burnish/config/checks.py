@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from burnish.config.align import of_method
 from burnish.config.run import RunConfig
 from burnish.errors import ConfigError
 
@@ -28,6 +29,14 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError(
             f"evaluate.kinds names the column {config.evaluate.kinds!r}, but the rehearsal's stories have no columns; "
             "leave evaluate.kinds out for clusters of prompts"
+        )
+    methods = config.align.compared if config.align.method == "auto" else (config.align.method,)
+    for method in methods:
+        of_method(config.ppo, method)  # raises if no groups of responses divide the batch
+    if config.align.method == "auto" and not config.reward.watcher_share:
+        raise ConfigError(
+            "align.method is 'auto', which chooses by the watcher, but reward.watcher_share is 0; set it, or name a "
+            "method"
         )
     for lacking in (given.lacks() for given in config.evaluate.regression_sets):
         if lacking:

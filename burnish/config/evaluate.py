@@ -75,6 +75,7 @@ class EvaluateConfig(Section):
     """Win rates against SFT on held-out prompts. The sample sizes are fixed before the run."""
 
     bootstrap: ClassVar[int] = 2000  # resamples of prompts for an interval
+    look_prompts: ClassVar[int] = 64  # selection prompts of a look during PPO
 
     examiner: Literal["panel", "reward_model", "judge", "people"] = Field(
         "panel",
@@ -101,6 +102,14 @@ class EvaluateConfig(Section):
         ge=1,
         description="Responses of each policy to each held-out prompt; null: 4 where a reward model examines, else 1, "
         "since people and judges are paid by the question. Intervals are by prompt.",
+    )
+    every: int | None = Field(
+        None,
+        ge=0,
+        description="PPO updates between two looks at selection prompts. A look scores one response to each of 64 "
+        "prompts by ensemble, watcher and the terms of ppo.rewards. The earliest checkpoint within one standard error "
+        "of the watcher's best is a candidate. null: a sixth of ppo.updates, or 0 where every layer is trained or "
+        "people or a judge examine; 0: no looks.",
     )
     kinds: str | None = Field(
         None,

@@ -22,6 +22,12 @@ class KLConfig(Section):
         description="KL to the SFT model that the controller aims at. Raise it for more reward, lower it where "
         "reward hacking begins.",
     )
+    where: Literal["reward", "reward_to_go", "loss"] = Field(
+        "reward",
+        description="Where the KL penalty acts. reward: the KL of the whole response lowers the advantage of every "
+        "token. reward_to_go: only the KL from a token on does (gae always works so). loss: the exact KL at every "
+        "token is added to the loss, which costs a pass of the reference.",
+    )
     adaptive: bool = Field(True, description="Adapt the coefficient; false keeps init_coef.")
     init_coef: float | None = Field(
         None,
@@ -218,6 +224,26 @@ class PPOConfig(Section):
     gamma: float = Field(1.0, gt=0, le=1, description="Discount per token.")
     lam: float = Field(0.95, ge=0, le=1, description="Lambda of GAE.")
     cliprange: float = Field(0.2, gt=0, description="Clip range of the probability ratio.")
+    cliprange_high: float | None = Field(
+        None,
+        gt=0,
+        description="Upper clip range of the ratio, if it differs (DAPO: 0.28); null: cliprange.",
+    )
+    ratio: Literal["token", "response"] = Field(
+        "token",
+        description="Probability ratio of each token, or of the whole response, by the mean of its log-ratios (GSPO, "
+        "whose clip ranges are about 0.0003).",
+    )
+    loss_mean: Literal["token", "response", "constant"] = Field(
+        "token",
+        description="Mean of the policy loss. token: over all tokens of a minibatch (DAPO). response: over responses, "
+        "of the mean over their tokens (GRPO). constant: the sum divided by the longest allowed response (Dr. GRPO).",
+    )
+    skip_equal_groups: bool = Field(
+        False,
+        description="Leave out responses to a prompt whose scores are all equal (DAPO). They have no advantage, but "
+        "count in the mean of the loss.",
+    )
     cliprange_value: float = Field(0.2, gt=0, description="Clip range of the value's change.")
     vf_coef: float = Field(0.1, ge=0, description="Weight of the value loss.")
     temperature: float = Field(
@@ -286,6 +312,10 @@ class PPOConfig(Section):
             raise ValueError(
                 f"ppo.advantage={self.advantage} compares responses to the same prompt, but "
                 f"ppo.samples_per_prompt={self.samples_per_prompt}; set it to 4"
+            )
+        if self.skip_equal_groups and self.samples_per_prompt < 2:
+            raise ValueError(
+                "ppo.skip_equal_groups compares responses to the same prompt, but ppo.samples_per_prompt=1; set it to 4"
             )
         if self.answers_per_update == "auto" and self.update_seconds is not None:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from burnish.config.align import AlignConfig, of_method
 from burnish.config.collect import CollectConfig
 from burnish.config.data import DataConfig
 from burnish.config.distill import DistillConfig
@@ -17,6 +18,8 @@ from burnish.config.scale import ScaleConfig
 from burnish.config.select import SelectConfig
 from burnish.config.sft import SftConfig
 from burnish.config.strict import Section
+
+LOOKS = 6  # at held-out prompts, by default
 
 
 class RunConfig(Section):
@@ -48,6 +51,7 @@ class RunConfig(Section):
     select: SelectConfig = SelectConfig()
     label: LabelConfig = LabelConfig()
     reward: RewardConfig = RewardConfig()
+    align: AlignConfig = AlignConfig()
     ppo: PPOConfig = PPOConfig()
     guard: GuardConfig = GuardConfig()
     dpo: DPOConfig = DPOConfig()
@@ -55,6 +59,19 @@ class RunConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     monitor: MonitorConfig = MonitorConfig()
     scale: ScaleConfig = ScaleConfig()
+
+    @property
+    def training(self) -> PPOConfig:
+        """Section `ppo` as the method of `align` uses it; for `auto`, as ppo does."""
+        return of_method(self.ppo, self.align.method)
+
+    @property
+    def looks_every(self) -> int:
+        """Number of PPO updates between two looks at held-out prompts; 0: no looks."""
+        if self.evaluate.every is not None or not self.ppo.updates:
+            return self.evaluate.every or 0
+        unasked = not self.evaluate.paid and self.model.layers != "all"
+        return max(1, self.ppo.updates // LOOKS) if unasked else 0
 
     @property
     def examines_average(self) -> bool:

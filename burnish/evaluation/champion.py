@@ -12,11 +12,13 @@ from burnish.records import Interval
 BEST_OF = "best_of_"  # followed by n; has no model of its own
 ROUND = "round_"  # followed by its number; the final policy of an earlier round
 AVERAGE = "ppo_average"  # PPO's policy with the moving average of its weights
+BEST = "ppo_best"  # PPO's policy at the checkpoint that the watcher prefers
 TRAINED = (
     "ppo",
     "dpo",
     "distill",
     AVERAGE,
+    BEST,
 )  # policies that an align stage may save; its result is the first that exists
 
 

@@ -108,8 +108,30 @@ def token_logprobs(policy: Policy, batch: Batch) -> torch.Tensor:
     """Return log-probabilities (B, T) of the response tokens in nats, 0 off the mask."""
     hidden = policy.response_hidden(batch)
     targets = batch.of_responses(batch.response_ids)
-    flat = _TargetLogprobs.apply(hidden, policy.head.weight, _bias(policy), targets, policy)
+    flat, _ = _TargetLogprobs.apply(hidden, policy.head.weight, _bias(policy), targets, policy, None)
     return batch.spread(flat)
+
+
+def token_logprobs_and_kl(
+    policy: Policy, reference: Policy, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log-probabilities (B, T) of the response tokens, and KL(policy || reference) (B, T).
+
+    The KL is exact over the vocabulary at every sampled prefix, in nats. Its gradient, with the
+    prefixes held fixed, has no sampling noise of the token. Both are 0 off the mask.
+    """
+    with torch.no_grad():
+        ref_hidden = reference.response_hidden(batch)
+    targets = batch.of_responses(batch.response_ids)
+    flat, kl = _TargetLogprobs.apply(
+        policy.response_hidden(batch),
+        policy.head.weight,
+        _bias(policy),
+        targets,
+        policy,
+        (reference, ref_hidden),
+    )
+    return batch.spread(flat), batch.spread(kl)
 
 
 @torch.no_grad()
@@ -145,11 +167,12 @@ def _bias(policy: Policy) -> torch.Tensor | None:
 
 
 class _TargetLogprobs(torch.autograd.Function):
-    """Autograd function of log softmax(logits)[target] that never holds N x V logits.
+    """Autograd function of log softmax(logits)[target], and of KL, that never holds N x V logits.
 
-    If the output layer is frozen, the gradient with respect to the hidden state, (W[target] -
-    softmax @ W) / temperature, is computed with the softmax. The backward pass is then one product
-    with a column. If the output layer is trained, the backward pass computes the softmax again.
+    If the output layer is frozen, the gradients with respect to the hidden state, (W[target] -
+    softmax @ W) / temperature and the KL's, are computed in the forward pass. The backward pass is
+    then a product with a column. If the output layer is trained, the backward pass computes the
+    softmax again. Without a reference the KL is 0.
     """
 
     @staticmethod
@@ -160,48 +183,63 @@ class _TargetLogprobs(torch.autograd.Function):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         policy: Policy,
-    ) -> torch.Tensor:
+        reference: tuple[Policy, torch.Tensor] | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.trains_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not ctx.trains_head else None
+        differentiated = ctx.needs_input_grad[0] and not ctx.trains_head
+        slopes = [torch.empty_like(hidden) for _ in range(1 if reference is None else 2)]
         out = torch.empty(len(hidden), device=hidden.device)
+        kl = torch.zeros_like(out)
         size, matrix = _rows(policy), held(weight, policy.dtype)
         for start in range(0, len(hidden), size):
             rows = slice(start, start + size)
             z, picked, log_total = _softmax(hidden[rows], matrix, bias, targets[rows], policy)
             out[rows] = picked - log_total
-            if slope is not None:
+            if differentiated:
                 mean = product(z.to(hidden.dtype), matrix, policy.dtype)
-                slope[rows] = (matrix[targets[rows]] - mean) / policy.temperature
-        ctx.policy = policy
-        if slope is not None:
-            ctx.save_for_backward(slope)
+                slopes[0][rows] = (matrix[targets[rows]] - mean) / policy.temperature
+            if reference is not None:
+                kl[rows], by_logits = _kl(z, reference, rows)
+                if differentiated:
+                    slope = product(by_logits.to(hidden.dtype), matrix, policy.dtype)
+                    slopes[1][rows] = slope / policy.temperature
+        ctx.policy, ctx.reference = policy, reference
+        if differentiated:
+            ctx.save_for_backward(*slopes)
         elif ctx.trains_head:
             ctx.save_for_backward(hidden, weight, targets, *([] if bias is None else [bias]))
-        return out
+        return out, kl
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad,) = grads
+        nothing = (None, None, None)
         if not ctx.trains_head:
-            (slope,) = ctx.saved_tensors
-            return grad[:, None].to(slope.dtype) * slope, None, None, None, None
+            slope, *rest = ctx.saved_tensors
+            by_hidden = grads[0][:, None].to(slope.dtype) * slope
+            for slope in rest:
+                by_hidden += grads[1][:, None].to(slope.dtype) * slope
+            return by_hidden, None, None, *nothing
         hidden, weight, targets, *rest = ctx.saved_tensors
         bias = rest[0] if rest else None
         by_hidden, by_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         by_bias = None if bias is None else torch.zeros_like(bias)
-        dtype = ctx.policy.dtype
+        dtype, temperature = ctx.policy.dtype, ctx.policy.temperature
         size, matrix = _rows(ctx.policy), held(weight, dtype)
         for start in range(0, len(hidden), size):
             rows = slice(start, start + size)
             z, _, _ = _softmax(hidden[rows], matrix, bias, targets[rows], ctx.policy)
+            of_kl = None if ctx.reference is None else _kl(z, ctx.reference, rows)[1]
             z.neg_()
             z[torch.arange(len(z), device=z.device), targets[rows]] += 1.0
-            z = z.mul_(grad[rows, None] / ctx.policy.temperature).to(hidden.dtype)
+            z.mul_(grads[0][rows, None])
+            if of_kl is not None:
+                z.addcmul_(of_kl, grads[1][rows, None])
+            z = z.div_(temperature).to(hidden.dtype)
             by_hidden[rows] = product(z, matrix, dtype)
             by_weight += product(z.T, hidden[rows], dtype)
             if by_bias is not None:
                 by_bias += z.sum(0)
-        return by_hidden, by_weight, by_bias, None, None
+        return by_hidden, by_weight, by_bias, *nothing
 
 
 def _softmax(
@@ -221,6 +259,21 @@ def _softmax(
     total = z.sub_(top).exp_().sum(1, keepdim=True)
     z /= total
     return z, picked, (top + total.log())[:, 0]
+
+
+def _kl(
+    probabilities: torch.Tensor, reference: tuple[Policy, torch.Tensor], rows: slice
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return KL(p || q) (n,) and its gradient (n, V) with respect to the logits of p, p (log p/q - KL).
+
+    q is the reference's distribution, from its hidden states (N, D) at `rows`. A probability that has
+    underflowed to 0 counts 0.
+    """
+    policy, hidden = reference
+    log_ratio = probabilities.log().sub_(policy.logits(hidden[rows]).log_softmax(-1))
+    log_ratio.masked_fill_(probabilities == 0, 0.0)
+    kl = (probabilities * log_ratio).sum(-1)
+    return kl, log_ratio.sub_(kl[:, None]).mul_(probabilities)
 
 
 @torch.no_grad()

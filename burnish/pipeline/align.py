@@ -3,80 +3,76 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
+from itertools import islice
+from shutil import rmtree
 from typing import Any
 
-import torch
-from torch import nn
-
+from burnish.config.align import AlignConfig, of_method
 from burnish.config.distill import DistillConfig
 from burnish.config.dpo import DPOConfig
 from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
-from burnish.config.ppo import PPOConfig, ShapingConfig
-from burnish.errors import TrainingError
-from burnish.evaluation.champion import AVERAGE, TRAINED
-from burnish.models.artefacts import is_adapter, is_saved, load_reward_model, save_policy
-from burnish.models.backbone import TrainableLayers
-from burnish.models.heads import Pooling, ScalarHead
+from burnish.config.ppo import PPOConfig
+from burnish.distributed import collectives
+from burnish.errors import ConfigError, Diverged
+from burnish.evaluation.champion import AVERAGE, BEST, TRAINED
+from burnish.models.artefacts import is_saved, save_policy
 from burnish.models.memory import give_back
 from burnish.models.optim import ladder
-from burnish.pipeline.answers import OwnAnswers, sample_answers
-from burnish.pipeline.concise import Instructed
+from burnish.pipeline.answers import OwnAnswers
+from burnish.pipeline.assemble import LOOKS, build_ppo, find_first_rate, looks_of
 from burnish.pipeline.context import Data, Journal, Models
 from burnish.pipeline.distill import run_distill
 from burnish.pipeline.dpo import HEALTHY, run_dpo
 from burnish.pipeline.gate import barely_moved, pass_gate
 from burnish.pipeline.guarded import Guarded, run_guarded
 from burnish.pipeline.oversight import Oversight
-from burnish.policy.kl_control import AdaptiveKLController, initial_coef
+from burnish.policy.looks import Looks
 from burnish.policy.ppo import PPO
-from burnish.policy.ppo_start import first_rate, self_check
+from burnish.policy.ppo_start import self_check
 from burnish.policy.rollouts import ScoreFn
-from burnish.policy.shaping import Shaping
-from burnish.randomness import derive_seed
-from burnish.records import Decision, Prompt
+from burnish.records import Decision
 from burnish.reward.ensemble import (
     EnsembleScorer,
-    RewardEnsemble,
     SavedWatcher,
-    load_anchor,
-    load_ensemble,
-    load_reference,
     load_watcher,
     prepare,
-    scorers,
 )
-from burnish.reward.functions import SummedRewards, load_term
-from burnish.runs.files import read_json, write_json
+from burnish.reward.functions import SummedRewards
+from burnish.runs.files import write_json
+from burnish.stats import clustered_error
 
 CHECK_PROMPTS = 16
-SCALE_PROMPTS = 128
-WITHIN_PROMPTS = 32  # answered twice
-VALUE_SHARE = 1 / 3  # of the reward models' learning rate, as the value function starts as one of them
+LEAST_MOVED = 0.02  # share of the KL target, below which a trial shows nothing
 
 
 def align(
     models: Models,
     data: Data,
     journal: Journal,
+    how: AlignConfig,
     ppo: PPOConfig,
     guard: GuardConfig,
     dpo: DPOConfig,
     distill: DistillConfig,
     monitor: MonitorConfig,
+    looks_every: int,
     seed: int,
 ) -> list[str]:
-    """Run PPO, distillation and DPO (as fallback or if asked for); write align.json and the models."""
+    """Run PPO, distillation and DPO (as fallback or if asked for); write align.json and the models.
+
+    PPO is looked at on held-out prompts every `looks_every` updates; 0: never.
+    """
     prepare(models.base, journal.path / "reward")
     found = journal.latest_checkpoint()
     state: dict[str, Any] = found.state if found else {"phase": "ppo"}
     outcome: dict[str, Any] = state.get("outcome", {})
     own = OwnAnswers(models, data, journal, ppo.batch_size, seed)
-    if state["phase"] == "ppo":
-        outcome = {"ppo": run_ppo(models, data, journal, ppo, guard, monitor, seed)}
+    if state["phase"] in ("trial", "ppo"):
+        outcome = {"ppo": run_ppo(models, data, journal, how, ppo, guard, monitor, looks_every, seed)}
         journal.checkpoint(state={"phase": "dpo", "outcome": outcome})
+    collectives.by_lead(partial(rmtree, journal.path / "align" / LOOKS, ignore_errors=True))()
     if distill.when == "always" and "distill" not in outcome:
         outcome["distill"] = run_distill(models, own, journal, distill, seed)
         journal.checkpoint(state={"phase": "dpo", "outcome": outcome})
@@ -95,12 +91,17 @@ def run_ppo(
     models: Models,
     data: Data,
     journal: Journal,
+    how: AlignConfig,
     config: PPOConfig,
     guard: GuardConfig,
     monitor: MonitorConfig,
+    looks_every: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Run PPO to its last update or until the guard gives it up; return its entry of align.json."""
+    """Run PPO, or another method, to its last update or until the guard gives it up.
+
+    Returns its entry of align.json.
+    """
     if not config.updates:
         return {"state": "off", "reason": "ppo.updates is 0", "rollbacks": 0}
     watch = load_watcher(models.base, journal.path / "reward")
@@ -110,8 +111,100 @@ def run_ppo(
         give_back()  # frees the memory of hundreds of sampled answers
         if stopped:
             return {"state": "stopped", "reason": stopped, "rollbacks": 0}
-    ppo = build_ppo(models, data, journal.path / "reward", config, seed, fresh=found is None)
-    return run_under_guard(ppo, watch, models, journal, guard, monitor, seed)
+    if found and found.state["phase"] == "ppo":
+        chosen = found.state.get("chosen", {"method": "ppo"})  # not in older checkpoints
+    else:
+        chosen, found = choose_method(models, data, journal, how, config, watch, seed), None
+    config, rewards = of_method(config, chosen["method"]), journal.path / "reward"
+    ppo = build_ppo(models, data, rewards, config, seed, fresh=found is None, method=chosen["method"])
+    looks = looks_of(ppo, watch, models, data, journal.path, looks_every, seed) if looks_every else None
+    return run_under_guard(ppo, watch, models, journal, guard, monitor, seed, looks, chosen)
+
+
+def choose_method(
+    models: Models,
+    data: Data,
+    journal: Journal,
+    how: AlignConfig,
+    config: PPOConfig,
+    watch: SavedWatcher | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Return the method that `align.method` names, or for auto the best of short trials.
+
+    Each trial starts from the reference policy. The best has the highest ratio of the watcher's gain to
+    sqrt(2 KL), the gain in standard deviations that the optimum for a Gaussian score has at that KL.
+    The ensemble's own gain would favour the method that exploits it most. A finished trial is kept in a
+    checkpoint.
+    """
+    if how.method != "auto":
+        return {"method": how.method}
+    if watch is None or not watch.armed:
+        text = (
+            f"align.method auto takes {how.compared[0]}: the watcher is not armed, and cannot compare methods"
+        )
+        journal.decide(0, Decision("method", text, {"method": how.compared[0]}))
+        return {"method": how.compared[0]}
+    found = journal.latest_checkpoint()
+    trials: dict[str, Any] = dict(found.state["trials"]) if found else {}
+    for method in how.compared:
+        if method not in trials:
+            journal.view.note(f"align: trial of {method}, {how.trial_updates} updates")
+            trials[method] = tried(models, data, journal, how, config, watch, method, seed)
+            journal.checkpoint(state={"phase": "trial", "trials": trials})
+            give_back()
+    shares = {m: t["share"] for m, t in trials.items() if t["share"] is not None}
+    best = max(shares, key=lambda m: shares[m]) if shares else how.compared[0]
+    each = "; ".join(
+        f"{m} {t['failed']}" if t["failed"] else f"{m} {t['gain']:+.2f} sd at {t['kl']:.2f} nats"
+        for m, t in trials.items()
+    )
+    text = f"align.method auto takes {best}: the watcher gains most for its KL in {how.trial_updates} updates ({each})"
+    chosen = {"method": best, "trials": trials}
+    journal.decide(0, Decision("method", text, chosen))
+    return chosen
+
+
+def tried(
+    models: Models,
+    data: Data,
+    journal: Journal,
+    how: AlignConfig,
+    config: PPOConfig,
+    watch: SavedWatcher,
+    method: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Run the first updates of a method; return the watcher's gain, its standard error, KL and share.
+
+    The share is None, and `failed` says why, if the method diverged or did not move.
+    """
+    ppo = build_ppo(models, data, journal.path / "reward", of_method(config, method), seed, method=method)
+    looks = looks_of(ppo, watch, models, data, journal.path, 1, seed)
+    if looks is None:
+        raise ConfigError(
+            "align.method is 'auto', but there are no selection prompts; raise data.selection_share"
+        )
+    looks.look(ppo)
+    try:
+        if config.learning_rate == "auto":
+            find_first_rate(ppo, ladder(models.base)[-1], journal)
+        for stats in islice(ppo.updates(), how.trial_updates):
+            journal.log("trial", stats, {"method": method})
+        looks.look(ppo)
+    except Diverged as error:
+        return {"gain": None, "gain_se": None, "kl": None, "share": None, "failed": f"diverged ({error})"}
+    (before, after), groups = looks.seen, [p.group for p in looks.prompts]
+    gains = [b - a for a, b in zip(before["values"], after["values"], strict=True)]
+    gain, kl = sum(gains) / len(gains), after["kl"]
+    moved = kl >= LEAST_MOVED * config.kl.target
+    return {
+        "gain": gain,
+        "gain_se": clustered_error(gains, groups),
+        "kl": kl,
+        "share": gain / math.sqrt(2 * kl) if moved else None,
+        "failed": None if moved else f"hardly moved ({kl:.2g} nats)",
+    }
 
 
 def run_under_guard(
@@ -122,11 +215,14 @@ def run_under_guard(
     guard: GuardConfig,
     monitor: MonitorConfig,
     seed: int,
+    looks: Looks | None = None,
+    chosen: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run a built PPO under the guard, from the last checkpoint if there is one.
 
-    Saves the policy, or that of the last healthy checkpoint if the optimiser failed. Returns the
-    entry of align.json.
+    Saves the policy, or that of the last healthy checkpoint if the optimiser failed. With `looks`, also
+    saves the checkpoint that they prefer. `chosen` names the method, and is kept in checkpoints. Returns
+    the entry of align.json.
     """
     config, found = ppo.config, journal.latest_checkpoint()
     scorer = ensemble_of(ppo.score)
@@ -139,7 +235,7 @@ def run_under_guard(
         looks=config.looks,
         tightest=0 if scorer is None else scorer.given.tightest,
     )
-    guarded = Guarded(ppo, oversight, watch, journal, scorer)
+    guarded = Guarded(ppo, oversight, watch, journal, scorer, looks, chosen or {"method": "ppo"})
     if found:
         guarded.restore(found.folder, found.state)
     else:
@@ -164,8 +260,14 @@ def run_under_guard(
         if ppo.average:
             with ppo.averaged():
                 save_policy(ppo.policy.top, journal.path / AVERAGE, models.codec.tokenizer)
+        best = looks.best() if looks is not None else None
+        if looks is not None and best is not None and best["step"] != ppo.step:
+            with ppo.with_weights(looks.weights(best)):
+                save_policy(ppo.policy.top, journal.path / BEST, models.codec.tokenizer)
+            journal.decide(ppo.step, looks.chosen(best))
         done = f"{ppo.step} updates kept, {guarded.oversight.guard.rollbacks} roll-backs"
-        journal.decide(ppo.step, Decision("finish", f"PPO finished: {done}", {"tick": ppo.tick}))
+        name = "PPO" if ppo.method == "ppo" else ppo.method
+        journal.decide(ppo.step, Decision("finish", f"{name} finished: {done}", {"tick": ppo.tick}))
         little = barely_moved(journal.run.read_rows("metrics/ppo.jsonl"), ppo.attempt, config)
         if little is not None:
             journal.decide(ppo.step, little)
@@ -174,6 +276,7 @@ def run_under_guard(
         ppo.load(journal.run.checkpoint_at("align", guarded.oversight.healthy).folder)
         save_policy(ppo.policy.top, journal.path / HEALTHY, models.codec.tokenizer)
     return {
+        **guarded.chosen,
         "state": state,
         "reason": reason,
         "cause": guarded.cause,
@@ -193,173 +296,3 @@ def ensemble_of(score: ScoreFn) -> EnsembleScorer | None:
     if isinstance(score, SummedRewards):
         return ensemble_of(score.ensemble) if score.weight else None
     return score if isinstance(score, EnsembleScorer) else None
-
-
-def find_first_rate(ppo: PPO, otherwise: float, journal: Journal) -> None:
-    """Set PPO's first rate so that its first update has the wanted KL, or to `otherwise`."""
-    rate, kl = first_rate(ppo)
-    if rate is None:
-        text = f"ppo starts at {otherwise:.2g}: its first batch gives no usable gradient"
-    else:
-        text = f"ppo starts at {rate:.2g}, at which a first step moves it by {kl:.2g} nats"
-    ppo.begin_at(otherwise if rate is None else rate)
-    evidence = {"job": "ppo", "rate": ppo.learning_rate, "kl": kl}
-    journal.decide(0, Decision("learning_rate", text, evidence))
-
-
-def build_ppo(
-    models: Models, data: Data, rewards: Path, config: PPOConfig, seed: int, *, fresh: bool = True
-) -> PPO:
-    """Build PPO before its first update: policy, reference, value function, reward and controller.
-
-    It trains on the prompts that have a reference response. With `fresh` False, the first KL
-    coefficient is not measured, because a checkpoint restores it.
-    """
-    ensemble = load_ensemble(models.base, rewards)
-    reference, score_sd = load_reference(ensemble, rewards)
-    prompts = data.splits.train[: len(reference)]
-    anchor = load_anchor(ensemble, rewards) if config.shaping.bounded else None
-    score: ScoreFn = EnsembleScorer(ensemble, models.codec.pad_id, prompts, reference, anchor)
-    ensemble_sd, shaping = score_sd, None
-    own_scale = bool(config.rewards) or config.ensemble_weight != 1
-    if own_scale or config.shaping.active:
-        functions = [(term, load_term(term)) for term in config.rewards]
-        score = summed = SummedRewards(score, config.ensemble_weight, functions)
-        shaping = measured_shaping(
-            models, summed, prompts[:SCALE_PROMPTS], config.shaping.given(own_scale), seed
-        )
-        score_sd = shaping.unit
-    if config.concise is not None:  # the held-out prompts, which evaluation samples with it, must fit too
-        held_out = (*data.splits.selection, *data.splits.test)
-        Instructed.of(held_out, config.concise, models.codec, models.prompt_room)
-    reward_rate = read_json(rewards / "readings.json")["learning_rate"]
-    value = None
-    if config.advantage in ("auto", "gae"):
-        value = new_value(models, config, (ensemble, rewards), score_sd / ensemble_sd)
-    return assemble_ppo(
-        models, score, prompts, config, seed, score_sd, shaping, value, reward_rate, fresh=fresh
-    )
-
-
-def assemble_ppo(
-    models: Models,
-    score: ScoreFn,
-    prompts: Sequence[Prompt],
-    config: PPOConfig,
-    seed: int,
-    score_sd: float,
-    shaping: Shaping | None,
-    value: ScalarHead | None,
-    reward_rate: float,
-    *,
-    fresh: bool = True,
-) -> PPO:
-    """Join a score function, a value function and the policies of `models` to a PPO run.
-
-    `score_sd` is the standard deviation of PPO's reward on reference responses. It sets the first KL
-    coefficient, with the variance within prompts that is measured here unless a checkpoint has it.
-    `reward_rate` is the learning rate of the reward models.
-    """
-    instructed = None
-    if config.concise is not None:
-        instructed = Instructed.of(prompts, config.concise, models.codec, models.prompt_room)
-    kl, within = config.kl, 0.0
-    if fresh and kl.init_coef is None:
-        within = spread_within(models, score, shaping, prompts, seed)
-    episodes = config.updates * config.batch_size
-    controller = AdaptiveKLController(
-        coef=kl.init_coef or initial_coef(within or score_sd, kl.target),
-        target=kl.target,
-        horizon=max(config.batch_size, episodes // 20) if kl.horizon is None else kl.horizon,
-        smoothing=kl.smoothing,
-        lead=kl.lead,
-        min_coef=kl.min_coef * score_sd,
-        max_coef=kl.max_coef * score_sd,
-    )
-    return PPO(
-        policy=models.new_policy(),
-        reference=models.reference(),
-        value=value,
-        codec=models.codec,
-        score=score,
-        prompts=prompts if instructed is None else instructed.prompts,
-        plain=None if instructed is None else instructed.plain,
-        config=config,
-        controller=controller,
-        max_tokens=models.config.max_response_tokens,
-        learning_rate=0.0 if config.learning_rate == "auto" else config.learning_rate,
-        value_learning_rate=VALUE_SHARE * reward_rate
-        if config.value_learning_rate == "auto"
-        else config.value_learning_rate,
-        average_updates=config.averaged(whole=models.base.layers == "all"),
-        shaping=shaping,
-        seed=derive_seed(seed, "ppo"),
-    )
-
-
-def spread_within(
-    models: Models, score: ScoreFn, shaping: Shaping | None, prompts: Sequence[Prompt], seed: int
-) -> float:
-    """Return the sd of PPO's reward among responses of the reference policy to one prompt.
-
-    Half the mean squared difference of two responses to each of some prompts is the variance within a
-    prompt. The result is 0 if no two rewards differ, as with a reward that few responses earn.
-    """
-    some = prompts[:WITHIN_PROMPTS]
-    paid = []
-    for turn in range(2):
-        scores = score(sample_answers(models, some, len(some), seed, "spread within", turn))
-        paid.append(scores.scores if shaping is None else shaping(scores))
-    return math.sqrt(float((paid[0] - paid[1]).square().mean()) / 2)
-
-
-def measured_shaping(
-    models: Models, score: SummedRewards, prompts: Sequence[Prompt], config: ShapingConfig, seed: int
-) -> Shaping:
-    """Centre a reward on responses of the reference policy; return its shaping, measured on them.
-
-    The sd after shaping sets the initial KL coefficient. Raises TrainingError for a constant reward.
-    """
-    rollout = sample_answers(models, prompts, len(prompts), seed, "scale")
-    sd = score.center(rollout)
-    if not sd > 0:
-        raise TrainingError(
-            f"the summed reward is the same for all of {len(prompts)} reference responses: there is nothing to learn "
-            "from it; look at ppo.rewards and ppo.ensemble_weight"
-        )
-    shaping = Shaping(config, sd)
-    shaping.measure(score(rollout))
-    return shaping
-
-
-def new_value(
-    models: Models, config: PPOConfig, rewards: tuple[RewardEnsemble, Path] | None = None, scale: float = 1.0
-) -> ScalarHead:
-    """Build the value function: the first reward member, scaled to PPO's reward, or a new zero head.
-
-    `rewards` are the ensemble and its folder; without them the head is zero.
-    """
-    how = config.value_init
-    if how == "auto":
-        # A reward model cannot predict a reward that leaves the ensemble out, and adapters give no value function.
-        adapters = models.base.layers.startswith("lora") or (
-            rewards is not None and is_adapter(rewards[1] / scorers(rewards[1])[0])
-        )
-        unfit = adapters or not config.ensemble_weight
-        how = "zero" if unfit else "reward_model"
-    head = nn.Linear(models.base.hidden_size, 1, device=models.base.device)
-    pooling: Pooling = "last"
-    if how == "reward_model" and rewards is not None:
-        ensemble, folder = rewards
-        member = load_reward_model(models.base, folder / scorers(folder)[0], trainable=True)
-        top, pooling = member.top, member.pooling
-        with torch.no_grad():
-            head.weight.copy_(member.head.weight / ensemble.sd[0] * scale)
-            head.bias.fill_(-float(ensemble.mean[0] / ensemble.sd[0]) * scale)
-    else:
-        top = TrainableLayers(models.base)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-    if config.value_layers is not None and models.base.fast:
-        top.train_only(config.value_layers)
-    return ScalarHead(top, head, pooling=pooling).eval()

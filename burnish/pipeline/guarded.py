@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from burnish.monitor.texts import text_figures
 from burnish.pipeline.context import Journal
 from burnish.pipeline.oversight import Oversight
 from burnish.policy.guard import GuardStep
+from burnish.policy.looks import Looks
 from burnish.policy.ppo import PPO
 from burnish.records import Alert, StepStats
 from burnish.reward.ensemble import EnsembleScorer, SavedWatcher
@@ -34,12 +35,15 @@ class Guarded:
     watch: SavedWatcher | None
     journal: Journal
     scorer: EnsembleScorer | None = None  # can combine its members more conservatively
+    looks: Looks | None = None  # at held-out prompts
+    chosen: dict[str, Any] = field(default_factory=dict)  # the method, and the trials that chose it
     raises: int = 0  # KL raises over all attempts
     cause: str | None = None  # which failed when PPO was given up: "reward" or "optimiser"
 
     def state(self) -> dict[str, Any]:
         """Return the state of PPO and its oversight for a checkpoint."""
         kept = self.oversight.state_dict()
+        kept |= {"chosen": self.chosen, "looks": [] if self.looks is None else self.looks.seen}
         return {"phase": "ppo", "ppo": self.ppo.state_dict(), "raises": self.raises, **kept}
 
     def restore(self, folder: Path, state: dict[str, Any]) -> None:
@@ -53,6 +57,8 @@ class Guarded:
         """Restore only PPO from a checkpoint."""
         self.ppo.load(folder)
         self.ppo.load_state_dict(state["ppo"])
+        if self.looks is not None:
+            self.looks.seen = list(state.get("looks", []))  # not in older checkpoints
         collectives.settled()  # all processes must load it before process 0 replaces it
 
     def tighten(self) -> None:
@@ -114,6 +120,8 @@ def run_attempt(guarded: Guarded, sample_every: int) -> str | None:
         elif verdict.action == "give_up":
             assert verdict.decision is not None
             return verdict.decision.reason
+        if guarded.looks is not None and guarded.looks.due(ppo):
+            journal.log("looks", guarded.looks.look(ppo))
         if ppo.step % ppo.config.checkpoint_every == 0 or ppo.done:
             guarded.checkpoint(healthy=verdict.healthy)
     return None

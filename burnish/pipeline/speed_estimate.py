@@ -54,8 +54,12 @@ class Speed:
         Each is sampled, scored, read by the reference, and trained on by policy and value in every epoch.
         """
         members = config.reward.members * self.scoring
-        value = self.reward if config.ppo.advantage in ("auto", "gae") else 0.0
-        return self.sampling + members + self.reading + config.ppo.epochs * (self.policy + value)
+        value = self.reward if config.training.advantage in ("auto", "gae") else 0.0
+        together = config.training.samples_per_prompt
+        learned = {"distill": 1 / together, "online_dpo": 2 / together}.get(config.align.method, 1.0)
+        reference = self.reading if config.ppo.kl.where == "loss" else 0.0
+        epoch = learned * self.policy + value + reference
+        return self.sampling + members + self.reading + config.ppo.epochs * epoch
 
     def scaled(self, sampled: float, read: float) -> Speed:
         """Return the speed for responses `sampled` times as long and sequences `read` times as long."""
@@ -130,7 +134,10 @@ def settle_batch(run: RunDirectory, models: Models, data: Data) -> RunConfig:
     seconds = config.ppo.update_seconds
     if seconds is None:
         return config
-    file, asked = run.path / "batch.json", math.lcm(config.ppo.samples_per_prompt, config.ppo.minibatches)
+    file, asked = (
+        run.path / "batch.json",
+        math.lcm(config.training.samples_per_prompt, config.ppo.minibatches),
+    )
     kept = read_json(file) if file.exists() else {}
     if kept.get("update_seconds") == seconds and kept["batch_size"] % asked == 0:
         return with_batch(config, kept["batch_size"])
@@ -140,7 +147,7 @@ def settle_batch(run: RunDirectory, models: Models, data: Data) -> RunConfig:
     sharing = collectives.processes()
     fits = sharing * int(config.model.cache_gib * 2**30) // row_bytes(models)
     wanted = sharing * seconds / measure(models, data.splits.train[:PROBE], config).ppo_response(config)
-    size = batch_of(min(wanted, fits), config.ppo)
+    size = batch_of(min(wanted, fits), config.training)
     write_json(file, {"update_seconds": seconds, "batch_size": size})
     data.close()
     del models, data

@@ -18,7 +18,7 @@ from burnish.models.batches import CPU, Batch
 from burnish.models.generate import sample_rollout
 from burnish.models.heads import ScalarHead
 from burnish.models.load import Codec
-from burnish.models.logprobs import Policy, token_logprobs
+from burnish.models.logprobs import Policy, token_logprobs, token_logprobs_and_kl
 from burnish.models.optim import (
     accumulate,
     add_to,
@@ -33,14 +33,14 @@ from burnish.objectives import (
     approx_kl,
     clipped_policy_loss,
     clipped_value_loss,
-    gae,
-    group_advantages,
     kl_k1,
+    loss_normalizer,
+    masked_mean,
     sequence_sum,
-    shape_rewards,
-    whiten,
 )
+from burnish.policy.advantages import advantages_of
 from burnish.policy.gradient_signal import Halves, signal_of_one, wanted_batches
+from burnish.policy.groups import extremes, weights_of_best, weights_of_pairs
 from burnish.policy.kl_control import BEGUN, AdaptiveKLController
 from burnish.policy.rollouts import (
     Experience,
@@ -64,7 +64,11 @@ GROUPS = (4, 5, 3, 2)  # answers per prompt without a value function; the first 
 
 @dataclass(kw_only=True)
 class PPO:
-    """Proximal policy optimization with a KL penalty to `reference`.
+    """Proximal policy optimization with a KL penalty to `reference`, or another method on its batches.
+
+    `method` says what is learned from a batch. ppo: the clipped losses. distill: the best response to
+    each prompt, by reward less KL (best-of-n distillation in rounds: RAFT, Dong et al. 2023). online_dpo:
+    DPO on the best against the worst (Guo et al. 2024), with the KL coefficient as beta.
 
     `updates()` yields the statistics of each update; the caller logs, checks and saves between
     updates. `step` counts the updates that are kept (a roll-back lowers it), `tick` all updates.
@@ -88,6 +92,7 @@ class PPO:
     plain: Callable[[Rollout], Rollout] | None = (
         None  # removes an instruction before the reward reads a rollout
     )
+    method: str = "ppo"  # or distill, online_dpo: what is learned from a batch
     average_updates: int = 0  # of the moving average of the policy's weights; 0: none
     shaping: Shaping | None = None  # None: scores are used as they are
     learning_rate: float
@@ -243,21 +248,16 @@ class PPO:
         unended = torch.tensor([not e for e in rollout.ended], device=scores.scores.device)
         unit = 1.0 if self.shaping is None else self.shaping.unit
         shaped_scores = scores.scores if self.shaping is None else self.shaping(scores)
-        rewards = shape_rewards(
-            shaped_scores - unit * self.config.missing_eos_penalty * unended,
-            old_logprobs,
-            ref_logprobs,
-            mask,
+        shaped = shaped_scores - unit * self.config.missing_eos_penalty * unended
+        advantages = advantages_of(
+            self.config,
+            shaped,
+            *(old_logprobs, ref_logprobs, old_values, mask),
             kl_coef=self.controller.coef,
-        )  # (B, T)
-        returns = None
-        if old_values is not None:
-            advantages, returns = gae(rewards, old_values, mask, gamma=self.config.gamma, lam=self.config.lam)
-        else:
-            scaled = self.advantage == "grpo"
-            advantages = group_advantages(rewards, mask, answers=self.samples_per_prompt, scaled=scaled)
-        if self.config.whiten_advantages:
-            advantages = whiten(advantages, mask)
+            samples_per_prompt=self.samples_per_prompt,
+            scaled=self.advantage == "grpo",
+        )
+        kl = sequence_sum(kl_k1(old_logprobs, ref_logprobs), mask)
         return Experience(
             rollout=rollout,
             reward_rollout=reward_rollout,
@@ -267,11 +267,13 @@ class PPO:
             old_logprobs=old_logprobs,
             ref_logprobs=ref_logprobs,
             entropy=rollout.sample_entropy,
-            advantages=advantages,
+            advantages=advantages.values,
+            kl_weight=advantages.kl_weight,
             old_values=old_values,
-            returns=returns,
+            returns=advantages.returns,
             shaped_scores=shaped_scores,
-            kl=sequence_sum(kl_k1(old_logprobs, ref_logprobs), mask),
+            kl=kl,
+            ranked=shaped - self.controller.coef * kl if self.method == "distill" else shaped,
             sampling_gap=sampling_gap(self.policy, rollout, sequences),
         )
 
@@ -292,11 +294,9 @@ class PPO:
         totals: dict[str, list[float]] = {}
         skipped, tokens = 0, sum(experience.rollout.lengths) / size
         for epoch in range(self.config.epochs):
-            rng = generator(self.seed, "minibatch", self.attempt, self.step, epoch)
-            order = torch.randperm(size, generator=rng, device=CPU)
-            for rows in order.split(size // self.config.minibatches):
+            for rows in self.minibatches(size, epoch):
                 first = not epoch and not totals and not skipped
-                values = self.minibatch(experience, rows.tolist(), signal=first)
+                values = self.minibatch(experience, rows, signal=first)
                 if values is None:
                     skipped += 1
                     continue
@@ -309,6 +309,52 @@ class PPO:
         means = {name: sum(v) / len(v) for name, v in totals.items()}
         return means | {"skipped": float(skipped), "learning_rate": rates[0], "epochs": epoch + 1.0}
 
+    def minibatches(self, size: int, epoch: int) -> list[list[int]]:
+        """Return the rows of each minibatch of an epoch; methods that order responses need whole groups."""
+        rng = generator(self.seed, "minibatch", self.attempt, self.step, epoch)
+        whole = self.method != "ppo" or self.config.skip_equal_groups
+        together = self.samples_per_prompt if whole else 1
+        order = torch.randperm(size // together, generator=rng, device=CPU)
+        parts = order.split(-(-len(order) // self.config.minibatches))
+        return [[first * together + k for first in part.tolist() for k in range(together)] for part in parts]
+
+    def learned(
+        self, experience: Experience, rows: list[int]
+    ) -> tuple[list[int], torch.Tensor | None, dict[str, float]]:
+        """Return the rows that a method learns from, their weights in its loss (B,), and its figures.
+
+        For ppo these are all rows, without weights. There may be no rows, if all scores are equal.
+        """
+        if self.method == "ppo" and not self.config.skip_equal_groups:
+            return rows, None, {}
+        pairs = extremes(experience.ranked, rows, self.samples_per_prompt)
+        if self.method == "ppo":
+            unequal = {best // self.samples_per_prompt for best, _ in pairs}
+            return [row for row in rows if row // self.samples_per_prompt in unequal], None, {}
+        if not pairs:
+            return [], None, {}
+        figures: dict[str, float] = {}
+        if self.method == "distill":
+            weights = weights_of_best(pairs, experience.rollout.lengths)
+        else:
+            sums = sequence_sum(experience.old_logprobs, experience.rollout.response_mask)
+            if experience.trained_on:  # the policy is no longer the one that sampled
+                both = [row for pair in pairs for row in pair]
+
+                def read(batch: Batch) -> torch.Tensor:
+                    return token_logprobs(self.policy, batch).sum(1)
+
+                now = experience.sequences.read(read, self.config.micro_batch, both, "log-probabilities")
+                sums = sums.index_copy(0, torch.tensor(both, device=CPU).to(sums.device), now)
+            reference = sequence_sum(experience.ref_logprobs, experience.rollout.response_mask)
+            weights, figures = weights_of_pairs(
+                pairs, experience.ranked, sums, reference, beta=self.controller.coef
+            )
+        device = experience.ranked.device
+        weighed = torch.zeros(len(experience.rollout), device=CPU)
+        weighed[list(weights)] = torch.tensor(list(weights.values()), device=CPU)
+        return sorted(weights), weighed.to(device), figures
+
     def minibatch(
         self, experience: Experience, rows: list[int], *, signal: bool = False
     ) -> dict[str, float] | None:
@@ -316,6 +362,10 @@ class PPO:
 
         With `signal`, the figures have the `gradient_signal` of the rows, where it can be measured.
         """
+        rows, weights, figures = self.learned(experience, rows)
+        if not rows:
+            return {}
+        experience.weights = weights
         halves = Halves.of(experience.rollout, rows, self.policy_parameters)
         if not signal or self.value_only or halves is None:
             sums = self.accumulate(experience, rows, value_only=self.value_only)
@@ -326,7 +376,8 @@ class PPO:
         if self.critic is not None:
             groups["value_grad_norm"] = self.value_parameters
         norms = take_step(self.optimizer, [*groups.values()], self.config.max_grad_norm, list(sums.values()))
-        return None if norms is None else sums | dict(zip(groups, norms, strict=True))
+        experience.trained_on = True
+        return None if norms is None else sums | figures | dict(zip(groups, norms, strict=True))
 
     def accumulate(
         self,
@@ -351,7 +402,7 @@ class PPO:
             parts = [own] if halves is None else halves.parts(own)
             sums: dict[str, torch.Tensor] = {}
             for number, part in enumerate(parts):
-                self.add_gradient(sums, experience, part, size, tokens, value_only=value_only)
+                self.add_gradient(sums, experience, part, size, tokens, len(rows), value_only=value_only)
                 if halves is not None and not number:
                     halves.keep()
             return on_host(sums)
@@ -371,17 +422,18 @@ class PPO:
         rows: list[int],
         micro_batch: int,
         tokens: int,
+        responses: int,
         *,
         value_only: bool,
     ) -> None:
-        """Add the gradient of `rows`, as their share of a minibatch with `tokens` response tokens.
+        """Add the gradient of `rows`, as their share of a minibatch of `responses` and `tokens`.
 
         Figures are added to `sums`.
         """
         for part, batch in experience.sequences.batches(micro_batch, rows):
             losses: list[torch.Tensor] = []
             if not value_only:
-                loss, values = self.policy_loss(experience, batch, tokens)
+                loss, values = self.policy_loss(experience, batch, tokens, responses)
                 losses.append(loss)
                 add_to(sums, values)
             if self.critic is not None:
@@ -391,23 +443,50 @@ class PPO:
             sum(losses[1:], losses[0]).backward()
 
     def policy_loss(
-        self, experience: Experience, batch: Batch, tokens: int
+        self, experience: Experience, batch: Batch, tokens: int, responses: int
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the policy loss as its share of a minibatch with `tokens` tokens, and figures."""
+        """Return the policy loss as its share of a minibatch of `responses` and `tokens`, and figures."""
         mask = batch.response_mask
         width = mask.shape[1]
         old_logprobs = experience.old_logprobs[batch.rows, :width]
-        logprobs = token_logprobs(self.policy, batch)
+        if experience.weights is not None:
+            return self.weighted_loss(experience, batch, tokens)
+        normalizer = loss_normalizer(
+            self.config.loss_mean, mask, tokens=tokens, responses=responses, longest=self.max_tokens
+        )
+        kl = None
+        if experience.kl_weight:
+            logprobs, kl = token_logprobs_and_kl(self.policy, self.reference, batch)
+        else:
+            logprobs = token_logprobs(self.policy, batch)
         loss, clipped = clipped_policy_loss(
             logprobs,
             old_logprobs,
             experience.advantages[batch.rows, :width],
             mask,
             cliprange=self.config.cliprange,
-            normalizer=tokens,
+            cliprange_high=self.config.cliprange_high,
+            ratio_of=self.config.ratio,
+            normalizer=normalizer,
         )
         apart = approx_kl(logprobs.detach(), old_logprobs, mask, normalizer=tokens)
-        return loss, {"policy_loss": loss, "clip_fraction": clipped, "approx_kl": apart}
+        figures = {"policy_loss": loss, "clip_fraction": clipped, "approx_kl": apart}
+        if kl is not None:
+            figures["kl_loss"] = experience.kl_weight * masked_mean(kl, mask, normalizer)
+            loss = loss + figures["kl_loss"]
+        return loss, figures
+
+    def weighted_loss(
+        self, experience: Experience, batch: Batch, tokens: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the negative weighted sum of the responses' log-probabilities, and figures."""
+        assert experience.weights is not None
+        mask = batch.response_mask
+        logprobs = token_logprobs(self.policy, batch)
+        loss = -(experience.weights[batch.rows] * sequence_sum(logprobs, mask)).sum()
+        old_logprobs = experience.old_logprobs[batch.rows, : mask.shape[1]]
+        apart = approx_kl(logprobs.detach(), old_logprobs, mask, normalizer=tokens)
+        return loss, {"policy_loss": loss, "approx_kl": apart}
 
     def value_loss(
         self, experience: Experience, rows: list[int], batch: Batch, tokens: int
@@ -489,16 +568,22 @@ class PPO:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Give the policy its averaged weights for a block."""
-        current = [p.detach().clone() for p in self.policy_parameters]
-        with torch.no_grad():
-            for p, average in zip(self.policy_parameters, self.average, strict=True):
-                p.copy_(average)
+        with self.with_weights({}):
+            with torch.no_grad():
+                for p, average in zip(self.policy_parameters, self.average, strict=True):
+                    p.copy_(average)
+            yield
+
+    @contextmanager
+    def with_weights(self, state: dict[str, torch.Tensor]) -> Iterator[None]:
+        """Give the policy other trained weights for a block; an empty `state` leaves them to the block."""
+        current = self.policy.top.trained_state()
         try:
+            if state:
+                self.policy.top.load_trained_state(state)
             yield
         finally:
-            with torch.no_grad():
-                for p, kept in zip(self.policy_parameters, current, strict=True):
-                    p.copy_(kept)
+            self.policy.top.load_trained_state(current)
 
     def maybe_drop_critic(self, explained: float | None) -> None:
         """Replace a value function that explains nothing by RLOO.

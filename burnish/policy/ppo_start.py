@@ -120,7 +120,9 @@ def first_rate(ppo: PPO) -> tuple[float | None, float]:
     at least `LEAST_WARM`. The batch is kept for the first update, and the weights are restored.
     """
     batch = ppo.collect_first()
-    rows = list(range(len(batch.rollout)))
+    rows, batch.weights, _ = ppo.learned(batch, list(range(len(batch.rollout))))
+    if not rows:
+        return None, 0.0
     with torch.enable_grad():
         ppo.accumulate(batch, rows)
     parameters = [p for p in ppo.policy_parameters if p.grad is not None]

@@ -43,11 +43,15 @@ class Experience:
     ref_logprobs: torch.Tensor
     entropy: torch.Tensor
     advantages: torch.Tensor
+    kl_weight: float  # of the KL in the loss
     old_values: torch.Tensor | None  # None without a value function
     returns: torch.Tensor | None
     shaped_scores: torch.Tensor  # (B,) scores after shaping
     kl: torch.Tensor  # (B,) k1 estimates, nats a response
+    ranked: torch.Tensor  # (B,) what orders the responses to a prompt, where a method orders them
     sampling_gap: float
+    weights: torch.Tensor | None = None  # (B,) of rows in the loss, for a method that weighs whole responses
+    trained_on: bool = False  # whether the policy has been changed since it sampled
 
     def figures(self, *, shaped: bool) -> dict[str, float]:
         """Return the metrics of the batch before training; `shaped` adds the mean shaped score."""

@@ -202,6 +202,32 @@ def ppo_charts(rows: Sequence[Row], kl_target: float) -> list[tuple[str, str, Fi
     return [chart for chart in found if any(v is not None for t in chart[2]["data"] for v in t["y"])]
 
 
+def look_charts(rows: Sequence[Row]) -> list[tuple[str, str, Figure]]:
+    """Draw scores, KL and length of the looks at held-out prompts during PPO, over its updates.
+
+    Looks of attempts that were rolled back are left out.
+    """
+    kept: list[Row] = []
+    for row in rows:
+        kept = [*(r for r in kept if r["step"] < row["step"]), row]
+    if not kept:
+        return []
+    rows, x = kept, column(kept, "step")
+    judges = [name for name in rows[0] if name in ("score", "watcher") or name.startswith("reward_")]
+    lines = [line(x, column(rows, name), name, colour) for colour, name in enumerate(judges)]
+    note = "Means of one response to each of the same held-out prompts, and their exact KL to SFT."
+    kl = {**line(x, column(rows, "kl"), "KL, nats (right)", len(judges), dash="dot"), "yaxis": "y2"}
+    right = {"overlaying": "y", "side": "right", "rangemode": "tozero", "showgrid": False}
+    return [
+        ("Held-out prompts", note, figure([*lines, kl], "score", yaxis2=right)),
+        (
+            "Held-out lengths",
+            "Tokens with the end token.",
+            figure([line(x, column(rows, "length"), "length")], "tokens"),
+        ),
+    ]
+
+
 def dpo_charts(rows: Sequence[Row]) -> list[tuple[str, str, Figure]]:
     """Draw loss, accuracy and the chosen response's log-ratio of a DPO run."""
     if not rows:

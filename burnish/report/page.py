@@ -11,6 +11,7 @@ from burnish.report.charts import (
     calibration_chart,
     dpo_charts,
     interval_chart,
+    look_charts,
     ppo_charts,
     probe_chart,
 )
@@ -60,7 +61,10 @@ def render_report(run_path: Path, *, completing: str | None = None) -> Path:
         ),
         frontier=measured and [frontier.sentence(measured, name) for name in measured["policies"]],
         frontier_chart=charts.add("Frontier", frontier.NOTE, frontier.chart(measured)) if measured else None,
-        ppo_charts=charts.many(ppo_charts(run.read_rows("metrics/ppo.jsonl"), summary["ppo"]["kl_target"])),
+        ppo_charts=charts.many(
+            ppo_charts(run.read_rows("metrics/ppo.jsonl"), summary["ppo"]["kl_target"])
+            + look_charts(run.read_rows("metrics/looks.jsonl"))
+        ),
         dpo_charts=charts.many(dpo_charts(run.read_rows("metrics/dpo.jsonl"))),
         decisions=[e for e in events if e["kind"] == "decision"],
         alerts=[e for e in events if e["kind"] == "alert"],

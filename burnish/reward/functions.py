@@ -65,6 +65,12 @@ class SummedRewards:
         self.ensemble, self.weight, self.functions = ensemble, weight, functions
         self.shift = 0.0
 
+    def of(self, ensemble: Callable[[Rollout], Scores]) -> SummedRewards:
+        """Return the same sum with another scorer of the ensemble, such as one for other prompts."""
+        found = SummedRewards(ensemble, self.weight, self.functions)
+        found.shift = self.shift
+        return found
+
     def center(self, rollout: Rollout) -> float:
         """Set the shift to the mean reward of this rollout and return the standard deviation."""
         scores = self(rollout).scores + self.shift

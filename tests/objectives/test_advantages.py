@@ -1,12 +1,15 @@
 """Token rewards, GAE and whitening against hand-worked numbers and a slow definition."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from burnish.objectives import gae, group_advantages, shape_rewards, whiten
+from burnish.config.ppo import PPOConfig
+from burnish.objectives import exact_kl, gae, group_advantages, paid_before, shape_rewards, whiten
+from burnish.policy.advantages import advantages_of
 
 NAN = float("nan")
 
@@ -221,3 +224,68 @@ def test_group_advantages_by_hand() -> None:
     for answers in (1, 3):
         with pytest.raises(ValueError, match="each prompt needs two answers"):
             group_advantages(rewards, mask, answers=answers, scaled=False)
+
+
+def test_group_advantages_of_what_follows_a_token_by_hand() -> None:
+    """Penalties -1, -2 and -4, -8; scores 10 and 30 at the last token."""
+    mask = torch.tensor([[True, True], [True, False]])
+    penalties = torch.tensor([[-1.0, -2.0], [-4.0, -8.0]])
+    paid = paid_before(penalties, mask)
+    assert paid.tolist() == [[0.0, -1.0], [0.0, -4.0]]
+    rewards = torch.tensor([[-1.0, 8.0], [26.0, 0.0]])
+    found = group_advantages(rewards, mask, answers=2, scaled=False, paid=paid)
+    # 7 and 26 from the first token on; from the second on 8, and 30 for the response that has ended.
+    assert found.tolist() == [[-19.0, -22.0], [19.0, 0.0]]
+
+
+@pytest.mark.parametrize("where", ["reward", "reward_to_go", "loss"])
+def test_each_place_of_the_kl_gives_the_gradient_of_its_objective(where: str) -> None:
+    """All pairs of responses of up to three tokens are enumerated, so that expectations are exact.
+
+    A KL in the reward has the gradient of score less coefficient times KL. A KL in the loss has it
+    with the prefixes of the KL held fixed.
+    """
+    rng = torch.Generator().manual_seed(3)
+    words, longest, coef = 3, 3, 0.7
+    logits = torch.randn(longest, words, generator=rng, dtype=torch.float64, requires_grad=True)
+    log_q = torch.randn(longest, words, generator=rng, dtype=torch.float64).log_softmax(1)
+    score = torch.randn(words, words, words, generator=rng, dtype=torch.float64)
+    log_p = logits.log_softmax(1)
+    responses = []  # token 0 ends a response
+    for tokens in product(range(words), repeat=longest):
+        length = tokens.index(0) + 1 if 0 in tokens else longest
+        if tokens[:length] not in responses:
+            responses.append(tokens[:length])
+    width = range(longest)
+    mask = torch.tensor([[t < len(r) for t in width] for r in responses])
+    padded = torch.tensor([[*r, *[0] * (longest - len(r))] for r in responses])
+    scores = torch.stack([score[tuple(r)] for r in padded.tolist()])
+    logprobs = torch.stack([log_p[t, padded[:, t]] for t in width], 1)
+    reference = torch.stack([log_q[t, padded[:, t]] for t in width], 1)
+    chance = (logprobs * mask).sum(1).exp()
+    assert float(chance.detach().sum()) == pytest.approx(1.0)
+    exact = exact_kl(log_p, log_q).expand(len(mask), -1)  # the same after every prefix
+    fixed = chance.detach() @ (exact * mask).sum(1)
+    kl = fixed if where == "loss" else chance @ ((logprobs - reference) * mask).sum(1)
+    (wanted,) = torch.autograd.grad(chance @ scores - coef * kl, logits, retain_graph=True)
+    settings = {
+        "kl": {"where": where},
+        "whiten_advantages": False,
+        "samples_per_prompt": 2,
+        "advantage": "rloo",
+    }
+    config = PPOConfig.model_validate(settings)
+    total = torch.zeros((), dtype=torch.float64)
+    for i, j in product(range(len(responses)), repeat=2):
+        rows = [i, j]
+        found = advantages_of(
+            config,
+            *(scores[rows], logprobs[rows].detach(), reference[rows], None, mask[rows]),
+            kl_coef=coef,
+            samples_per_prompt=2,
+            scaled=False,
+        )
+        per_token = found.values * logprobs[rows] - found.kl_weight * exact[rows]
+        total = total + (chance[i] * chance[j]).detach() * (per_token * mask[rows]).sum() / 2
+    (given,) = torch.autograd.grad(total, logits)
+    assert torch.allclose(given, wanted, atol=1e-9)

@@ -17,6 +17,7 @@ from burnish.objectives import (
     dpo_loss,
     explained_variance,
     ipo_loss,
+    loss_normalizer,
     masked_mean,
     response_cross_entropy,
 )
@@ -439,3 +440,48 @@ def test_every_loss_of_dpo_can_be_configured() -> None:
         values, margins = loss(*args, beta=0.1, label_smoothing=0.0, confidence=t(1.0))
         assert values.shape == margins.shape == (1,)
         assert not margins.requires_grad
+
+
+def test_an_upper_clip_range_of_its_own() -> None:
+    """Ratios 1.25 and 0.75 with advantages that gain from the clipped side."""
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    logprobs = torch.tensor([[1.25, 0.75]]).log()
+    args = (logprobs, torch.zeros(1, 2), torch.tensor([[1.0, -1.0]]), mask)
+    symmetric, share = clipped_policy_loss(*args, cliprange=0.2)
+    assert float(symmetric) == pytest.approx((-1.2 + 0.8) / 2)
+    assert float(share) == 1.0
+    wide, share = clipped_policy_loss(*args, cliprange=0.2, cliprange_high=0.28)
+    assert float(wide) == pytest.approx((-1.25 + 0.8) / 2)
+    assert float(share) == 0.5
+
+
+def test_the_ratio_of_a_response_is_the_mean_of_its_log_ratios() -> None:
+    mask = torch.tensor([[True, True], [True, False]])
+    logprobs = torch.tensor([[0.3, -0.1], [0.2, 9.0]], requires_grad=True)
+    advantages = torch.ones(2, 2)
+    loss, _ = clipped_policy_loss(
+        logprobs, torch.zeros(2, 2), advantages, mask, cliprange=0.5, ratio_of="response"
+    )
+    assert loss.item() == pytest.approx(-(2 * math.exp(0.1) + math.exp(0.2)) / 3)
+    (slope,) = torch.autograd.grad(loss, logprobs)
+    assert slope[0].tolist() == pytest.approx([-math.exp(0.1) / 3] * 2)
+    assert slope[1].tolist() == pytest.approx([-math.exp(0.2) / 3, 0.0])
+
+
+def test_means_of_the_loss_by_hand() -> None:
+    """Two responses of 1 and 3 tokens with losses of 4 and 1 a token, at most 5 tokens long."""
+    mask = torch.tensor([[True, False, False], [True, True, True]])
+    x = torch.tensor([[4.0, 7.0, 7.0], [1.0, 1.0, 1.0]])
+    wanted = {"token": 7 / 4, "response": (4 + 1) / 2, "constant": 7 / 10}
+    for how, value in wanted.items():
+        normalizer = loss_normalizer(how, mask, tokens=4, responses=2, longest=5)
+        assert float(masked_mean(x, mask, normalizer)) == pytest.approx(value)
+        parts = [
+            masked_mean(
+                x[[i]],
+                mask[[i]],
+                loss_normalizer(how, mask[[i]], tokens=4, responses=2, longest=5),
+            )
+            for i in range(2)
+        ]
+        assert float(sum(parts)) == pytest.approx(value), "micro-batches add up"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from burnish.config.ppo import ShapingConfig
-from burnish.pipeline.align import WITHIN_PROMPTS, spread_within
+from burnish.pipeline.assemble import WITHIN_PROMPTS, spread_within
 from burnish.policy.shaping import Shaping
 from burnish.records import Prompt, Scores
 
@@ -31,7 +31,7 @@ def scored(between: float, within: float) -> Any:
 @pytest.fixture(autouse=True)
 def sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rollout stands for its prompts."""
-    monkeypatch.setattr("burnish.pipeline.align.sample_answers", lambda models, prompts, *_: prompts)
+    monkeypatch.setattr("burnish.pipeline.assemble.sample_answers", lambda models, prompts, *_: prompts)
 
 
 def test_only_the_spread_within_a_prompt_counts() -> None:

@@ -34,7 +34,7 @@ from tests.shared_run import ARGUMENTS
 
 def test_the_summary_holds_what_it_promises(short_run: Path) -> None:
     s = json.loads((short_run / "summary.json").read_text())
-    assert s["champion"] in ("sft", "ppo", "ppo_average", "dpo")
+    assert s["champion"] in ("sft", "ppo", "ppo_average", "ppo_best", "dpo")
     assert [i["item"] for i in s["checklist"]][:2] == [
         "10,000 or more preference pairs",
         "an ensemble of three reward models",

@@ -31,8 +31,11 @@ def first_token_distribution(ppo: PPO, which: str) -> torch.Tensor:
 
 
 @pytest.mark.slow("optimum")
-@pytest.mark.parametrize("advantage", ["gae", "rloo"])
-def test_ppo_finds_the_known_optimum(advantage: str) -> None:
+@pytest.mark.parametrize(
+    ("advantage", "where"),
+    [("gae", "reward"), ("gae", "loss"), ("rloo", "reward"), ("rloo", "reward_to_go"), ("rloo", "loss")],
+)
+def test_ppo_finds_the_known_optimum(advantage: str, where: str) -> None:
     """max E[r] - coef KL has the solution pi(t) = pi0(t) exp(r(t) / coef) / Z (r = 1 for `a`, else 0)."""
     base, codec = toy()
     answers = 1 if advantage == "gae" else 4
@@ -45,6 +48,7 @@ def test_ppo_finds_the_known_optimum(advantage: str) -> None:
         adaptive_rate=False,
         advantage=advantage,
         samples_per_prompt=answers,
+        where=where,
     )
     for _ in ppo.updates():
         pass
@@ -52,7 +56,7 @@ def test_ppo_finds_the_known_optimum(advantage: str) -> None:
     tilted = start * torch.tensor([1.0, 1.0, 1.0, math.exp(1 / 0.5), 1.0])
     expected = tilted / tilted.sum()
     assert expected[3] - start[3] > 0.2, "the optimum lies away from the start"
-    close = 0.02 if advantage == "gae" else 0.05
+    close = 0.02 if (advantage, where) == ("gae", "reward") else 0.05
     assert torch.allclose(first_token_distribution(ppo, "policy"), expected, atol=close)
 
 
@@ -63,6 +67,32 @@ def test_first_update_starts_at_ratio_one_and_kl_zero() -> None:
     assert stats["clip_fraction"] == 0.0
     assert stats["approx_kl"] == pytest.approx(0.0, abs=1e-9)
     assert stats["sampling_gap"] < 1e-5
+
+
+@pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo"])
+@pytest.mark.parametrize("whiten", [True, False])
+def test_a_kl_in_the_loss_has_the_coefficient_in_units_of_the_score(advantage: str, whiten: bool) -> None:
+    """The advantages have no KL, and the weight of the KL is scaled as they are."""
+    base, codec = toy()
+    same = {"advantage": advantage, "samples_per_prompt": 4, "epochs": 1}
+    ppo = make_ppo(base, codec, coef=0.25, where="loss", whiten_advantages=whiten, **same)
+    plain = make_ppo(base, codec, coef=1e-9, whiten_advantages=False, **(same | {"advantage": "rloo"}))
+    with torch.no_grad():
+        ppo.policy_parameters[-1].mul_(1.5)  # so that the KL is not 0
+        plain.policy_parameters[-1].mul_(1.5)
+    experience, unscaled = ppo.collect(1), plain.collect(1)
+    mask = experience.rollout.response_mask
+    assert float(experience.kl.abs().max()) > 0.01
+    if advantage != "gae":
+        grown = experience.advantages[mask].std(unbiased=False) / unscaled.advantages[mask].std(
+            unbiased=False
+        )
+        assert experience.kl_weight == pytest.approx(0.25 * float(grown), rel=1e-3)
+    elif not whiten:
+        assert experience.kl_weight == pytest.approx(0.25)
+    figures = ppo.minibatch(experience, list(range(64)))
+    assert figures is not None
+    assert figures["kl_loss"] > 0
 
 
 def test_micro_batches_change_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,3 +385,35 @@ def test_shaped_scores_are_what_advantages_are_made_of() -> None:
     assert set(batch.shaped_scores.tolist()) == {0.0, 0.25}
     stats = next(ppo.updates())
     assert stats["reward"] == pytest.approx(stats["score"] / 4)
+
+
+@pytest.mark.parametrize("loss_mean", ["token", "response", "constant"])
+@pytest.mark.parametrize("ratio", ["token", "response"])
+def test_variants_of_the_loss_do_not_depend_on_micro_batches(
+    loss_mean: str, ratio: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for size in (64, 8):
+        base, codec = toy()
+        settings = {"loss_mean": loss_mean, "ratio": ratio, "cliprange_high": 0.3, "max_grad_norm": 1e9}
+        ppo = make_ppo(base, codec, micro_batch=size, **settings)
+        monkeypatch.setattr(ppo.optimizer, "step", lambda: None)
+        assert ppo.minibatch(ppo.collect(1), list(range(64))) is not None
+        found.append([p.grad.clone() for p in ppo.policy_parameters if p.grad is not None])
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, atol=1e-5, rtol=1e-3)
+
+
+def test_groups_of_equal_scores_are_left_out() -> None:
+    base, codec = toy()
+    settings = {"advantage": "rloo", "samples_per_prompt": 4, "skip_equal_groups": True}
+    ppo = make_ppo(base, codec, **settings)
+    experience = ppo.collect(1)
+    scores = experience.scores.scores.view(-1, 4)
+    unequal = [i for i, group in enumerate(scores.tolist()) if len(set(group)) > 1]
+    assert 0 < len(unequal) < 16, "some groups of this seed have one score"
+    rows, weights, _ = ppo.learned(experience, list(range(64)))
+    assert weights is None
+    assert rows == [4 * i + k for i in unequal for k in range(4)]
+    with pytest.raises(ValueError, match=r"skip_equal_groups compares .*samples_per_prompt=1"):
+        PPOConfig(skip_equal_groups=True)

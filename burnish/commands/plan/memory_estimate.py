@@ -156,7 +156,7 @@ class Shapes:
     @cached_property
     def value(self) -> int:
         """Number of weights that the value function trains; 0 without one."""
-        if self.config.ppo.advantage not in ("auto", "gae"):
+        if self.config.training.advantage not in ("auto", "gae"):
             return 0
         top, layers = TrainableLayers(self.base), self.config.ppo.value_layers
         if layers is not None and self.fast:
@@ -419,6 +419,7 @@ def memory_of(
     others = (
         1
         + (averaged and config.examines_average)
+        + (config.looks_every > 0)
         + (config.dpo.when == "always")
         + (config.distill.when == "always")
     )

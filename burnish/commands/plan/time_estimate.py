@@ -69,7 +69,10 @@ def time_by_stage(
             found["label"] = config.collect.n_pairs * LABELLED
     found["reward"] = _reward(pace, counts, config, shared)
     if config.ppo.updates:
-        found["align"] = _ppo(pace, config, shared)
+        looked = min(config.evaluate.look_prompts, config.evaluate.n_selection)
+        looks = -(-config.ppo.updates // config.looks_every) if config.looks_every else 0
+        look = looked * (pace.sampling + (config.reward.members + 1) * pace.scoring + 2 * pace.reading)
+        found["align"] = _ppo(pace, config, shared) + shared.rows(looks * look)
     if config.distill.when == "always":
         asked = min(config.distill.max_prompts, counts.train)
         sampled = (
@@ -83,7 +86,13 @@ def time_by_stage(
         found[name] = _dpo(pace, counts, config, shared)
     examined = config.evaluate.n_selection + config.evaluate.n_test
     averaged = config.examines_average and config.ppo.averaged(whole=config.model.layers == "all") > 0
-    others = 1 + averaged + (config.dpo.when == "always") + (config.distill.when == "always")
+    others = (
+        1
+        + averaged
+        + (config.looks_every > 0)
+        + (config.dpo.when == "always")
+        + (config.distill.when == "always")
+    )
     answers = examined * (others * config.evaluate.answers + config.evaluate.sft_answers)
     kl = others * min(config.evaluate.kl_prompts, examined) * (seen + pace.reading)
     found["evaluate"] = shared.rows(answers * (pace.sampling + pace.scoring) + kl)
