@@ -20,6 +20,7 @@ from burnish.cli.options import JsonOption, RunArg
 from burnish.cli.plan import plan
 from burnish.cli.reward import app as reward_app
 from burnish.cli.serve import serve_runs
+from burnish.cli.sweep import sweep
 from burnish.config.stages import StageName
 from burnish.distributed import collectives
 from burnish.environment import prepare_environment
@@ -52,6 +53,7 @@ app.command("serve")(serve_runs)
 app.command("why")(why)
 app.command("audit")(audit)
 app.command("plan")(plan)
+app.command("sweep")(sweep)
 
 ConfigArg = Annotated[
     Path | None, typer.Argument(help="YAML configuration; without one, the embedded rehearsal.")
@@ -301,11 +303,11 @@ def export(
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(help="Run directory.")],
-    second: Annotated[Path, typer.Argument(help="Another run directory.")],
+    first: Annotated[Path, typer.Argument(help="Directory of a run, or of a sweep.")],
+    second: Annotated[Path, typer.Argument(help="Another one of the same kind.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two runs: settings that differ, and their figures."""
+    """Compare two runs, or two sweeps: settings that differ, and their figures."""
     from dataclasses import asdict
 
     from burnish.report.compare import compare as side_by_side

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,12 @@ from burnish.monitor.texts import text_figures
 from burnish.pipeline.answers import reference_answers, sample_repeatedly
 from burnish.pipeline.context import Data, Journal, Models
 from burnish.records import Decision, Interval, Prompt, Rollout
-from burnish.reward.changes import Changed
+from burnish.reward.changes import STRESS, Change, Changed
 from burnish.reward.ensemble import (
     RewardEnsemble,
     SavedWatcher,
     best_of,
+    gather,
     load_ensemble,
     load_reference,
     reference_scores,
@@ -52,8 +54,12 @@ def stress_ensemble(
     missing_eos_penalty: float,
     seed: int,
     worth: Worth | None = None,
+    changes: Sequence[Change] = STRESS,
+    looks: int = 1,
 ) -> dict[str, Any]:
     """Return the stress report: changes of `answers`, and the best of n among the `samples`.
+
+    Chance alarms are limited over all changes and `looks`.
 
     Scores are the ensemble's as PPO gets them, in units of `score_sd`; other `ppo.rewards` are left
     out. `references` belong to the prompts of `answers` and of `samples` (see `reference_answers`).
@@ -109,12 +115,15 @@ def stress_ensemble(
         seed=seed,
         pull=math.sqrt(2 * kl_target),
         reach=reach,
+        changes=changes,
+        tests=len(STRESS) * looks,
     )
     report |= {"answers": len(answers), "kl_target": kl_target, "best_of": None}
     if len(samples) > 1 and len(samples[0]) > 1:
         scores = scores_of_samples(ensemble, samples, references[1], pad_id).T / score_sd
         valued = None if worth is None else np.array([list(worth(r)) for r in samples]).T.tolist()
-        winners = stress_best_of(scores.tolist(), looks_hacked(samples), valued)
+        confidence = 1 - (1 - CONFIDENCE) / looks
+        winners = stress_best_of(scores.tolist(), looks_hacked(samples), valued, confidence)
         report |= {"best_of": winners | {"prompts": len(samples[0])}} | summed_up(report["changes"], winners)
     return report
 
@@ -159,10 +168,10 @@ def looks_hacked(samples: Sequence[Rollout]) -> list[list[bool]]:
 
 
 GATE_PROMPTS = 64
-
+FIRST_PROMPTS = 32  # of the gate's first look
 GATE_ANSWERS = 8
-
 FEWEST = 16
+CONFIDENCE = 0.95
 
 STRESSED = "stress.json"
 
@@ -170,28 +179,22 @@ STRESSED = "stress.json"
 def pass_gate(
     models: Models, data: Data, journal: Journal, config: PPOConfig, watch: SavedWatcher | None, seed: int
 ) -> str | None:
-    """Record whether PPO is worth trying, write stress.json, and return why not (else None)."""
+    """Record whether PPO is worth trying, write stress.json, and return why not (else None).
+
+    There are two looks: at the answers to `FIRST_PROMPTS` prompts, and at those to all, for what the
+    first has not settled. Each has half of the error probability (Bonferroni), so the verdict's error
+    is that of one look at all.
+    """
     rewards = journal.path / "reward"
     examined = read_json(rewards / "examination.json")
-    ensemble, prompts, lift = load_ensemble(models.base, rewards), unlearned(data), None
-    journal.view.note(f"align: {GATE_ANSWERS} answers of SFT to {len(prompts)} prompts, for the gate")
-    size = max(config.batch_size, GATE_PROMPTS)
-    samples = sample_repeatedly(models, prompts, GATE_ANSWERS, size, seed, "gate")
-    reference = reference_answers(models, ensemble, prompts, size, seed, "gate")
-    if watch is not None and watch.armed and len(prompts) > 1:
-        lift = watchers_lift(ensemble, watch, samples, reference, models.codec.pad_id)
-    sd = load_reference(ensemble, rewards)[1]
-    stressed = stress_ensemble(
-        models,
-        ensemble,
-        sd,
-        samples[0],
-        samples,
-        references=(reference, reference),
-        kl_target=config.kl.target,
-        missing_eos_penalty=config.missing_eos_penalty,
-        seed=seed,
-    )
+    ensemble, prompts = load_ensemble(models.base, rewards), unlearned(data)
+    look = Look(models, ensemble, rewards, watch, config, seed)
+    first = prompts[:FIRST_PROMPTS] if len(prompts) >= FIRST_PROMPTS + FEWEST else prompts
+    look.looks = 1 if len(first) == len(prompts) else 2
+    journal.view.note(f"align: {GATE_ANSWERS} answers of SFT to {len(first)} prompts, for the gate")
+    lift, stressed = look.at(first)
+    if look.looks == 2:
+        lift, stressed = look.again(prompts, lift, stressed, journal.view.note)
     write_json(journal.path / STRESSED, stressed)
     hacks = stressed["reasons"]["stop"]
     journal.decide(0, stress_decision(stressed))
@@ -203,6 +206,104 @@ def pass_gate(
         )
     journal.decide(0, decision)
     return decision.reason if outcome == "stop" and not ignored else None
+
+
+@dataclass
+class Look:
+    """Looks of the gate at SFT's answers: the watcher's lift and the stress report.
+
+    `looks` is their number, among which error probabilities are divided.
+    """
+
+    models: Models
+    ensemble: RewardEnsemble
+    rewards: Path
+    watch: SavedWatcher | None
+    config: PPOConfig
+    seed: int
+    looks: int = 1
+    samples: list[Rollout] = field(default_factory=list)  # of the first look
+
+    def at(self, prompts: Sequence[Prompt]) -> tuple[Interval | None, dict[str, Any]]:
+        """Look at several answers to each prompt."""
+        self.samples, reference = self._sampled(prompts, GATE_ANSWERS, "gate")
+        return self._lift(self.samples, reference), self._stressed(self.samples, reference)
+
+    def again(
+        self,
+        prompts: Sequence[Prompt],
+        lift: Interval | None,
+        stressed: dict[str, Any],
+        on_progress: Callable[[str], None],
+    ) -> tuple[Interval | None, dict[str, Any]]:
+        """Add answers to the other prompts for what is not settled; return lift and report.
+
+        One answer to a prompt decides on the changes. Lift and best of n need several.
+        """
+        others = prompts[len(self.samples[0]) :]
+        undecided = [row["name"] for row in stressed["changes"] if not row["settled"]]
+        several = not (stressed["best_of"] or {"settled": True})["settled"] or not (
+            lift is None or lift.ci_low > 0 or lift.ci_high < 0
+        )
+        stressed["undecided"] = undecided
+        if not (several or undecided):
+            return lift, stressed
+        answers = GATE_ANSWERS if several else 1
+        on_progress(
+            f"align: {answers} more for each of {len(others)} prompts: {len(undecided)} changes are open"
+        )
+        more, _ = self._sampled(others, answers, "gate, second look")
+        turns = range(answers)
+        together = [
+            gather(
+                [self.samples[k], more[k]],
+                [(0, i) for i in range(len(self.samples[k]))] + [(1, i) for i in range(len(others))],
+            )
+            for k in turns
+        ]
+        reference = self._reference(prompts, "gate, second look")
+        if several:
+            lift = self._lift(together, reference)
+        changes = [change for change in STRESS if change.name in undecided]
+        again = self._stressed(together, reference, changes)
+        rows = {row["name"]: row for row in (*stressed["changes"], *again["changes"])}
+        best = again["best_of"] if several else stressed["best_of"]
+        report = stressed | {"changes": list(rows.values()), "answers": len(prompts), "best_of": best}
+        return lift, report | summed_up(report["changes"], best)
+
+    def _sampled(
+        self, prompts: Sequence[Prompt], answers: int, where: str
+    ) -> tuple[list[Rollout], Rollout | None]:
+        size = max(self.config.batch_size, GATE_PROMPTS)
+        samples = sample_repeatedly(self.models, prompts, answers, size, self.seed, where)
+        return samples, self._reference(prompts, where)
+
+    def _reference(self, prompts: Sequence[Prompt], where: str) -> Rollout | None:
+        size = max(self.config.batch_size, GATE_PROMPTS)
+        return reference_answers(self.models, self.ensemble, prompts, size, self.seed, where)
+
+    def _lift(self, samples: Sequence[Rollout], reference: Rollout | None) -> Interval | None:
+        if self.watch is None or not self.watch.armed or len(samples[0]) < 2:
+            return None
+        pad_id, confidence = self.models.codec.pad_id, 1 - (1 - CONFIDENCE) / self.looks
+        return watchers_lift(self.ensemble, self.watch, samples, reference, pad_id, confidence)
+
+    def _stressed(
+        self, samples: Sequence[Rollout], reference: Rollout | None, changes: Sequence[Change] = STRESS
+    ) -> dict[str, Any]:
+        return stress_ensemble(
+            self.models,
+            self.ensemble,
+            load_reference(self.ensemble, self.rewards)[1],
+            samples[0],
+            samples,
+            references=(reference, reference),
+            kl_target=self.config.kl.target,
+            missing_eos_penalty=self.config.missing_eos_penalty,
+            seed=self.seed,
+            changes=changes,
+            looks=self.looks,
+        )
 
 
 def held_out_figures(examined: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, float]]:
@@ -229,7 +330,11 @@ def stress_decision(stressed: Mapping[str, Any]) -> Decision:
     """Return the decision that states the outcome of the stress tests."""
     outcome, reasons = stressed["outcome"], [r for kind in GRAVE for r in stressed["reasons"][kind]]
     tried = sum(row["outcome"] != "too few" for row in stressed["changes"])
+    open_changes = stressed.get("undecided")
     summary = "; ".join(reasons) or f"{tried} of {len(stressed['changes'])} changes tried, none is rewarded"
+    if open_changes is not None:
+        early = len(stressed["changes"]) - len(open_changes)
+        summary += f"; {early} of {len(stressed['changes'])} changes were decided on the first {FIRST_PROMPTS} answers"
     evidence = {row["name"]: row["rise"] and row["rise"]["value"] for row in stressed["changes"]}
     return Decision(f"stress_{outcome.replace(' ', '_')}", f"stress tests: {outcome}: {summary}", evidence)
 
@@ -240,6 +345,7 @@ def watchers_lift(
     samples: Sequence[Rollout],
     reference: Rollout | None,
     pad_id: int,
+    confidence: float = CONFIDENCE,
 ) -> Interval:
     """Return the watcher's mean score of the ensemble's picks above the mean of all SFT answers.
 
@@ -247,7 +353,7 @@ def watchers_lift(
     """
     picked = best_of(ensemble, samples, reference, pad_id)
     usual = torch.stack([watch.scores(r, pad_id) for r in samples]).mean(0)
-    return mean_interval((watch.scores(picked, pad_id) - usual).tolist())
+    return mean_interval((watch.scores(picked, pad_id) - usual).tolist(), confidence)
 
 
 def barely_moved(rows: Sequence[Mapping[str, Any]], attempt: int, config: PPOConfig) -> Decision | None:

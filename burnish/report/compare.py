@@ -1,4 +1,4 @@
-"""Comparison of two runs: the settings that differ, and the figures."""
+"""Comparison of two runs or of two sweeps: the settings that differ, and the figures."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from burnish.config.loading import flat
+from burnish.errors import RunError
 from burnish.report.summary import build_summary
+from burnish.report.sweep import SWEEP, shown
 from burnish.runs.directory import RunDirectory
+from burnish.runs.files import read_json
 
 UNTOLD = ("name",)  # settings that do not affect a run
 Row = tuple[str, Any, Any]
@@ -24,7 +27,13 @@ class Comparison:
 
 
 def compare(first: Path, second: Path) -> Comparison:
-    """Compare the settings and metrics of two runs; a missing metric is None."""
+    """Compare the settings and metrics of two runs, or of two sweeps; a missing metric is None."""
+    sweeps = [(p / SWEEP).exists() for p in (first, second)]
+    if all(sweeps):
+        return compare_sweeps(read_json(first / SWEEP), read_json(second / SWEEP))
+    if any(sweeps):
+        run = second if sweeps[0] else first
+        raise RunError(f"{run} is a run and the other a sweep; compare two runs, or two sweeps")
     settings = [flat(RunDirectory.open(p).config.model_dump(mode="json")) for p in (first, second)]
     a, b = (figures(build_summary(p)) for p in (first, second))
     return Comparison(
@@ -35,6 +44,40 @@ def compare(first: Path, second: Path) -> Comparison:
         ],
         [(k, a.get(k), b.get(k)) for k in dict.fromkeys([*a, *b])],
     )
+
+
+def compare_sweeps(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
+    """Compare two sweeps: settings that differ, and means over seeds, for each combination of settings.
+
+    A combination that only one sweep has is compared with the other's only one, if it has one.
+    """
+    cells = first["cells"], second["cells"]
+    if len(cells[0]) == len(cells[1]) == 1:
+        pairs = [("", *(next(iter(c.values())) for c in cells))]
+    else:
+        pairs = [
+            (name, cells[0].get(name), cells[1].get(name)) for name in dict.fromkeys([*cells[0], *cells[1]])
+        ]
+    settings: list[Row] = []
+    found: list[Row] = []
+    for name, *both in pairs:
+        prefix = f"{name}: " if name else ""
+        a, b = ({} if cell is None else cell["settings"] for cell in both)
+        if a and b:
+            settings += [
+                (prefix + k, a[k], b.get(k)) for k in a if k not in (*UNTOLD, "seed") and a[k] != b.get(k)
+            ]
+        means = [{} if cell is None else cell["means"] for cell in both]
+        ours, theirs = (None if cell is None else _counted(cell["champions"]) for cell in both)
+        found.append((f"{prefix}champions", ours, theirs))
+        for key in dict.fromkeys([*means[0], *means[1]]):
+            ours, theirs = (f"{shown(m[key])}, seeds {m[key]['n']}" if key in m else None for m in means)
+            found.append((prefix + key, ours, theirs))
+    return Comparison(settings, found)
+
+
+def _counted(champions: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in champions.items()) or "-"
 
 
 def figures(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,8 +38,12 @@ def stress(
     pull: float = 0.0,
     reach: Reach | None = None,
     changes: Sequence[Change] = STRESS,
+    tests: int | None = None,
 ) -> dict[str, Any]:
     """Score every change of N answers whose scores were `before`.
+
+    `tests` is the number of tests whose chance alarms are limited together: the changes when None, times
+    the looks where answers are added until a verdict is sure.
 
     Returns the outcome, the reasons and one row for each change: the share of answers whose score rises
     and the mean rise, both with intervals, and the worst examples. A change that raises the score is a
@@ -57,7 +61,7 @@ def stress(
         scores = judge([i for i, _ in asked], [made for _, made in asked])
         scored = [(i, made, s) for (i, made), s in zip(asked, scores, strict=True) if s is not None]
         found = [(prompts[i], texts[i], made, score - before[i]) for i, made, score in scored]
-        line = row(change, found, len(changes))
+        line = row(change, found, tests or len(changes))
         if line["liked"] and change.written and reach is not None:
             own, other = reach([i for i, *_ in scored], [made for _, made, _ in scored])
             line |= paid(
@@ -73,8 +77,11 @@ def stress(
     return {"changes": rows} | summed_up(rows, None)
 
 
-def row(change: Change, found: Sequence[tuple[Prompt, str, Changed, float]], changes: int) -> dict[str, Any]:
-    """Build a change's row from (prompt, answer, changed answer, rise) of the answers it affects."""
+def row(change: Change, found: Sequence[tuple[Prompt, str, Changed, float]], tests: int) -> dict[str, Any]:
+    """Build a change's row from (prompt, answer, changed answer, rise) of the answers it affects.
+
+    It is `settled` if more answers are not expected to change its outcome.
+    """
     found_row: dict[str, Any] = {
         "name": change.name,
         "kind": change.kind,
@@ -90,6 +97,7 @@ def row(change: Change, found: Sequence[tuple[Prompt, str, Changed, float]], cha
             "costs": None,
             "pays": None,
             "worst": [],
+            "settled": False,
         }
         return found_row | nothing | {"outcome": "too few", "why": why}
     groups = [prompt.group for prompt, *_ in found]
@@ -97,8 +105,8 @@ def row(change: Change, found: Sequence[tuple[Prompt, str, Changed, float]], cha
     rising = clustered_proportion([float(r > 0) for r in rises], groups)
     means = by_prompt(rises, groups)
     rise = mean_interval(means)
-    # One-sided bounds, corrected for the number of changes; these are compared with the limits.
-    sure = mean_interval(means, 1 - 2 * ALARMS / changes)
+    # One-sided bounds, corrected for the number of tests; these are compared with the limits.
+    sure = mean_interval(means, 1 - 2 * ALARMS / tests)
     outcome, liked, why = judged(change.kind, sure)
     examples = sorted(found, key=lambda f: -f[-1])[:WORST]
     return found_row | {
@@ -109,6 +117,7 @@ def row(change: Change, found: Sequence[tuple[Prompt, str, Changed, float]], cha
         "pays": None,
         "outcome": outcome,
         "why": why,
+        "settled": settled(change.kind, sure),
         "worst": [
             {"prompt": prompt.text, "before": text, "after": made.text, "rise": rise}
             for prompt, text, made, rise in examples
@@ -144,6 +153,16 @@ def judged(kind: Kind, sure: Interval) -> tuple[Outcome, bool, str]:
     elif sure.ci_low > -NOTICED:
         return "warn", False, f"a ruined answer hardly loses score ({gain})"
     return "go", False, f"{sure.value:+.2f} sd"
+
+
+def settled(kind: Kind, sure: Interval) -> bool:
+    """Return whether the corrected interval leaves one outcome: the score surely rises, or surely does not.
+
+    An interval that is wide is no reason for `go`, so a ruined answer must surely lose what it should.
+    """
+    if kind == "pads":
+        return sure.ci_low > TOLERATED or sure.ci_high < TOLERATED
+    return sure.ci_low > 0 or sure.ci_high < -NOTICED
 
 
 def paid(
@@ -210,7 +229,8 @@ def stress_best_of(
         f"among the best of {last}, {rows[-1]['hacked']['value']:.0%} look hacked; among all answers "
         f"{rows[0]['hacked']['value']:.0%} ({grown.value:+.2f} [{grown.ci_low:+.2f}, {grown.ci_high:+.2f}])"
     )
-    return {"outcome": outcome, "why": why, "rows": rows}
+    sure = grown.ci_low > HACKED or grown.ci_high < HACKED
+    return {"outcome": outcome, "why": why, "settled": sure, "rows": rows}
 
 
 def _of_another_prompt(prompts: Sequence[Prompt], seed: int) -> list[int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from burnish.config import RunConfig
 from burnish.config.model import TINY_MODEL
 from burnish.models.optim import HELD_OUT, RUNGS, n_updates, trial_steps
-from burnish.pipeline.gate import GATE_ANSWERS, GATE_PROMPTS
+from burnish.pipeline.gate import FIRST_PROMPTS, GATE_ANSWERS, GATE_PROMPTS
 from burnish.pipeline.speed_estimate import Speed
 from burnish.reward.probe import MOST_PROMPTS
 
@@ -131,8 +131,10 @@ def _reward(pace: Speed, counts: Counts, config: RunConfig, shared: Sharing) -> 
 
 def _ppo(pace: Speed, config: RunConfig, shared: Sharing) -> float:
     ppo = config.ppo
-    gate = GATE_PROMPTS * GATE_ANSWERS * (pace.sampling + (config.reward.members + 1) * pace.scoring)
-    gate += GATE_PROMPTS * CHANGES * config.reward.members * (pace.features + pace.scoring)
+    # One answer to each of the other prompts: few changes are left open by the first look.
+    gated = FIRST_PROMPTS * GATE_ANSWERS + (GATE_PROMPTS - FIRST_PROMPTS)
+    gate = gated * (pace.sampling + (config.reward.members + 1) * pace.scoring)
+    gate += FIRST_PROMPTS * CHANGES * config.reward.members * (pace.features + pace.scoring)
     first = ppo.batch_size * (pace.sampling + pace.policy) if ppo.learning_rate == "auto" else 0.0
     steps = ppo.updates * ppo.epochs * ppo.minibatches
     updates = ppo.updates * ppo.batch_size * pace.ppo_response(config)

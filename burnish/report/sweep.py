@@ -1,0 +1,93 @@
+"""Table of a sweep: figures of its runs by seed, and their means with intervals over seeds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from burnish.report.text_report import Point, State, Table, TextReport, interval
+from burnish.stats import mean_interval
+
+SWEEP = "sweep.json"
+Figures = Mapping[str, Any]
+Run = tuple[str, int, str, Figures | None, str | None]
+"""Settings, seed, run directory, the run's summary (None if it has none) and why it failed."""
+NOTE = (
+    "Means over seeds, with 95 % intervals by Student's t over seeds; one seed has no interval. Win rates are against "
+    "SFT on the test prompts."
+)
+
+
+def results(name: str, runs: Sequence[Run], settings: Mapping[str, Figures]) -> dict[str, Any]:
+    """Return the content of sweep.json; `settings` has the whole configuration of each combination."""
+    cells: dict[str, dict[str, Any]] = {}
+    for sets, seed, path, summary, failed in runs:
+        cell = cells.setdefault(sets, {"settings": settings[sets], "runs": []})
+        figures = None if summary is None else figures_of(summary)
+        champion = None if summary is None else summary["champion"]
+        cell["runs"].append(
+            {"seed": seed, "run": path, "champion": champion, "failed": failed, "figures": figures}
+        )
+    for cell in cells.values():
+        done = [run for run in cell["runs"] if run["figures"] is not None]
+        cell["champions"] = dict(Counter(run["champion"] for run in done).most_common())
+        names = dict.fromkeys(key for run in done for key in run["figures"])
+        cell["means"] = {key: mean_over_seeds([run["figures"].get(key) for run in done]) for key in names}
+    return {"sweep": name, "cells": cells}
+
+
+def figures_of(summary: Figures) -> dict[str, float]:
+    """Return the figures of a run that have a mean over seeds; those that are missing are left out."""
+    found: dict[str, float] = {}
+    for judge, table in (("examiner", summary["evaluation"]), ("true preference", summary["gold"] or {})):
+        for policy, row in table.items():
+            if policy != "judge" and row.get("win_rate") is not None:
+                found[f"{policy}, win rate by {judge}"] = row["win_rate"]
+    for policy, row in summary["evaluation"].items():
+        if policy != "judge":
+            found[f"{policy}, mean tokens"] = row["mean_length"]
+            if row["kl"] is not None:
+                found[f"{policy}, KL in nats"] = row["kl"]
+    for policy, row in (summary["frontier"] or {}).items():
+        for by, share in row["by"].items():
+            if share["share"] is not None:
+                found[f"{policy}, share of the frontier by {by}"] = share["share"]["value"]
+    if summary["reward"]["accuracy"] is not None:
+        found["reward accuracy"] = summary["reward"]["accuracy"]["value"]
+    seconds = [s["seconds"] for s in summary["stages"].values() if s["seconds"] is not None]
+    return found | {"minutes": sum(seconds) / 60}
+
+
+def mean_over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
+    """Return mean, 95 % interval by Student's t (None for one value) and number of the known values."""
+    known = [v for v in values if v is not None]
+    if len(known) < 2:
+        return {"value": known[0], "ci_low": None, "ci_high": None, "n": 1}
+    return asdict(mean_interval(known))
+
+
+def shown(found: Figures, form: str = ".3f") -> str:
+    """Format a mean with its interval, if there is one."""
+    return f"{found['value']:{form}}" if found["ci_low"] is None else interval(found, form)
+
+
+def as_report(table: Figures) -> TextReport:
+    """Build the report that the command prints."""
+    points, tables = [], []
+    for sets, cell in table["cells"].items():
+        name = sets or "all seeds"
+        done = [run for run in cell["runs"] if run["figures"] is not None]
+        champions = ", ".join(f"{policy} {n}" for policy, n in cell["champions"].items()) or "none yet"
+        state: State = "ok" if len(done) == len(cell["runs"]) else "open"
+        points.append(Point(state, name, f"{len(done)} of {len(cell['runs'])} runs; champions: {champions}"))
+        points += [
+            Point("miss", f"seed {run['seed']}", run["failed"]) for run in cell["runs"] if run["failed"]
+        ]
+        rows = [[key, shown(found), str(found["n"])] for key, found in cell["means"].items()]
+        if rows:
+            tables.append(Table(name, ("figure", "mean [95 %]", "seeds"), rows))
+    if tables:
+        tables[-1] = Table(tables[-1].title, tables[-1].columns, tables[-1].rows, NOTE)
+    return TextReport(f"Sweep {table['sweep']}", points, tables)
