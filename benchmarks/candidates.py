@@ -15,12 +15,11 @@ from time import perf_counter
 from typing import Any
 
 from burnish.config.loading import load_config
-from burnish.pipeline.dpo import run_dpo
 from burnish.pipeline.answers import OwnAnswers, repeated
 from burnish.pipeline.candidates import sample_all, sample_policy
 from burnish.pipeline.context import RunContext
 from burnish.pipeline.distill import run_distill
-from burnish.pipeline.dpo import ON_POLICY
+from burnish.pipeline.dpo import ON_POLICY, run_dpo
 from burnish.pipeline.evaluate import account, examine, gold_account, mean_length
 from burnish.pipeline.run import set_determinism
 from burnish.reward.ensemble import prepare

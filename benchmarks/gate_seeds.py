@@ -13,11 +13,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from burnish.config.loading import load_config
-from burnish.reward.ensemble import load_watcher
 from burnish.pipeline.context import RunContext
 from burnish.pipeline.gate import pass_gate
 from burnish.pipeline.run import run_pipeline
-from burnish.reward.ensemble import prepare
+from burnish.reward.ensemble import load_watcher, prepare
 
 LABELS = {"quickstart": [], "a coin": ["label.simulated.noise=1e9"]}
 

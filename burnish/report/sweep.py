@@ -16,7 +16,7 @@ Run = tuple[str, int, str, Figures | None, str | None]
 """Settings, seed, run directory, the run's summary (None if it has none) and why it failed."""
 NOTE = (
     "Means over seeds, with 95 % intervals by Student's t over seeds; one seed has no interval. Win rates are against "
-    "SFT on the test prompts."
+    "SFT on the test prompts. Differences are paired by seed."
 )
 
 
@@ -35,7 +35,21 @@ def results(name: str, runs: Sequence[Run], settings: Mapping[str, Figures]) -> 
         cell["champions"] = dict(Counter(run["champion"] for run in done).most_common())
         names = dict.fromkeys(key for run in done for key in run["figures"])
         cell["means"] = {key: mean_over_seeds([run["figures"].get(key) for run in done]) for key in names}
+    first = next(iter(cells.values()))
+    for cell in cells.values():
+        if cell is not first:
+            cell["differences"] = differences(first["runs"], cell["runs"])
     return {"sweep": name, "cells": cells}
+
+
+def differences(first: Sequence[Figures], second: Sequence[Figures]) -> dict[str, Any]:
+    """Return the mean difference, second less first, of each figure over the seeds that both have."""
+    figures = [{run["seed"]: run["figures"] for run in runs if run["figures"]} for runs in (first, second)]
+    both = [(figures[0][seed], ours) for seed, ours in figures[1].items() if seed in figures[0]]
+    found = {}
+    for key in dict.fromkeys(key for a, b in both for key in b if key in a):
+        found[key] = mean_over_seeds([b[key] - a[key] for a, b in both if key in a and key in b])
+    return found
 
 
 def figures_of(summary: Figures) -> dict[str, float]:
@@ -76,6 +90,7 @@ def shown(found: Figures, form: str = ".3f") -> str:
 def as_report(table: Figures) -> TextReport:
     """Build the report that the command prints."""
     points, tables = [], []
+    base = next(iter(table["cells"])) or "all seeds"
     for sets, cell in table["cells"].items():
         name = sets or "all seeds"
         done = [run for run in cell["runs"] if run["figures"] is not None]
@@ -85,9 +100,19 @@ def as_report(table: Figures) -> TextReport:
         points += [
             Point("miss", f"seed {run['seed']}", run["failed"]) for run in cell["runs"] if run["failed"]
         ]
-        rows = [[key, shown(found), str(found["n"])] for key, found in cell["means"].items()]
+        apart = cell.get("differences")
+        rows = [
+            [
+                key,
+                shown(found),
+                str(found["n"]),
+                *([] if apart is None else [shown(apart[key], "+.3f") if key in apart else "-"]),
+            ]
+            for key, found in cell["means"].items()
+        ]
+        columns = ("figure", "mean [95 %]", "seeds", *([] if apart is None else [f"less {base}"]))
         if rows:
-            tables.append(Table(name, ("figure", "mean [95 %]", "seeds"), rows))
+            tables.append(Table(name, columns, rows))
     if tables:
         tables[-1] = Table(tables[-1].title, tables[-1].columns, tables[-1].rows, NOTE)
     return TextReport(f"Sweep {table['sweep']}", points, tables)

@@ -113,6 +113,15 @@ def test_means_have_an_interval_over_seeds(tmp_path: Path, faked: list[Path]) ->
         assert found["value"] == pytest.approx(expected.value)
         assert found["ci_low"] == pytest.approx(expected.ci_low)
         assert cell["means"]["minutes"]["value"] == 1.0
+    first, second = table["cells"].values()
+    assert "differences" not in first
+    assert second["differences"]["ppo, win rate by examiner"] == {
+        "value": 0.0,
+        "ci_low": 0.0,
+        "ci_high": 0.0,
+        "n": 3,
+    }
+    assert "less ppo.kl.target=2" in as_text(as_report(table))
     assert mean_over_seeds([0.5, None])["ci_low"] is None, "one value has no interval"
 
 
