@@ -15,13 +15,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from shutil import copytree, rmtree
 from tempfile import TemporaryDirectory, mkdtemp
-from typing import Any
+from typing import Any, get_args
 from weakref import finalize
 
 import torch
 
 from burnish.commands.reward_score import AT_ONCE, scored
 from burnish.config import RunConfig
+from burnish.config.align import Method, of_method
 from burnish.config.checks import check_config
 from burnish.config.dpo import DPOConfig
 from burnish.config.evaluate import EvaluateConfig
@@ -36,7 +37,7 @@ from burnish.data.prompts import PromptSplits
 from burnish.data.text import Unusable, number_of, prompt_of
 from burnish.distributed import collectives
 from burnish.environment import prepare_environment
-from burnish.errors import DataError, RunError
+from burnish.errors import ConfigError, DataError, RunError
 from burnish.evaluation.winrate import head_to_head, win_rate
 from burnish.models.artefacts import is_saved, load_reward_model, save_policy
 from burnish.models.generate import sample_rollout
@@ -326,10 +327,11 @@ def train_ppo(
     *,
     config: PPOConfig | None = None,
     guard: GuardConfig | None = None,
+    method: Method = "ppo",
     seed: int = 0,
     on_update: OnUpdate | None = None,
 ) -> LanguageModel:
-    """Train the policy with PPO under an adaptive KL penalty and the guard.
+    """Train the policy with PPO, or another `method` of `align.method`, under KL control and the guard.
 
     `reward` is an ensemble, or a function (prompts, responses) -> numbers, which has no watcher.
     `config.rewards` are added to either. The returned model's `outcome` says how PPO ended. If the guard
@@ -337,7 +339,11 @@ def train_ppo(
     model as it was. DPO from `model` is the usual next step. The gate of `burnish run` is not asked:
     read `RewardModels.report` first.
     """
-    config = config or PPOConfig()
+    if method not in get_args(Method):
+        raise ConfigError(
+            f"method={method!r} is none of {', '.join(get_args(Method))}; auto needs a run (burnish.run)"
+        )
+    config = of_method(config or PPOConfig(), method)
     models, asked = _at(model._untrained(), config.temperature), as_prompts(prompts)
     check_config(RunConfig(model=models.config, ppo=config))
     for name in ("concise", "update_seconds"):
@@ -374,11 +380,13 @@ def train_ppo(
     value = None
     if config.advantage in ("auto", "gae"):
         value = new_value(models, config, rewards, score_sd / own_sd)
-    ppo = assemble_ppo(models, score, asked, config, seed, score_sd, shaping, value, rate)
+    ppo = assemble_ppo(models, score, asked, config, seed, score_sd, shaping, value, rate, method=method)
     with TemporaryDirectory(prefix="burnish-") as home:
         journal = _journal(Path(home), "align", on_update)
         monitor = MonitorConfig(trackers=())
-        outcome = run_under_guard(ppo, watch, models, journal, guard or GuardConfig(), monitor, seed)
+        given = guard or GuardConfig()
+        chosen = {"method": method}
+        outcome = run_under_guard(ppo, watch, models, journal, given, monitor, seed, chosen=chosen)
         policy: Policy | None = ppo.policy
         if outcome["state"] != "finished":
             healthy = journal.path / HEALTHY

@@ -271,13 +271,14 @@ def clipped_policy_loss(
     cliprange_high: float | None = None,
     ratio_of: str = "token",
     normalizer: torch.Tensor | float | None = None,
+    tokens: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return PPO's clipped surrogate loss, a token mean, and the share of clipped tokens.
 
     Schulman et al. 2017, Eq. 7: max(-A rho, -A clip(rho, 1 - cliprange, 1 + cliprange)) with rho =
-    exp(logprobs - old_logprobs), all (B, T). A token is clipped where clipping raised its loss. Loss
-    and share are divided by `normalizer` (see `loss_normalizer`; this call's tokens when None), so
-    those of micro-batches add up. The gradient reaches `logprobs` on the mask only.
+    exp(logprobs - old_logprobs), all (B, T). A token is clipped where clipping raised its loss. The loss
+    is divided by `normalizer` (see `loss_normalizer`) and the share by `tokens` (each by this call's
+    tokens when None), so those of micro-batches add up. The gradient reaches `logprobs` on the mask only.
 
     `cliprange_high` is the upper range if it differs (Yu et al. 2025, DAPO, Eq. 10). With `ratio_of`
     "response", rho is the same on all tokens of a response: the exponential of its mean log-ratio
@@ -295,7 +296,7 @@ def clipped_policy_loss(
     high = cliprange if cliprange_high is None else cliprange_high
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + high)  # Eq. 7
     loss = _token_sum(torch.maximum(plain, clipped), response_mask, normalizer)
-    share = masked_mean((clipped > plain).to(ratio.dtype), response_mask, normalizer)
+    share = masked_mean((clipped > plain).to(ratio.dtype), response_mask, tokens)
     return loss, share.detach()
 
 

@@ -29,7 +29,7 @@ FORMS = {
     "scale": ["compute"],
     "selection": [],
 }
-"""Arguments of the scripts that need no others; `candidates`, `gpu` and `speed` have tests of their own."""
+"""Arguments of the scripts that need no others. `candidates`, `gpu`, `gradient_noise` and `speed` have own tests."""
 
 
 def script(name: str, *args: str | Path | float) -> str:
@@ -50,7 +50,7 @@ def last_line(text: str) -> dict[str, object]:
 
 def test_every_script_is_here() -> None:
     there = {file.stem for file in (ROOT / "benchmarks").glob("*.py")}
-    assert there == FORMS.keys() | ELSEWHERE | {"candidates", "gpu", "speed"}
+    assert there == FORMS.keys() | ELSEWHERE | {"candidates", "gpu", "gradient_noise", "speed"}
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -60,6 +60,13 @@ def test_the_shortest_form_runs(name: str) -> None:
 
 def test_candidates_are_trained_from_a_finished_run(run_copy: Path) -> None:
     assert "dpo_labels" in script("candidates", run_copy, "--arms", "dpo_labels")
+
+
+def test_the_noise_of_gradients_is_measured_on_a_finished_run(run_copy: Path) -> None:
+    found = last_line(script("gradient_noise", run_copy, "--batches", 2, "--answers", 16, "--coef", 0.3))
+    assert len(found) == 6
+    assert found["response (RLOO)"]["alignment"] == 1.0  # type: ignore[index]
+    assert all(row["signal"] < 1 for row in found.values())  # type: ignore[index]
 
 
 def test_the_script_for_a_gpu_runs_every_step_on_a_cpu(tmp_path: Path) -> None:

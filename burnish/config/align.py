@@ -42,7 +42,7 @@ class AlignConfig(Section):
 def of_method(ppo: PPOConfig, method: str) -> PPOConfig:
     """Return the settings of `ppo` for a method: its advantage, and enough responses to a prompt.
 
-    Raises ConfigError if no number of responses divides the batch.
+    Raises ConfigError if no number of responses divides the batch, or minibatches would tear groups apart.
     """
     if method not in GROUPS:
         return ppo
@@ -54,5 +54,11 @@ def of_method(ppo: PPOConfig, method: str) -> PPOConfig:
             f"align.method={method} compares responses to the same prompt, but ppo.batch_size={ppo.batch_size} is not "
             f"divisible by any of {sorted(GROUPS[method])}; change it, or set ppo.samples_per_prompt"
         )
+    if method in ("distill", "online_dpo") and ppo.batch_size // together % ppo.minibatches:
+        raise ConfigError(
+            f"align.method={method} keeps the {together} responses to a prompt in one minibatch, but ppo.minibatches="
+            f"{ppo.minibatches} does not divide the {ppo.batch_size // together} prompts of a batch; set it to 1"
+        )
     advantage = "grpo" if method == "grpo" else "rloo"
-    return ppo.model_copy(update={"advantage": advantage, "samples_per_prompt": together})
+    settled = {"advantage": advantage, "samples_per_prompt": together, "value_warmup": 0}
+    return ppo.model_copy(update=settled)

@@ -38,6 +38,20 @@ def check_config(config: RunConfig) -> None:
             "align.method is 'auto', which chooses by the watcher, but reward.watcher_share is 0; set it, or name a "
             "method"
         )
+    if config.align.method == "auto" and not config.ppo.ensemble_weight:
+        raise ConfigError(
+            "align.method is 'auto', which chooses by the watcher, but ppo.ensemble_weight is 0: the watcher judges "
+            "another reward than the one that is optimised; name a method"
+        )
+    grouped = config.training.advantage in ("rloo", "grpo") and config.align.method not in (
+        "distill",
+        "online_dpo",
+    )
+    if config.ppo.credit == "prefix" and not (grouped and config.ppo.ensemble_weight):
+        raise ConfigError(
+            "ppo.credit is 'prefix', which needs the reward ensemble (ppo.ensemble_weight) and ppo.advantage or "
+            "align.method rloo or grpo; set these, or ppo.credit: auto"
+        )
     for lacking in (given.lacks() for given in config.evaluate.regression_sets):
         if lacking:
             raise ConfigError(lacking)

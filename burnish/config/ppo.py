@@ -28,6 +28,13 @@ class KLConfig(Section):
         "token. reward_to_go: only the KL from a token on does (gae always works so). loss: the exact KL at every "
         "token is added to the loss, which costs a pass of the reference.",
     )
+    reached_at: float = Field(
+        1 / 3,
+        gt=0,
+        le=1,
+        description="Share of the responses after which the steps of the policy add up to the target. Nearer to 1, "
+        "more updates share the KL, and their noise is averaged; nearer to 0, the policy moves early.",
+    )
     adaptive: bool = Field(True, description="Adapt the coefficient; false keeps init_coef.")
     init_coef: float | None = Field(
         None,
@@ -172,6 +179,12 @@ class PPOConfig(Section):
         "prompt as the baseline, without a value function. `auto` starts with gae, and changes to rloo once the "
         "value function has explained nothing for three updates.",
     )
+    credit: Literal["auto", "response", "prefix"] = Field(
+        "auto",
+        description="Where rloo and grpo credit a reward. response: on every token alike. prefix: on the tokens after "
+        "which the reward models' score of the prefix rises, by GAE with `lam`. auto: prefix where the ensemble is in "
+        "the reward.",
+    )
     samples_per_prompt: int = Field(
         1,
         ge=1,
@@ -184,8 +197,8 @@ class PPOConfig(Section):
     )
     adaptive_rate: bool = Field(
         True,
-        description="Adapt the learning rate to the KL of each update, so that the target is reached in a third of "
-        "the updates.",
+        description="Adapt the learning rate to the KL of each update, so that the target is reached when "
+        "kl.reached_at says.",
     )
     average_updates: int | None = Field(
         None,
@@ -241,8 +254,8 @@ class PPOConfig(Section):
     )
     skip_equal_groups: bool = Field(
         False,
-        description="Leave out responses to a prompt whose scores are all equal (DAPO). They have no advantage, but "
-        "count in the mean of the loss.",
+        description="Without a value function, leave out responses to a prompt whose scores are all equal (DAPO). They "
+        "have no advantage but that of their KL, and count in the mean of the loss.",
     )
     cliprange_value: float = Field(0.2, gt=0, description="Clip range of the value's change.")
     vf_coef: float = Field(0.1, ge=0, description="Weight of the value loss.")

@@ -187,7 +187,8 @@ class _TargetLogprobs(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.trains_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         differentiated = ctx.needs_input_grad[0] and not ctx.trains_head
-        slopes = [torch.empty_like(hidden) for _ in range(1 if reference is None else 2)]
+        kinds = 1 if reference is None else 2
+        slopes = [torch.empty_like(hidden) for _ in range(kinds)] if differentiated else []
         out = torch.empty(len(hidden), device=hidden.device)
         kl = torch.zeros_like(out)
         size, matrix = _rows(policy), held(weight, policy.dtype)

@@ -11,6 +11,7 @@ from typing import Any
 from burnish.config.align import AlignConfig, of_method
 from burnish.config.distill import DistillConfig
 from burnish.config.dpo import DPOConfig
+from burnish.config.evaluate import EvaluateConfig
 from burnish.config.guard import GuardConfig
 from burnish.config.monitor import MonitorConfig
 from burnish.config.ppo import PPOConfig
@@ -21,7 +22,7 @@ from burnish.models.artefacts import is_saved, save_policy
 from burnish.models.memory import give_back
 from burnish.models.optim import ladder
 from burnish.pipeline.answers import OwnAnswers
-from burnish.pipeline.assemble import LOOKS, build_ppo, find_first_rate, looks_of
+from burnish.pipeline.assemble import LOOKS, build_ppo, ensemble_of, find_first_rate, looks_of
 from burnish.pipeline.context import Data, Journal, Models
 from burnish.pipeline.distill import run_distill
 from burnish.pipeline.dpo import HEALTHY, run_dpo
@@ -31,15 +32,12 @@ from burnish.pipeline.oversight import Oversight
 from burnish.policy.looks import Looks
 from burnish.policy.ppo import PPO
 from burnish.policy.ppo_start import self_check
-from burnish.policy.rollouts import ScoreFn
 from burnish.records import Decision
 from burnish.reward.ensemble import (
-    EnsembleScorer,
     SavedWatcher,
     load_watcher,
     prepare,
 )
-from burnish.reward.functions import SummedRewards
 from burnish.runs.files import write_json
 from burnish.stats import clustered_error
 
@@ -72,6 +70,7 @@ def align(
     if state["phase"] in ("trial", "ppo"):
         outcome = {"ppo": run_ppo(models, data, journal, how, ppo, guard, monitor, looks_every, seed)}
         journal.checkpoint(state={"phase": "dpo", "outcome": outcome})
+    collectives.settled()  # every process has read the weights of the look that is a candidate
     collectives.by_lead(partial(rmtree, journal.path / "align" / LOOKS, ignore_errors=True))()
     if distill.when == "always" and "distill" not in outcome:
         outcome["distill"] = run_distill(models, own, journal, distill, seed)
@@ -145,6 +144,12 @@ def choose_method(
         )
         journal.decide(0, Decision("method", text, {"method": how.compared[0]}))
         return {"method": how.compared[0]}
+    groups = {p.group for p in data.splits.selection[: EvaluateConfig.look_prompts]}
+    if len(groups) < 2:
+        raise ConfigError(
+            f"align.method is 'auto', but there are {len(groups)} different selection prompts; the watcher compares "
+            "methods on at least 2; raise data.selection_share, or name a method"
+        )
     found = journal.latest_checkpoint()
     trials: dict[str, Any] = dict(found.state["trials"]) if found else {}
     for method in how.compared:
@@ -155,11 +160,14 @@ def choose_method(
             give_back()
     shares = {m: t["share"] for m, t in trials.items() if t["share"] is not None}
     best = max(shares, key=lambda m: shares[m]) if shares else how.compared[0]
+    why = "the watcher gains most for its KL" if shares else "no trial gave a figure"
+    if shares and shares[best] <= 0:
+        why = "the watcher loses least for its KL, and gains by no method"
     each = "; ".join(
         f"{m} {t['failed']}" if t["failed"] else f"{m} {t['gain']:+.2f} sd at {t['kl']:.2f} nats"
         for m, t in trials.items()
     )
-    text = f"align.method auto takes {best}: the watcher gains most for its KL in {how.trial_updates} updates ({each})"
+    text = f"align.method auto takes {best}: {why} in {how.trial_updates} updates ({each})"
     chosen = {"method": best, "trials": trials}
     journal.decide(0, Decision("method", text, chosen))
     return chosen
@@ -181,15 +189,13 @@ def tried(
     """
     ppo = build_ppo(models, data, journal.path / "reward", of_method(config, method), seed, method=method)
     looks = looks_of(ppo, watch, models, data, journal.path, 1, seed)
-    if looks is None:
-        raise ConfigError(
-            "align.method is 'auto', but there are no selection prompts; raise data.selection_share"
-        )
+    assert looks is not None
     looks.look(ppo)
+    updates = how.trial_updates + ppo.config.value_warmup
     try:
         if config.learning_rate == "auto":
             find_first_rate(ppo, ladder(models.base)[-1], journal)
-        for stats in islice(ppo.updates(), how.trial_updates):
+        for stats in islice(ppo.updates(), updates):
             journal.log("trial", stats, {"method": method})
         looks.look(ppo)
     except Diverged as error:
@@ -225,6 +231,8 @@ def run_under_guard(
     the entry of align.json.
     """
     config, found = ppo.config, journal.latest_checkpoint()
+    if found and found.state["phase"] == "trial":  # before the first update of the method that was chosen
+        found = None
     scorer = ensemble_of(ppo.score)
     oversight = Oversight.of(
         guard,
@@ -289,10 +297,3 @@ def run_under_guard(
         "kl_last": ppo.controller.smoothed,
         "kl_coef": ppo.controller.coef,
     }
-
-
-def ensemble_of(score: ScoreFn) -> EnsembleScorer | None:
-    """Return the ensemble that a score function contains, or None if it has none or no weight."""
-    if isinstance(score, SummedRewards):
-        return ensemble_of(score.ensemble) if score.weight else None
-    return score if isinstance(score, EnsembleScorer) else None

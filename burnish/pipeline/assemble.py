@@ -133,6 +133,7 @@ def assemble_ppo(
         min_coef=kl.min_coef * score_sd,
         max_coef=kl.max_coef * score_sd,
     )
+    scorer = ensemble_of(score)
     return PPO(
         policy=models.new_policy(),
         reference=models.reference(),
@@ -148,11 +149,19 @@ def assemble_ppo(
         value_learning_rate=VALUE_SHARE * reward_rate
         if config.value_learning_rate == "auto"
         else config.value_learning_rate,
+        prefixes=None if config.credit == "response" or scorer is None else scorer.prefixes,
         method=method if method in ("distill", "online_dpo") else "ppo",
         average_updates=config.averaged(whole=models.base.layers == "all"),
         shaping=shaping,
         seed=derive_seed(seed, "ppo"),
     )
+
+
+def ensemble_of(score: ScoreFn) -> EnsembleScorer | None:
+    """Return the ensemble that a score function contains, or None if it has none or no weight."""
+    if isinstance(score, SummedRewards):
+        return ensemble_of(score.ensemble) if score.weight else None
+    return score if isinstance(score, EnsembleScorer) else None
 
 
 def new_value(
@@ -246,13 +255,14 @@ def looks_of(
 ) -> Looks | None:
     """Return the looks at PPO's policy on selection prompts; None if there are none.
 
-    The judges are the score that PPO optimises, each of its terms, and the watcher. The watcher chooses
-    the best checkpoint if it is armed.
+    The judges are the sum of the rewards as the reward stage left them, without shaping, each of its terms,
+    and the watcher. The watcher chooses the best checkpoint if it is armed and the ensemble is optimised.
     """
     prompts, config = data.splits.selection[: EvaluateConfig.look_prompts], ppo.config
     if not prompts:
         return None
-    ensemble, pad_id = load_ensemble(models.base, path / "reward"), models.codec.pad_id
+    own, pad_id = ensemble_of(ppo.score), models.codec.pad_id
+    ensemble = load_ensemble(models.base, path / "reward") if own is None else own.given
     reference = reference_answers(models, ensemble, prompts, config.batch_size, seed, "look")
     known = reference_scores(ensemble, reference, pad_id)
     if known is None:  # the score does not depend on it
@@ -271,5 +281,5 @@ def looks_of(
     if config.concise is not None:
         instructed = Instructed.of(prompts, config.concise, models.codec, models.prompt_room)
         asked, plain = instructed.prompts, instructed.plain
-    judge = "watcher" if watch is not None and watch.armed else None
+    judge = "watcher" if watch is not None and watch.armed and own is not None else None
     return Looks(asked, measure, judge, every, path / "align" / LOOKS, plain)

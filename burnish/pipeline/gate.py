@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from burnish.config.ppo import PPOConfig
+from burnish.distributed import collectives
 from burnish.models.device import traits
 from burnish.models.logprobs import token_logprobs
 from burnish.models.sequences import Sequences
@@ -226,7 +227,8 @@ class Look:
 
     def at(self, prompts: Sequence[Prompt]) -> tuple[Interval | None, dict[str, Any]]:
         """Look at several answers to each prompt."""
-        self.samples, reference = self._sampled(prompts, GATE_ANSWERS, "gate")
+        self.samples = self._sampled(prompts, GATE_ANSWERS, "gate")
+        reference = self._reference(prompts, "gate")
         return self._lift(self.samples, reference), self._stressed(self.samples, reference)
 
     def again(
@@ -242,41 +244,32 @@ class Look:
         """
         others = prompts[len(self.samples[0]) :]
         undecided = [row["name"] for row in stressed["changes"] if not row["settled"]]
-        several = not (stressed["best_of"] or {"settled": True})["settled"] or not (
-            lift is None or lift.ci_low > 0 or lift.ci_high < 0
-        )
+        best_open = not (stressed["best_of"] or {"settled": True})["settled"]
+        lift_open = lift is not None and lift.ci_low <= 0 <= lift.ci_high
+        undecided, best_open, lift_open = collectives.leaders((undecided, best_open, lift_open))
         stressed["undecided"] = undecided
-        if not (several or undecided):
+        if not (undecided or best_open or lift_open):
             return lift, stressed
-        answers = GATE_ANSWERS if several else 1
+        answers = GATE_ANSWERS if best_open or lift_open else 1
         on_progress(
             f"align: {answers} more for each of {len(others)} prompts: {len(undecided)} changes are open"
         )
-        more, _ = self._sampled(others, answers, "gate, second look")
-        turns = range(answers)
-        together = [
-            gather(
-                [self.samples[k], more[k]],
-                [(0, i) for i in range(len(self.samples[k]))] + [(1, i) for i in range(len(others))],
-            )
-            for k in turns
-        ]
+        more = self._sampled(others, answers, "gate, second look")
+        places = [*((0, i) for i in range(len(self.samples[0]))), *((1, i) for i in range(len(others)))]
+        together = [gather([self.samples[k], more[k]], places) for k in range(answers)]
         reference = self._reference(prompts, "gate, second look")
-        if several:
+        if lift_open:
             lift = self._lift(together, reference)
         changes = [change for change in STRESS if change.name in undecided]
         again = self._stressed(together, reference, changes)
         rows = {row["name"]: row for row in (*stressed["changes"], *again["changes"])}
-        best = again["best_of"] if several else stressed["best_of"]
+        best = again["best_of"] if best_open else stressed["best_of"]
         report = stressed | {"changes": list(rows.values()), "answers": len(prompts), "best_of": best}
         return lift, report | summed_up(report["changes"], best)
 
-    def _sampled(
-        self, prompts: Sequence[Prompt], answers: int, where: str
-    ) -> tuple[list[Rollout], Rollout | None]:
+    def _sampled(self, prompts: Sequence[Prompt], answers: int, where: str) -> list[Rollout]:
         size = max(self.config.batch_size, GATE_PROMPTS)
-        samples = sample_repeatedly(self.models, prompts, answers, size, self.seed, where)
-        return samples, self._reference(prompts, where)
+        return sample_repeatedly(self.models, prompts, answers, size, self.seed, where)
 
     def _reference(self, prompts: Sequence[Prompt], where: str) -> Rollout | None:
         size = max(self.config.batch_size, GATE_PROMPTS)

@@ -10,6 +10,7 @@ from time import perf_counter
 import torch
 
 from burnish.config import RunConfig
+from burnish.config.align import of_method
 from burnish.config.ppo import PPOConfig
 from burnish.distributed import collectives
 from burnish.models.device import synchronize
@@ -49,17 +50,25 @@ class Speed:
         return self.reward / 3
 
     def ppo_response(self, config: RunConfig) -> float:
-        """Return the seconds per response of a PPO update.
+        """Return the seconds per response of an update of `align.method`; for auto, as of ppo."""
+        return self.response_of(config, config.align.method)
 
-        Each is sampled, scored, read by the reference, and trained on by policy and value in every epoch.
+    def response_of(self, config: RunConfig, method: str) -> float:
+        """Return the seconds per response of an update of a method.
+
+        Each is sampled, scored, and read by the reference. Policy and value train in every epoch, on the
+        responses that the method learns from.
         """
+        ppo = of_method(config.ppo, method)
         members = config.reward.members * self.scoring
-        value = self.reward if config.training.advantage in ("auto", "gae") else 0.0
-        together = config.training.samples_per_prompt
-        learned = {"distill": 1 / together, "online_dpo": 2 / together}.get(config.align.method, 1.0)
-        reference = self.reading if config.ppo.kl.where == "loss" else 0.0
-        epoch = learned * self.policy + value + reference
-        return self.sampling + members + self.reading + config.ppo.epochs * epoch
+        value = self.reward if ppo.advantage in ("auto", "gae") else 0.0
+        once = self.sampling + members + self.reading
+        if method in ("distill", "online_dpo"):
+            learned = (1 if method == "distill" else 2) / ppo.samples_per_prompt
+            return once + ppo.epochs * learned * self.policy
+        prefixes = members if ppo.credit == "prefix" and not value else 0.0
+        reference = self.reading if ppo.kl.where == "loss" else 0.0
+        return once + prefixes + ppo.epochs * (self.policy + value + reference)
 
     def scaled(self, sampled: float, read: float) -> Speed:
         """Return the speed for responses `sampled` times as long and sequences `read` times as long."""

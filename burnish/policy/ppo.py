@@ -92,6 +92,7 @@ class PPO:
     plain: Callable[[Rollout], Rollout] | None = (
         None  # removes an instruction before the reward reads a rollout
     )
+    prefixes: Callable[[Rollout], torch.Tensor] | None = None  # scores (B, T) of prefixes, for ppo.credit
     method: str = "ppo"  # or distill, online_dpo: what is learned from a batch
     average_updates: int = 0  # of the moving average of the policy's weights; 0: none
     shaping: Shaping | None = None  # None: scores are used as they are
@@ -132,10 +133,18 @@ class PPO:
         return self.value if self.advantage == "gae" else None
 
     @property
+    def skips_groups(self) -> bool:
+        """True if responses to a prompt whose scores are all equal are left out; a value function needs them."""
+        return self.config.skip_equal_groups and self.critic is None
+
+    @property
     def wanted_kl(self) -> float:
-        """KL of one update, in nats a response, that reaches the target in a third of the responses."""
+        """KL of one update, in nats a response, that reaches the target when `ppo.kl.reached_at` says.
+
+        It assumes that the KL of updates adds up, as it does where gradients are mostly noise.
+        """
         updates = (self.config.updates - self.config.value_warmup) * self.config.batch_size / self.answers
-        return 3 * self.controller.target / updates
+        return self.controller.target / (updates * self.config.kl.reached_at)
 
     @property
     def done(self) -> bool:
@@ -248,6 +257,9 @@ class PPO:
         unended = torch.tensor([not e for e in rollout.ended], device=scores.scores.device)
         unit = 1.0 if self.shaping is None else self.shaping.unit
         shaped_scores = scores.scores if self.shaping is None else self.shaping(scores)
+        prefixes = None
+        if self.prefixes is not None and old_values is None and self.method == "ppo":
+            prefixes = self.prefixes(reward_rollout)
         shaped = shaped_scores - unit * self.config.missing_eos_penalty * unended
         advantages = advantages_of(
             self.config,
@@ -256,6 +268,7 @@ class PPO:
             kl_coef=self.controller.coef,
             samples_per_prompt=self.samples_per_prompt,
             scaled=self.advantage == "grpo",
+            prefixes=prefixes,
         )
         kl = sequence_sum(kl_k1(old_logprobs, ref_logprobs), mask)
         return Experience(
@@ -312,7 +325,7 @@ class PPO:
     def minibatches(self, size: int, epoch: int) -> list[list[int]]:
         """Return the rows of each minibatch of an epoch; methods that order responses need whole groups."""
         rng = generator(self.seed, "minibatch", self.attempt, self.step, epoch)
-        whole = self.method != "ppo" or self.config.skip_equal_groups
+        whole = self.method != "ppo" or self.skips_groups
         together = self.samples_per_prompt if whole else 1
         order = torch.randperm(size // together, generator=rng, device=CPU)
         parts = order.split(-(-len(order) // self.config.minibatches))
@@ -325,7 +338,7 @@ class PPO:
 
         For ppo these are all rows, without weights. There may be no rows, if all scores are equal.
         """
-        if self.method == "ppo" and not self.config.skip_equal_groups:
+        if self.method == "ppo" and not self.skips_groups:
             return rows, None, {}
         pairs = extremes(experience.ranked, rows, self.samples_per_prompt)
         if self.method == "ppo":
@@ -468,6 +481,7 @@ class PPO:
             cliprange_high=self.config.cliprange_high,
             ratio_of=self.config.ratio,
             normalizer=normalizer,
+            tokens=tokens,
         )
         apart = approx_kl(logprobs.detach(), old_logprobs, mask, normalizer=tokens)
         figures = {"policy_loss": loss, "clip_fraction": clipped, "approx_kl": apart}
@@ -524,7 +538,8 @@ class PPO:
         `wanted_kl` and the target is far. The rate stays within a factor `RATE_RANGE` of the first
         rate.
         """
-        if self.value_only or not (self.config.adaptive_rate and self.learning_rate):
+        still = self.value_only or not experience.trained_on
+        if still or not (self.config.adaptive_rate and self.learning_rate):
             return {}
         moved, wanted = step_kl(self.policy, experience), self.wanted_kl
         far = max(self.controller.smoothed or 0.0, float(experience.kl.mean())) < self.controller.target / 2

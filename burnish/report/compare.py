@@ -47,9 +47,9 @@ def compare(first: Path, second: Path) -> Comparison:
 
 
 def compare_sweeps(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
-    """Compare two sweeps: settings that differ, and means over seeds, for each combination of settings.
+    """Compare two sweeps: settings that differ, and means over seeds, for each combination that varies.
 
-    A combination that only one sweep has is compared with the other's only one, if it has one.
+    Two sweeps of one combination each are compared whatever they vary.
     """
     cells = first["cells"], second["cells"]
     if len(cells[0]) == len(cells[1]) == 1:

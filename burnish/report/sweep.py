@@ -12,8 +12,8 @@ from burnish.stats import mean_interval
 
 SWEEP = "sweep.json"
 Figures = Mapping[str, Any]
-Run = tuple[str, int, str, Figures | None, str | None]
-"""Settings, seed, run directory, the run's summary (None if it has none) and why it failed."""
+Run = tuple[str, int, str, Figures | None, str | None, bool]
+"""Settings that vary, seed, run directory, the run's summary (None if it has none), why it failed, if it waits."""
 NOTE = (
     "Means over seeds, with 95 % intervals by Student's t over seeds; one seed has no interval. Win rates are against "
     "SFT on the test prompts. Differences are paired by seed."
@@ -23,13 +23,12 @@ NOTE = (
 def results(name: str, runs: Sequence[Run], settings: Mapping[str, Figures]) -> dict[str, Any]:
     """Return the content of sweep.json; `settings` has the whole configuration of each combination."""
     cells: dict[str, dict[str, Any]] = {}
-    for sets, seed, path, summary, failed in runs:
+    for sets, seed, path, summary, failed, waits in runs:
         cell = cells.setdefault(sets, {"settings": settings[sets], "runs": []})
         figures = None if summary is None else figures_of(summary)
         champion = None if summary is None else summary["champion"]
-        cell["runs"].append(
-            {"seed": seed, "run": path, "champion": champion, "failed": failed, "figures": figures}
-        )
+        row = {"seed": seed, "run": path, "champion": champion, "failed": failed, "waits": waits}
+        cell["runs"].append(row | {"figures": figures})
     for cell in cells.values():
         done = [run for run in cell["runs"] if run["figures"] is not None]
         cell["champions"] = dict(Counter(run["champion"] for run in done).most_common())
@@ -71,7 +70,7 @@ def figures_of(summary: Figures) -> dict[str, float]:
     if summary["reward"]["accuracy"] is not None:
         found["reward accuracy"] = summary["reward"]["accuracy"]["value"]
     seconds = [s["seconds"] for s in summary["stages"].values() if s["seconds"] is not None]
-    return found | {"minutes": sum(seconds) / 60}
+    return found | {"minutes of stages": sum(seconds) / 60}
 
 
 def mean_over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
@@ -101,6 +100,11 @@ def as_report(table: Figures) -> TextReport:
             Point("miss", f"seed {run['seed']}", run["failed"]) for run in cell["runs"] if run["failed"]
         ]
         apart = cell.get("differences")
+        points += [
+            Point("open", f"seed {run['seed']}", f"waits for people: {run['run']}")
+            for run in cell["runs"]
+            if run["waits"]
+        ]
         rows = [
             [
                 key,

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
+from torch.nn.functional import pad
 
 from burnish.config.reward import Aggregate
 from burnish.errors import Diverged, RunError, TrainingError
 from burnish.models.artefacts import load_reward_model, saved_reading
 from burnish.models.backbone import Backbone
-from burnish.models.batches import CPU
+from burnish.models.batches import CPU, Batch
+from burnish.models.device import traits
 from burnish.models.heads import ScalarHead, raw_scores
 from burnish.models.sequences import Sequences
 from burnish.models.standalone import aggregate
@@ -79,13 +81,34 @@ class RewardEnsemble:
             raise Diverged("a reward model gave a score that is not finite; lower reward.learning_rate")
         return scores
 
+    def prefixes(self, sequences: Sequences) -> torch.Tensor:
+        """Return the members' mean normalised score (N, T) of the prefix before each response token.
+
+        A member reads it as a value function does: `mean` includes the prompt's last token. The length
+        correction is left out. Entries after a response's end are 0.
+        """
+        lengths = sequences.response_lengths
+        width, rows = max(lengths), traits(self.base.device).rows
+
+        def read(member: ScalarHead) -> torch.Tensor:
+            def values(batch: Batch) -> torch.Tensor:
+                found = member.values(batch)
+                return pad(found, (0, width - found.shape[1]))
+
+            return sequences.read(values, rows, range(len(sequences)), "scores of prefixes")
+
+        found = torch.stack([read(m) for m in self.members], -1)
+        mean = self.mean_normalised(found)
+        ends = torch.tensor(lengths, device=CPU).to(mean.device)
+        return mean.masked_fill(torch.arange(width, device=mean.device) >= ends[:, None], 0.0)
+
     def normalised(self, sequences: Sequences) -> torch.Tensor:
         """Return scores (N, K) with mean 0 and sd 1 on the reference samples."""
         return (self.raw(sequences) - self.mean) / self.sd
 
     def mean_normalised(self, raw: torch.Tensor) -> torch.Tensor:
-        """Return the mean (N,) over members of their raw scores (N, K), after normalisation."""
-        return ((raw - self.mean) / self.sd).mean(1)
+        """Return the mean (N, ...) over members of their raw scores (N, ..., K), after normalisation."""
+        return ((raw - self.mean) / self.sd).mean(-1)
 
     def score(self, sequences: Sequences, reference: torch.Tensor | None) -> Scores:
         """Score N sequences, given normalised scores (N, K) of a reference response to each prompt.
@@ -146,6 +169,10 @@ class EnsembleScorer:
     def tighten(self, times: int) -> None:
         """Tighten the given ensemble `times` times; 0 restores it."""
         self.ensemble = self.given.tightened(times)
+
+    def prefixes(self, rollout: Rollout) -> torch.Tensor:
+        """Return the mean score (B, T) of the prefix before each response token."""
+        return self.given.prefixes(Sequences.of(self.given.base, rollout, self.pad_id))
 
     def __call__(self, rollout: Rollout) -> Scores:
         """Score every response of a rollout."""

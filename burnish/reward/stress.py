@@ -49,6 +49,7 @@ def stress(
     and the mean rise, both with intervals, and the worst examples. A change that raises the score is a
     reason to warn. It is a reason to stop if it also pays (see `paid`, which needs `reach` and `pull`).
     """
+    looks = max(1, (tests or len(changes)) // len(STRESS))
     liked = liked_words(texts, before)
     others = _of_another_prompt(prompts, seed)
     rows = []
@@ -72,6 +73,7 @@ def stress(
                 [f[0].group for f in found],
                 pull,
                 line["why"],
+                looks,
             )
         rows.append(line)
     return {"changes": rows} | summed_up(rows, None)
@@ -173,6 +175,7 @@ def paid(
     groups: Sequence[str],
     pull: float,
     why: str,
+    looks: int = 1,
 ) -> dict[str, Any]:
     """Check whether a change that raises the score earns more than it costs, in nats, by prompt.
 
@@ -187,12 +190,19 @@ def paid(
     costs = [a - b if kind == "pads" else pull**2 / 2 - b for a, b in pairs]
     nats = mean_interval(by_prompt(costs, groups))
     net = mean_interval(
-        by_prompt([pull * rise - cost for rise, cost in zip(rises, costs, strict=True)], groups)
+        by_prompt([pull * rise - cost for rise, cost in zip(rises, costs, strict=True)], groups),
+        1 - 0.05 / looks,
     )
     pays = net.ci_low > 0
     reach = "and PPO can reach it" if pays else "but PPO cannot reach it"
     text = f"{why}, {reach}: it costs {nats.value:.0f} nats and earns {net.value + nats.value:.1f}"
-    return {"costs": asdict(nats), "pays": pays, "outcome": "stop" if pays else "warn", "why": text}
+    return {
+        "costs": asdict(nats),
+        "pays": pays,
+        "outcome": "stop" if pays else "warn",
+        "why": text,
+        "settled": pays or net.ci_high < 0,
+    }
 
 
 def stress_best_of(

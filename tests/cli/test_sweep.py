@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from burnish.commands import sweep as command
-from burnish.commands.sweep import cells_of, seeds_of, sweep, values_of
+from burnish.commands.sweep import cells_of, seeds_of, sweep, threads_of, values_of
+from burnish.config.loading import load_config
 from burnish.errors import ConfigError, RunError
 from burnish.report.compare import compare
 from burnish.report.sweep import as_report, mean_over_seeds
 from burnish.report.text_report import as_text
+from burnish.runs.directory import RunDirectory
 from burnish.stats import mean_interval
 from tests.command import burnish
 from tests.small_run import SMALL
@@ -43,11 +45,18 @@ def test_several_values_of_a_key() -> None:
 def test_every_combination_has_a_directory_of_its_own(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, [0, 1], ["ppo.kl.target=2,4", "ppo.updates=3", "align.method=ppo,distill"])
     assert len(cells) == len({cell.path for cell in cells}) == 8
-    assert cells[0].path == tmp_path / "ppo.kl.target-2_align.method-ppo" / "seed-0"
+    assert cells[0].path == tmp_path / "ppo.kl.target-2_ppo.updates-3_align.method-ppo" / "seed-0"
     assert cells[0].sets == ("ppo.kl.target=2", "ppo.updates=3", "align.method=ppo")
+    assert cells[0].name == "ppo.kl.target=2, align.method=ppo", "what varies"
     assert [cell.path for cell in cells_of(tmp_path, [5], [])] == [tmp_path / "seed-5"]
     with pytest.raises(ConfigError, match="names a value twice"):
         cells_of(tmp_path, [0], ["ppo.updates=3,3"])
+    with pytest.raises(ConfigError, match="give --seeds"):
+        cells_of(tmp_path, [0], ["seed=0,1"])
+    long = [f"data.prompts={'x' * 300}{i}" for i in range(2)]
+    names = [cells_of(tmp_path, [0], [item])[0].path.parent.name for item in long]
+    assert len(set(names)) == 2
+    assert max(map(len, names)) <= 100
 
 
 def summary(win: float) -> dict[str, Any]:
@@ -71,13 +80,17 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Runs that leave a file, and win by their seed; seed 2 fails. Returns the runs that were carried out."""
     carried_out: list[Path] = []
 
-    def carry_out(config: Path | None, cell: command.Cell, loaded: object) -> str | None:
+    def carry_out(config: Path | None, cell: command.Cell, *rest: object) -> command.Result:
         carried_out.append(cell.path)
-        if cell.seed == 2 and not (cell.path.parent / "mended").exists():
-            return "exit code 1: memory ran out"
+        if cell.seed == 2 and not (cell.path.parents[1] / "mended").exists():
+            return command.Result(failed="exit code 1: memory ran out")
+        if cell.seed == 5:
+            return command.Result(waits=True)
+        if cell.seed == 6:
+            raise OSError("no space left")
         cell.path.mkdir(parents=True)
         (cell.path / "done").touch()
-        return None
+        return command.Result(command.build_summary(cell.path))
 
     monkeypatch.setattr(command, "_carry_out", carry_out)
     monkeypatch.setattr(command, "finished", lambda path, config: (path / "done").exists())
@@ -98,10 +111,79 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_carried_out_again(
     assert any("memory ran out (3 of 4)" in line for line in heard)
     assert json.loads((folder / "sweep.json").read_text()) == table
     faked.clear()
-    (folder / "mended").touch()
+    (folder.parent / "mended").touch()
     again = sweep(None, folder, [0, 1, 2, 3], [])
     assert faked == [folder / "seed-2"]
     assert [run["failed"] for run in again["cells"][""]["runs"]] == [None] * 4
+
+
+def test_a_run_that_waits_and_one_that_cannot_start_are_recorded(tmp_path: Path, faked: list[Path]) -> None:
+    table = sweep(None, tmp_path / "s", [5, 6, 1], [])
+    runs = table["cells"][""]["runs"]
+    assert [(run["failed"], run["waits"]) for run in runs] == [
+        (None, True),
+        ("OSError: no space left", False),
+        (None, False),
+    ]
+    text = as_text(as_report(table))
+    assert "seed 5: waits for people" in text
+    assert "! seed 6: OSError: no space left" in text
+
+
+def test_finished_runs_are_in_the_table_before_the_first_run_starts(
+    tmp_path: Path, faked: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "s"
+    sweep(None, folder, [0, 1], [])
+
+    def stopped(*args: object) -> command.Result:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_carry_out", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(None, folder, [0, 1, 3], [])
+    kept = json.loads((folder / "sweep.json").read_text())
+    assert [run["champion"] for run in kept["cells"][""]["runs"]] == ["sft", "sft", None]
+
+
+@pytest.mark.parametrize(
+    ("code", "state"), [(0, "done"), (10, "done"), (11, "done"), (12, "waits"), (3, "failed")]
+)
+def test_exit_codes_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, state: str) -> None:
+    asked: list[list[str]] = []
+
+    class Child:
+        def __init__(self, call: list[str], stdout: Any, stderr: int) -> None:
+            asked.append(call)
+            stdout.write("the last line\n")
+
+        def wait(self, timeout: float | None = None) -> int:
+            return code
+
+        def poll(self) -> int:
+            return code
+
+    monkeypatch.setattr(command.subprocess, "Popen", Child)
+    monkeypatch.setattr(command, "build_summary", lambda path: summary(0.7))
+    table = sweep(None, tmp_path / "s", [1], ["ppo.updates=3"], jobs=2, redo=True)
+    (run,) = table["cells"][""]["runs"]
+    assert (run["figures"] is not None) == (state == "done")
+    assert run["waits"] == (state == "waits")
+    if state == "failed":
+        assert run["failed"].startswith("exit code 3: the last line (see ")
+    (call,) = asked
+    assert {"ppo.updates=3", "seed=1", "--redo"} <= set(call)
+    assert any(part.startswith("threads=") for part in call), "two jobs share the cores"
+
+
+def test_the_threads_of_a_run_that_has_begun_are_kept(tmp_path: Path) -> None:
+    config = load_config(None, [])
+    cores = command.usable_cores()
+    assert threads_of(tmp_path, config, 1) is None
+    assert threads_of(tmp_path, config, 2) == max(1, cores // 2)
+    RunDirectory.create_or_open(tmp_path / "r", load_config(None, ["threads=7"])).freeze()
+    assert threads_of(tmp_path / "r", config, 1) == threads_of(tmp_path / "r", config, 2) == 7
+    assert threads_of(tmp_path / "r", load_config(None, ["threads=3"]), 2) is None
 
 
 def test_means_have_an_interval_over_seeds(tmp_path: Path, faked: list[Path]) -> None:
@@ -112,7 +194,7 @@ def test_means_have_an_interval_over_seeds(tmp_path: Path, faked: list[Path]) ->
         found = cell["means"]["ppo, win rate by examiner"]
         assert found["value"] == pytest.approx(expected.value)
         assert found["ci_low"] == pytest.approx(expected.ci_low)
-        assert cell["means"]["minutes"]["value"] == 1.0
+        assert cell["means"]["minutes of stages"]["value"] == 1.0
     first, second = table["cells"].values()
     assert "differences" not in first
     assert second["differences"]["ppo, win rate by examiner"] == {

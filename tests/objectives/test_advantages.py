@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from burnish.config.ppo import PPOConfig
 from burnish.objectives import exact_kl, gae, group_advantages, paid_before, shape_rewards, whiten
-from burnish.policy.advantages import advantages_of
+from burnish.policy.advantages import advantages_of, prefix_baseline
 
 NAN = float("nan")
 
@@ -289,3 +289,73 @@ def test_each_place_of_the_kl_gives_the_gradient_of_its_objective(where: str) ->
         total = total + (chance[i] * chance[j]).detach() * (per_token * mask[rows]).sum() / 2
     (given,) = torch.autograd.grad(total, logits)
     assert torch.allclose(given, wanted, atol=1e-9)
+
+
+def prefix_batch(seed: int, prompts: int = 64, together: int = 4, width: int = 12):  # type: ignore[no-untyped-def]
+    """Scores that are means of independent tokens' worths, and the running means before each token."""
+    rng = torch.Generator().manual_seed(seed)
+    rows = prompts * together
+    worth = torch.randn(rows, width, generator=rng, dtype=torch.float64)
+    lengths = torch.randint(2, width + 1, (rows,), generator=rng)
+    mask = torch.arange(width)[None] < lengths[:, None]
+    worth = worth.masked_fill(~mask, 0.0)
+    usual = torch.randn(prompts, generator=rng, dtype=torch.float64).repeat_interleave(together)
+    before = worth.cumsum(1) - worth
+    prefixes = usual[:, None] + before / torch.arange(width).clamp(min=1)
+    scores = usual + worth.sum(1) / lengths
+    return scores, prefixes, mask, rng
+
+
+def test_a_baseline_of_prefixes_explains_more_than_the_other_responses() -> None:
+    scores, prefixes, mask, _ = prefix_batch(0)
+    groups = scores.view(-1, 4)
+    others = ((groups.sum(1, keepdim=True) - groups) / 3).reshape(-1, 1).expand_as(prefixes)
+    baseline = prefix_baseline(scores, prefixes, mask, together=4)
+
+    def error(guess: torch.Tensor) -> float:
+        return float((scores[:, None] - guess)[mask].square().mean())
+
+    assert error(baseline) < 0.9 * error(others)
+    assert torch.equal(baseline[:, 0], others[:, 0]), "nothing is known before the first token"
+
+
+def test_prefixes_that_say_nothing_leave_the_baseline_of_rloo() -> None:
+    scores, prefixes, mask, rng = prefix_batch(1, prompts=256)
+    noise = torch.randn(prefixes.shape, generator=rng, dtype=torch.float64)
+    groups = scores.view(-1, 4)
+    others = ((groups.sum(1, keepdim=True) - groups) / 3).reshape(-1, 1).expand_as(prefixes)
+    baseline = prefix_baseline(scores, noise, mask, together=4)
+    assert float((baseline - others)[mask].abs().mean()) < 0.05
+    flat = prefix_baseline(scores, torch.zeros_like(prefixes), mask, together=4)
+    assert torch.equal(flat[mask], others[mask]), "prefixes without any rise"
+
+
+@pytest.mark.parametrize("lam", [1.0, 0.9])
+def test_credit_by_prefix_has_less_noise_and_the_same_direction(lam: float) -> None:
+    """The gradient of a policy over independent tokens, whose worths are known: mean and spread over batches."""
+    settings = {"credit": "prefix", "advantage": "rloo", "samples_per_prompt": 4, "lam": lam}
+    config = PPOConfig.model_validate({**settings, "batch_size": 256, "whiten_advantages": False})
+    found: dict[str, list[float]] = {"prefix": [], "response": []}
+    for seed in range(30):
+        scores, prefixes, mask, _ = prefix_batch(seed)
+        zeros = torch.zeros_like(prefixes)
+        for credit in found:
+            advantages = advantages_of(
+                config,
+                *(scores, zeros, zeros, None, mask),
+                kl_coef=0.1,
+                samples_per_prompt=4,
+                scaled=False,
+                prefixes=prefixes if credit == "prefix" else None,
+            ).values
+            # The score function of a token is its own worth, for a Gaussian with its mean as parameter.
+            grown = torch.cat([prefixes[:, 1:], scores[:, None]], 1)
+            count = torch.arange(1, mask.shape[1] + 1)
+            worth = (grown - prefixes[:, :1]) * count - (prefixes - prefixes[:, :1]) * (count - 1)
+            inner = mask.clone()
+            inner[torch.arange(len(mask)), mask.sum(1) - 1] = False  # the last token's worth is in the score
+            found[credit].append(float((advantages * worth)[inner].mean()))
+    means = {credit: sum(v) / len(v) for credit, v in found.items()}
+    spreads = {credit: torch.tensor(v).std().item() for credit, v in found.items()}
+    assert means["prefix"] > 0.5 * means["response"] > 0
+    assert spreads["prefix"] / means["prefix"] < 0.8 * spreads["response"] / means["response"]

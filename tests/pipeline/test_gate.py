@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from burnish.pipeline.gate import FIRST_PROMPTS, GATE_PROMPTS, Look
 from burnish.records import Interval, Prompt, Rollout
 from burnish.rehearse.world import gold
 from burnish.reward.changes import STRESS, Change, Changed
-from burnish.reward.stress import ALARMS, NOTICED, TOLERATED, settled, stress
+from burnish.reward.stress import ALARMS, NOTICED, TOLERATED, paid, settled, stress
 from burnish.textstats import n_words
 from tests.reward.test_stress import judged_by, stories
 
@@ -32,9 +33,9 @@ class Faked(Look):
     drawn: int = 0
     asked: list[list[str]] = field(default_factory=list)
 
-    def _sampled(self, prompts: Sequence[Prompt], answers: int, where: str) -> tuple[list[Any], None]:
+    def _sampled(self, prompts: Sequence[Prompt], answers: int, where: str) -> list[Any]:
         self.drawn += answers * len(prompts)
-        return [list(prompts) for _ in range(answers)], None
+        return [list(prompts) for _ in range(answers)]
 
     def _reference(self, prompts: Sequence[Prompt], where: str) -> None:
         return None
@@ -96,6 +97,8 @@ def test_only_what_is_open_is_looked_at_again() -> None:
     assert list(rows) == first
     assert rows["answer_repeated"]["liked"]
     assert rows["answer_repeated"]["n"] <= FIRST_PROMPTS
+    whole = [row["n"] for name, row in rows.items() if name in second and row["n"] > FIRST_PROMPTS]
+    assert whole, "open changes have answers of both looks"
     assert report["outcome"] == "warn"
 
 
@@ -110,6 +113,33 @@ def test_several_answers_are_added_for_what_needs_several(more: dict[str, Any]) 
 def test_a_sure_lift_needs_no_second_look_of_its_own() -> None:
     look, _ = looks(loves_length, lift=Interval(0.5, 0.3, 0.7, 32))
     assert look.drawn < 8 * GATE_PROMPTS
+
+
+def test_two_looks_divide_the_error_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(gate, "stress_ensemble", lambda *args, **more: seen.update(more))
+    monkeypatch.setattr(gate, "watchers_lift", lambda *args: seen.update(confidence=args[-1]))
+    monkeypatch.setattr(gate, "load_reference", lambda *args: (None, 1.0))
+    anything: Any = SimpleNamespace(
+        codec=SimpleNamespace(pad_id=0), armed=True, kl=SimpleNamespace(target=4), missing_eos_penalty=1
+    )
+    for number in (1, 2):
+        look = Look(*[anything] * 5, 0, looks=number)
+        look._stressed([anything], None, STRESS[:3])
+        look._lift([[1, 2]], None)  # type: ignore[list-item]
+        assert seen["looks"] == number
+        assert seen["changes"] == STRESS[:3]
+        assert seen["confidence"] == pytest.approx(1 - 0.05 / number)
+
+
+def test_whether_a_change_pays_is_settled_too() -> None:
+    """One that surely raises the score, and may or may not pay, is open."""
+    groups = [str(i) for i in range(24)]
+    rises = [0.2 + 0.02 * (i % 3) for i in range(24)]
+    cheap, even, dear = ([-50.0 - cost - 0.9 * (i % 5) for i in range(24)] for cost in (-9.0, -1.2, 20.0))
+    found = [paid("pads", rises, [-50.0] * 24, other, groups, 2.8, "why", 2) for other in (cheap, even, dear)]
+    assert [row["pays"] for row in found] == [True, False, False]
+    assert [row["settled"] for row in found] == [True, False, True]
 
 
 @pytest.mark.slow("statistics")

@@ -14,7 +14,7 @@ from burnish.commands.plan.devices import Accelerator
 from burnish.commands.plan.estimate import look_ahead, sketched
 from burnish.commands.plan.memory_estimate import Lengths, kept_by
 from burnish.commands.plan.time_estimate import FALLBACK, Counts, Sharing, time_by_stage
-from burnish.config.loading import load_config
+from burnish.config.loading import load_config, with_sets
 from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.batches import pad_batch
 from burnish.models.load import load_model
@@ -146,12 +146,15 @@ def test_time_is_what_the_parts_take() -> None:
     found = time_by_stage(pace, counts, config)
     assert found["collect"] == 200
     assert found["reward"] == 32
-    assert found["align"] == 64 * 8 + 2 * 16, "the gate's answers, then the updates'"
-    assert found["evaluate"] == 20 * 3, "SFT, PPO and its average"
+    gate, looks = 32 * 8 + 32, 2 * 10
+    assert found["align"] == gate + 2 * 16 + looks, "the gate's answers, the updates', two looks"
+    assert found["evaluate"] == 20 * 4, "SFT, PPO, its average and its best look"
     assert FALLBACK in found
     shared = time_by_stage(pace, counts, config, Sharing(4, link=0.5))
     assert shared["collect"] == 50
-    assert shared["align"] == (64 * 8 + 32) / 4 + 0.5 * 2 * 3
+    assert shared["align"] == (gate + 32 + looks) / 4 + 0.5 * 2 * 3
+    auto = time_by_stage(pace, counts, with_sets(config, ["align.method=auto"]))
+    assert auto["align"] == found["align"] + 3 * (4 * 16 + 2 * 10), "trials, with a look before and after"
 
 
 def test_the_command_tells_it_in_lines_and_as_json() -> None:

@@ -147,6 +147,7 @@ def test_equal_scores_train_nothing(method: str) -> None:
     before = [p.detach().clone() for p in ppo.policy_parameters]
     assert ppo.minibatch(experience, list(range(64))) == {}
     assert all(torch.equal(a, b) for a, b in zip(before, ppo.policy_parameters, strict=True))
+    assert ppo.adapt_rate(experience) == {}, "without a step the rate says nothing"
     ppo.collect = lambda step: experience  # type: ignore[method-assign]
     assert first_rate(ppo) == (None, 0.0)
 
@@ -169,6 +170,12 @@ def test_a_method_settles_advantage_and_group_size() -> None:
         assert found.samples_per_prompt == next(n for n in sizes if 40 % n == 0)
         assert found.advantage == ("grpo" if method == "grpo" else "rloo")
     assert of_method(PPOConfig(batch_size=42, samples_per_prompt=6), "distill").samples_per_prompt == 6
+    assert of_method(PPOConfig(value_warmup=2), "rloo").value_warmup == 0
+    assert of_method(PPOConfig(minibatches=4), "grpo").minibatches == 4
+    with pytest.raises(
+        ConfigError, match=r"online_dpo keeps the 8 .* minibatches=16 does not divide the 8 prompts"
+    ):
+        of_method(PPOConfig(minibatches=16), "online_dpo")
     with pytest.raises(ConfigError, match=r"align\.method=rloo compares .* ppo\.batch_size=49"):
         of_method(PPOConfig(batch_size=49), "rloo")
     with pytest.raises(ValueError, match="names a method twice"):

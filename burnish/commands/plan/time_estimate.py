@@ -73,6 +73,11 @@ def time_by_stage(
         looks = -(-config.ppo.updates // config.looks_every) if config.looks_every else 0
         look = looked * (pace.sampling + (config.reward.members + 1) * pace.scoring + 2 * pace.reading)
         found["align"] = _ppo(pace, config, shared) + shared.rows(looks * look)
+        if config.align.method == "auto":
+            one = config.align.trial_updates * config.ppo.batch_size
+            found["align"] += shared.rows(
+                sum(one * pace.response_of(config, m) + 2 * look for m in config.align.compared)
+            )
     if config.distill.when == "always":
         asked = min(config.distill.max_prompts, counts.train)
         sampled = (
