@@ -111,9 +111,9 @@ def group_advantages(
     """Return advantages (B, T) from groups of `answers` rows to one prompt, without values.
 
     The rows of a group are adjacent. An advantage is the same on every token of a response: its
-    summed reward less that of the other answers to its prompt. With `paid` (B, T), the part of a
-    response's reward that was given before each token (see `paid_before`), it is the reward from a
-    token on, less that of the other answers from the same position on.
+    summed reward less that of the other answers to its prompt. `paid` (B, T) is the reward that was
+    given before each token (see `paid_before`). With it, an advantage is the reward from a token on,
+    less that of the other answers from the same position on.
 
     RLOO: less the mean of the others (Ahmadian et al. 2024, Eq. 8). GRPO, `scaled`: less the mean
     of the whole group, divided by its standard deviation (Shao et al. 2024, 4.1.2); 0 if all are

@@ -47,10 +47,10 @@ def weights_of_pairs(
 ) -> tuple[dict[int, float], dict[str, float]]:
     """Return the weights of the best and worst rows in the gradient of the DPO loss, and its figures.
 
-    The target of a pair is sigmoid(difference of its scores), so that with beta = the KL coefficient
-    the loss is least where the log-ratios differ by the scores' difference / beta, as in the optimum of
-    PPO's objective (reward-aware preference optimization, Adler et al. 2024, Nemotron-4 340B, 3.3.2; DPO:
-    Rafailov et al. 2023, Eq. 7). `ranked`, `logprobs` and `ref_logprobs` are (B,), the latter summed
+    The target of a pair is sigmoid(difference of its scores). The loss is then least where the
+    log-ratios differ by the scores' difference / beta. With beta = the KL coefficient this is the optimum
+    of PPO's objective. Source: reward-aware preference optimization (Adler et al. 2024, Nemotron-4 340B,
+    3.3.2); DPO (Rafailov et al. 2023, Eq. 7). `ranked`, `logprobs` and `ref_logprobs` are (B,), the latter summed
     over responses.
     """
     best, worst = ([pair[side] for pair in pairs] for side in (0, 1))
