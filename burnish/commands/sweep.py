@@ -84,7 +84,9 @@ def cells_of(folder: Path, seeds: Sequence[int], sets: Sequence[str]) -> list[Ce
     """
     keys = [item.partition("=")[0].strip() for item in sets]
     if "seed" in keys:
-        raise ConfigError("--set seed=... has no effect in a sweep, which sets the seed of every run; give --seeds 0-4")
+        raise ConfigError(
+            "--set seed=... has no effect in a sweep, which sets the seed of every run; give --seeds 0-4"
+        )
     choices = [values_of(item) for item in sets]
     if any(len(set(values)) < len(values) for values in choices):
         raise ConfigError(f"--set {' '.join(sets)} names a value twice; name each once")

@@ -40,7 +40,7 @@ from burnish.objectives import (
 )
 from burnish.policy.advantages import advantages_of
 from burnish.policy.gradient_signal import Halves, signal_of_one, wanted_batches
-from burnish.policy.groups import extremes, weights_of_best, weights_of_pairs
+from burnish.policy.groups import extremes, rows_and_weights, weights_of_best, weights_of_pairs
 from burnish.policy.kl_control import BEGUN, AdaptiveKLController
 from burnish.policy.rollouts import (
     Experience,
@@ -346,27 +346,23 @@ class PPO:
             return [row for row in rows if row // self.samples_per_prompt in unequal], None, {}
         if not pairs:
             return [], None, {}
-        figures: dict[str, float] = {}
         if self.method == "distill":
-            weights = weights_of_best(pairs, experience.rollout.lengths)
-        else:
-            sums = sequence_sum(experience.old_logprobs, experience.rollout.response_mask)
-            if experience.trained_on:  # the policy is no longer the one that sampled
-                both = [row for pair in pairs for row in pair]
+            return *rows_and_weights(weights_of_best(pairs, experience), experience), {}
+        logprobs = self.summed_logprobs(experience, [row for pair in pairs for row in pair])
+        weights, figures = weights_of_pairs(pairs, experience, logprobs, beta=self.controller.coef)
+        return *rows_and_weights(weights, experience), figures
 
-                def read(batch: Batch) -> torch.Tensor:
-                    return token_logprobs(self.policy, batch).sum(1)
+    def summed_logprobs(self, experience: Experience, rows: list[int]) -> torch.Tensor:
+        """Return the policy's log-probability (B,) of each response, up to date for `rows`."""
+        sums = sequence_sum(experience.old_logprobs, experience.rollout.response_mask)
+        if not experience.trained_on:
+            return sums
 
-                now = experience.sequences.read(read, self.config.micro_batch, both, "log-probabilities")
-                sums = sums.index_copy(0, torch.tensor(both, device=CPU).to(sums.device), now)
-            reference = sequence_sum(experience.ref_logprobs, experience.rollout.response_mask)
-            weights, figures = weights_of_pairs(
-                pairs, experience.ranked, sums, reference, beta=self.controller.coef
-            )
-        device = experience.ranked.device
-        weighed = torch.zeros(len(experience.rollout), device=CPU)
-        weighed[list(weights)] = torch.tensor(list(weights.values()), device=CPU)
-        return sorted(weights), weighed.to(device), figures
+        def read(batch: Batch) -> torch.Tensor:
+            return token_logprobs(self.policy, batch).sum(1)
+
+        now = experience.sequences.read(read, self.config.micro_batch, rows, "log-probabilities")
+        return sums.index_copy(0, torch.tensor(rows, device=CPU).to(sums.device), now)
 
     def minibatch(
         self, experience: Experience, rows: list[int], *, signal: bool = False

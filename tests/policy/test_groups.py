@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +34,8 @@ def test_the_best_and_the_worst_of_whole_groups() -> None:
     ranked = torch.tensor([1.0, 3.0, 2.0, 5.0, 5.0, 5.0, 0.0, -1.0, 4.0])
     assert extremes(ranked, range(9), 3) == [(1, 0), (8, 7)], "a group of equal values has no order"
     assert extremes(ranked, [0, 1, 6, 7, 8], 3) == [(8, 7)], "a group that is not whole is left out"
-    assert weights_of_best([(1, 0), (8, 7)], [4] * 8 + [6]) == {1: 0.1, 8: 0.1}
+    experience: Any = SimpleNamespace(rollout=SimpleNamespace(lengths=[4] * 8 + [6]))
+    assert weights_of_best([(1, 0), (8, 7)], experience) == {1: 0.1, 8: 0.1}
 
 
 def test_weights_of_pairs_are_the_gradient_of_the_loss() -> None:
@@ -40,7 +43,11 @@ def test_weights_of_pairs_are_the_gradient_of_the_loss() -> None:
     ranked, logprobs, reference = (torch.randn(6, generator=rng) for _ in range(3))
     logprobs.requires_grad_()
     pairs = [(0, 2), (5, 3)]
-    weights, figures = weights_of_pairs(pairs, ranked, logprobs, reference, beta=0.4)
+    mask = torch.ones(6, 1, dtype=torch.bool)
+    experience: Any = SimpleNamespace(
+        ranked=ranked, ref_logprobs=reference[:, None], rollout=SimpleNamespace(response_mask=mask)
+    )
+    weights, figures = weights_of_pairs(pairs, experience, logprobs, beta=0.4)
     losses, _ = dpo_loss(
         logprobs[[0, 5]],
         logprobs[[2, 3]],
@@ -173,7 +180,7 @@ def test_a_method_settles_advantage_and_group_size() -> None:
     assert of_method(PPOConfig(value_warmup=2), "rloo").value_warmup == 0
     assert of_method(PPOConfig(minibatches=4), "grpo").minibatches == 4
     with pytest.raises(
-        ConfigError, match=r"online_dpo keeps the 8 .* minibatches=16 does not divide the 8 prompts"
+        ConfigError, match=r"online_dpo keeps the 8 .*minibatches=16 does not divide the 8 prompts"
     ):
         of_method(PPOConfig(minibatches=16), "online_dpo")
     with pytest.raises(ConfigError, match=r"align\.method=rloo compares .* ppo\.batch_size=49"):
