@@ -50,7 +50,7 @@ def check_config(config: RunConfig) -> None:
     if config.ppo.credit == "prefix" and not (grouped and config.ppo.ensemble_weight):
         raise ConfigError(
             "ppo.credit is 'prefix', which needs the reward ensemble (ppo.ensemble_weight) and ppo.advantage or "
-            "align.method rloo or grpo; set these, or ppo.credit: auto"
+            "align.method rloo or grpo; set these, or ppo.credit: response"
         )
     for lacking in (given.lacks() for given in config.evaluate.regression_sets):
         if lacking:

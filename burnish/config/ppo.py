@@ -179,11 +179,10 @@ class PPOConfig(Section):
         "prompt as the baseline, without a value function. `auto` starts with gae, and changes to rloo once the "
         "value function has explained nothing for three updates.",
     )
-    credit: Literal["auto", "response", "prefix"] = Field(
-        "auto",
+    credit: Literal["response", "prefix"] = Field(
+        "response",
         description="Where rloo and grpo credit a reward. response: on every token alike. prefix: on the tokens after "
-        "which the reward models' score of the prefix rises, by GAE with `lam`. auto: prefix where the ensemble is in "
-        "the reward.",
+        "which the reward models' score of the prefix rises, by GAE with `lam`.",
     )
     samples_per_prompt: int = Field(
         1,

@@ -149,7 +149,7 @@ def assemble_ppo(
         value_learning_rate=VALUE_SHARE * reward_rate
         if config.value_learning_rate == "auto"
         else config.value_learning_rate,
-        prefixes=None if config.credit == "response" or scorer is None else scorer.prefixes,
+        prefixes=scorer.prefixes if config.credit == "prefix" and scorer is not None else None,
         method=method if method in ("distill", "online_dpo") else "ppo",
         average_updates=config.averaged(whole=models.base.layers == "all"),
         shaping=shaping,
