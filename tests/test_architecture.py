@@ -33,7 +33,7 @@ LEVELS = (
     {"pipeline"},
     {"commands", "api"},
     {"web"},
-    {"cli"},
+    {"cli", "__main__"},
 )
 """A package imports packages of its own level or of a lower one; the third level imports only lower ones."""
 LEVEL = {package: level for level, packages in enumerate(LEVELS) for package in packages}
