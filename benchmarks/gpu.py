@@ -161,7 +161,7 @@ def output_layer(bench: Bench) -> dict[str, Any]:
         policy = Policy(top, layer, 0, dtype=dtype)
 
         def work(layer: Output = layer, policy: Policy = policy) -> torch.Tensor:
-            out = _TargetLogprobs.apply(hidden, layer.weight, None, targets, policy)
+            out, _ = _TargetLogprobs.apply(hidden, layer.weight, None, targets, policy, None)
             torch.autograd.grad(out.sum(), hidden)
             return out.detach()
 
