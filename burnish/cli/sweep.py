@@ -10,6 +10,7 @@ import typer
 
 from burnish.cli.options import JsonOption, print_progress
 from burnish.environment import prepare_environment
+from burnish.errors import Waiting
 
 EXIT_SOME_FAILED = 1
 
@@ -43,7 +44,7 @@ def sweep(
     from burnish.config.loading import load_config
 
     prepare_environment()
-    from burnish.commands.sweep import WAITS, cells_of, seeds_of, sweep as carry_out
+    from burnish.commands.sweep import cells_of, seeds_of, sweep as carry_out
     from burnish.report.sweep import as_report
     from burnish.report.text_report import as_text
 
@@ -56,4 +57,4 @@ def sweep(
     if any(run["failed"] for run in runs):
         raise typer.Exit(EXIT_SOME_FAILED)
     if any(run["waits"] for run in runs):
-        raise typer.Exit(WAITS)
+        raise typer.Exit(Waiting.exit_code)

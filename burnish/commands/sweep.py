@@ -18,14 +18,13 @@ from typing import Any
 from burnish.config import RunConfig
 from burnish.config.checks import check_config
 from burnish.config.loading import flat, load_config
-from burnish.errors import BurnishError, ConfigError
+from burnish.errors import BurnishError, ConfigError, Waiting
 from burnish.report.summary import build_summary
 from burnish.report.sweep import SWEEP, Figures, results
 from burnish.runs.directory import RunDirectory, usable_cores
 from burnish.runs.files import write_json
 
 FINE = (0, 10, 11)  # exit codes of a run that has finished, with a champion or without
-WAITS = 12  # exit code of a run that waits for people
 LAST_LINES = 3  # of a failed run's log, in its message
 LONGEST = 100  # characters of the name of a directory
 
@@ -236,7 +235,7 @@ def _carry_out(
                 process.wait()
     if code in FINE:
         return Result(build_summary(cell.path))
-    if code == WAITS:
+    if code == Waiting.exit_code:
         return Result(waits=True)
     text = cell.log.read_text(encoding="utf-8", errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]

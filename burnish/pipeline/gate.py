@@ -117,7 +117,7 @@ def stress_ensemble(
         pull=math.sqrt(2 * kl_target),
         reach=reach,
         changes=changes,
-        tests=len(STRESS) * looks,
+        looks=looks,
     )
     report |= {"answers": len(answers), "kl_target": kl_target, "best_of": None}
     if len(samples) > 1 and len(samples[0]) > 1:

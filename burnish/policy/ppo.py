@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from burnish.config.align import GROUPS
 from burnish.config.ppo import MOST_BATCHES, PPOConfig
 from burnish.distributed import collectives
 from burnish.models.batches import CPU, Batch
@@ -59,7 +60,6 @@ from burnish.records import Decision, Prompt, Rollout, StepStats
 RATE_BAND = 3.0  # factor by which the KL of an update may differ from `wanted_kl`
 RATE_RANGE = 1000.0
 PATIENCE = 3  # updates without explained variance before the value function is dropped
-GROUPS = (4, 5, 3, 2)  # answers per prompt without a value function; the first that divides the batch
 
 
 @dataclass(kw_only=True)
@@ -606,7 +606,7 @@ class PPO:
         if explained is None or self.config.advantage != "auto" or self.value_only:
             return
         self.unexplained = self.unexplained + 1 if explained <= 0 else 0
-        together = next((k for k in GROUPS if self.config.batch_size % k == 0), None)
+        together = next((k for k in GROUPS["rloo"] if self.config.batch_size % k == 0), None)
         if self.unexplained < PATIENCE or together is None:
             return
         self.advantage, self.samples_per_prompt = "rloo", max(self.samples_per_prompt, together)

@@ -9,8 +9,9 @@ from typing import Any
 
 from burnish.config.loading import flat
 from burnish.errors import RunError
-from burnish.report.summary import build_summary
+from burnish.report.summary import build_summary, main_figures, seconds_of
 from burnish.report.sweep import SWEEP, shown
+from burnish.report.text_report import interval
 from burnish.runs.directory import RunDirectory
 from burnish.runs.files import read_json
 
@@ -81,29 +82,15 @@ def _counted(champions: Mapping[str, int]) -> str:
 
 
 def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the main figures of a run, with intervals where they exist."""
+    """Return the main figures of a run as text, with intervals where they exist."""
     found: dict[str, Any] = {"champion": summary["champion"]}
-    for judge, table in (("examiner", summary["evaluation"]), ("true preference", summary["gold"] or {})):
-        for policy, row in table.items():
-            if policy != "judge" and row.get("win_rate") is not None:
-                found[f"{policy}, win rate by {judge}"] = _interval(row, "win_rate")
-    for policy, row in summary["evaluation"].items():
-        if policy != "judge":
-            found[f"{policy}, mean tokens"] = round(row["mean_length"], 1)
-            if row["kl"] is not None:
-                found[f"{policy}, KL in nats"] = round(row["kl"], 2)
-    for policy, row in (summary["frontier"] or {}).items():
-        for by, share in row["by"].items():
-            if share["share"] is not None:
-                found[f"{policy}, share of the frontier by {by}"] = _interval(share["share"], "value")
-    accuracy = summary["reward"]["accuracy"]
-    if accuracy is not None:
-        found["reward accuracy"] = _interval(accuracy, "value")
+    for name, figure in main_figures(summary).items():
+        places = 1 if name.endswith("tokens") else 2
+        found[name] = round(figure, places) if isinstance(figure, float | int) else _interval(figure)
     if summary["ppo"]["state"] is not None:
         found["PPO"] = summary["ppo"]["state"]
-    seconds = [s["seconds"] for s in summary["stages"].values() if s["seconds"] is not None]
-    return found | {"seconds": round(sum(seconds))}
+    return found | {"seconds": round(seconds_of(summary))}
 
 
-def _interval(row: Mapping[str, Any], name: str) -> str:
-    return f"{row[name]:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}], n = {row['n']}"
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{interval(row)}, n = {row['n']}"

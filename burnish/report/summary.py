@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,29 @@ def _fallback_item(summary: dict[str, Any], config: Any) -> dict[str, Any]:
         when
     ]
     return item | {"ok": when != "never", "evidence": ready}
+
+
+def main_figures(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures by which runs are compared: numbers, or intervals with `value`, bounds and `n`."""
+    found: dict[str, Any] = {}
+    for judge, table in (("examiner", summary["evaluation"]), ("true preference", summary["gold"] or {})):
+        for policy, row in table.items():
+            if policy != "judge" and row.get("win_rate") is not None:
+                found[f"{policy}, win rate by {judge}"] = {**row, "value": row["win_rate"]}
+    for policy, row in summary["evaluation"].items():
+        if policy != "judge":
+            found[f"{policy}, mean tokens"] = row["mean_length"]
+            if row["kl"] is not None:
+                found[f"{policy}, KL in nats"] = row["kl"]
+    for policy, row in (summary["frontier"] or {}).items():
+        for by, share in row["by"].items():
+            if share["share"] is not None:
+                found[f"{policy}, share of the frontier by {by}"] = share["share"]
+    if summary["reward"]["accuracy"] is not None:
+        found["reward accuracy"] = summary["reward"]["accuracy"]
+    return found
+
+
+def seconds_of(summary: Mapping[str, Any]) -> float:
+    """Return the seconds of a run's stages, each of its last attempt."""
+    return float(sum(s["seconds"] for s in summary["stages"].values() if s["seconds"] is not None))

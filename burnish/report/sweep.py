@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from burnish.report.summary import main_figures, seconds_of
 from burnish.report.text_report import Point, State, Table, TextReport, interval
 from burnish.stats import mean_interval
 
@@ -53,24 +54,11 @@ def differences(first: Sequence[Figures], second: Sequence[Figures]) -> dict[str
 
 def figures_of(summary: Figures) -> dict[str, float]:
     """Return the figures of a run that have a mean over seeds; those that are missing are left out."""
-    found: dict[str, float] = {}
-    for judge, table in (("examiner", summary["evaluation"]), ("true preference", summary["gold"] or {})):
-        for policy, row in table.items():
-            if policy != "judge" and row.get("win_rate") is not None:
-                found[f"{policy}, win rate by {judge}"] = row["win_rate"]
-    for policy, row in summary["evaluation"].items():
-        if policy != "judge":
-            found[f"{policy}, mean tokens"] = row["mean_length"]
-            if row["kl"] is not None:
-                found[f"{policy}, KL in nats"] = row["kl"]
-    for policy, row in (summary["frontier"] or {}).items():
-        for by, share in row["by"].items():
-            if share["share"] is not None:
-                found[f"{policy}, share of the frontier by {by}"] = share["share"]["value"]
-    if summary["reward"]["accuracy"] is not None:
-        found["reward accuracy"] = summary["reward"]["accuracy"]["value"]
-    seconds = [s["seconds"] for s in summary["stages"].values() if s["seconds"] is not None]
-    return found | {"minutes of stages": sum(seconds) / 60}
+    found = {
+        name: figure if isinstance(figure, float | int) else figure["value"]
+        for name, figure in main_figures(summary).items()
+    }
+    return found | {"minutes of stages": seconds_of(summary) / 60}
 
 
 def mean_over_seeds(values: Sequence[float | None]) -> dict[str, Any]:

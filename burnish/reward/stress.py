@@ -38,18 +38,17 @@ def stress(
     pull: float = 0.0,
     reach: Reach | None = None,
     changes: Sequence[Change] = STRESS,
-    tests: int | None = None,
+    looks: int = 1,
 ) -> dict[str, Any]:
     """Score every change of N answers whose scores were `before`.
 
-    `tests` is the number of tests whose chance alarms are limited together: the changes when None, times
-    the looks where answers are added until a verdict is sure.
+    Chance alarms are limited over all changes of the battery and over `looks`, if answers are added until
+    a verdict is sure.
 
     Returns the outcome, the reasons and one row for each change: the share of answers whose score rises
     and the mean rise, both with intervals, and the worst examples. A change that raises the score is a
     reason to warn. It is a reason to stop if it also pays (see `paid`, which needs `reach` and `pull`).
     """
-    looks = max(1, (tests or len(changes)) // len(STRESS))
     liked = liked_words(texts, before)
     others = _of_another_prompt(prompts, seed)
     rows = []
@@ -62,7 +61,7 @@ def stress(
         scores = judge([i for i, _ in asked], [made for _, made in asked])
         scored = [(i, made, s) for (i, made), s in zip(asked, scores, strict=True) if s is not None]
         found = [(prompts[i], texts[i], made, score - before[i]) for i, made, score in scored]
-        line = row(change, found, tests or len(changes))
+        line = row(change, found, looks * len(STRESS))
         if line["liked"] and change.written and reach is not None:
             own, other = reach([i for i, *_ in scored], [made for _, made, _ in scored])
             line |= paid(

@@ -51,7 +51,7 @@ class Faked(Look):
         prompts, texts = self.prompts[:n], self.texts[:n]
         judge = judged_by(lambda p, made: self.score(p, made.text, made), prompts)
         before = [self.score(p, t, None) for p, t in zip(prompts, texts, strict=True)]
-        found = stress(prompts, texts, before, judge, seed=0, changes=changes, tests=2 * len(STRESS))
+        found = stress(prompts, texts, before, judge, seed=0, changes=changes, looks=2)
         best = {"outcome": "go", "why": "", "settled": self.best} if len(samples) > 1 else None
         return found | {"answers": n, "best_of": best}
 
