@@ -29,7 +29,8 @@ FORMS = {
     "scale": ["compute"],
     "selection": [],
 }
-"""Arguments of the scripts that need no others. `candidates`, `gpu`, `gradient_noise` and `speed` have own tests."""
+OWN_TESTS = {"beside_trl", "candidates", "gpu", "gradient_noise", "speed"}
+"""Scripts that need other arguments than those of FORMS."""
 
 
 def script(name: str, *args: str | Path | float) -> str:
@@ -50,7 +51,7 @@ def last_line(text: str) -> dict[str, object]:
 
 def test_every_script_is_here() -> None:
     there = {file.stem for file in (ROOT / "benchmarks").glob("*.py")}
-    assert there == FORMS.keys() | ELSEWHERE | {"candidates", "gpu", "gradient_noise", "speed"}
+    assert there == FORMS.keys() | ELSEWHERE | OWN_TESTS
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -60,6 +61,33 @@ def test_the_shortest_form_runs(name: str) -> None:
 
 def test_candidates_are_trained_from_a_finished_run(run_copy: Path) -> None:
     assert "dpo_labels" in script("candidates", run_copy, "--arms", "dpo_labels")
+
+
+UNTRAINED = """
+import json, shutil, sys
+what, model, data, out = sys.argv[1:5]
+first = json.loads(open(data).readline())
+assert first["prompt"][0]["role"] == "user"
+assert what == "rloo" or first["chosen"][0]["content"] != first["rejected"][0]["content"]
+shutil.copytree(model, out + "/model")
+print(json.dumps({"steps": 3, "batch": 8, "seconds": 1.0, "autocast": "float32"}))
+"""
+"""An arm that trains nothing."""
+
+
+def test_an_untrained_peer_is_judged_as_sft(run_copy: Path, tmp_path: Path) -> None:
+    arm, out = tmp_path / "arm.py", tmp_path / "out"
+    arm.write_text(UNTRAINED)
+    call = (run_copy, out, "--arm", arm, "--minutes", 3, "--trial-minutes", 1)
+    lines = script("beside_trl", *call).splitlines()
+    (row,) = [line.split("|") for line in lines if line.startswith("| trl-rloo-default")]
+    assert 0.3 < float(row[2].split()[0]) < 0.7
+    assert abs(float(row[5])) < 1e-3, "KL to SFT"
+    assert any(line.startswith("| ppo - trl-dpo-default") for line in lines)
+    arms = {path.parent.name for path in out.glob("*/result.json")}
+    assert {"reward", "trl-rloo-default", "trl-dpo-default", "rloo-trial-1e-06", "dpo-trial-2.5e-05"} <= arms
+    arm.unlink()
+    assert script("beside_trl", *call).splitlines() == lines, "finished arms are kept"
 
 
 def test_the_noise_of_gradients_is_measured_on_a_finished_run(run_copy: Path) -> None:

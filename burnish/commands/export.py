@@ -96,6 +96,7 @@ def export_adapter(run: Path, path: Path) -> dict[str, Any]:
 
 EACH = {
     "last": "each a plain `AutoModelForSequenceClassification(num_labels=1)`",
+    "mixed": "each loaded as its own README says,",
     "mean": "each an `AutoModel` with its head in a file of its own, loaded as its README says,",
 }
 CARD = """# Reward models of {name}
@@ -171,9 +172,10 @@ def reward_card(
         return "(unknown)" if value is None else f"{value:.2f}"
 
     reasons = [] if stressed is None else [*stressed["reasons"]["stop"], *stressed["reasons"]["warn"]]
+    poolings = {reading.pooling if (reading := saved_reading(member)) else "last" for member in members}
     return CARD.format(
         name=config.name,
-        each=EACH[reading.pooling if (reading := saved_reading(members[0])) else "last"],
+        each=EACH["mixed" if len(poolings) > 1 else poolings.pop()],
         members=len(members),
         aggregate=ensemble["aggregate"],
         length="" if config.reward.length == "none" else f", length corrected by `{config.reward.length}`",

@@ -12,8 +12,9 @@ from burnish.commands.pool import Pool, gains_of_updates, pool_of
 from burnish.evaluation.frontier import curves_of, share_of_frontier, share_of_updates
 from burnish.evaluation.overoptimization import Array, best_of_kl
 from burnish.models.generate import sample_rollout
-from burnish.pipeline.answers import kl_to_reference, repeated
+from burnish.pipeline.answers import repeated
 from burnish.pipeline.rounds import policies
+from burnish.policy.rollouts import kl_to_reference
 from burnish.report.frontier import ENSEMBLE, FRONTIER
 from burnish.report.page import write_reports
 from burnish.runs.files import write_json

@@ -27,6 +27,18 @@ class AlignConfig(Section):
         "fine-tuning on the best of several responses to a prompt, by reward less KL. online_dpo: in each update, DPO "
         "on the best against the worst. auto: short trials of `compared`, then the best of them by the watcher.",
     )
+    start: Literal["sft", "dpo"] = Field(
+        "sft",
+        description="Weights that the method starts from. dpo: DPO on `dpo.pairs` runs first and is a candidate of its "
+        "own, and the method continues from it (Tulu 3). KL is measured to SFT in either case. Where DPO alone spends "
+        "more KL than `start_share` allows, its change of the weights is scaled down.",
+    )
+    start_share: float = Field(
+        0.25,
+        gt=0,
+        lt=1,
+        description="Share of ppo.kl.target that the weights of `start: dpo` may spend.",
+    )
     compared: tuple[Method, ...] = Field(
         ("ppo", "online_dpo", "distill"), description="Methods that `auto` tries.", min_length=2
     )

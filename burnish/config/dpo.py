@@ -29,6 +29,12 @@ class DPOConfig(Section):
     samples_per_prompt: int = Field(
         4, ge=2, description="Responses sampled for each prompt where pairs are on_policy or both."
     )
+    pairs_per_prompt: int | None = Field(
+        None,
+        ge=1,
+        description="Labelled pairs of a prompt that are trained on at most, those of the most and least preferred "
+        "responses first. null: all. Rankings of k responses make up to k (k - 1) / 2 pairs, at that cost.",
+    )
     max_prompts: int = Field(640, ge=8, description="Training prompts sampled at most for on-policy pairs.")
     loss: Literal["sigmoid", "ipo"] = Field(
         "sigmoid",

@@ -31,6 +31,11 @@ class RewardConfig(Section):
         None,
         description="What is trained below that depth, as in model.layers; null: as many layers as model.layers.",
     )
+    readings: Literal["same", "different"] = Field(
+        "same",
+        description="same: all members read at one place. different: each at its own, chosen by the probes so that "
+        "their errors correlate least, and the layers below it are trained. It costs the activations of each place.",
+    )
     members: int = Field(3, ge=1, description="Reward models of the ensemble, with different seeds.")
     aggregate: Aggregate = Field(
         "mean",
@@ -127,6 +132,13 @@ class RewardConfig(Section):
             )
         if self.shared_head and self.members == 1:
             raise ValueError("shared_head keeps the average of several members; members is 1")
+        if self.readings == "different" and self.shared_head:
+            raise ValueError("readings=different gives each member its own head; set shared_head: false")
+        if self.readings == "different" and self.depth != "auto" and self.pooling != "auto":
+            raise ValueError(
+                f"readings=different chooses among places, but depth={self.depth} and pooling={self.pooling} leave "
+                "one; set one of them to auto"
+            )
         used = self.validation_share + self.watcher_share + self.examiner_share
         if used >= 0.9:
             raise ValueError(

@@ -170,5 +170,6 @@ def read_features(model: ScalarHead, sequences: Sequences) -> torch.Tensor:
 
 
 def raw_scores(model: ScalarHead, sequences: Sequences) -> torch.Tensor:
-    """Return the raw scores (N,) of every sequence."""
+    """Return the raw scores (N,) of every sequence, of any part of the model's base."""
+    sequences = sequences.at(model.top.base)
     return sequences.read(model.score, traits(model.top.base.device).rows, range(len(sequences)), "scores")

@@ -39,6 +39,8 @@ class Sequences:
         self.response_ids = response_ids
         self.pad_id = pad_id
         self.layers_done = 0
+        self._rollout: Rollout | None = None
+        self._elsewhere: dict[int, Sequences] = {}  # by cut
         self._features: list[torch.Tensor | None] = [*(features or [None] * len(prompt_ids))]
 
     @classmethod
@@ -62,7 +64,23 @@ class Sequences:
             for cut in missing:
                 kept = dict(zip(own, found.get(cut, ()), strict=True))
                 rollout.features[cut] = [kept.get(row) for row in range(len(rollout))]
-        return cls(base, *ids, pad_id, features=rollout.features.get(base.cut))
+        sequences = cls(base, *ids, pad_id, features=rollout.features.get(base.cut))
+        sequences._rollout = rollout
+        return sequences
+
+    def at(self, base: Backbone) -> Sequences:
+        """Return the same sequences on another part of the same whole base, always the same object.
+
+        Sequences of a rollout share its activations.
+        """
+        if base.cut == self.base.cut:
+            return self
+        if base.cut not in self._elsewhere:
+            if self._rollout is not None:
+                self._elsewhere[base.cut] = Sequences.of(base, self._rollout, self.pad_id)
+            else:
+                self._elsewhere[base.cut] = Sequences(base, self.prompt_ids, self.response_ids, self.pad_id)
+        return self._elsewhere[base.cut]
 
     @property
     def features(self) -> list[torch.Tensor] | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from shutil import rmtree
 from typing import Any
+
+from safetensors.torch import load_file
 
 from burnish.config.align import AlignConfig, of_method
 from burnish.config.distill import DistillConfig
@@ -25,23 +28,26 @@ from burnish.pipeline.answers import OwnAnswers
 from burnish.pipeline.assemble import LOOKS, build_ppo, ensemble_of, find_first_rate, looks_of
 from burnish.pipeline.context import Data, Journal, Models
 from burnish.pipeline.distill import run_distill
-from burnish.pipeline.dpo import HEALTHY, run_dpo
+from burnish.pipeline.dpo import HEALTHY, START, run_dpo
 from burnish.pipeline.gate import barely_moved, pass_gate
 from burnish.pipeline.guarded import Guarded, run_guarded
 from burnish.pipeline.oversight import Oversight
 from burnish.policy.looks import Looks
 from burnish.policy.ppo import PPO
-from burnish.policy.ppo_start import self_check
+from burnish.policy.ppo_start import self_check, start_from
 from burnish.records import Decision
 from burnish.reward.ensemble import (
     SavedWatcher,
     load_watcher,
     prepare,
 )
-from burnish.runs.files import write_json
+from burnish.runs.files import read_json, write_json
 from burnish.stats import clustered_error
 
 CHECK_PROMPTS = 16
+STARTED = "align/start.json"  # DPO's entry of align.json, written when it has run before PPO
+Begin = Callable[[PPO], dict[str, float]]
+"""Change of an untrained policy's weights before the first update; returns its figures."""
 LEAST_MOVED = 0.02  # share of the KL target, below which a trial shows nothing
 
 
@@ -67,11 +73,14 @@ def align(
     state: dict[str, Any] = found.state if found else {"phase": "ppo"}
     outcome: dict[str, Any] = state.get("outcome", {})
     own = OwnAnswers(models, data, journal, ppo.batch_size, seed)
-    if state["phase"] in ("trial", "ppo"):
-        outcome = {"ppo": run_ppo(models, data, journal, how, ppo, guard, monitor, looks_every, seed)}
+    if state["phase"] in ("start", "trial", "ppo"):
+        first = partial(run_dpo, models, data, own, journal, dpo, None, seed)
+        outcome = run_ppo(models, data, journal, how, ppo, guard, monitor, looks_every, seed, first)
         journal.checkpoint(state={"phase": "dpo", "outcome": outcome})
     collectives.settled()  # every process has read the weights of the look that is a candidate
     collectives.by_lead(partial(rmtree, journal.path / "align" / LOOKS, ignore_errors=True))()
+    for name in (START, STARTED):
+        collectives.by_lead(partial((journal.path / name).unlink, missing_ok=True))()
     if distill.when == "always" and "distill" not in outcome:
         outcome["distill"] = run_distill(models, own, journal, distill, seed)
         journal.checkpoint(state={"phase": "dpo", "outcome": outcome})
@@ -80,7 +89,8 @@ def align(
         "triggered": given_up and dpo.when != "never",
         "reason": outcome["ppo"]["reason"] if given_up else None,
     }
-    if dpo.when == "always" or (given_up and dpo.when == "fallback"):
+    wanted = dpo.when == "always" or (given_up and dpo.when == "fallback")
+    if wanted and "dpo" not in outcome:
         outcome["dpo"] = run_dpo(models, data, own, journal, dpo, outcome, seed)
     write_json(journal.path / "align.json", outcome)
     return ["align.json", *(name for name in (*TRAINED, HEALTHY) if is_saved(journal.path / name))]
@@ -96,28 +106,41 @@ def run_ppo(
     monitor: MonitorConfig,
     looks_every: int,
     seed: int,
+    first: Callable[[], dict[str, Any]],
 ) -> dict[str, Any]:
     """Run PPO, or another method, to its last update or until the guard gives it up.
 
-    Returns its entry of align.json.
+    `first` runs DPO, for `align.start: dpo`. Returns the entry `ppo` of align.json, and `dpo` if it ran.
     """
     if not config.updates:
-        return {"state": "off", "reason": "ppo.updates is 0", "rollbacks": 0}
+        return {"ppo": {"state": "off", "reason": "ppo.updates is 0", "rollbacks": 0}}
     watch = load_watcher(models.base, journal.path / "reward")
     found = journal.latest_checkpoint()
     if not found and config.ensemble_weight:
         stopped = pass_gate(models, data, journal, config, watch, seed)
         give_back()  # frees the memory of hundreds of sampled answers
         if stopped:
-            return {"state": "stopped", "reason": stopped, "rollbacks": 0}
+            return {"ppo": {"state": "stopped", "reason": stopped, "rollbacks": 0}}
+    entry: dict[str, Any] = {}
+    begin: Begin | None = None
+    if how.start == "dpo":
+        done = journal.path / STARTED
+        if not collectives.from_lead(done.exists):
+            collectives.by_lead(partial(write_json, done, first()))()
+            give_back()
+        entry["dpo"] = read_json(done)
+        begin = partial(
+            start_from, weights=load_file(journal.path / START), most=how.start_share * config.kl.target
+        )
     if found and found.state["phase"] == "ppo":
         chosen = found.state.get("chosen", {"method": "ppo"})  # not in older checkpoints
     else:
-        chosen, found = choose_method(models, data, journal, how, config, watch, seed), None
+        chosen, found = choose_method(models, data, journal, how, config, watch, seed, begin), None
     config, rewards = of_method(config, chosen["method"]), journal.path / "reward"
     ppo = build_ppo(models, data, rewards, config, seed, fresh=found is None, method=chosen["method"])
     looks = looks_of(ppo, watch, models, data, journal.path, looks_every, seed) if looks_every else None
-    return run_under_guard(ppo, watch, models, journal, guard, monitor, seed, looks, chosen)
+    entry["ppo"] = run_under_guard(ppo, watch, models, journal, guard, monitor, seed, looks, chosen, begin)
+    return entry
 
 
 def choose_method(
@@ -128,10 +151,11 @@ def choose_method(
     config: PPOConfig,
     watch: SavedWatcher | None,
     seed: int,
+    begin: Begin | None,
 ) -> dict[str, Any]:
     """Return the method that `align.method` names, or for auto the best of short trials.
 
-    Each trial starts from the reference policy. The best has the highest ratio of the watcher's gain to
+    Each trial starts where the method would. The best has the highest ratio of the watcher's gain to
     sqrt(2 KL), the gain in standard deviations that the optimum for a Gaussian score has at that KL.
     The ensemble's own gain would favour the method that exploits it most. A finished trial is kept in a
     checkpoint.
@@ -151,11 +175,11 @@ def choose_method(
             "methods on at least 2; raise data.selection_share, or name a method"
         )
     found = journal.latest_checkpoint()
-    trials: dict[str, Any] = dict(found.state["trials"]) if found else {}
+    trials: dict[str, Any] = dict(found.state.get("trials", {})) if found else {}
     for method in how.compared:
         if method not in trials:
             journal.view.note(f"align: trial of {method}, {how.trial_updates} updates")
-            trials[method] = tried(models, data, journal, how, config, watch, method, seed)
+            trials[method] = tried(models, data, journal, how, config, watch, method, seed, begin)
             journal.checkpoint(state={"phase": "trial", "trials": trials})
             give_back()
     shares = {m: t["share"] for m, t in trials.items() if t["share"] is not None}
@@ -182,6 +206,7 @@ def tried(
     watch: SavedWatcher,
     method: str,
     seed: int,
+    begin: Begin | None,
 ) -> dict[str, Any]:
     """Run the first updates of a method; return the watcher's gain, its standard error, KL and share.
 
@@ -190,6 +215,8 @@ def tried(
     ppo = build_ppo(models, data, journal.path / "reward", of_method(config, method), seed, method=method)
     looks = looks_of(ppo, watch, models, data, journal.path, 1, seed)
     assert looks is not None
+    if begin is not None:
+        begin(ppo)
     looks.look(ppo)
     updates = how.trial_updates + ppo.config.value_warmup
     try:
@@ -223,15 +250,16 @@ def run_under_guard(
     seed: int,
     looks: Looks | None = None,
     chosen: dict[str, Any] | None = None,
+    begin: Begin | None = None,
 ) -> dict[str, Any]:
     """Run a built PPO under the guard, from the last checkpoint if there is one.
 
     Saves the policy, or that of the last healthy checkpoint if the optimiser failed. With `looks`, also
-    saves the checkpoint that they prefer. `chosen` names the method, and is kept in checkpoints. Returns
-    the entry of align.json.
+    saves the checkpoint that they prefer. `chosen` names the method, and is kept in checkpoints.
+    `begin` changes the weights of the untrained policy. Returns the entry of align.json.
     """
     config, found = ppo.config, journal.latest_checkpoint()
-    if found and found.state["phase"] == "trial":  # before the first update of the method that was chosen
+    if found and found.state["phase"] != "ppo":  # before the first update of the method that was chosen
         found = None
     scorer = ensemble_of(ppo.score)
     oversight = Oversight.of(
@@ -257,6 +285,13 @@ def run_under_guard(
         )
         text = f"before the first update KL is {check['kl']:.2g} and log-probabilities agree"
         journal.decide(0, Decision("self_check", text, check))
+        if begin is not None:
+            spent = begin(ppo)
+            scale, kl = spent["scale"], spent["kl"]
+            text = f"{ppo.method} starts from DPO's change of the weights times {scale:.3g}, at {kl:.2f} nats"
+            journal.decide(0, Decision("start", text, spent))
+            if looks is not None:
+                journal.log("looks", looks.look(ppo))
         if config.learning_rate == "auto":
             find_first_rate(ppo, ladder(models.base)[-1], journal)
         journal.decide(0, oversight.introduced())

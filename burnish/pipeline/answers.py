@@ -9,11 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from burnish.models.batches import Batch
-from burnish.models.device import traits
 from burnish.models.generate import sample_rollout
-from burnish.models.logprobs import Policy, response_kl
-from burnish.models.sequences import Sequences
 from burnish.pipeline.context import Data, Journal, Models
 from burnish.randomness import derive_seed
 from burnish.records import Preference, Prompt, Rollout
@@ -67,23 +63,6 @@ def reference_answers(
     return (
         sample_answers(models, prompts, batch_size, seed, where, "reference") if ensemble.relative else None
     )
-
-
-def kl_to_reference(
-    policy: Policy, reference: Policy, rollout: Rollout, rows: Sequence[int] | None = None
-) -> torch.Tensor:
-    """Return KL(policy || reference) of responses of `policy`, all or the given rows, in nats (N,).
-
-    It is exact over the vocabulary at every sampled token.
-    """
-    base = policy.top.base
-    sequences = Sequences.of(base, rollout, policy.pad_id)
-
-    def read(batch: Batch) -> torch.Tensor:
-        return response_kl(policy, reference, batch)
-
-    chosen = list(range(len(rollout))) if rows is None else list(rows)
-    return sequences.read(read, traits(base.device).rows, chosen, "kl")
 
 
 @dataclass

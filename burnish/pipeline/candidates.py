@@ -15,10 +15,10 @@ from burnish.evaluation.champion import AVERAGE, BEST_OF
 from burnish.models.artefacts import is_saved
 from burnish.models.generate import sample_rollout
 from burnish.models.logprobs import Policy
-from burnish.pipeline.answers import kl_to_reference
 from burnish.pipeline.concise import Instructed
 from burnish.pipeline.context import Models
 from burnish.pipeline.rounds import policies
+from burnish.policy.rollouts import kl_to_reference
 from burnish.records import Prompt, Rollout
 from burnish.reward.ensemble import gather, load_ensemble, pick, scores_of_samples
 from burnish.runs.directory import RunDirectory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
+from safetensors.torch import save_file
 
 from burnish.config.dpo import DPOConfig
 from burnish.data.preferences import read_preferences, write_preferences
@@ -27,6 +29,7 @@ from burnish.records import Decision, Preference
 from burnish.reward.ensemble import load_watcher
 
 ON_POLICY = "on_policy_pairs.jsonl"
+START = "align/start.safetensors"  # trained weights of DPO, where PPO starts from them
 HEALTHY = "last_healthy"  # PPO's policy at its last healthy checkpoint, saved if the optimiser failed
 UNKNOWN, MOST = 0.1, 0.4  # label smoothing if it cannot be estimated, and its upper limit
 
@@ -37,17 +40,18 @@ def run_dpo(
     own: OwnAnswers,
     journal: Journal,
     config: DPOConfig,
-    outcome: dict[str, Any],
+    outcome: dict[str, Any] | None,
     seed: int,
 ) -> dict[str, Any]:
     """Run DPO from SFT on labelled pairs, a policy's own answers (ranked by the ensemble), or both.
 
     `dpo.pairs` selects the source; "auto" depends on why PPO failed. Labelled pairs are those of the
-    members. Own pairs are kept in `on_policy_pairs.jsonl`.
+    members. Own pairs are kept in `on_policy_pairs.jsonl`. Without an `outcome`, DPO runs before PPO, and
+    its trained weights are also kept in the file START.
     """
-    ppo = outcome["ppo"]
+    ppo = None if outcome is None else outcome["ppo"]
     how = pairs_after(ppo, config)
-    pairs = list(data.parts["members"]) if how != "on_policy" else []
+    pairs = clearest(data.parts["members"], config.pairs_per_prompt) if how != "on_policy" else []
     if how != "labels":
         healthy = journal.path / HEALTHY
         pairs += on_policy_pairs(models, own, journal, config, healthy if is_saved(healthy) else None, how)
@@ -65,9 +69,9 @@ def run_dpo(
     for stats in dpo.updates():
         journal.log("dpo", stats)
         journal.view.progress(dpo.step, dpo.steps)
-        if dpo.step % config.checkpoint_every == 0:
+        if dpo.step % config.checkpoint_every == 0 or dpo.step == dpo.steps:
             state = {
-                "phase": "dpo",
+                "phase": "start" if outcome is None else "dpo",
                 "outcome": outcome,
                 "dpo_step": dpo.step,
                 "dpo_rate": dpo.learning_rate,
@@ -75,6 +79,8 @@ def run_dpo(
             collectives.check_replicas(dpo.parameters, "DPO")
             journal.checkpoint(dpo.save, state)
     save_policy(dpo.policy.top, journal.path / "dpo", models.codec.tokenizer)
+    if outcome is None:
+        collectives.by_lead(partial(save_file, dpo.policy.top.trained_state(), journal.path / START))()
     return {"updates": dpo.step, "pairs": len(dpo.pairs), "pairs_from": how, "smoothing": smoothing}
 
 
@@ -110,10 +116,35 @@ def settle_rate(dpo: DPO, journal: Journal) -> None:
         )
 
 
-def pairs_after(ppo: dict[str, Any], config: DPOConfig) -> Literal["labels", "on_policy", "both"]:
-    """Return the source of DPO's pairs, given how PPO ended."""
+def clearest(pairs: Sequence[Preference], most: int | None) -> list[Preference]:
+    """Return at most `most` pairs of each prompt, in their order; None: all.
+
+    Those come first whose responses differ most in wins less losses over the prompt's pairs (Copeland's
+    score): for a ranking, the best against the worst. Equal ones keep their order.
+    """
+    if most is None:
+        return list(pairs)
+    score: Counter[tuple[str, str]] = Counter()
+    of_prompt = defaultdict[str, list[int]](list)
+    for i, pair in enumerate(pairs):
+        of_prompt[pair.prompt.id].append(i)
+        score[pair.prompt.id, pair.chosen] += 1
+        score[pair.prompt.id, pair.rejected] -= 1
+
+    def gap(i: int) -> int:
+        pair = pairs[i]
+        return score[pair.prompt.id, pair.chosen] - score[pair.prompt.id, pair.rejected]
+
+    kept = [i for rows in of_prompt.values() for i in sorted(rows, key=gap, reverse=True)[:most]]
+    return [pairs[i] for i in sorted(kept)]
+
+
+def pairs_after(ppo: dict[str, Any] | None, config: DPOConfig) -> Literal["labels", "on_policy", "both"]:
+    """Return the source of DPO's pairs, given how PPO ended; None: it has not run."""
     if config.pairs != "auto":
         return config.pairs
+    if ppo is None:
+        return "labels"
     return "both" if ppo["state"] == "given_up" and ppo.get("cause") == "optimiser" else "labels"
 
 

@@ -30,12 +30,14 @@ from burnish.records import Decision, Preference, Prompt, StepStats
 from burnish.reward.ensemble import RewardEnsemble, normalisation, pair_spread, prepare, save_ensemble
 from burnish.reward.examine import error_correlation, errors, examine, length_bias, watcher_verdict
 from burnish.reward.length import fit_correction
-from burnish.reward.probe import Probed, choose, choose_other, probe, probed_depths
+from burnish.reward.probe import Probed, choose, choose_different, choose_other, probe, probed_depths
+from burnish.reward.scrutiny import mean_correlation
 from burnish.reward.train import new_models, train_reward_model, trial_loss
 from burnish.runs.files import read_json, write_json
 
 AVERAGE = "average"  # the model with the members' mean weights
 ROLES = ("members", "watcher", "examiner")
+POOLED: dict[Pooling, str] = {"mean": "mean of the response's tokens", "last": "last token"}
 
 
 def reward(
@@ -55,7 +57,9 @@ def reward(
     folder = journal.path / "reward"
     parts = data.parts
     names = [f"member-{k}" for k in range(config.members)]
-    groups = {"members": names} | {role: [role] for role in ("watcher", "examiner") if parts[role]}
+    same = config.readings == "same"
+    groups = {"members": names} if same else {name: [name] for name in names}
+    groups |= {role: [role] for role in ("watcher", "examiner") if parts[role]}
     found = journal.latest_checkpoint()
     done = found.step if found else 0
     if not done:
@@ -66,9 +70,9 @@ def reward(
     for role in list(groups)[max(0, done - 1) :]:
         reading = Reading(**saved[role])
         place = models.base.at(reading.depth, config.layers)
-        pairs = EncodedPairs(place, models.codec, parts[role])
+        pairs = EncodedPairs(place, models.codec, parts["members" if role in names else role])
         journal.view.note(f"reward: {', '.join(groups[role])} on {len(pairs)} pairs")
-        if role == "members":
+        if role in ("members", names[0]):
             saved["learning_rate"] = find_rate(models, journal, config, pairs, reading.pooling, seed)
             write_json(folder / "readings.json", saved)
         rate = saved["learning_rate"]
@@ -143,9 +147,10 @@ def find_readings(
     pairs: list[Preference],
     seed: int,
 ) -> dict[str, Any]:
-    """Select the layer and pooling from which members, watcher and examiner read.
+    """Return the layer and pooling from which members, watcher and examiner read, by role.
 
-    Linear probes on the members' pairs select what is "auto". The examiner reads and errs elsewhere.
+    With `readings: different` each member also has its own, by its name. Linear probes on the members'
+    pairs select what is "auto". The examiner reads and errs elsewhere.
     """
     base = models.base
     layers = config.layers or base.layers
@@ -162,9 +167,15 @@ def find_readings(
         best = choose(found)
         reading, other = best.reading, choose_other(found, best.reading).reading
         readings = {"members": reading, "watcher": reading, "examiner": other}
-        where = "mean of the response's tokens" if reading.pooling == "mean" else "last token"
-        text = f"scores are read from the {where} after {reading.depth} of {base.depth} layers"
-        journal.decide(0, Decision("reading", text, {"accuracy": best.accuracy, "loss": best.loss}))
+        each = [best] if config.readings == "same" else choose_different(found, config.members)
+        if config.readings == "different":
+            readings |= {f"member-{k}": place.reading for k, place in enumerate(each)}
+        where = "; ".join(f"{POOLED[p.reading.pooling]} after {p.reading.depth}" for p in each)
+        text = f"scores are read from the {where} of {base.depth} layers"
+        evidence: dict[str, Any] = {"accuracy": best.accuracy, "loss": best.loss}
+        if len(each) > 1:
+            evidence["error_correlation"] = mean_correlation(torch.stack([p.errors for p in each], 1).numpy())
+        journal.decide(0, Decision("reading", text, evidence))
     rows = {role: asdict(reading) for role, reading in readings.items()}
     return {**rows, "probes": [p.as_json() for p in found]}
 

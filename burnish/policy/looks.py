@@ -12,12 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from burnish.distributed import collectives
-from burnish.models.batches import Batch
-from burnish.models.device import traits
 from burnish.models.generate import sample_rollout
-from burnish.models.logprobs import response_kl
-from burnish.models.sequences import Sequences
 from burnish.policy.ppo import PPO
+from burnish.policy.rollouts import kl_to_reference
 from burnish.records import Decision, Prompt, Rollout, StepStats
 from burnish.stats import clustered_error, earliest_near_best
 
@@ -51,7 +48,6 @@ class Looks:
 
         The KL to the reference is exact over the vocabulary at every token, in nats per response.
         """
-        base = ppo.policy.top.base
         rollout = sample_rollout(
             ppo.policy,
             ppo.codec,
@@ -62,12 +58,7 @@ class Looks:
             where=("look",),
         )
         values = self.measure(rollout if self.plain is None else self.plain(rollout))
-
-        def read(batch: Batch) -> torch.Tensor:
-            return response_kl(ppo.policy, ppo.reference, batch)
-
-        sequences = Sequences.of(base, rollout, ppo.codec.pad_id)
-        kl = sequences.read(read, traits(base.device).rows, range(len(rollout)), "kl").tolist()
+        kl = kl_to_reference(ppo.policy, ppo.reference, rollout).tolist()
         found = {"kl": kl, "length": [float(n) for n in rollout.lengths], **values}
         figures = {name: sum(v) / len(v) for name, v in found.items()}
         figures["truncated"] = 1.0 - sum(rollout.ended) / len(rollout)

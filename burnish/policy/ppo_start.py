@@ -7,19 +7,20 @@ measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from burnish.errors import TrainingError
+from burnish.distributed import collectives
+from burnish.errors import Diverged, TrainingError
 from burnish.models.generate import sample_rollout
 from burnish.models.load import Codec
 from burnish.models.logprobs import Policy, token_logprobs
 from burnish.models.sequences import Sequences
 from burnish.objectives import kl_k1, sequence_sum
 from burnish.policy.ppo import PPO
-from burnish.policy.rollouts import step_kl
+from burnish.policy.rollouts import kl_to_reference, step_kl
 from burnish.records import Prompt
 
 KL_LIMIT = 1e-4  # nats per response
@@ -27,6 +28,7 @@ KL_LIMIT = 1e-4  # nats per response
 # largest of many tokens grows with their number, and says little.
 LOGPROB_LIMITS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.02, 0.25)}
 TAIL = 0.999
+START_PROMPTS = 64
 
 
 def self_check(
@@ -91,6 +93,47 @@ def gap_within_limits(gaps: torch.Tensor, dtype: torch.dtype, what: str, causes:
             f"{most:g} and {most_tail:g}): {causes}"
         )
     return mean
+
+
+SCALE_STEPS = 5  # halvings of the interval in which `start_from` looks for the scale
+
+
+def start_from(ppo: PPO, weights: Mapping[str, torch.Tensor], most: float) -> dict[str, float]:
+    """Give the untrained policy other trained weights; return the scale of the change and its KL.
+
+    Where the weights spend more than `most` nats per response, the change from the reference is scaled
+    down until they do not. This is linear interpolation towards the initial weights (WARP, Rame et al.
+    2024, 3.3). The KL to the reference is exact over the vocabulary. It is measured on responses of the
+    scaled policy to the prompts of the first update. Raises Diverged if the KL of the unscaled weights is
+    not finite.
+    """
+    top, prompts = ppo.policy.top, ppo.next_prompts()[:START_PROMPTS]
+    first = top.trained_state()
+
+    def spent(scale: float) -> float:
+        """Return the KL in nats per response of a scaled change, which the policy keeps."""
+        top.load_trained_state({n: torch.lerp(p, weights[n].to(p), scale) for n, p in first.items()})
+        rollout = sample_rollout(
+            *(ppo.policy, ppo.codec, prompts),
+            max_tokens=ppo.max_tokens,
+            batch_size=len(prompts),
+            seed=ppo.seed,
+            where=("start",),
+        )
+        return collectives.leaders(float(kl_to_reference(ppo.policy, ppo.reference, rollout).mean()))
+
+    low, scale, kl = 0.0, 1.0, spent(1.0)
+    if not math.isfinite(kl):
+        raise Diverged(f"the KL of the weights to start from is {kl}; lower dpo.learning_rate")
+    if kl > most:
+        high = 1.0
+        for _ in range(SCALE_STEPS):
+            scale = (low + high) / 2
+            kl = spent(scale)
+            low, high = (low, scale) if kl > most else (scale, high)
+        if kl > most:
+            scale, kl = low, spent(low)
+    return {"scale": scale, "kl": kl}
 
 
 GUESS = 1e-6  # scale of published learning rates for models with billions of parameters

@@ -11,9 +11,10 @@ import torch
 
 from burnish.distributed import collectives
 from burnish.errors import Diverged
-from burnish.models.batches import CPU
+from burnish.models.batches import CPU, Batch
+from burnish.models.device import traits
 from burnish.models.heads import ScalarHead
-from burnish.models.logprobs import Policy, token_logprobs
+from burnish.models.logprobs import Policy, response_kl, token_logprobs
 from burnish.models.sequences import Sequences
 from burnish.objectives import (
     explained_variance,
@@ -183,6 +184,23 @@ def step_kl(policy: Policy, experience: Experience) -> float:
 
     (apart,) = collectives.gather(min(STEP_ROWS, len(experience.rollout)), read)
     return collectives.leaders(float(apart.mean()))
+
+
+def kl_to_reference(
+    policy: Policy, reference: Policy, rollout: Rollout, rows: Sequence[int] | None = None
+) -> torch.Tensor:
+    """Return KL(policy || reference) of responses of `policy`, all or the given rows, in nats (N,).
+
+    It is exact over the vocabulary at every sampled token.
+    """
+    base = policy.top.base
+    sequences = Sequences.of(base, rollout, policy.pad_id)
+
+    def read(batch: Batch) -> torch.Tensor:
+        return response_kl(policy, reference, batch)
+
+    chosen = list(range(len(rollout))) if rows is None else list(rows)
+    return sequences.read(read, traits(base.device).rows, chosen, "kl")
 
 
 def finite(figures: dict[str, float]) -> dict[str, float]:

@@ -85,12 +85,15 @@ def probe_chart(readings: Mapping[str, Any]) -> Figure:
                 {**line(x, y, f"{pooling} token" if pooling == "last" else "mean of tokens", colour)}
             )
     found = {(p["depth"], p["pooling"]): p["accuracy"] for p in readings["probes"]}
-    for colour, role in enumerate(("members", "examiner"), 2):
+    own = [name for name in readings if name.startswith("member-")]  # where members read at different places
+    for number, role in enumerate([*(own or ["members"]), "examiner"], 2):
         place = (readings[role]["depth"], readings[role]["pooling"])
         if place in found:
-            mark = {"size": 12, "color": COLOURS[colour], "symbol": "diamond"}
+            mark = {"size": 12, "color": COLOURS[number % len(COLOURS)], "symbol": "diamond"}
             point = {"type": "scatter", "mode": "markers", "x": [place[0]], "y": [found[place]]}
-            traces.append({**point, "name": f"{role} read here", "marker": mark})
+            traces.append(
+                {**point, "name": f"{role} {'read' if role == 'members' else 'reads'} here", "marker": mark}
+            )
     return figure(traces, "held-out accuracy", "layers below")
 
 

@@ -71,7 +71,7 @@ class RewardEnsemble:
 
     @property
     def base(self) -> Backbone:
-        """Backbone part that all members read."""
+        """Backbone part that the first member reads."""
         return self.members[0].top.base
 
     def raw(self, sequences: Sequences) -> torch.Tensor:
@@ -95,7 +95,8 @@ class RewardEnsemble:
                 found = member.values(batch)
                 return pad(found, (0, width - found.shape[1]))
 
-            return sequences.read(values, rows, range(len(sequences)), "scores of prefixes")
+            own = sequences.at(member.top.base)
+            return own.read(values, rows, range(len(sequences)), "scores of prefixes")
 
         found = torch.stack([read(m) for m in self.members], -1)
         mean = self.mean_normalised(found)

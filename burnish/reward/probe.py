@@ -39,9 +39,10 @@ class Probed:
     loss_se: float
     accuracy: float
     losses: torch.Tensor  # (G,) by prompt
+    errors: torch.Tensor  # (n,) by pair, the probability given to the rejected response
 
     def as_json(self) -> dict[str, Any]:
-        """Return the place and its figures without the losses by prompt."""
+        """Return the place and its figures without those of single prompts and pairs."""
         return {
             **asdict(self.reading),
             "loss": self.loss,
@@ -85,6 +86,7 @@ def probe(
                 float(by_prompt.std()) / n**0.5,
                 float((margins > 0).mean()),
                 by_prompt,
+                torch.from_numpy(margins).neg().sigmoid(),
             )
         )
     return found
@@ -164,18 +166,50 @@ def mean_by(values: torch.Tensor, number: torch.Tensor, n: int) -> torch.Tensor:
     return sums / torch.bincount(number, minlength=n)
 
 
+def as_good(found: Sequence[Probed], errors: float = 1.0) -> list[Probed]:
+    """Return the places whose loss is within some standard errors (between prompts) of the best."""
+    best = min(found, key=lambda p: p.loss)
+
+    def near(p: Probed) -> bool:
+        difference = p.losses - best.losses
+        return float(difference.mean()) <= errors * float(difference.std()) / len(difference) ** 0.5
+
+    return [p for p in found if near(p)]
+
+
 def choose(found: Sequence[Probed]) -> Probed:
-    """Return the shallowest place within one standard error (between prompts) of the best.
+    """Return the shallowest place within one standard error of the best.
 
     Layers above this place need not be run.
     """
-    best = min(found, key=lambda p: p.loss)
+    return min(as_good(found), key=lambda p: (p.reading.depth, p.loss))
 
-    def as_good(p: Probed) -> bool:
-        difference = p.losses - best.losses
-        return float(difference.mean()) <= float(difference.std()) / len(difference) ** 0.5
 
-    return min((p for p in found if as_good(p)), key=lambda p: (p.reading.depth, p.loss))
+def choose_different(found: Sequence[Probed], n: int) -> list[Probed]:
+    """Return n places to read, the first that of `choose`, whose errors correlate least.
+
+    Each further place is the one whose held-out errors have the lowest mean correlation with those of the
+    places before it. It is one within two standard errors of the best, if there is one left. With fewer
+    places than n, they repeat in order. Members that err differently average better (Krogh and Vedelsby
+    1995, Eq. 6).
+    """
+    chosen, good = [choose(found)], as_good(found, errors=2.0)
+    while len(chosen) < min(n, len(found)):
+        taken = {p.reading for p in chosen}
+        left = [p for p in good if p.reading not in taken] or [p for p in found if p.reading not in taken]
+
+        def alike(p: Probed) -> float:
+            return sum(correlation(p.errors, q.errors) for q in chosen)
+
+        chosen.append(min(left, key=lambda p: (alike(p), p.loss)))
+    return [chosen[k % len(chosen)] for k in range(n)]
+
+
+def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the correlation of two series (n,); 1 if one is constant."""
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(a.norm() * b.norm())
+    return float(a @ b) / scale if scale > 0 else 1.0
 
 
 def choose_other(found: Sequence[Probed], taken: Reading) -> Probed:

@@ -18,7 +18,7 @@ from burnish.models.load import Codec
 from burnish.models.logprobs import make_policy
 from burnish.models.pairs import EncodedPairs
 from burnish.pipeline.answers import ScoredSamples
-from burnish.pipeline.dpo import MOST, UNKNOWN, pairs_after, smoothing_of
+from burnish.pipeline.dpo import MOST, UNKNOWN, clearest, pairs_after, smoothing_of
 from burnish.policy.dpo import DPO
 from burnish.records import Comparison, Label, Preference, Prompt, Response, Rollout
 
@@ -109,6 +109,21 @@ def test_smoothing_of_pairs_that_are_trained_on_by_hand(
     smoothing, _ = smoothing_of(Stored(store), pairs + own, DPOConfig())  # type: ignore[arg-type]
     label_wrong = (0.1 + 0.1 + 0.6 + 0.4 + 0.5 + 0.5) / 6
     assert smoothing == pytest.approx((0.1 + 0.4 + label_wrong) / 3)
+
+
+def test_the_clearest_pairs_of_a_ranking_are_its_best_against_its_worst() -> None:
+    ranked = [Prompt("a"), Prompt("b")]
+    pairs = [
+        Preference(prompt, better, worse)
+        for prompt in ranked
+        for better, worse in ("12", "13", "14", "23", "34")
+    ]
+    found = clearest(pairs, 1)
+    assert [(p.prompt.text, p.chosen, p.rejected) for p in found] == [("a", "1", "4"), ("b", "1", "4")]
+    assert [(p.chosen, p.rejected) for p in clearest(pairs[:5], 2)] == [("1", "3"), ("1", "4")]
+    assert clearest(pairs, None) == pairs
+    assert clearest(pairs, 9) == pairs
+    assert clearest(pairs[:1], 1) == pairs[:1]
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo"])

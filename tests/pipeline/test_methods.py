@@ -22,6 +22,7 @@ AUTO = [
     "ppo.batch_size=16",
     "align.method=auto",
     "align.trial_updates=2",
+    "align.start=dpo",
     "collect.n_pairs=300",
     "data.n_prompts=400",
     "evaluate.confidence=0.6",  # so that the watcher is armed
@@ -36,7 +37,7 @@ def arguments(folder: Path) -> list[str]:
 @pytest.mark.slow("kills")
 @pytest.mark.e2e
 def test_auto_compares_methods_and_ends_the_same_where_it_is_killed(tmp_path: Path) -> None:
-    """Killed during the trials, and during the method that they chose."""
+    """Killed during DPO, from which the method starts, during the trials, and during the chosen method."""
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     burnish(*arguments(whole), check=False)
     events = [json.loads(line) for line in (whole / "events.jsonl").read_text().splitlines()]
@@ -51,7 +52,12 @@ def test_auto_compares_methods_and_ends_the_same_where_it_is_killed(tmp_path: Pa
     rows = [json.loads(line) for line in (whole / "metrics/trial.jsonl").read_text().splitlines()]
     assert [(r["method"], r["step"]) for r in rows] == [(m, s) for m in trials for s in (1, 2)]
     looks = [json.loads(line) for line in (whole / "metrics/looks.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in looks] == [2, 4, 6]
+    assert [row["step"] for row in looks] == [0, 2, 4, 6]
+    assert looks[0]["kl"] > 0
+    (start,) = [e["evidence"] for e in events if e.get("action") == "start"]
+    assert 0 < start["kl"] <= 1  # a quarter of the target of 4 nats
+    assert json.loads((whole / "align.json").read_text())["dpo"]["pairs_from"] == "labels"
+    assert (whole / "dpo").exists()
     assert not (whole / "align" / "looks").exists()
 
     def lines(name: str) -> int:
@@ -59,7 +65,8 @@ def test_auto_compares_methods_and_ends_the_same_where_it_is_killed(tmp_path: Pa
         return file.read_text().count("\n") if file.exists() else 0
 
     for seen in (
-        lambda: any(folder.glob("align/checkpoint-000001")),
+        lambda: lines("dpo.jsonl") >= 3,
+        lambda: any(folder.glob("align/checkpoint-000002")),
         lambda: lines("trial.jsonl") >= 5,
         lambda: lines("ppo.jsonl") >= 3,
     ):

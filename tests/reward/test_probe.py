@@ -24,7 +24,16 @@ from burnish.models.pairs import EncodedPairs
 from burnish.models.sequences import Sequences
 from burnish.records import Preference, Prompt
 from burnish.reward.ensemble import prepare
-from burnish.reward.probe import Probed, choose, choose_other, fit, held_out_margins, probe, probed_depths
+from burnish.reward.probe import (
+    Probed,
+    choose,
+    choose_different,
+    choose_other,
+    fit,
+    held_out_margins,
+    probe,
+    probed_depths,
+)
 from burnish.reward.train import train_reward_model
 from tests.standalone import without_burnish
 
@@ -132,9 +141,24 @@ def test_a_pair_is_judged_by_weights_that_have_not_seen_its_prompt() -> None:
     assert np.abs(held_out_margins(x, folds)).max() < 1e-6
 
 
-def probed(depth: int, pooling: Pooling, losses: list[float]) -> Probed:
+def probed(depth: int, pooling: Pooling, losses: list[float], errors: list[float] | None = None) -> Probed:
     values = torch.tensor(losses, dtype=torch.float64)
-    return Probed(Reading(depth, pooling), float(values.mean()), float(values.std()), 0.5, values)
+    wrong = torch.tensor(losses if errors is None else errors, dtype=torch.float64)
+    return Probed(Reading(depth, pooling), float(values.mean()), float(values.std()), 0.5, values, wrong)
+
+
+def test_different_places_are_good_ones_whose_errors_correlate_least() -> None:
+    best = probed(8, "mean", [0.50, 0.52, 0.49, 0.51], [0.1, 0.9, 0.1, 0.9])
+    twin = probed(6, "mean", [0.55, 0.45, 0.56, 0.50], [0.1, 0.8, 0.2, 0.9])
+    other = probed(8, "last", [0.45, 0.57, 0.56, 0.49], [0.1, 0.1, 0.9, 0.9])
+    poor = probed(2, "last", [0.90, 0.91, 0.92, 0.90], [0.9, 0.1, 0.9, 0.1])
+    found = [best, twin, other, poor]
+    assert choose_different(found, 1) == [choose(found)]
+    first, second, third = choose_different(found, 3)
+    assert {first.reading, second.reading} == {Reading(6, "mean"), Reading(8, "last")}, "not the twin"
+    assert third is best, "a poor place only where no good one is left"
+    assert [p.reading.depth for p in choose_different(found, 4)][-1] == 2
+    assert choose_different([best], 3) == [best] * 3
 
 
 def test_the_shallowest_of_those_that_cannot_be_told_from_the_best() -> None:
