@@ -22,8 +22,10 @@ from burnish.report.charts import figure, line
 from burnish.report.embed import Chart
 
 WINDOW = 5
+KLS = (8, 16)  # nats
 LABELS = ["label.simulated.spam_share=0.5", "label.simulated.noise=0.1"]
 PPO = ["ppo.updates=40", "ppo.kl.target=16"]
+FAR = ["ppo.kl.target=24", "ppo.updates=60"]  # so that KL reaches 16 nats
 FREE, HELD = "one, no penalty", "mean of three, adaptive penalty at 4"
 ARMS = {
     "one": ["reward.members=1"],
@@ -32,6 +34,9 @@ ARMS = {
     "mean - std of three": ["reward.aggregate=mean_std"],
     "least of three": ["reward.aggregate=min"],
     "weights of three": ["reward.aggregate=weights", "reward.shared_head=true"],
+    "mean of three, far": FAR,
+    "three at different places, far": ["reward.readings=different", *FAR],
+    "one, three times the steps, far": ["reward.members=1", "reward.epochs=3", *FAR],
     FREE: ["reward.members=1", "ppo.kl.adaptive=false", "ppo.kl.init_coef=1e-9"],
     HELD: ["ppo.kl.target=4"],
 }
@@ -61,6 +66,7 @@ def measure(cell: Cell, room: Path) -> Figures:
         "peak": float(smooth.max()),
         "end": float(smooth[-1]),
         "lost": float(smooth.max() - smooth[-1]),
+        **{f"at_{kl_of}": at_kl(kl, curve, kl_of) for kl_of in KLS},
         "kl_at_peak": float(np.mean(kl[int(smooth.argmax()) : int(smooth.argmax()) + WINDOW])),
         "kl": float(np.mean(kl[-WINDOW:])),
         "score": float(np.mean(score[-WINDOW:]) - score[0]),
@@ -72,6 +78,14 @@ def measure(cell: Cell, room: Path) -> Figures:
         ).tolist(),
         "kl_curve": np.convolve(kl, np.ones(WINDOW) / WINDOW, "valid").tolist(),
     }
+
+
+def at_kl(kl: Sequence[float], curve: np.ndarray, wanted: float) -> float | None:
+    """Return the mean of a curve over the WINDOW updates nearest to a KL; None if PPO did not come within a fifth."""
+    near = np.argsort(np.abs(np.array(kl) - wanted))[:WINDOW]
+    return (
+        float(curve[near].mean()) if abs(float(np.mean(np.array(kl)[near])) - wanted) < wanted / 5 else None
+    )
 
 
 def plots(rows: Sequence[Row]) -> list[Chart]:
@@ -106,13 +120,14 @@ if __name__ == "__main__":
                 "peak": "gold at its peak",
                 "end": "gold at the end",
                 "lost": "lost",
+                **{f"at_{kl}": f"gold at {kl} nats" for kl in KLS},
                 "kl": "KL at the end",
                 "score": "reward gained",
                 "accuracy": "held-out accuracy",
                 "error_correlation": "errors correlate",
             },
             against="one",
-            compared=("peak", "end"),
+            compared=("peak", "end", *(f"at_{kl}" for kl in KLS)),
             plots=plots,
         )
     )

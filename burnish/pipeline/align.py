@@ -62,6 +62,7 @@ def align(
     distill: DistillConfig,
     monitor: MonitorConfig,
     looks_every: int,
+    evaluation: EvaluateConfig,
     seed: int,
 ) -> list[str]:
     """Run PPO, distillation and DPO (as fallback or if asked for); write align.json and the models.
@@ -75,7 +76,8 @@ def align(
     own = OwnAnswers(models, data, journal, ppo.batch_size, seed)
     if state["phase"] in ("start", "trial", "ppo"):
         first = partial(run_dpo, models, data, own, journal, dpo, None, seed)
-        outcome = run_ppo(models, data, journal, how, ppo, guard, monitor, looks_every, seed, first)
+        settings = (how, ppo, guard, monitor, looks_every, evaluation)
+        outcome = run_ppo(models, data, journal, *settings, seed, first)
         journal.checkpoint(state={"phase": "dpo", "outcome": outcome})
     collectives.settled()  # every process has read the weights of the look that is a candidate
     collectives.by_lead(partial(rmtree, journal.path / "align" / LOOKS, ignore_errors=True))()
@@ -105,6 +107,7 @@ def run_ppo(
     guard: GuardConfig,
     monitor: MonitorConfig,
     looks_every: int,
+    evaluation: EvaluateConfig,
     seed: int,
     first: Callable[[], dict[str, Any]],
 ) -> dict[str, Any]:
@@ -138,7 +141,9 @@ def run_ppo(
         chosen, found = choose_method(models, data, journal, how, config, watch, seed, begin), None
     config, rewards = of_method(config, chosen["method"]), journal.path / "reward"
     ppo = build_ppo(models, data, rewards, config, seed, fresh=found is None, method=chosen["method"])
-    looks = looks_of(ppo, watch, models, data, journal.path, looks_every, seed) if looks_every else None
+    looks = None
+    if looks_every:
+        looks = looks_of(ppo, watch, models, data, journal.path, looks_every, evaluation, seed)
     entry["ppo"] = run_under_guard(ppo, watch, models, journal, guard, monitor, seed, looks, chosen, begin)
     return entry
 
@@ -213,7 +218,7 @@ def tried(
     The share is None, and `failed` says why, if the method diverged or did not move.
     """
     ppo = build_ppo(models, data, journal.path / "reward", of_method(config, method), seed, method=method)
-    looks = looks_of(ppo, watch, models, data, journal.path, 1, seed)
+    looks = looks_of(ppo, watch, models, data, journal.path, 1, EvaluateConfig(), seed)
     assert looks is not None
     if begin is not None:
         begin(ppo)

@@ -18,6 +18,7 @@ from burnish.models.heads import Pooling, ScalarHead
 from burnish.pipeline.answers import reference_answers, sample_answers
 from burnish.pipeline.concise import Instructed
 from burnish.pipeline.context import Data, Journal, Models
+from burnish.pipeline.regression_sets import sets_of_looks
 from burnish.policy.kl_control import AdaptiveKLController, initial_coef
 from burnish.policy.looks import Looks
 from burnish.policy.ppo import PPO
@@ -251,12 +252,14 @@ def looks_of(
     data: Data,
     path: Path,
     every: int,
+    evaluation: EvaluateConfig,
     seed: int,
 ) -> Looks | None:
     """Return the looks at PPO's policy on selection prompts; None if there are none.
 
     The judges are the sum of the rewards as the reward stage left them, without shaping, each of its terms,
     and the watcher. The watcher chooses the best checkpoint if it is armed and the ensemble is optimised.
+    Regression sets that are files are measured too.
     """
     prompts, config = data.splits.selection[: EvaluateConfig.look_prompts], ppo.config
     if not prompts:
@@ -282,4 +285,5 @@ def looks_of(
         instructed = Instructed.of(prompts, config.concise, models.codec, models.prompt_room)
         asked, plain = instructed.prompts, instructed.plain
     judge = "watcher" if watch is not None and watch.armed and own is not None else None
-    return Looks(asked, measure, judge, every, path / "align" / LOOKS, plain)
+    sets = sets_of_looks(models, evaluation, seed)
+    return Looks(asked, measure, judge, every, path / "align" / LOOKS, plain, sets)

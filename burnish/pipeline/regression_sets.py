@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +65,48 @@ def on_prompts(
     models: Models, sft: Policy, champion: Policy, given: RegressionSet, config: EvaluateConfig, seed: int
 ) -> Figures:
     """Measure champion and SFT on the user's own prompts with references."""
+    rows = fitting(models, given)
+    ours, theirs = (marks(models, policy, rows, given, config, seed) for policy in (champion, sft))
+    return ours, theirs, [p.group for p in rows[0]]
+
+
+def sets_of_looks(
+    models: Models, config: EvaluateConfig, seed: int
+) -> Callable[[Policy], dict[str, float]] | None:
+    """Return a function that gives a policy's mean on each regression set of a file; None without one.
+
+    Tasks of lm-eval are left out, since they take long.
+    """
+    files = [(given, fitting(models, given)) for given in config.regression_sets if given.file is not None]
+    if not files:
+        return None
+
+    def measure(policy: Policy) -> dict[str, float]:
+        found = {}
+        for given, rows in files:
+            values = marks(models, policy, rows, given, config, seed)
+            found[f"regression_{given.name}_{given.measure}"] = sum(values) / len(values)
+        return found
+
+    return measure
+
+
+def marks(
+    models: Models,
+    policy: Policy,
+    rows: tuple[list[Prompt], list[str]],
+    given: RegressionSet,
+    config: EvaluateConfig,
+    seed: int,
+) -> list[float]:
+    """Return a policy's mark for each prompt with its reference."""
+    if given.measure == "likelihood":
+        return likelihoods(models, policy, *rows)
+    return found(models, policy, *rows, given, config, seed)
+
+
+def fitting(models: Models, given: RegressionSet) -> tuple[list[Prompt], list[str]]:
+    """Return the prompts of a file that fit into the model, and their references."""
     assert given.file is not None
     rows = read_references(given.file, given.limit)
     room = models.prompt_room
@@ -74,14 +116,7 @@ def on_prompts(
             f"{given.file}: {len(fit)} of {len(rows)} prompts fit into the model, {FEWEST} are needed; give more, or "
             "shorter ones"
         )
-    prompts, references = [p for p, _ in fit], [r for _, r in fit]
-    ours, theirs = (
-        likelihoods(models, policy, prompts, references)
-        if given.measure == "likelihood"
-        else found(models, policy, prompts, references, given, config, seed)
-        for policy in (champion, sft)
-    )
-    return ours, theirs, [p.group for p in prompts]
+    return [p for p, _ in fit], [r for _, r in fit]
 
 
 def found(

@@ -132,8 +132,10 @@ ROUND = (
             w.config.distill,
             w.config.monitor,
             w.config.looks_every,
+            w.config.evaluate,
             w.config.seed,
         ),
+        # Regression sets are only looked at: another one does not make PPO run again.
         uses=("align", "ppo", "guard", "dpo", "distill", "monitor", "evaluate.every"),
         files=("reward functions",),
         writes=Writes(

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from burnish.distributed import collectives
 from burnish.models.generate import sample_rollout
+from burnish.models.logprobs import Policy
 from burnish.policy.ppo import PPO
 from burnish.policy.rollouts import kl_to_reference
 from burnish.records import Decision, Prompt, Rollout, StepStats
@@ -37,6 +38,7 @@ class Looks:
     every: int
     folder: Path
     plain: Callable[[Rollout], Rollout] | None = None  # removes an instruction before judges read
+    sets: Callable[[Policy], Mapping[str, float]] | None = None  # figures of other prompts, by name
     seen: list[dict[str, Any]] = field(default_factory=list)
 
     def due(self, ppo: PPO) -> bool:
@@ -62,6 +64,7 @@ class Looks:
         found = {"kl": kl, "length": [float(n) for n in rollout.lengths], **values}
         figures = {name: sum(v) / len(v) for name, v in found.items()}
         figures["truncated"] = 1.0 - sum(rollout.ended) / len(rollout)
+        figures |= {} if self.sets is None else self.sets(ppo.policy)
         groups = [p.group for p in self.prompts]
         if self.judge is not None and len(set(groups)) > 1:
             figures[f"{self.judge}_se"] = clustered_error(values[self.judge], groups)

@@ -221,7 +221,11 @@ def look_charts(rows: Sequence[Row]) -> list[tuple[str, str, Figure]]:
     note = "Means of one response to each of the same held-out prompts, and their exact KL to SFT."
     kl = {**line(x, column(rows, "kl"), "KL, nats (right)", len(judges), dash="dot"), "yaxis": "y2"}
     right = {"overlaying": "y", "side": "right", "rangemode": "tozero", "showgrid": False}
+    sets = [name for name in rows[0] if name.startswith("regression_")]
+    kept_up = [line(x, column(rows, name), name[11:], colour) for colour, name in enumerate(sets)]
+    held = ("Regression sets", "Means of the policy during PPO. Evaluation compares them with SFT.")
     return [
+        *([(*held, figure(kept_up, "share of prompts, or nats per token"))] if sets else []),
         ("Held-out prompts", note, figure([*lines, kl], "score", yaxis2=right)),
         (
             "Held-out lengths",

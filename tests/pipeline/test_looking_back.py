@@ -14,7 +14,7 @@ from burnish.config.evaluate import RegressionSet
 from burnish.data.prompts import read_references
 from burnish.errors import DataError
 from burnish.pipeline.context import RunContext
-from burnish.pipeline.regression_sets import measure_regression_sets
+from burnish.pipeline.regression_sets import measure_regression_sets, sets_of_looks
 from burnish.runs.directory import RunDirectory
 from tests.command import burnish
 
@@ -94,6 +94,14 @@ def test_regression_sets_are_answered_by_both(short_run: Path, tmp_path: Path) -
     assert contains.champion > 0.5, "most of the policy's; how many depends on the processor"
     assert (exact.champion, exact.baseline) == (0.0, 0.0)
     assert not contains.loses
+    looks = sets_of_looks(place.models, config, 1)
+    assert looks is not None
+    assert looks(place.models.saved_policy(short_run / "ppo")) == {
+        "regression_facts_contains": contains.champion,
+        "regression_facts_likelihood": likely.champion,
+        "regression_facts_exact": 0.0,
+    }
+    assert sets_of_looks(place.models, config.model_copy(update={"regression_sets": ()}), 1) is None
     assert likely.champion < 0
     assert likely.champion != likely.baseline
     assert (contains.difference.n, likely.difference.n) == (12, 10)

@@ -10,6 +10,7 @@ import torch
 from burnish.policy.looks import Looks
 from burnish.policy.ppo import PPO
 from burnish.records import Prompt, Rollout
+from burnish.report.charts import look_charts
 from burnish.stats import earliest_near_best
 from tests.toys import VOCABULARY, make_ppo, toy
 
@@ -75,6 +76,14 @@ def test_two_looks_at_one_policy_are_the_same_and_draw_nothing_from_training(tmp
         assert looks.look(ppo).values == looks.look(ppo).values
     for a, b in zip(ppo.policy_parameters, plain.policy_parameters, strict=True):
         assert torch.equal(a, b)
+
+
+def test_figures_of_other_prompts_are_in_the_looks_and_in_a_chart(tmp_path: Path) -> None:
+    ppo, looks = looked(tmp_path)
+    looks.sets = lambda policy: {"regression_facts": float(policy is ppo.policy)}
+    stats = looks.look(ppo)
+    assert stats["regression_facts"] == 1.0
+    assert next(title for title, *_ in look_charts([stats.as_row()])) == "Regression sets"
 
 
 def test_without_a_judge_nothing_is_kept_and_nothing_is_chosen(tmp_path: Path) -> None:
