@@ -7,10 +7,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart label test test-all test-slow test-rest test-numerics test-gpu coverage mutants install dev lint types docs site clean
+.PHONY: quickstart example label test test-all test-slow test-rest test-numerics test-gpu coverage mutants install dev lint types docs site clean
 
 quickstart: install
 	$(BIN)/burnish quickstart
+
+# A real model and real preferences: SmolLM2-135M on AI feedback, about an hour on two cores. Fetches 94 MB.
+example: install
+	$(BIN)/python examples/fetch_smollm2.py
+	$(BIN)/burnish run examples/smollm2_ai_feedback.yaml
 
 # The labelling page with questions to try it on. Without an environment it makes one of what the page needs alone: no
 # model, no torch, in a fraction of the time.

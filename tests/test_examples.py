@@ -21,8 +21,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 
 
 def marked(file: Path) -> Any:
-    """An example whose labels are imported needs data beside the project."""
-    real = "preferences:" in file.read_text(encoding="utf-8")
+    """Mark an example of a real model, which must be fetched."""
+    real = "gguf_file:" in file.read_text(encoding="utf-8")
     return pytest.param(file, id=file.name, marks=pytest.mark.realdata if real else ())
 
 

@@ -31,7 +31,7 @@ from burnish.records import Label
 from tests.command import burnish
 from tests.labels.scripted import Script, serving
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "ai_feedback" / "rankings.jsonl.gz"
+REAL = Path(__file__).parents[2] / "examples" / "data" / "smollm2_ai_feedback.jsonl.gz"
 CONFIG = JudgeConfig(model="planted", concurrency=1)
 
 
@@ -249,10 +249,7 @@ def test_ids_choose_rankings_and_what_matches_nothing_is_said(tmp_path: Path) ->
         audit_readings(path, "(")
 
 
-@pytest.mark.realdata
 def test_the_position_bias_of_the_ai_feedback_is_found() -> None:
-    if not REAL.exists():
-        pytest.skip("needs the real data beside the project")
     public = audit_readings(REAL, "^(vicuna|mt|si|su)-")
     assert "place 1 of 4" in public["seen"]
     assert "place 1 of 4" not in audit_readings(REAL, "^q")["seen"]
