@@ -199,6 +199,11 @@ class PPOConfig(Section):
         description="Adapt the learning rate to the KL of each update, so that the target is reached when "
         "kl.reached_at says.",
     )
+    schedule: Literal["constant", "linear"] = Field(
+        "constant",
+        description="Schedule of the policy's learning rate after the warm-up. linear: down to 0 at the last update, "
+        "so that the noise of single updates is averaged at the end. adaptive_rate then aims at steps that shrink too.",
+    )
     average_updates: int | None = Field(
         None,
         ge=0,

@@ -141,10 +141,11 @@ class PPO:
     def wanted_kl(self) -> float:
         """KL of one update, in nats a response, that reaches the target when `ppo.kl.reached_at` says.
 
-        It assumes that the KL of updates adds up, as it does where gradients are mostly noise.
+        It assumes that the KL of updates adds up, as it does where gradients are mostly noise. With a
+        schedule it falls as the square of the learning rate.
         """
         updates = (self.config.updates - self.config.value_warmup) * self.config.batch_size / self.answers
-        return self.controller.target / (updates * self.config.kl.reached_at)
+        return self.controller.target / (updates * self.config.kl.reached_at) * self.decay**2
 
     @property
     def done(self) -> bool:
@@ -165,6 +166,13 @@ class PPO:
     def warm(self) -> float:
         """Warm-up factor of the policy's learning rate at this step."""
         return self.share_after(self.moved)
+
+    @property
+    def decay(self) -> float:
+        """Factor of the policy's learning rate by the schedule: 1, or the share of responses that is left."""
+        if self.config.schedule == "constant":
+            return 1.0
+        return 1.0 - self.spent / (self.config.updates * self.config.batch_size)
 
     def share_after(self, updates: int) -> float:
         """Return the warm-up factor of a learning rate after `updates` updates with it."""
@@ -302,7 +310,10 @@ class PPO:
         number.
         """
         size = len(experience.rollout)
-        rates = [self.learning_rate * self.warm, self.value_learning_rate * self.share_after(self.step)]
+        rates = [
+            self.learning_rate * self.warm * self.decay,
+            self.value_learning_rate * self.share_after(self.step),
+        ]
         set_rates(self.optimizer, *rates[: len(self.optimizer.param_groups)])
         totals: dict[str, list[float]] = {}
         skipped, tokens = 0, sum(experience.rollout.lengths) / size

@@ -77,3 +77,22 @@ def test_a_batch_without_direction_gives_no_rate() -> None:
     ppo.score = same
     assert first_rate(ppo) == (None, 0.0)
     assert math.isfinite(next(ppo.updates())["score"])
+
+
+def test_a_linear_schedule_ends_at_zero_and_wants_steps_that_shrink_with_it() -> None:
+    """The rate falls by responses, so that an update of several batches counts as so many."""
+    base, codec = toy()
+    settings = {"updates": 5, "batch_size": 16, "rate": 0.01, "warmup_updates": 0, "adaptive_rate": True}
+    ppo = make_ppo(base, codec, schedule="linear", **settings)
+    wanted = [ppo.wanted_kl]
+    for _ in ppo.updates():
+        wanted.append(ppo.wanted_kl)
+    constant = make_ppo(base, codec, **settings)
+    assert wanted == pytest.approx([constant.wanted_kl * (1 - k / 5) ** 2 for k in range(6)])
+    assert [
+        s["learning_rate"] for s in make_ppo(base, codec, **{**settings, "adaptive_rate": False}).updates()
+    ] == [0.01] * 5
+    falling = make_ppo(base, codec, schedule="linear", **{**settings, "adaptive_rate": False})
+    assert [s["learning_rate"] for s in falling.updates()] == pytest.approx(
+        [0.01, 0.008, 0.006, 0.004, 0.002]
+    )
