@@ -137,7 +137,8 @@ class Label:
 class Preference:
     """Labelled comparison for training; `chosen` wins with probability `confidence` (> 0.5).
 
-    A cut-off answer (not `ended`) is always read without an end-of-sequence token.
+    A cut-off answer (not `ended`) is always read without an end-of-sequence token. `strength` says how
+    much better it is, as a share of the largest grade in the data; None: not graded.
     """
 
     prompt: Prompt
@@ -147,6 +148,7 @@ class Preference:
     comparison_id: str = ""
     chosen_ended: bool = True
     rejected_ended: bool = True
+    strength: float | None = None
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ import typer
 
 from burnish.cli import launch
 from burnish.cli.audit import app as evaluate_app, audit, why
+from burnish.cli.data import app as data_app
 from burnish.cli.label import app as label_app
 from burnish.cli.options import JsonOption, RunArg
 from burnish.cli.plan import plan
@@ -46,6 +47,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.add_typer(data_app, name="data")
 app.add_typer(label_app, name="label")
 app.add_typer(reward_app, name="reward")
 app.add_typer(evaluate_app, name="evaluate")

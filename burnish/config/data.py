@@ -13,6 +13,16 @@ class DataConfig(Section):
         description="Source of the prompts: `stories` (the rehearsal's), a .jsonl or .txt file, or `preferences` "
         "(the prompts of label.preferences). Set it for every run with a model of your own.",
     )
+    columns: dict[str, str] = Field(
+        {},
+        description="Columns of label.preferences under other names: the name that Burnish reads, then that in the "
+        "file, as in {prompt: question, chosen: best}.",
+    )
+    decided_by: str | None = Field(
+        None,
+        description="What decides between responses where the data give several scores: a grade of HelpSteer2, a score "
+        "of UltraFeedback, better or safer in PKU-SafeRLHF. null: the format's default, if it has one.",
+    )
     n_prompts: int | None = Field(
         None,
         ge=1,

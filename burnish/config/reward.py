@@ -74,7 +74,8 @@ class RewardConfig(Section):
     margin: float = Field(
         0.0,
         ge=0,
-        description="Margin by which a certain label's winner must win; smaller where labels disagree.",
+        description="Margin by which a certain label's winner must win; smaller where labels disagree. Where "
+        "preferences are graded, it is in proportion to the grade (Llama 2).",
     )
     soft_labels: bool = Field(
         True,

@@ -5,43 +5,40 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from burnish.data.rows import missing_column, numbered_rows, tiers_of
+from burnish.data.formats import pairs_of_rows, reply
+from burnish.data.rows import numbered_rows
 from burnish.data.text import (
     Rejected,
     Unusable,
-    content_of,
     json_rows,
     kind_of,
     messages_of,
     prompt_of,
     read_rows,
     reply_of,
-    text_of,
 )
 from burnish.errors import DataError
 from burnish.records import Message, Preference, Prompt
 from burnish.runs.files import atomic_write
 
-COLUMNS = ("chosen", "rejected")
-TURN = re.compile(r"\n\n(Human|Assistant):")
-ROLES = {"Human": "user", "Assistant": "assistant"}
-
 
 @dataclass
 class ImportResult:
-    """An import: `rows` read (for a ranking its pairs), usable `pairs`, and `rejected` by reason."""
+    """An import: `rows` read (for several responses their pairs), usable `pairs`, `rejected` by reason.
+
+    `formats` counts the rows by the name of their format.
+    """
 
     pairs: list[Preference]
     rows: int
     rejected: Counter[str] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
     subsets: list[str] = field(default_factory=list)  # one for each pair whose row names a subset
 
 
@@ -53,15 +50,15 @@ def read_preferences(
     limit: float = 0.5,
     rejected_to: Path | None = None,
     misfit: Callable[[Preference], str | None] | None = None,
+    decided_by: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> ImportResult:
     """Read preference pairs from .jsonl, .jsonl.gz or .parquet, or by `datasets` name.
 
-    Formats: `prompt`/`chosen`/`rejected` as text or as lists of messages; or `chosen`/`rejected` alone,
-    as message lists or as Anthropic HH dialogues (`Human: ... Assistant: ...`) that share all but the
-    last reply. If `chosen_ended` or `rejected_ended` is false, that response was cut off. Rankings:
-    `prompt`, `responses`, and `ranking` in tiers of their indices, best first, ties in one tier
-    (`[[2], [0, 3], [1]]`); `ended` says for each response whether it ended. A ranking gives a pair for
-    every two responses of different tiers.
+    The format of a row is recognised by its columns (`burnish.data.formats`, docs/reference/data_formats.md).
+    `decided_by` names what decides in formats with several scores. `columns` maps names that Burnish
+    reads to those in the file. Where the data grade preferences, the `strength` of a pair is its share of
+    the largest grade.
 
     `misfit` returns why a model cannot read a pair, or None. Rejected rows go to `rejected_to` as JSON
     lines {line, reason, excerpt}. Raises DataError if a column is missing, if the file is empty or not
@@ -70,28 +67,33 @@ def read_preferences(
     result = ImportResult([], 0)
     bad = Rejected()
     seen: set[str] = set()
-    for number, row in numbered_rows(source, split):
-        for read in _readers(row, str(source)):
-            result.rows += 1
-            try:
-                pair = read()
-                key = json.dumps([pair.prompt.id, pair.chosen, pair.rejected])
-                if key in seen:
-                    raise Unusable("duplicate")
-                why = None if misfit is None else misfit(pair)
-                if why is not None:
-                    raise Unusable(why)
-                seen.add(key)
-                result.pairs.append(pair)
-                if isinstance(row, Mapping) and row.get("subset") is not None:
-                    result.subsets.append(str(row["subset"]))
-            except Unusable as reason:
-                bad.add(number, str(reason), row)
-            if max_pairs is not None and len(result.pairs) >= max_pairs:
-                break
+    rows = numbered_rows(source, split)
+    counted = 0
+    for number, row, make, form in pairs_of_rows(rows, str(source), decided_by, columns or {}):
+        result.rows += 1
+        if form is not None and number != counted:
+            result.formats[form.name] += 1
+            counted = number
+        try:
+            pair = make()
+            key = json.dumps([pair.prompt.id, pair.chosen, pair.rejected])
+            if key in seen:
+                raise Unusable("duplicate")
+            why = None if misfit is None else misfit(pair)
+            if why is not None:
+                raise Unusable(why)
+            seen.add(key)
+            result.pairs.append(pair)
+            if isinstance(row, Mapping) and row.get("subset") is not None:
+                result.subsets.append(str(row["subset"]))
+        except Unusable as reason:
+            bad.add(number, str(reason), row)
         if max_pairs is not None and len(result.pairs) >= max_pairs:
             break
     result.rejected = bad.counts
+    most = max((p.strength for p in result.pairs if p.strength), default=None)
+    if most is not None:
+        result.pairs = [replace(p, strength=p.strength / most if p.strength else None) for p in result.pairs]
     if rejected_to is not None:
         lines = (json.dumps(note, ensure_ascii=False) + "\n" for note in bad.notes)
         atomic_write(rejected_to, "".join(lines))
@@ -103,139 +105,17 @@ def read_preferences(
     return result
 
 
-def read_kinds_of_pairs(source: str | Path, split: str, column: str) -> dict[str, str]:
-    """Read the kind of each prompt of preference pairs or rankings, by prompt id, as `read_kinds` does."""
+def read_kinds_of_pairs(
+    source: str | Path, split: str, column: str, decided_by: str | None, columns: Mapping[str, str]
+) -> dict[str, str]:
+    """Read the kind of each prompt of preference data, by prompt id, as `read_kinds` does."""
     found: dict[str, str] = {}
-    for _, row in numbered_rows(source, split):
-        for read in _readers(row, str(source)):
-            try:
-                found.setdefault(read().prompt.id, kind_of(row, column))
-            except Unusable:
-                break  # such rows are counted where pairs are read
+    for _, row, make, _ in pairs_of_rows(numbered_rows(source, split), str(source), decided_by, columns):
+        try:
+            found.setdefault(make().prompt.id, kind_of(row, column))
+        except Unusable:
+            continue  # such rows are counted where pairs are read
     return found
-
-
-def _readers(row: Any, source: str) -> list[Callable[[], Preference]]:
-    """Return functions that each make a pair of the row or raise Unusable; several for a ranking."""
-    if not (isinstance(row, dict) and "ranking" in row and "chosen" not in row):
-        return [lambda: _ended(_pair(row, source), row)]
-    if "responses" not in row:
-        missing_column("responses", row, source)
-    try:
-        prompt, responses, tiers, ended = tiers_of(row)
-    except Unusable as reason:
-        why = str(reason)
-
-        def fail() -> Preference:
-            raise Unusable(why)
-
-        return [fail]
-
-    def pair(better: int, worse: int) -> Preference:
-        found = _check(prompt, responses[better], responses[worse])
-        return replace(found, chosen_ended=ended[better], rejected_ended=ended[worse])
-
-    return [
-        partial(pair, better, worse)
-        for i, tier in enumerate(tiers)
-        for better in tier
-        for lower in tiers[i + 1 :]
-        for worse in lower
-    ]
-
-
-def _pair(row: Any, source: str) -> Preference:
-    if isinstance(row, str):
-        raise Unusable("malformed JSON")
-    if not isinstance(row, dict):
-        raise Unusable("not an object")
-    for column in COLUMNS:
-        if column not in row:
-            missing_column(column, row, source)
-    chosen, rejected, prompt = row["chosen"], row["rejected"], row.get("prompt")
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        if prompt is None:
-            return _check(*_dialogue(chosen, rejected))
-        return _check(prompt_of(prompt), chosen, rejected)
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        if prompt is not None and _parts(chosen) and _parts(rejected):
-            return _check(prompt_of(prompt), content_of(chosen, "chosen"), content_of(rejected, "rejected"))
-        a, b = messages_of(chosen), messages_of(rejected)
-        if prompt is None:
-            return _check(*_shared(a, b))
-        before = [Message("user", text_of(prompt))] if isinstance(prompt, str) else messages_of(prompt)
-        return _check(_continued(before, a, b), _reply(a), _reply(b))
-    for name, side in (("chosen", chosen), ("rejected", rejected)):
-        if not isinstance(side, str | list):
-            text_of(side, name)
-    raise Unusable("one side is text and the other is not")
-
-
-def _parts(value: list[Any]) -> bool:
-    """Check whether a list holds content parts rather than turns of a dialogue."""
-    return bool(value) and all(isinstance(v, dict) and "type" in v and "role" not in v for v in value)
-
-
-def _reply(turns: Sequence[Message]) -> str:
-    if turns[-1].role != "assistant":
-        raise Unusable("does not end in an answer")
-    return turns[-1].content
-
-
-def _continued(before: list[Message], chosen: list[Message], rejected: list[Message]) -> Prompt:
-    """Return the prompt with the turns that both sides share before their last reply.
-
-    The shared turns may repeat the prompt (perhaps after a system turn) or continue it.
-    """
-    shared = chosen[:-1]
-    if not _same(shared, rejected[:-1]):
-        raise Unusable("no shared prompt")
-    held = any(_same(shared[i : i + len(before)], before) for i in range(len(shared)))
-    return Prompt.from_messages(shared if held else [*before, *shared])
-
-
-def _same(a: Sequence[Message], b: Sequence[Message]) -> bool:
-    """Check whether two dialogues are equal apart from white space at the edges of turns."""
-    return [(m.role, m.content.strip()) for m in a] == [(m.role, m.content.strip()) for m in b]
-
-
-def _ended(pair: Preference, row: Mapping[str, Any]) -> Preference:
-    flags = {name: row[name] for name in ("chosen_ended", "rejected_ended") if row.get(name) is not None}
-    if not all(isinstance(flag, bool) for flag in flags.values()):
-        raise Unusable("ended is neither true nor false")
-    return replace(pair, **flags)
-
-
-def _shared(chosen: list[Message], rejected: list[Message]) -> tuple[Prompt, str, str]:
-    if not _same(chosen[:-1], rejected[:-1]) or len(chosen) < 2:
-        raise Unusable("no shared prompt")
-    return Prompt.from_messages(chosen[:-1]), _reply(chosen), _reply(rejected)
-
-
-def _dialogue(chosen: str, rejected: str) -> tuple[Prompt, str, str]:
-    """Parse two whole dialogues in the format of Anthropic's HH data."""
-    return _shared(_turns(chosen), _turns(rejected))
-
-
-def _turns(text: str) -> list[Message]:
-    parts = TURN.split(text if text.startswith("\n\n") else f"\n\n{text}")
-    if parts[0].strip() or len(parts) < 5:
-        raise Unusable("no shared prompt")
-    return [Message(ROLES[r], t.strip()) for r, t in zip(parts[1::2], parts[2::2], strict=True)]
-
-
-def _check(prompt: Prompt, chosen: str, rejected: str) -> Preference:
-    for text in (prompt.text, *(m.content for m in prompt.messages), chosen, rejected):
-        text_of(text)
-    if not prompt.text.strip():
-        raise Unusable("empty prompt")
-    if prompt.messages and prompt.messages[-1].role == "assistant":
-        raise Unusable("the prompt ends with an assistant turn, which is not supported")
-    if not (chosen.strip() and rejected.strip()):
-        raise Unusable("empty answer")
-    if chosen.strip() == rejected.strip():
-        raise Unusable("identical sides")
-    return Preference(prompt, chosen, rejected)
 
 
 def write_preferences(pairs: Iterable[Preference], path: Path, *, conversational: bool = False) -> None:
@@ -289,7 +169,7 @@ def read_demonstrations(
             turns = messages_of(row["messages"])
             if len(turns) < 2:
                 raise Unusable("a dialogue of one turn")
-            return Prompt.from_messages(turns[:-1]), _reply(turns)
+            return Prompt.from_messages(turns[:-1]), reply(turns)
         if "prompt" not in row or "completion" not in row:
             raise Unusable("no `prompt` and `completion`, and no `messages`")
         text = reply_of(row["completion"], "completion")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -406,6 +407,21 @@ class LabelStore:
         with Session(self.engine) as session:
             return {i: float(mean) for i, mean in session.execute(query)}
 
+    def _strengths(self, at: Snapshot | None = None) -> dict[str, float]:
+        """Return the mean strength of each graded comparison, as a share of the largest of its source."""
+        graded = LabelRow.strength > 0
+        largest = select(LabelRow.source, func.max(LabelRow.strength)).where(graded).group_by(LabelRow.source)
+        query = select(LabelRow.comparison_id, LabelRow.source, LabelRow.strength).where(graded)
+        if at is not None:
+            query = query.where(LabelRow.number <= at.labels)
+            largest = largest.where(LabelRow.number <= at.labels)
+        held: dict[str, list[float]] = defaultdict(list)
+        with Session(self.engine) as session:
+            most = {source: float(value or 0) for source, value in session.execute(largest)}
+            for comparison, source, strength in session.execute(query):
+                held[comparison].append(float(strength or 0) / most[source])
+        return {comparison: sum(shares) / len(shares) for comparison, shares in held.items()}
+
     def preferences(
         self, at: Snapshot | None = None, consensus: Mapping[str, float] | None = None
     ) -> list[Preference]:
@@ -416,6 +432,7 @@ class LabelStore:
         are excluded (`consensus_report` counts them).
         """
         consensus = self._consensus(at) if consensus is None else consensus
+        strengths = self._strengths(at)
         pairs = []
         for c in self.comparisons(at=at):
             mean = consensus.get(c.id)
@@ -431,6 +448,7 @@ class LabelStore:
                     c.id,
                     chosen_ended=chosen.ended is not False,
                     rejected_ended=rejected.ended is not False,
+                    strength=strengths.get(c.id),
                 )
             )
         return pairs

@@ -337,6 +337,8 @@ class Data:
             limit=self.config.rejected_rows_limit,
             rejected_to=self.journal.path / "rejected" / "import.jsonl",
             misfit=self.misfit,
+            decided_by=self.config.decided_by,
+            columns=self.config.columns,
         )
         if read.rejected:
             why = ", ".join(f"{reason}: {n}" for reason, n in read.rejected.most_common(3))
@@ -350,7 +352,8 @@ class Data:
         """Return the kind of each prompt by its id: its value in a column of the prompts' data."""
         if self.config.prompts == "preferences":
             assert self.label.preferences is not None, "checked with the configuration"
-            return read_kinds_of_pairs(self.label.preferences, self.label.split, column)
+            how = (self.config.decided_by, self.config.columns)
+            return read_kinds_of_pairs(self.label.preferences, self.label.split, column, *how)
         return read_kinds(self.config.prompts, column)
 
     def misfit(self, pair: Preference) -> str | None:

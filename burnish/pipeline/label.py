@@ -88,8 +88,8 @@ def import_labels(data: Data, config: LabelConfig) -> None:
         voices.append(voice)
     data.store.add_comparisons(c for c, _ in drawn_pairs)
     labels = [
-        (c, Label(c.id, voice, p, "imported", guidelines=guidelines))
-        for (c, p), voice in zip(drawn_pairs, voices, strict=True)
+        (c, Label(c.id, voice, p, "imported", pair.strength, guidelines=guidelines))
+        for (c, p), voice, pair in zip(drawn_pairs, voices, data.imported.pairs, strict=True)
     ]
     add_labels(data.store, data.store.as_stored(labels))
 

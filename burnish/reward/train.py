@@ -176,8 +176,14 @@ def pairs_gradient(
     device = model.top.base.device
     sums: dict[str, torch.Tensor] = {}
     for numbers in pairs.parted(list(copies), micro_batch):
-        share, sure = torch.tensor(
-            [[copies[i] / total for i in numbers], [pairs.pairs[i].confidence for i in numbers]], device=CPU
+        graded = [pairs.pairs[i].strength for i in numbers]
+        share, sure, strong = torch.tensor(
+            [
+                [copies[i] / total for i in numbers],
+                [pairs.pairs[i].confidence for i in numbers],
+                [1.0 if strength is None else strength for strength in graded],
+            ],
+            device=CPU,
         ).to(device)
         apart: torch.Tensor | float = 0.0
         if model.length_head is None:
@@ -193,7 +199,7 @@ def pairs_gradient(
             chosen,
             rejected,
             label_smoothing=config.label_smoothing,
-            margin=config.margin * (2 * sure - 1),
+            margin=config.margin * (2 * sure - 1) * strong,
             center_coef=config.center_coef,
             confidence=sure if config.soft_labels else None,
         )
