@@ -50,6 +50,19 @@ def test_margins_follow_how_sure_a_label_is() -> None:
     )
 
 
+@pytest.mark.parametrize(("strength", "margin"), [(None, 2.0), (1.0, 2.0), (0.25, 0.5)])
+def test_margins_are_in_proportion_to_the_grade(
+    strength: float | None, margin: float, base: Backbone, codec: Codec
+) -> None:
+    pair = Preference(Prompt("Once"), " she sang.", " it fell.", strength=strength)
+    pairs = EncodedPairs(base, codec, [pair])
+    model = new_reward_head(base, 0, "m", layers=base.layers, dropout=0.0)
+    config = RewardConfig(margin=2.0, label_smoothing=0.0, center_coef=0.0, dropout=0.0)
+    chosen, rejected = pairs.sides(raw_scores(model, pairs.sequences))
+    wanted = bradley_terry_loss(chosen, rejected, margin=margin)
+    assert pairs_gradient(model, pairs, {0: 1}, config, 2)["loss"] == pytest.approx(float(wanted), rel=1e-4)
+
+
 def answers(prompts: list[Prompt], n: int, longer: bool = False) -> list[Preference]:
     more = " And then it went on and on and on." * longer
     return [
