@@ -23,6 +23,7 @@ LEVELS = (
         "records",
         "objectives",
         "detectors",
+        "rewards",
         "stats",
         "textstats",
         "config",

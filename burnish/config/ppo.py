@@ -1,6 +1,6 @@
 """Section `ppo`: PPO, its adaptive KL controller, and the reward it optimises."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -50,11 +50,17 @@ class KLConfig(Section):
 class FunctionReward(Section):
     """A reward besides the ensemble: a Python function, or the reward models of another run.
 
-    A function takes the prompts, responses and token counts of a batch, and returns a number for each response.
+    A function with a parameter `completions` has TRL's signature: it gets `prompts`, `completions` and the columns of
+    the prompts' data by name, and returns a number or None for each response. Another one takes the prompts, responses
+    and token counts of a batch. `burnish.rewards` has functions for common checks.
     """
 
     function: str | None = Field(
         None, pattern=r"^[\w.]+:\w+$", description="`package.module:function`. Give a function or a url."
+    )
+    arguments: dict[str, Any] = Field(
+        {},
+        description="Keyword arguments of a function in TRL's signature, as in {pattern: '[0-9]+'}.",
     )
     url: str | None = Field(
         None, pattern=r"^https?://\S+$", description="Address of a server started by `burnish reward serve`."

@@ -118,6 +118,19 @@ def read_kinds_of_pairs(
     return found
 
 
+def read_columns_of_pairs(
+    source: str | Path, split: str, decided_by: str | None, columns: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Read the columns of the first row of each prompt of preference data, by prompt id."""
+    found: dict[str, dict[str, Any]] = {}
+    for _, row, make, _ in pairs_of_rows(numbered_rows(source, split), str(source), decided_by, columns):
+        try:
+            found.setdefault(make().prompt.id, {k: v for k, v in row.items() if k != "prompt"})
+        except Unusable:
+            continue
+    return found
+
+
 def write_preferences(pairs: Iterable[Preference], path: Path, *, conversational: bool = False) -> None:
     """Write pairs as `prompt`/`chosen`/`rejected` to .jsonl, .jsonl.gz or .parquet.
 

@@ -84,6 +84,18 @@ def read_kinds(source: str | Path, column: str) -> dict[str, str]:
     return found
 
 
+def read_columns(source: str | Path) -> dict[str, dict[str, Any]]:
+    """Read the columns of each prompt's row besides the prompt, by prompt id; the first row of a prompt counts."""
+
+    def read(row: Mapping[str, Any]) -> tuple[Prompt, dict[str, Any]]:
+        return _prompt(row), {name: value for name, value in row.items() if name not in COLUMNS}
+
+    found: dict[str, dict[str, Any]] = {}
+    for _, (prompt, columns) in read_rows(_rows(Path(source)), read, Rejected()):
+        found.setdefault(prompt.id, columns)
+    return found
+
+
 def _refuse(path: Path, unusable: Rejected, rejected: Rejected | None, needs: str) -> None:
     if rejected is not None:
         rejected.notes += unusable.notes

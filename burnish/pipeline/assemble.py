@@ -70,7 +70,7 @@ def build_ppo(
     ensemble_sd, shaping = score_sd, None
     own_scale = bool(config.rewards) or config.ensemble_weight != 1
     if own_scale or config.shaping.active:
-        functions = [(term, load_term(term)) for term in config.rewards]
+        functions = [(term, load_term(term, data.columns)) for term in config.rewards]
         score = summed = SummedRewards(score, config.ensemble_weight, functions)
         shaping = measured_shaping(
             models, summed, prompts[:SCALE_PROMPTS], config.shaping.given(own_scale), seed

@@ -16,8 +16,21 @@ from burnish.config.data import DataConfig
 from burnish.config.label import LabelConfig
 from burnish.config.model import ModelConfig
 from burnish.config.reward import RewardConfig
-from burnish.data.preferences import ImportResult, read_kinds_of_pairs, read_preferences
-from burnish.data.prompts import PromptSplits, part_of, read_kinds, read_prompts, split_pairs, split_prompts
+from burnish.data.preferences import (
+    ImportResult,
+    read_columns_of_pairs,
+    read_kinds_of_pairs,
+    read_preferences,
+)
+from burnish.data.prompts import (
+    PromptSplits,
+    part_of,
+    read_columns,
+    read_kinds,
+    read_prompts,
+    split_pairs,
+    split_prompts,
+)
 from burnish.data.store import LabelStore, Snapshot
 from burnish.data.text import Rejected, printable
 from burnish.distributed import collectives
@@ -355,6 +368,16 @@ class Data:
             how = (self.config.decided_by, self.config.columns)
             return read_kinds_of_pairs(self.label.preferences, self.label.split, column, *how)
         return read_kinds(self.config.prompts, column)
+
+    def columns(self) -> dict[str, dict[str, Any]]:
+        """Return the columns of the prompts' data by prompt id; none for the rehearsal's stories."""
+        if self.config.prompts == "stories":
+            return {}
+        if self.config.prompts != "preferences":
+            return read_columns(self.config.prompts)
+        assert self.label.preferences is not None, "checked with the configuration"
+        how = (self.config.decided_by, self.config.columns)
+        return read_columns_of_pairs(self.label.preferences, self.label.split, *how)
 
     def misfit(self, pair: Preference) -> str | None:
         """Return why the run's models cannot read a pair, or None if they can."""

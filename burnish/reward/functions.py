@@ -1,12 +1,13 @@
-"""Rewards from user-defined Python functions, added to the ensemble's score with weights."""
+"""Rewards from Python functions, with columns of the prompts' data, added to the ensemble's score with weights."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,9 @@ from burnish.errors import ConfigError, TrainingError
 from burnish.records import Prompt, Rollout, Scores
 from burnish.reward.remote import RemoteReward
 
+Columns = Mapping[str, Mapping[str, Any]]
+"""Columns of the rows of prompts by prompt id, and their values by name."""
+GIVEN = {"prompts", "completions", "completion_ids"}
 Function = Callable[[list[str], list[str], list[int]], Sequence[float]]
 """Maps (prompts, responses, response lengths with the end token) of a batch to one number each."""
 
@@ -41,6 +45,64 @@ class LocalReward:
         return list(self.function([as_given(p) for p in prompts], list(responses)))
 
 
+class ColumnReward:
+    """A reward function in TRL's signature, `f(prompts, completions, **columns) -> list[float | None]`.
+
+    A column is a list with one value for each response, that of its prompt's row. Prompts and completions
+    are text, or lists of messages if the prompt is a conversation. `arguments` are passed as they are.
+    None means that a response has no such reward. Raises ConfigError if the function needs a parameter
+    that is neither a column nor an argument.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Sequence[float | None]],
+        columns: Callable[[], Columns],
+        arguments: Mapping[str, Any],
+    ) -> None:
+        self.function, self.arguments = function, dict(arguments)
+        parameters = inspect.signature(function).parameters.values()
+        whole = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        own = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - GIVEN
+        needed = {
+            p.name for p in parameters if p.name in own and p.default is p.empty
+        } - self.arguments.keys()
+        unknown = self.arguments.keys() - own
+        if unknown and not whole:
+            raise ConfigError(
+                f"ppo.rewards: {name} has no parameter {min(unknown)!r}; its own are {sorted(own)}"
+            )
+        self.columns = columns() if whole or own - self.arguments.keys() else {}
+        there = {column for row in self.columns.values() for column in row}
+        missing = needed - there
+        if missing:
+            raise ConfigError(
+                f"ppo.rewards: {name} needs {min(missing)!r}, which is no column of the prompts (they have "
+                f"{', '.join(sorted(there)) or 'no columns'}); add it to their file, or set it in `arguments`"
+            )
+        self.passed = sorted((there if whole else there & own) - self.arguments.keys() - GIVEN)
+
+    def scores(self, rollout: Rollout) -> list[float | None]:
+        """Return one reward for each response, or None."""
+        prompts = [as_given(p) for p in rollout.prompts]
+        completions = [
+            [{"role": "assistant", "content": text}] if p.messages else text
+            for p, text in zip(rollout.prompts, rollout.texts, strict=True)
+        ]
+        rows = [self.columns.get(p.id, {}) for p in rollout.prompts]
+        given: dict[str, Any] = {"prompts": prompts, "completions": completions}
+        given["completion_ids"] = [list(ids) for ids in rollout.response_ids]
+        own = inspect.signature(self.function).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+            given = {name: value for name, value in given.items() if name in own}
+        columns = {name: [row.get(name) for row in rows] for name in self.passed}
+        return list(self.function(**given, **columns, **self.arguments))
+
+
+Term = Function | RemoteReward | LocalReward | ColumnReward
+
+
 def as_given(prompt: Prompt) -> str | list[dict[str, str]]:
     """Return a prompt as users write it: text, or a list of messages."""
     return [{"role": m.role, "content": m.content} for m in prompt.messages] or prompt.text
@@ -49,7 +111,8 @@ def as_given(prompt: Prompt) -> str | list[dict[str, str]]:
 class SummedRewards:
     """Scorer for PPO: weighted sum of the ensemble's score and the user's functions, minus `shift`.
 
-    Members and spread are the ensemble's; the mean of each term is logged under its name.
+    Members and spread are the ensemble's; the mean of each term is logged under its name. A term that a
+    response does not have (None) adds 0, as in TRL.
 
     The shift is the mean of the sum on reference responses. A constant changes no optimum, but without
     the shift PPO fails to start where the mean is far below 0. While the value function has not learned
@@ -60,7 +123,7 @@ class SummedRewards:
         self,
         ensemble: Callable[[Rollout], Scores],
         weight: float,
-        functions: Sequence[tuple[FunctionReward, Function | RemoteReward | LocalReward]],
+        functions: Sequence[tuple[FunctionReward, Term]],
     ) -> None:
         self.ensemble, self.weight, self.functions = ensemble, weight, functions
         self.shift = 0.0
@@ -84,7 +147,8 @@ class SummedRewards:
         for term, function in self.functions:
             # One process calls it for all, so that side effects (such as a paid request) happen once.
             given = collectives.from_lead(partial(called, term.function or str(term.url), function, rollout))
-            values = torch.tensor(given, dtype=total.dtype, device=total.device)
+            numbers = [0.0 if value is None else value for value in given]
+            values = torch.tensor(numbers, dtype=total.dtype, device=total.device)
             terms[term.term] = values
             total = total + term.weight * values
         # The functions were not called on the reference response.
@@ -92,12 +156,31 @@ class SummedRewards:
         return replace(found, scores=total - self.shift, terms=terms, anchor=anchor)
 
 
-def load_term(term: FunctionReward) -> Function | RemoteReward:
-    """Load the function or server client of a configured reward; raises ConfigError on failure."""
+def load_term(term: FunctionReward, columns: Callable[[], Columns] = dict) -> Term:
+    """Load the function or server client of a configured reward; raises ConfigError on failure.
+
+    `columns` gives the columns of the prompts. They are read only for a function that takes them.
+    """
     if term.url is not None:
         return RemoteReward(term.url, term.timeout, token_of(term))
     assert term.function is not None
-    return load_function(term.function)
+    function = load_function(term.function)
+    if takes_columns(function):
+        return ColumnReward(term.function, function, columns, term.arguments)
+    if term.arguments:
+        raise ConfigError(
+            f"ppo.rewards: {term.function} takes (prompts, responses, lengths), so `arguments` cannot be passed; give "
+            "it a parameter `completions`, as TRL's reward functions have"
+        )
+    return function
+
+
+def takes_columns(function: Callable[..., Any]) -> bool:
+    """Return whether a function has TRL's signature, with a parameter `completions`."""
+    try:
+        return "completions" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a function of a C extension
+        return False
 
 
 def token_of(term: FunctionReward) -> str | None:
@@ -112,13 +195,17 @@ def token_of(term: FunctionReward) -> str | None:
     return token
 
 
-def called(name: str, function: Function | RemoteReward | LocalReward, rollout: Rollout) -> list[float]:
+def called(name: str, function: Term, rollout: Rollout) -> list[float | None]:
     """Return the function's rewards, one finite number for each response of the rollout.
 
-    Raises TrainingError if the function fails or returns anything else, so a failure is never scored.
+    A function in TRL's signature may give None. Raises TrainingError if the function fails or returns
+    anything else, so a failure is never scored.
     """
+    values: list[Any]
     try:
-        if isinstance(function, RemoteReward | LocalReward):
+        if isinstance(function, ColumnReward):
+            values = list(function.scores(rollout))
+        elif isinstance(function, RemoteReward | LocalReward):
             values = function.scores(rollout.prompts, rollout.texts, rollout.ended)
         else:
             values = list(function([p.text for p in rollout.prompts], list(rollout.texts), rollout.lengths))
@@ -131,14 +218,17 @@ def called(name: str, function: Function | RemoteReward | LocalReward, rollout: 
         raise TrainingError(
             f"the reward function {name} gave {len(values)} numbers for {len(rollout)} responses"
         )
+    optional = isinstance(function, ColumnReward)
     for i, value in enumerate(values):
+        if optional and value is None:
+            continue
         number = None if isinstance(value, str) else number_of(value)
         if number is None or not math.isfinite(number):
             raise TrainingError(
                 f"the reward function {name} gave {value!r} for response {i} ({rollout.texts[i][:60]!r}); it must "
                 "give a finite number for every response"
             )
-    return [float(v) for v in values]
+    return [None if v is None else float(v) for v in values]
 
 
 def load_function(name: str) -> Function:
