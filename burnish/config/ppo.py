@@ -1,5 +1,6 @@
 """Section `ppo`: PPO, its adaptive KL controller, and the reward it optimises."""
 
+import re
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -48,7 +49,7 @@ class KLConfig(Section):
 
 
 class FunctionReward(Section):
-    """A reward besides the ensemble: a Python function, or the reward models of another run.
+    """A reward besides the ensemble: a Python function, a published reward model, or a server's reward models.
 
     A function with a parameter `completions` has TRL's signature: it gets `prompts`, `completions` and the columns of
     the prompts' data by name, and returns a number or None for each response. Another one takes the prompts, responses
@@ -56,18 +57,32 @@ class FunctionReward(Section):
     """
 
     function: str | None = Field(
-        None, pattern=r"^[\w.]+:\w+$", description="`package.module:function`. Give a function or a url."
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="`package.module:function`. Give one of function, model and url.",
     )
     arguments: dict[str, Any] = Field(
         {},
         description="Keyword arguments of a function in TRL's signature, as in {pattern: '[0-9]+'}.",
     )
+    model: str | None = Field(
+        None,
+        description="Folder or hub name of a reward model: an AutoModelForSequenceClassification with one label, "
+        "with its own tokenizer and chat template.",
+    )
+    device: str = Field("auto", description="Device of `model`; auto: that of the policy.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of `model`; auto: that of its files."
+    )
+    batch_size: int = Field(16, ge=1, description="Responses that `model` scores at once.")
     url: str | None = Field(
         None, pattern=r"^https?://\S+$", description="Address of a server started by `burnish reward serve`."
     )
     weight: float = Field(1.0, description="Weight of the term in the sum that is optimised.")
     name: str | None = Field(
-        None, pattern=r"^\w+$", description="Name in the metrics; null: the function's name, or `remote`."
+        None,
+        pattern=r"^\w+$",
+        description="Name in the metrics; null: that of the function or model, or `remote`.",
     )
     timeout: float = Field(120.0, gt=0, description="Seconds per batch before a request to `url` fails.")
     token_env: str | None = Field(
@@ -75,9 +90,18 @@ class FunctionReward(Section):
     )
 
     @property
+    def source(self) -> str:
+        """What the term is: its function, model or address."""
+        return self.function or self.model or str(self.url)
+
+    @property
     def term(self) -> str:
         """Name of the term in the metrics."""
-        return self.name or ("remote" if self.function is None else self.function.partition(":")[2])
+        if self.name is not None:
+            return self.name
+        if self.model is not None:
+            return re.sub(r"\W+", "_", self.model.rstrip("/").rpartition("/")[2])
+        return "remote" if self.function is None else self.function.partition(":")[2]
 
     @field_validator("url")
     @classmethod
@@ -91,8 +115,10 @@ class FunctionReward(Section):
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "FunctionReward":
-        if (self.function is None) == (self.url is None):
-            raise ValueError("a reward is a function (package.module:name) or a url: give one of the two")
+        if sum(given is not None for given in (self.function, self.model, self.url)) != 1:
+            raise ValueError(
+                "a reward is a function (package.module:name), a model or a url: give one of the three"
+            )
         return self
 
 

@@ -19,7 +19,9 @@ from burnish.config.ppo import FunctionReward
 from burnish.data.text import number_of
 from burnish.distributed import collectives
 from burnish.errors import ConfigError, TrainingError
+from burnish.models.load import find_device
 from burnish.records import Prompt, Rollout, Scores
+from burnish.reward.published import PublishedReward
 from burnish.reward.remote import RemoteReward
 
 Columns = Mapping[str, Mapping[str, Any]]
@@ -100,7 +102,7 @@ class ColumnReward:
         return list(self.function(**given, **columns, **self.arguments))
 
 
-Term = Function | RemoteReward | LocalReward | ColumnReward
+Term = Function | RemoteReward | LocalReward | PublishedReward | ColumnReward
 
 
 def as_given(prompt: Prompt) -> str | list[dict[str, str]]:
@@ -146,7 +148,7 @@ class SummedRewards:
         total, terms = self.weight * found.scores, {"ensemble": found.scores}
         for term, function in self.functions:
             # One process calls it for all, so that side effects (such as a paid request) happen once.
-            given = collectives.from_lead(partial(called, term.function or str(term.url), function, rollout))
+            given = collectives.from_lead(partial(called, term.source, function, rollout))
             numbers = [0.0 if value is None else value for value in given]
             values = torch.tensor(numbers, dtype=total.dtype, device=total.device)
             terms[term.term] = values
@@ -161,6 +163,8 @@ def load_term(term: FunctionReward, columns: Callable[[], Columns] = dict) -> Te
 
     `columns` gives the columns of the prompts. They are read only for a function that takes them.
     """
+    if term.model is not None:
+        return from_model(term)
     if term.url is not None:
         return RemoteReward(term.url, term.timeout, token_of(term))
     assert term.function is not None
@@ -173,6 +177,14 @@ def load_term(term: FunctionReward, columns: Callable[[], Columns] = dict) -> Te
             "it a parameter `completions`, as TRL's reward functions have"
         )
     return function
+
+
+def from_model(term: FunctionReward) -> LocalReward | PublishedReward:
+    """Load a published reward model in process 0, which alone scores; the others get a stand-in."""
+    if not collectives.leads():
+        return LocalReward(lambda prompts, responses: [])
+    assert term.model is not None
+    return PublishedReward(term.model, find_device(term.device), term.dtype, term.batch_size)
 
 
 def takes_columns(function: Callable[..., Any]) -> bool:
@@ -205,7 +217,7 @@ def called(name: str, function: Term, rollout: Rollout) -> list[float | None]:
     try:
         if isinstance(function, ColumnReward):
             values = list(function.scores(rollout))
-        elif isinstance(function, RemoteReward | LocalReward):
+        elif isinstance(function, RemoteReward | LocalReward | PublishedReward):
             values = function.scores(rollout.prompts, rollout.texts, rollout.ended)
         else:
             values = list(function([p.text for p in rollout.prompts], list(rollout.texts), rollout.lengths))
