@@ -21,35 +21,42 @@ def texts(completions: Completions) -> list[str]:
     return [c if isinstance(c, str) else c[-1]["content"] for c in completions]
 
 
-def regex(completions: Completions, pattern: str, **columns: Any) -> list[float]:
-    """Return 1 for each response in which the pattern is found, else 0; a dot matches line breaks."""
-    found = re.compile(pattern, re.DOTALL)
-    return [float(found.search(text) is not None) for text in texts(completions)]
+def regex(completions: Completions, pattern: str | Sequence[str | None]) -> list[float | None]:
+    """Return 1 for each response in which the pattern is found, else 0; a dot matches line breaks.
+
+    `pattern` is one for all, as an argument, or a column; None where a row has none.
+    """
+    patterns = [pattern] * len(completions) if isinstance(pattern, str) else pattern
+    return [
+        None if given is None else float(re.search(given, text, re.DOTALL) is not None)
+        for text, given in zip(texts(completions), patterns, strict=True)
+    ]
 
 
-def length_range(
-    completions: Completions, least: int = 0, most: int | None = None, **columns: Any
-) -> list[float]:
+def length_range(completions: Completions, least: int = 0, most: int | None = None) -> list[float]:
     """Return 1 for each response whose number of words lies within the limits, else 0."""
     counts = [len(text.split()) for text in texts(completions)]
     return [float(n >= least and (most is None or n <= most)) for n in counts]
 
 
-def json_schema(completions: Completions, schema: Any, **columns: Any) -> list[float]:
+def json_schema(completions: Completions, schema: Any) -> list[float | None]:
     """Return 1 for each response that is JSON valid under a schema, else 0; a code fence around it is removed.
 
-    `schema` is one schema for all, as an argument, or a column of schemas (objects or JSON text). Needs
-    the package jsonschema (`pip install 'burnish[verify]'`).
+    `schema` is one schema for all, as an argument, or a column of schemas (objects or JSON text); None where
+    a row has none. NaN and infinity are not JSON. Needs the package jsonschema (`pip install 'burnish[verify]'`).
     """
     from jsonschema import Draft202012Validator
 
     schemas = schema if isinstance(schema, list) else [schema] * len(completions)
-    found = []
+    found: list[float | None] = []
     for text, given in zip(texts(completions), schemas, strict=True):
+        if given is None:
+            found.append(None)
+            continue
         check = Draft202012Validator(json.loads(given) if isinstance(given, str) else given)
         fenced = re.fullmatch(r"\s*```(?:json)?\n(.*)```\s*", text, re.DOTALL)
         try:
-            value = json.loads(fenced[1] if fenced else text)
+            value = json.loads(fenced[1] if fenced else text, parse_constant=_no_number)
         except (ValueError, RecursionError):
             found.append(0.0)
             continue
@@ -57,7 +64,11 @@ def json_schema(completions: Completions, schema: Any, **columns: Any) -> list[f
     return found
 
 
-def math_answer(completions: Completions, answer: Sequence[Any], **columns: Any) -> list[float | None]:
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def math_answer(completions: Completions, answer: Sequence[Any]) -> list[float | None]:
     """Return 1 for each response whose final answer equals the column `answer`, else 0.
 
     Both are read as LaTeX or plain expressions by math-verify, so 1/2 equals 0.5. None where the known

@@ -51,7 +51,7 @@ def look(source: str | None, config: RunConfig, split: str | None, *, with_model
             decided_by=config.data.decided_by,
             columns=config.data.columns,
         )
-        notes = [json.loads(line) for line in rejected.read_text(encoding="utf-8").splitlines()]
+        notes = [json.loads(line) for line in rejected.read_text(encoding="utf-8").split("\n") if line]
     first = {note["reason"]: note["line"] for note in reversed(notes)}
     about = {f.name: f for f in FORMATS}
     lengths = [len(p.chosen) for p in found.pairs], [len(p.rejected) for p in found.pairs]

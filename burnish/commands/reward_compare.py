@@ -11,7 +11,6 @@ import numpy as np
 
 from burnish.commands.reward_examine import score_pairs
 from burnish.commands.reward_score import open_ensemble
-from burnish.data.preferences import read_preferences
 from burnish.errors import DataError
 from burnish.pipeline.context import RunContext
 from burnish.records import Preference
@@ -31,10 +30,7 @@ def compare_rewards(first: Path, second: Path, on: str | None, split: str = "tra
     """
     (place, ours), (other, theirs) = open_ensemble(first), open_ensemble(second)
     try:
-        if on is None:
-            pairs = place.data.parts["validation"]
-        else:
-            pairs = read_preferences(on, split=split, misfit=place.data.misfit).pairs
+        pairs = place.data.parts["validation"] if on is None else place.data.read(on, split).pairs
         return _compared(place, ours, other, theirs, pairs)
     finally:
         for run in (place, other):

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from burnish.commands.reward_score import open_ensemble
-from burnish.data.preferences import read_preferences
 from burnish.data.store import LabelStore
 from burnish.models.artefacts import is_saved
 from burnish.models.generate import sample_rollout
@@ -84,7 +83,7 @@ def examine_run(
         ids = {p.comparison_id for p in pairs}
         labels = [x for x in data.store.labels(at=data.snapshot) if x.comparison_id in ids]
     else:
-        read = read_preferences(on, split=split, misfit=data.misfit)
+        read = data.read(on, split)
         pairs, subsets = read.pairs, read.subsets
     on_progress(f"examining {len(ensemble.members)} members on {len(pairs)} pairs")
     scored = score_pairs(ensemble, place, pairs)

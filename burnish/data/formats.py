@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from burnish.data.rows import missing_column, tiers_of
-from burnish.data.text import Unusable, content_of, messages_of, number_of, prompt_of, reply_of, text_of
+from burnish.data.text import TIED, Unusable, content_of, messages_of, number_of, prompt_of, reply_of, text_of
 from burnish.errors import DataError
 from burnish.records import Message, Preference, Prompt
 
@@ -22,6 +22,7 @@ MakePair = Callable[[], Preference]
 Numbered = tuple[int, Any]
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
+STEERED = re.compile(r"\n*<extra_id_1>(User|Assistant)\n+")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 ULTRAFEEDBACK = ("ratings", "overall_score", "fine-grained_score")
@@ -65,9 +66,12 @@ class Format:
 def recognised(row: Row, source: str) -> Format:
     """Return the format of a row by its columns.
 
-    A format whose columns are all among those of another match gives way to it. Raises DataError if no
-    format fits, with the nearest column name, or if several do.
+    A row with `chosen` and `rejected` is a pair, whatever else it has. A format whose columns are all
+    among those of another match gives way to it. Raises DataError if no format fits, with the nearest
+    column name, or if several do.
     """
+    if set(PAIRS.columns) <= row.keys():
+        return PAIRS
     found = [f for f in FORMATS if set(f.columns) <= row.keys()]
     found = [f for f in found if not any(set(f.columns) < set(other.columns) for other in found)]
     if len(found) > 1:
@@ -97,19 +101,26 @@ def renamed(row: Row, columns: Mapping[str, str], source: str) -> Row:
 
 
 def pairs_of_rows(
-    rows: Iterable[Numbered], source: str, key: str | None, columns: Mapping[str, str]
-) -> Iterator[tuple[int, Any, MakePair, Format | None]]:
-    """Yield the number, row and function of each pair, with its format; one that fails for a bad row.
+    rows: Iterable[Numbered],
+    source: str,
+    key: str | None,
+    columns: Mapping[str, str],
+    formats: Counter[str] | None = None,
+) -> Iterator[tuple[int, Any, MakePair]]:
+    """Yield the number, row and function of each pair; the function of a bad row fails.
 
-    Rows whose format needs several rows are read to the end first.
+    Rows whose format needs several rows are read to the end first, and their pairs come in the order of
+    the file. `formats` counts the rows by the name of their format.
     """
     together: dict[str, list[tuple[int, Row]]] = defaultdict(list)
     for number, row in rows:
         if not isinstance(row, Mapping):
-            yield number, row, _failing("malformed JSON" if isinstance(row, str) else "not an object"), None
+            yield number, row, _failing("malformed JSON" if isinstance(row, str) else "not an object")
             continue
         row = renamed(row, columns, source)
         form = recognised(row, source)
+        if formats is not None:
+            formats[form.name] += 1
         if form.read is None:
             together[form.name].append((number, row))
             continue
@@ -118,12 +129,12 @@ def pairs_of_rows(
         except Unusable as reason:
             pairs = [_failing(str(reason))]
         for make in pairs:
-            yield number, row, make, form
+            yield number, row, make
     for name, held in together.items():
         form = next(f for f in FORMATS if f.name == name)
         assert form.read_all is not None
-        for number, row, make in form.read_all(held, form.key(key, source)):
-            yield number, row, make, form
+        found = form.read_all(held, form.key(key, source))
+        yield from sorted(found, key=lambda pair: pair[0])
 
 
 def _failing(why: str) -> MakePair:
@@ -150,11 +161,12 @@ def _texts(value: Any) -> bool:
 
 def _scored(pair: Preference, row: Row) -> Preference:
     """Return a pair with the strength that its scores say, if the row has both."""
-    scores = [number_of(row.get(f"score_{side}")) for side in ("chosen", "rejected")]
-    if None in scores:
+    chosen, rejected = (_number(row.get(f"score_{side}")) for side in ("chosen", "rejected"))
+    if chosen is None or rejected is None:
         return pair
-    apart = scores[0] - scores[1]  # type: ignore[operator]
-    return replace(pair, strength=abs(apart))
+    return replace(
+        pair, strength=max(0.0, chosen - rejected)
+    )  # scores that contradict the choice say nothing
 
 
 def _read_ranking(row: Row, key: str | None, source: str) -> list[MakePair]:
@@ -183,7 +195,7 @@ def _by_scores(prompt: Prompt, scored: Sequence[tuple[str, float | None]]) -> li
         raise Unusable("fewer than two responses have a score")
     pairs = [(a, b) if a[1] > b[1] else (b, a) for a, b in combinations(known, 2) if a[1] != b[1]]
     if not pairs:
-        raise Unusable("all tied")
+        raise Unusable(TIED)
     return [partial(checked, prompt, a[0], b[0], strength=a[1] - b[1]) for a, b in pairs]
 
 
@@ -238,10 +250,10 @@ def _read_graded(prompt: str, first: str, second: str, column: str) -> Callable[
         if grade is None:
             raise Unusable(f"`{column}` is no number")
         if not grade:
-            raise Unusable("all tied")
+            raise Unusable(TIED)
         sides = [text_of(row[name], name) for name in (first, second)]
         chosen, rejected = sides if grade < 0 else sides[::-1]
-        return [partial(checked, prompt_of(row[prompt]), chosen, rejected, strength=abs(grade))]
+        return [partial(checked, _asked(row[prompt]), chosen, rejected, strength=abs(grade))]
 
     return read
 
@@ -252,10 +264,11 @@ def _read_all_scored(rows: Sequence[tuple[int, Row]], key: str | None) -> Iterat
     prompts: dict[str, Prompt] = {}
     for number, row in rows:
         try:
-            prompt, score = prompt_of(row["prompt"]), _number(row.get(str(key)))
+            prompt, score = _asked(row["prompt"]), _number(row.get(str(key)))
             if score is None:
                 raise Unusable(f"`{key}` is no number")
-            held[prompt.id].append((number, row, reply_of(row["response"]), score))
+            response = reply_of(row["response"])
+            held[prompt.id].append((number, row, response, score))
             prompts[prompt.id] = prompt
         except Unusable as reason:
             yield number, row, _failing(str(reason))
@@ -265,7 +278,7 @@ def _read_all_scored(rows: Sequence[tuple[int, Row]], key: str | None) -> Iterat
             continue
         for (number, row, first, a), (_, _, second, b) in combinations(found, 2):
             if a == b:
-                yield number, row, _failing("all tied")
+                yield number, row, _failing(TIED)
                 continue
             sides = (first, second) if a > b else (second, first)
             yield number, row, partial(checked, prompts[name], *sides, strength=abs(a - b))
@@ -300,23 +313,26 @@ def _read_all_tree(rows: Sequence[tuple[int, Row]], key: str | None) -> Iterator
     known = {row["message_id"]: row for _, row in rows if isinstance(row["message_id"], str)}
     replies: dict[str, list[tuple[int, Row, float]]] = defaultdict(list)
     for number, row in rows:
-        if row["role"] != "assistant" or row["parent_id"] is None or row.get("deleted"):
+        parent = row.get("parent_id")
+        if row["role"] != "assistant" or parent is None or row.get("deleted"):
             continue
-        rank = _number(row["rank"])
-        if rank is None:
+        rank = _number(row.get("rank"))
+        if not isinstance(parent, str):
+            yield number, row, _failing("`parent_id` is not text")
+        elif rank is None:
             yield number, row, _failing("a reply without a rank")
         else:
-            replies[str(row["parent_id"])].append((number, row, rank))
+            replies[parent].append((number, row, rank))
 
-    def prompt_before(parent: str) -> Prompt:
+    def prompt_before(parent: Any) -> Prompt:
         turns: list[Message] = []
         while parent is not None:
-            if parent not in known or len(turns) > len(known):
+            if not isinstance(parent, str) or parent not in known or len(turns) > len(known):
                 raise Unusable("the message that it replies to is missing")
             row = known[parent]
-            role = {"prompter": "user"}.get(row["role"], row["role"])
-            turns.append(Message(text_of(role, "role"), text_of(row["text"])))
-            parent = row["parent_id"]
+            role = text_of(row["role"], "role")
+            turns.append(Message("user" if role == "prompter" else role, text_of(row["text"])))
+            parent = row.get("parent_id")
         return prompt_of(turns[0].content) if len(turns) == 1 else Prompt.from_messages(turns[::-1])
 
     def pair(parent: str, better: Row, worse: Row, apart: float) -> Preference:
@@ -349,7 +365,14 @@ def _choice(value: Any, what: str) -> int:
 
 
 def _asked(value: Any) -> Prompt:
-    """Return a prompt given as text, as messages, or as a dialogue that ends in "Assistant:"."""
+    """Return a prompt given as text, as messages, or as a dialogue in the markers of HH or HelpSteer."""
+    if isinstance(value, str) and STEERED.search(value):
+        first, *rest = STEERED.split(value)
+        spoken = [
+            ("user", first),
+            *((ROLES.get(r, "user"), t) for r, t in zip(rest[::2], rest[1::2], strict=True)),
+        ]
+        return prompt_of([{"role": role, "content": text.strip()} for role, text in spoken])
     if not (isinstance(value, str) and TURN.match(value if value.startswith("\n\n") else f"\n\n{value}")):
         return prompt_of(value)
     turns = _turns(value)
@@ -509,7 +532,7 @@ FORMATS = (
     Format(
         "OpenAssistant",
         "messages of trees; ranked replies to the same message are paired",
-        ("message_id", "parent_id", "text", "role", "rank"),
+        ("message_id", "text", "role"),
         "OpenAssistant/oasst1, OpenAssistant/oasst2",
         read_all=_read_all_tree,
     ),

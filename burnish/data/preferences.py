@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,8 @@ def read_preferences(
     bad = Rejected()
     seen: set[str] = set()
     rows = numbered_rows(source, split)
-    counted = 0
-    for number, row, make, form in pairs_of_rows(rows, str(source), decided_by, columns or {}):
+    for number, row, make in pairs_of_rows(rows, str(source), decided_by, columns or {}, result.formats):
         result.rows += 1
-        if form is not None and number != counted:
-            result.formats[form.name] += 1
-            counted = number
         try:
             pair = make()
             key = json.dumps([pair.prompt.id, pair.chosen, pair.rejected])
@@ -91,9 +87,11 @@ def read_preferences(
         if max_pairs is not None and len(result.pairs) >= max_pairs:
             break
     result.rejected = bad.counts
-    most = max((p.strength for p in result.pairs if p.strength), default=None)
-    if most is not None:
-        result.pairs = [replace(p, strength=p.strength / most if p.strength else None) for p in result.pairs]
+    most = max((p.strength for p in result.pairs if p.strength is not None), default=0.0)
+    if most > 0:
+        result.pairs = [
+            p if p.strength is None else replace(p, strength=p.strength / most) for p in result.pairs
+        ]
     if rejected_to is not None:
         lines = (json.dumps(note, ensure_ascii=False) + "\n" for note in bad.notes)
         atomic_write(rejected_to, "".join(lines))
@@ -110,7 +108,7 @@ def read_kinds_of_pairs(
 ) -> dict[str, str]:
     """Read the kind of each prompt of preference data, by prompt id, as `read_kinds` does."""
     found: dict[str, str] = {}
-    for _, row, make, _ in pairs_of_rows(numbered_rows(source, split), str(source), decided_by, columns):
+    for _, row, make in pairs_of_rows(numbered_rows(source, split), str(source), decided_by, columns):
         try:
             found.setdefault(make().prompt.id, kind_of(row, column))
         except Unusable:
@@ -119,15 +117,23 @@ def read_kinds_of_pairs(
 
 
 def read_columns_of_pairs(
-    source: str | Path, split: str, decided_by: str | None, columns: Mapping[str, str]
+    source: str | Path,
+    split: str,
+    wanted: Collection[str],
+    decided_by: str | None,
+    columns: Mapping[str, str],
 ) -> dict[str, dict[str, Any]]:
-    """Read the columns of the first row of each prompt of preference data, by prompt id."""
+    """Read the columns of the first row of each wanted prompt of preference data, by prompt id."""
     found: dict[str, dict[str, Any]] = {}
-    for _, row, make, _ in pairs_of_rows(numbered_rows(source, split), str(source), decided_by, columns):
+    for _, row, make in pairs_of_rows(numbered_rows(source, split), str(source), decided_by, columns):
         try:
-            found.setdefault(make().prompt.id, {k: v for k, v in row.items() if k != "prompt"})
+            name = make().prompt.id
         except Unusable:
             continue
+        if name in wanted:
+            found.setdefault(name, {k: v for k, v in row.items() if k != "prompt"})
+            if len(found) == len(wanted):
+                break
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,15 +84,16 @@ def read_kinds(source: str | Path, column: str) -> dict[str, str]:
     return found
 
 
-def read_columns(source: str | Path) -> dict[str, dict[str, Any]]:
-    """Read the columns of each prompt's row besides the prompt, by prompt id; the first row of a prompt counts."""
+def read_columns(source: str | Path, wanted: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Read the columns besides the prompt of each wanted prompt's first row, by prompt id."""
 
     def read(row: Mapping[str, Any]) -> tuple[Prompt, dict[str, Any]]:
         return _prompt(row), {name: value for name, value in row.items() if name not in COLUMNS}
 
     found: dict[str, dict[str, Any]] = {}
     for _, (prompt, columns) in read_rows(_rows(Path(source)), read, Rejected()):
-        found.setdefault(prompt.id, columns)
+        if prompt.id in wanted:
+            found.setdefault(prompt.id, columns)
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.data.lines import must_exist
-from burnish.data.text import Unusable, json_rows, prompt_of, text_of
+from burnish.data.text import TIED, Unusable, json_rows, prompt_of, text_of
 from burnish.errors import DataError
 from burnish.records import Prompt
 
@@ -88,5 +88,5 @@ def tiers_of(
     if not whole or len(ranks) != len(set(ranks)) or len(ended) != len(responses) or not ranks:
         raise Unusable("ranking does not fit the responses")
     if not tied and sum(bool(tier) for tier in tiers) < 2:
-        raise Unusable("all tied")
+        raise Unusable(TIED)
     return prompt_of(asked), responses, tiers, ended

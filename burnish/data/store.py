@@ -409,7 +409,7 @@ class LabelStore:
 
     def _strengths(self, at: Snapshot | None = None) -> dict[str, float]:
         """Return the mean strength of each graded comparison, as a share of the largest of its source."""
-        graded = LabelRow.strength > 0
+        graded = LabelRow.strength >= 0
         largest = select(LabelRow.source, func.max(LabelRow.strength)).where(graded).group_by(LabelRow.source)
         query = select(LabelRow.comparison_id, LabelRow.source, LabelRow.strength).where(graded)
         if at is not None:
@@ -419,7 +419,7 @@ class LabelStore:
         with Session(self.engine) as session:
             most = {source: float(value or 0) for source, value in session.execute(largest)}
             for comparison, source, strength in session.execute(query):
-                held[comparison].append(float(strength or 0) / most[source])
+                held[comparison].append(float(strength or 0) / (most[source] or 1.0))
         return {comparison: sum(shares) / len(shares) for comparison, shares in held.items()}
 
     def preferences(

@@ -16,6 +16,8 @@ from burnish.errors import DataError
 from burnish.records import Message, Prompt
 
 EXCERPT = 120
+TIED = "all tied"
+"""Reason for a row that is well formed and has no winner; the limit of unusable rows does not count it."""
 SPELLED = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 SPOKEN = {
     "human": "user",
@@ -74,11 +76,14 @@ class Rejected:
         return "; ".join(parts)
 
     def check(self, source: str | Path, rows: int, limit: float, remedy: str) -> None:
-        """Raise DataError if there are no rows, or if all or more than `limit` of them were rejected."""
+        """Raise DataError if there are no rows, or if all or more than `limit` of them were rejected.
+
+        Ties count as rejected only where no other row is left.
+        """
         bad = len(self.notes)
         if not rows:
             raise DataError(f"{source} has no rows; give one row per line")
-        if bad / rows > limit or bad == rows:
+        if (bad - self.counts[TIED]) / rows > limit or bad == rows:
             raise DataError(
                 f"{bad} of {rows} rows of {source} cannot be used, more than data.rejected_rows_limit={limit:g} allows "
                 f"({self.summary()}); {remedy}"

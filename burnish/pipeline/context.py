@@ -361,6 +361,16 @@ class Data:
             )
         return read
 
+    def read(self, source: str, split: str) -> ImportResult:
+        """Read other preference data as the run reads its own: their format, what decides, and limits."""
+        return read_preferences(
+            source,
+            split=split,
+            misfit=self.misfit,
+            decided_by=self.config.decided_by,
+            columns=self.config.columns,
+        )
+
     def kinds(self, column: str) -> dict[str, str]:
         """Return the kind of each prompt by its id: its value in a column of the prompts' data."""
         if self.config.prompts == "preferences":
@@ -373,11 +383,12 @@ class Data:
         """Return the columns of the prompts' data by prompt id; none for the rehearsal's stories."""
         if self.config.prompts == "stories":
             return {}
+        wanted = {p.id for part in (self.splits.train, self.splits.selection, self.splits.test) for p in part}
         if self.config.prompts != "preferences":
-            return read_columns(self.config.prompts)
+            return read_columns(self.config.prompts, wanted)
         assert self.label.preferences is not None, "checked with the configuration"
         how = (self.config.decided_by, self.config.columns)
-        return read_columns_of_pairs(self.label.preferences, self.label.split, *how)
+        return read_columns_of_pairs(self.label.preferences, self.label.split, wanted, *how)
 
     def misfit(self, pair: Preference) -> str | None:
         """Return why the run's models cannot read a pair, or None if they can."""

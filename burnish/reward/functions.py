@@ -75,10 +75,12 @@ class ColumnReward:
             raise ConfigError(
                 f"ppo.rewards: {name} has no parameter {min(unknown)!r}; its own are {sorted(own)}"
             )
-        self.columns = columns() if whole or own - self.arguments.keys() else {}
+        # Process 0 alone calls the function, so the others need no columns.
+        reads = collectives.leads() and (whole or own - self.arguments.keys())
+        self.columns: Columns = columns() if reads else {}
         there = {column for row in self.columns.values() for column in row}
         missing = needed - there
-        if missing:
+        if missing and collectives.leads():
             raise ConfigError(
                 f"ppo.rewards: {name} needs {min(missing)!r}, which is no column of the prompts (they have "
                 f"{', '.join(sorted(there)) or 'no columns'}); add it to their file, or set it in `arguments`"
@@ -188,11 +190,16 @@ def from_model(term: FunctionReward) -> LocalReward | PublishedReward:
 
 
 def takes_columns(function: Callable[..., Any]) -> bool:
-    """Return whether a function has TRL's signature, with a parameter `completions`."""
+    """Return whether a function has TRL's signature, with a parameter `completions`.
+
+    One of three parameters that ends in `lengths` or `tokens` has the other signature.
+    """
     try:
-        return "completions" in inspect.signature(function).parameters
+        names = list(inspect.signature(function).parameters)
     except (TypeError, ValueError):  # a function of a C extension
         return False
+    old = len(names) == 3 and names[1] == "completions" and names[2] in ("lengths", "tokens")
+    return "completions" in names and not old
 
 
 def token_of(term: FunctionReward) -> str | None:

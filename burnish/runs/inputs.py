@@ -14,7 +14,11 @@ from typing import Any
 
 from burnish.config import RunConfig
 from burnish.config.loading import constants, current_keys, flat
+from burnish.config.ppo import FunctionReward
 
+MAPPING = "data.columns"
+"""A key whose value is a mapping with names of the user's own: one that is gone is a change."""
+TERM = FunctionReward(function="m:f").model_dump(mode="json")
 RENAMED_FILES = {"guard sets": "regression sets"}
 """Names of files in manifests of version 0.1.0, and their names now."""
 
@@ -50,7 +54,12 @@ class Inputs:
         lines = [
             f"{key} {before} -> {value}"
             for key, value in self.config.items()
-            if (before := old.config.get(key, defaults.get(key))) != value
+            if (before := with_new_keys(old.config.get(key, defaults.get(key)))) != with_new_keys(value)
+        ]
+        lines += [
+            f"{key} {value} -> null"
+            for key, value in old.config.items()
+            if key.startswith(f"{MAPPING}.") and key not in self.config
         ]
         lines += [
             f"{key} {old.config[key]} -> {value}"
@@ -62,6 +71,13 @@ class Inputs:
             for name in dict.fromkeys([*self.files, *old.files])
             if self.files.get(name) != old.files.get(name)
         ]
+
+
+def with_new_keys(before: Any) -> Any:
+    """Return recorded terms of ppo.rewards with the keys of later versions at their defaults."""
+    if not (isinstance(before, list) and all(isinstance(row, dict) and "function" in row for row in before)):
+        return before
+    return [{**TERM, **row} for row in before]
 
 
 def config_inputs(config: RunConfig, uses: Sequence[str], without: Sequence[str] = ()) -> dict[str, Any]:

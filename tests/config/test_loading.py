@@ -18,6 +18,7 @@ from burnish.config.loading import (
     known_keys,
     load_config,
 )
+from burnish.config.ppo import FunctionReward
 from burnish.config.strict import Section
 from burnish.config.template import template
 from burnish.errors import ConfigError, RenamedKeyWarning
@@ -159,6 +160,25 @@ def test_a_renamed_key_changes_no_stage() -> None:
     assert changed == ["ppo.samples_per_prompt 4 -> 8"]
     other = Inputs.from_json({"config": {**config, "ppo.kl.lead": 3.0}, "files": {}, "code": "c"})
     assert Inputs(now, {}, "c").changes_since(other) == ["ppo.kl.lead 3.0 -> 5.0"], "now a constant"
+
+
+def test_terms_of_rewards_get_the_keys_of_later_versions_and_a_column_that_is_gone_is_a_change() -> None:
+    old_term = {
+        "function": "m:f",
+        "url": None,
+        "weight": 2.0,
+        "name": None,
+        "timeout": 120.0,
+        "token_env": None,
+    }
+    now = FunctionReward(function="m:f", weight=2.0).model_dump(mode="json")
+    old, new = (Inputs({"ppo.rewards": [term]}, {}, "c") for term in (old_term, now))
+    assert new.changes_since(old) == []
+    other = Inputs({"ppo.rewards": [now | {"weight": 3.0}]}, {}, "c")
+    assert len(other.changes_since(old)) == 1
+    some, none = Inputs({"data.columns.prompt": "q"}, {}, "c"), Inputs({"data.columns": {}}, {}, "c")
+    assert none.changes_since(some) == ["data.columns.prompt q -> null"]
+    assert some.changes_since(none) == ["data.columns.prompt None -> q"]
 
 
 def test_a_key_that_became_a_constant(tmp_path: Path) -> None:

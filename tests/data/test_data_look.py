@@ -64,6 +64,15 @@ def test_with_a_configuration_pairs_are_as_the_model_reads_them(file: Path, tmp_
     assert {d["reason"] for d in found["dropped"]} >= {"too long"}
 
 
+def test_line_separators_in_a_dropped_row(tmp_path: Path) -> None:
+    file = tmp_path / "odd.jsonl"
+    rows = [{"prompt": "a\u2028b\u0085c", "chosen": "x", "rejected": "x"}]
+    rows.append({"prompt": "p", "chosen": "x", "rejected": "y"})
+    file.write_text("\n".join(map(json.dumps, rows)))
+    found = json.loads(burnish("data", "look", str(file), "--json").stdout)
+    assert found["dropped"] == [{"reason": "identical sides", "count": 1, "first_line": 1}]
+
+
 def test_without_a_file_it_says_what_to_name() -> None:
     done = burnish("data", "look", check=False)
     assert done.returncode == 3

@@ -269,10 +269,82 @@ def test_columns_under_other_names(tmp_path: Path) -> None:
         read(tmp_path, rows, columns={"rejected": "wurst"})
 
 
-def test_rows_that_can_be_read_in_two_ways_are_refused(tmp_path: Path) -> None:
-    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "responses": ["a", "b"], "ranking": [[0], [1]]}]
-    with pytest.raises(DataError, match=r"pairs \(chosen, rejected\) or rankings"):
-        read(tmp_path, rows)
+def test_rows_that_can_be_read_in_two_ways_are_refused_but_pairs_are_pairs(tmp_path: Path) -> None:
+    both = {"prompt": "p", "completion": "a", "label": True, "responses": ["a", "b"], "ranking": [[0], [1]]}
+    with pytest.raises(DataError, match=r"rankings \(responses, ranking\) or unpaired"):
+        read(tmp_path, [both])
+    (pair,) = read(tmp_path, [{**both, "chosen": "x", "rejected": "y", "answers": []}]).pairs
+    assert (pair.chosen, pair.rejected) == ("x", "y")
+
+
+def test_turns_of_helpsteer_are_messages(tmp_path: Path) -> None:
+    asked = "Hi\n\n<extra_id_1>Assistant\n\nHello!\n\n<extra_id_1>User\n\nWhich sea?"
+    rows = [{"prompt": asked, "response_1": "None", "response_2": "The Baltic", "preference_strength": 2}]
+    (pair,) = read(tmp_path, rows).pairs
+    assert [(m.role, m.content) for m in pair.prompt.messages] == [
+        ("user", "Hi"),
+        ("assistant", "Hello!"),
+        ("user", "Which sea?"),
+    ]
+
+
+def test_a_tie_or_a_contradiction_of_scores_has_no_strength_and_no_number_spoils_the_others(
+    tmp_path: Path,
+) -> None:
+    scores = [(5, 5), (2, 9), ("4.5", 0.5), (float("nan"), 1), (float("inf"), 1)]
+    rows = [
+        {"prompt": f"p{i}", "chosen": "a", "rejected": "b", "score_chosen": a, "score_rejected": b}
+        for i, (a, b) in enumerate(scores)
+    ]
+    assert [p.strength for p in read(tmp_path, rows).pairs] == [0.0, 0.0, 1.0, None, None]
+
+
+def test_ties_are_counted_and_are_not_unusable_rows(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"p{i}", "response": f"{k}", "helpfulness": min(k, i), **HELPFUL}
+        for i in range(3)
+        for k in (0, 1)
+    ]
+    file = tmp_path / "ties.jsonl"
+    file.write_text("\n".join(map(json.dumps, [rows[0], rows[1], *rows[:2], *rows[2:4]])))
+    found = read_preferences(file, limit=0.1)
+    assert len(found.pairs) == 1
+    assert found.rejected["all tied"] > 1
+    file.write_text("\n".join(map(json.dumps, rows[:2])))
+    with pytest.raises(DataError, match="all tied: 1"):
+        read_preferences(file)
+
+
+def test_rows_are_counted_once_and_pairs_keep_the_order_of_the_file(tmp_path: Path) -> None:
+    found = read(tmp_path, ROWS["HelpSteer2"][0])
+    assert found.formats == {"HelpSteer2": 3}
+    poor = [message(f"x{i}", "a", "assistant", f"unranked {i}", None) for i in range(9)]
+    found = read(tmp_path, [*ROWS["OpenAssistant"][0], *poor], max_pairs=1)
+    assert (len(found.pairs), found.rejected.total()) == (1, 0), "what is read later is not counted"
+
+
+def test_nulls_may_be_left_out_of_a_tree(tmp_path: Path) -> None:
+    rows = [{k: v for k, v in row.items() if v is not None} for row in ROWS["OpenAssistant"][0]]
+    assert len(read(tmp_path, rows).pairs) == 2
+
+
+@pytest.mark.parametrize(
+    "value", [None, [], ["x"], {}, {"a": 1}, 3, "x", True, float("nan"), [["x"]], [{"a": None}]]
+)
+@pytest.mark.parametrize("name", ROWS)
+def test_any_value_in_any_column_is_a_counted_row_or_a_clear_error(
+    name: str, value: Any, tmp_path: Path
+) -> None:
+    rows, how, _ = ROWS[name]
+    form = next(f for f in FORMATS if f.name == name)
+    for column in form.columns:
+        for spoilt in range(len(rows)):
+            bad = [{**row, column: value} if i == spoilt else row for i, row in enumerate(rows)]
+            try:
+                found = read(tmp_path, bad, **how)
+            except DataError:
+                continue
+            assert found.pairs
 
 
 def test_a_missing_column_is_named_by_the_nearest_format(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from burnish.data.preferences import read_columns_of_pairs
 from burnish.data.prompts import read_columns, read_prompts
 from burnish.errors import ConfigError, TrainingError
 from burnish.records import Message, Prompt, Rollout
-from burnish.reward.functions import ColumnReward, SummedRewards, called, load_term
+from burnish.reward.functions import ColumnReward, SummedRewards, called, load_term, takes_columns
 from burnish.rewards import json_schema, length_range, math_answer, regex
 from tests.reward.test_functions import ensemble, rollout
 from tests.small_run import SMALL, run
@@ -91,6 +91,15 @@ def test_what_a_function_lacks_is_named_before_the_run(
     assert called("new", reward, rollout(["a", "b"])) == [1.0, 1.0]
 
 
+def test_three_parameters_that_end_in_lengths_are_the_other_signature() -> None:
+    def old(prompts: list[str], completions: list[str], lengths: list[int]) -> list[float]:
+        return [float(n) for n in lengths]
+
+    assert not takes_columns(old)
+    assert takes_columns(exact)
+    assert called("m:old", old, rollout(["a", "b"])) == [1.0, 2.0]
+
+
 def test_columns_of_prompts_and_of_pairs_are_read_by_prompt(tmp_path: Path) -> None:
     file = tmp_path / "sums.jsonl"
     rows = [
@@ -99,16 +108,19 @@ def test_columns_of_prompts_and_of_pairs_are_read_by_prompt(tmp_path: Path) -> N
         {"prompt": "2+2=", "answer": 4, "hard": True},
     ]
     file.write_text("\n".join(map(json.dumps, rows)))
-    found = read_columns(file)
+    asked = {p.id for p in read_prompts(file)}
+    found = read_columns(file, asked)
+    assert read_columns(file, set()) == {}
     assert [found[p.id] for p in read_prompts(file)] == [{"answer": 2}, {"answer": 4, "hard": True}]
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"prompt": "Why?", "chosen": "So.", "rejected": "No.", "topic": "life"}))
-    of_pairs = read_columns_of_pairs(pairs, "train", None, {})
+    of_pairs = read_columns_of_pairs(pairs, "train", {Prompt("Why?").id}, None, {})
     assert of_pairs[Prompt("Why?").id]["topic"] == "life"
 
 
 def test_regex_and_length() -> None:
     assert regex(["answer: 42", "none"], pattern=r"answer:\s*\d+") == [1.0, 0.0]
+    assert regex(["a1", "b", "c"], pattern=[r"\d", None, "x"]) == [1.0, None, 0.0]
     assert regex([[{"role": "assistant", "content": "a\nb"}]], pattern="a.b") == [1.0]
     assert length_range(["one two", "one", "one two three four"], least=2, most=3) == [1.0, 0.0, 0.0]
     assert length_range(["x " * 500], least=1) == [1.0]
@@ -118,6 +130,7 @@ def test_json_is_checked_against_a_schema() -> None:
     schema = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}}
     given = ['{"n": 3}', '{"n": "3"}', "no", '```json\n{"n": 1}\n```', "[" * 100_000]
     assert json_schema(given, schema=schema) == [1.0, 0.0, 0.0, 1.0, 0.0]
+    assert json_schema(["NaN", "3", "4"], schema=[{"type": "number"}, None, {}]) == [0.0, None, 1.0]
     assert json_schema(["3", "3"], schema=['{"type": "integer"}', {"type": "string"}]) == [1.0, 0.0]
 
 
