@@ -56,11 +56,15 @@ def messages(prompt: Prompt) -> list[dict[str, str]]:
     ]
 
 
-def export(place: RunContext, out: Path) -> None:
+def export(place: RunContext, out: Path, arguments: dict[str, Any]) -> None:
     """Write the run's SFT model, and the pairs and prompts that its reward models and PPO had."""
-    if (out / "prompts.jsonl").exists():
-        return
     out.mkdir(parents=True, exist_ok=True)
+    made_of = {"run": str(place.journal.path.resolve()), "arguments": arguments}
+    known = out / "made_of.json"
+    if known.exists():
+        if json.loads(known.read_text()) != made_of:
+            sys.exit(f"{out} holds arms of another run or other minutes ({known}); give another folder")
+        return
     models, data = place.models, place.data
     save_plain_policy(models.reference().top, out / "sft", models.codec.tokenizer)
     with (out / "pairs.jsonl").open("w") as file:
@@ -74,6 +78,7 @@ def export(place: RunContext, out: Path) -> None:
     with (out / "prompts.jsonl").open("w") as file:
         for prompt in data.splits.train:
             file.write(json.dumps({"prompt": messages(prompt)}) + "\n")
+    known.write_text(json.dumps(made_of))
 
 
 def train(
@@ -86,7 +91,14 @@ def train(
         shutil.rmtree(folder, ignore_errors=True)
         data = out / ("prompts.jsonl" if what in ("rloo", "grpo") else "pairs.jsonl")
         call = [python_of(arm), str(arm), what, str(out / "sft"), str(data), str(folder)]
-        call += ["--minutes", str(minutes), "--tokens", str(tokens)]
+        call += [
+            "--minutes",
+            str(minutes),
+            "--tokens",
+            str(tokens),
+            "--threads",
+            str(torch.get_num_threads()),
+        ]
         call += [] if rate is None else ["--rate", str(rate)]
         call += ["--reward", str(out / "reward" / "model")] if what in ("rloo", "grpo") else []
         print(f"{name}: {what}, {minutes:g} minutes", file=sys.stderr, flush=True)
@@ -112,6 +124,8 @@ def answers_of(place: RunContext, folder: Path, prompts: Sequence[Prompt], name:
     samples = [
         sample(models, policy, prompts, settings, seed, name, turn) for turn in range(settings.answers)
     ]
+    for rollout in samples:  # the activations are those of another model
+        rollout.features.clear()
     kl = kl_of(policy, place.models.reference(settings.temperature), samples[0], models.codec.pad_id)
     return Answers.of(samples, {"kl": kl})
 
@@ -123,7 +137,7 @@ def kl_of(policy: Policy, reference: Policy, rollout: Rollout, pad_id: int) -> f
         def read(batch: Batch) -> torch.Tensor:
             return token_logprobs(of, batch).sum(1)
 
-        sequences = Sequences.of(of.top.base, rollout, pad_id)
+        sequences = Sequences(of.top.base, rollout.prompt_ids, rollout.response_ids, pad_id)
         return sequences.read(read, 16, range(len(rollout)), "kl")
 
     return float((logprobs(policy) - logprobs(reference)).mean())
@@ -178,6 +192,7 @@ def table(place: RunContext, trained: dict[str, Path]) -> list[str]:
     found = examine(place.models, data, place.journal.of("evaluate"), settings, answers, asked, seed)
     lines = [
         f"judged by {found.examiner}: {len(prompts) - len(selection)} prompts, {settings.answers} responses to each",
+        "KL of TRL's policies: mean log-ratio of their responses; of the run's: exact over the vocabulary.",
         "| policy | against SFT [95 %] | length-controlled | tokens | KL |",
         "|---|---|---|---|---|",
     ]
@@ -219,9 +234,12 @@ def main() -> None:
     place = RunContext.alone(run)
     set_determinism(place.config)
     prepare(place.models.base, a.run / "reward")
+    if place.models.base.device.type != "cpu":
+        sys.exit(f"the arms of TRL run on the CPU, and {a.run} on {place.models.base.device}")
+    torch.set_num_threads(place.config.threads or 1)
     tokens = place.config.model.max_response_tokens
-    export(place, a.out)
     minutes = a.minutes or minutes_of(run)
+    export(place, a.out, {"minutes": minutes, "trial": a.trial_minutes, "arm": str(a.arm)})
     spent = 0.0
     if set(a.methods) & {"rloo", "grpo"}:
         spent = train(a.arm, a.out, "reward", "reward", minutes * REWARD_SHARE, None, tokens)["seconds"] / 60

@@ -70,9 +70,15 @@ first = json.loads(open(data).readline())
 assert first["prompt"][0]["role"] == "user"
 assert what == "rloo" or first["chosen"][0]["content"] != first["rejected"][0]["content"]
 shutil.copytree(model, out + "/model")
+if what == "dpo":  # another model below the layers that the run trains
+    from safetensors.torch import load_file, save_file
+    weights = load_file(out + "/model/model.safetensors")
+    name = next(n for n in weights if "layers.0.mlp.down_proj" in n)
+    weights[name] *= 1.5
+    save_file(weights, out + "/model/model.safetensors", {"format": "pt"})
 print(json.dumps({"steps": 3, "batch": 8, "seconds": 1.0, "autocast": "float32"}))
 """
-"""An arm that trains nothing."""
+"""An arm that trains nothing; its DPO changes a layer that the run keeps frozen."""
 
 
 def test_an_untrained_peer_is_judged_as_sft(run_copy: Path, tmp_path: Path) -> None:
@@ -83,6 +89,8 @@ def test_an_untrained_peer_is_judged_as_sft(run_copy: Path, tmp_path: Path) -> N
     (row,) = [line.split("|") for line in lines if line.startswith("| trl-rloo-default")]
     assert 0.3 < float(row[2].split()[0]) < 0.7
     assert abs(float(row[5])) < 1e-3, "KL to SFT"
+    (row,) = [line.split("|") for line in lines if line.startswith("| trl-dpo-default")]
+    assert float(row[5]) > 0.01
     assert any(line.startswith("| ppo - trl-dpo-default") for line in lines)
     arms = {path.parent.name for path in out.glob("*/result.json")}
     assert {"reward", "trl-rloo-default", "trl-dpo-default", "rloo-trial-1e-06", "dpo-trial-2.5e-05"} <= arms

@@ -104,10 +104,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--rate", type=float)
     parser.add_argument("--reward", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     limit = args.minutes * 60
     pace = Clock(limit)
     trainer_of(args, WARM + TIMED, pace).train()

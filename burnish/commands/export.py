@@ -96,7 +96,7 @@ def export_adapter(run: Path, path: Path) -> dict[str, Any]:
 
 EACH = {
     "last": "each a plain `AutoModelForSequenceClassification(num_labels=1)`",
-    "mixed": "each loaded as its own README says,",
+    "mixed": "some plain classifiers with one label, the others loaded as their README says,",
     "mean": "each an `AutoModel` with its head in a file of its own, loaded as its README says,",
 }
 CARD = """# Reward models of {name}

@@ -233,7 +233,7 @@ class PPOConfig(Section):
     )
     schedule: Literal["constant", "linear"] = Field(
         "constant",
-        description="Schedule of the policy's learning rate after the warm-up. linear: down to 0 at the last update, "
+        description="Schedule of the policy's learning rate after the warm-up. linear: down to 0 after the last one, "
         "so that the noise of single updates is averaged at the end. adaptive_rate then aims at steps that shrink too.",
     )
     average_updates: int | None = Field(

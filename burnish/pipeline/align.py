@@ -75,7 +75,13 @@ def align(
     outcome: dict[str, Any] = state.get("outcome", {})
     own = OwnAnswers(models, data, journal, ppo.batch_size, seed)
     if state["phase"] in ("start", "trial", "ppo"):
-        first = partial(run_dpo, models, data, own, journal, dpo, None, seed)
+
+        def first() -> dict[str, Any]:
+            entry = run_dpo(models, data, own, journal, dpo, None, seed)
+            if distill.when != "always":
+                own.forget()
+            return entry
+
         settings = (how, ppo, guard, monitor, looks_every, evaluation)
         outcome = run_ppo(models, data, journal, *settings, seed, first)
         journal.checkpoint(state={"phase": "dpo", "outcome": outcome})
@@ -87,9 +93,10 @@ def align(
         outcome["distill"] = run_distill(models, own, journal, distill, seed)
         journal.checkpoint(state={"phase": "dpo", "outcome": outcome})
     given_up = outcome["ppo"]["state"] in ("given_up", "stopped")
+    falls_back = given_up and dpo.when != "never" and "dpo" not in outcome
     outcome["fallback"] = {
-        "triggered": given_up and dpo.when != "never",
-        "reason": outcome["ppo"]["reason"] if given_up else None,
+        "triggered": falls_back,
+        "reason": outcome["ppo"]["reason"] if falls_back else None,
     }
     wanted = dpo.when == "always" or (given_up and dpo.when == "fallback")
     if wanted and "dpo" not in outcome:
@@ -132,9 +139,11 @@ def run_ppo(
             collectives.by_lead(partial(write_json, done, first()))()
             give_back()
         entry["dpo"] = read_json(done)
-        begin = partial(
-            start_from, weights=load_file(journal.path / START), most=how.start_share * config.kl.target
-        )
+
+        def begin(ppo: PPO) -> dict[str, float]:
+            weights = load_file(journal.path / START)
+            return start_from(ppo, weights, most=how.start_share * config.kl.target)
+
     if found and found.state["phase"] == "ppo":
         chosen = found.state.get("chosen", {"method": "ppo"})  # not in older checkpoints
     else:
@@ -220,9 +229,9 @@ def tried(
     ppo = build_ppo(models, data, journal.path / "reward", of_method(config, method), seed, method=method)
     looks = looks_of(ppo, watch, models, data, journal.path, 1, EvaluateConfig(), seed)
     assert looks is not None
+    looks.look(ppo)  # at SFT, so that gain and KL have the same origin
     if begin is not None:
         begin(ppo)
-    looks.look(ppo)
     updates = how.trial_updates + ppo.config.value_warmup
     try:
         if config.learning_rate == "auto":
@@ -294,6 +303,8 @@ def run_under_guard(
             spent = begin(ppo)
             scale, kl = spent["scale"], spent["kl"]
             text = f"{ppo.method} starts from DPO's change of the weights times {scale:.3g}, at {kl:.2f} nats"
+            if not scale:
+                text = f"{ppo.method} starts from SFT: even a small part of DPO's change spends too much KL"
             journal.decide(0, Decision("start", text, spent))
             if looks is not None:
                 journal.log("looks", looks.look(ppo))

@@ -108,6 +108,10 @@ class OwnAnswers:
     seed: int
     _known: dict[tuple[int, int, Path | None], ScoredSamples] = field(default_factory=dict)
 
+    def forget(self) -> None:
+        """Free the answers, which hold activations."""
+        self._known.clear()
+
     def scored(self, prompts: int, n: int, saved: Path | None = None) -> ScoredSamples:
         """Return `n` scored answers of SFT or a `saved` policy to each of the first training prompts."""
         if (prompts, n, saved) not in self._known:

@@ -75,9 +75,15 @@ def sets_of_looks(
 ) -> Callable[[Policy], dict[str, float]] | None:
     """Return a function that gives a policy's mean on each regression set of a file; None without one.
 
-    Tasks of lm-eval are left out, since they take long.
+    The first `look_prompts` prompts of a file are used. Tasks of lm-eval are left out. Either would take
+    longer than the updates between two looks.
     """
-    files = [(given, fitting(models, given)) for given in config.regression_sets if given.file is not None]
+    few = config.look_prompts
+    files = []
+    for given in config.regression_sets:
+        if given.file is not None:
+            prompts, references = fitting(models, given)
+            files.append((given, (prompts[:few], references[:few])))
     if not files:
         return None
 

@@ -16,6 +16,7 @@ from burnish.config.ppo import PPOConfig
 from burnish.config.reward import RewardConfig
 from burnish.distributed import collectives
 from burnish.distributed.threads import side_by_side
+from burnish.errors import ConfigError
 from burnish.models.artefacts import load_reward_model, save_reward_model
 from burnish.models.backbone import Backbone
 from burnish.models.heads import Pooling, Reading, ScalarHead, averaged, raw_scores
@@ -159,15 +160,22 @@ def find_readings(
     base.at(depths[0], layers)  # raises if there is no such depth
     found: list[Probed] = []
     if len(depths) * len(poolings) == 1:
+        if config.readings == "different":
+            raise ConfigError(
+                "reward.readings is 'different', but this model has one place to read at (depth "
+                f"{depths[0]}, pooling {poolings[0]}); set reward.readings: same"
+            )
         readings = dict.fromkeys(ROLES, Reading(depths[0], poolings[0]))
     else:
         journal.view.note(f"reward: probing {len(depths)} of {base.depth} layers")
         encoded = EncodedPairs(base, models.codec, pairs)
         found = probe(base, encoded, depths, poolings, derive_seed(seed, "probe"))
         best = choose(found)
-        reading, other = best.reading, choose_other(found, best.reading).reading
-        readings = {"members": reading, "watcher": reading, "examiner": other}
         each = [best] if config.readings == "same" else choose_different(found, config.members)
+        taken = {place.reading for place in each}
+        left = [place for place in found if place.reading not in taken] or found
+        reading, other = best.reading, choose_other(left, best.reading).reading
+        readings = {"members": reading, "watcher": reading, "examiner": other}
         if config.readings == "different":
             readings |= {f"member-{k}": place.reading for k, place in enumerate(each)}
         where = "; ".join(f"{POOLED[p.reading.pooling]} after {p.reading.depth}" for p in each)
@@ -196,7 +204,7 @@ def find_rate(
         return ladder(base)[USUAL]
     seed = derive_seed(seed, "sweep")
     prompts = len(set(pairs.groups))
-    # The batch size counts prompts. Members differ only by their seeds, so one rate serves all.
+    # The batch size counts prompts. One rate serves all members, also where they read at different places.
     return found_rate(
         journal,
         "reward",

@@ -145,7 +145,12 @@ class PPO:
         schedule it falls as the square of the learning rate.
         """
         updates = (self.config.updates - self.config.value_warmup) * self.config.batch_size / self.answers
-        return self.controller.target / (updates * self.config.kl.reached_at) * self.decay**2
+        reached = self.config.kl.reached_at
+        if (
+            self.config.schedule == "linear"
+        ):  # the squares of the factors up to there, relative to all updates
+            reached = (1 - (1 - reached) ** 3) / 3
+        return self.controller.target / (updates * reached) * self.decay**2
 
     @property
     def done(self) -> bool:

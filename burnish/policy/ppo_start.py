@@ -104,10 +104,10 @@ def start_from(ppo: PPO, weights: Mapping[str, torch.Tensor], most: float) -> di
     Where the weights spend more than `most` nats per response, the change from the reference is scaled
     down until they do not. This is linear interpolation towards the initial weights (WARP, Rame et al.
     2024, 3.3). The KL to the reference is exact over the vocabulary. It is measured on responses of the
-    scaled policy to the prompts of the first update. Raises Diverged if the KL of the unscaled weights is
+    scaled policy to the first training prompts. Raises Diverged if the KL of the unscaled weights is
     not finite.
     """
-    top, prompts = ppo.policy.top, ppo.next_prompts()[:START_PROMPTS]
+    top, prompts = ppo.policy.top, ppo.prompts[:START_PROMPTS]
     first = top.trained_state()
 
     def spent(scale: float) -> float:

@@ -154,6 +154,8 @@ def _fallback_item(summary: dict[str, Any], config: Any) -> dict[str, Any]:
     item = {"item": "fallback to DPO ready or taken"}
     if summary["fallback"]["triggered"]:
         return item | {"ok": True, "evidence": f"taken: {summary['fallback']['reason']}"}
+    if config.get("align", {}).get("start") == "dpo":
+        return item | {"ok": True, "evidence": "DPO ran before PPO and is a candidate"}
     when = config["dpo"]["when"]
     ready = {"fallback": "ready, not needed", "always": "DPO trained beside PPO", "never": "switched off"}[
         when

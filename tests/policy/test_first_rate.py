@@ -88,7 +88,13 @@ def test_a_linear_schedule_ends_at_zero_and_wants_steps_that_shrink_with_it() ->
     for _ in ppo.updates():
         wanted.append(ppo.wanted_kl)
     constant = make_ppo(base, codec, **settings)
-    assert wanted == pytest.approx([constant.wanted_kl * (1 - k / 5) ** 2 for k in range(6)])
+    first = (
+        constant.wanted_kl
+        / (1 - (1 - constant.config.kl.reached_at) ** 3)
+        * 3
+        * constant.config.kl.reached_at
+    )
+    assert wanted == pytest.approx([first * (1 - k / 5) ** 2 for k in range(6)])
     assert [
         s["learning_rate"] for s in make_ppo(base, codec, **{**settings, "adaptive_rate": False}).updates()
     ] == [0.01] * 5
