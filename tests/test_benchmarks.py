@@ -113,7 +113,7 @@ def test_the_script_for_a_gpu_runs_every_step_on_a_cpu(tmp_path: Path) -> None:
     assert list(found) == steps.split(",")
     assert [name for name, step in found.items() if "error" in step] == []
     assert found["sampling"]["engine_4"] > 0
-    assert abs(found["sampling_gap"]["mean"]) < 1e-6
+    assert abs(found["sampling_gap"]["mean"]) < 1e-3, "in bfloat16 where the processor multiplies it"
     assert found["load_peak"]["host_gib"] > found["load_peak"]["files_gib"] > 0
     script("gpu", "--size", "tiny", "--device", "cpu", "--out", out, "--only", steps, "--seconds", "0")
     assert all("skipped" in step for step in json.loads(out.read_text())["steps"].values())

@@ -121,7 +121,7 @@ def test_kinds_are_read_from_a_column(tmp_path: Path) -> None:
         {"prompt": "Broken", "chosen": 3, "rejected": "No", "kind": "lost"},
     ]
     pairs.write_text("".join(json.dumps(r) + "\n" for r in own))
-    known = read_kinds_of_pairs(pairs, "train", "kind")
+    known = read_kinds_of_pairs(pairs, "train", "kind", None, {})
     assert sorted(known.values()) == ["chat", "code", "ranked"]
     assert known[Prompt("Say hello").id] == "chat"
     with pytest.raises(ConfigError, match="have no columns"):

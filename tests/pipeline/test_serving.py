@@ -209,10 +209,10 @@ def test_another_runs_rewards_as_a_term_of_ppo(address: str, run_copy: Path) -> 
     assert rows[0]["reward_theirs"] == pytest.approx(rows[0]["reward_ensemble"], abs=0.5)
 
 
-def test_a_term_is_one_of_two() -> None:
-    with pytest.raises(ValueError, match="one of the two"):
+def test_a_term_is_one_of_three() -> None:
+    with pytest.raises(ValueError, match="one of the three"):
         FunctionReward()
-    with pytest.raises(ValueError, match="one of the two"):
+    with pytest.raises(ValueError, match="one of the three"):
         FunctionReward(function="m:f", url="http://x")
     assert FunctionReward(url="http://x").term == "remote"
     with pytest.raises(ConfigError):
