@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import signal
 import sys
+import threading
 import warnings
 from enum import StrEnum
 from pathlib import Path
@@ -396,6 +398,7 @@ def _summary_text(summary: dict[str, Any], path: Path) -> str:
 def main() -> None:
     """Run the command line and exit with its code; show tracebacks only with --verbose."""
     signal.signal(signal.SIGINT, _interrupt)
+    sys.unraisablehook = _unraisable
     warnings.showwarning = _show_warning
     try:
         # Typer returns the code of `Exit` here, and 130 for Ctrl-C, instead of raising.
@@ -427,6 +430,15 @@ def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, *
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     STATE["interrupted"] = True
     raise KeyboardInterrupt
+
+
+def _unraisable(caught: sys.UnraisableHookArgs) -> None:
+    """Raise Ctrl-C again if it came within a destructor, where Python ignores it; show other errors."""
+    if caught.exc_type is KeyboardInterrupt:
+        # From a thread: at once, it would be raised within this function and be ignored again.
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(caught)
 
 
 def _failed(error: BaseException) -> int:
