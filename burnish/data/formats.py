@@ -164,9 +164,8 @@ def _scored(pair: Preference, row: Row) -> Preference:
     chosen, rejected = (_number(row.get(f"score_{side}")) for side in ("chosen", "rejected"))
     if chosen is None or rejected is None:
         return pair
-    return replace(
-        pair, strength=max(0.0, chosen - rejected)
-    )  # scores that contradict the choice say nothing
+    # Scores that contradict the choice say nothing.
+    return replace(pair, strength=max(0.0, chosen - rejected))
 
 
 def _read_ranking(row: Row, key: str | None, source: str) -> list[MakePair]:

@@ -18,6 +18,7 @@ from burnish.models.heads import Pooling, Reading
 from burnish.models.pairs import EncodedPairs
 from burnish.models.sequences import by_prompt
 from burnish.randomness import generator
+from burnish.stats import pearson
 
 FOLDS = 5
 PENALTIES = (1.0, 0.1, 0.01)  # on the squared weights of standardised features
@@ -199,17 +200,11 @@ def choose_different(found: Sequence[Probed], n: int) -> list[Probed]:
         left = [p for p in good if p.reading not in taken] or [p for p in found if p.reading not in taken]
 
         def alike(p: Probed) -> float:
-            return sum(correlation(p.errors, q.errors) for q in chosen)
+            links = (pearson(p.errors.tolist(), q.errors.tolist()) for q in chosen)
+            return sum(1.0 if link is None else link for link in links)  # None: errors that are all the same
 
         chosen.append(min(left, key=lambda p: (alike(p), p.loss)))
     return [chosen[k % len(chosen)] for k in range(n)]
-
-
-def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return the correlation of two series (n,); 1 if one is constant."""
-    a, b = a - a.mean(), b - b.mean()
-    scale = float(a.norm() * b.norm())
-    return float(a @ b) / scale if scale > 0 else 1.0
 
 
 def choose_other(found: Sequence[Probed], taken: Reading) -> Probed:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 import burnish
 from burnish import PPOConfig, RewardConfig
-from burnish.models.backbone import Backbone
+from burnish.models.backbone import Backbone, TrainableLayers
 from burnish.models.generate import sample_rollout
 from burnish.models.heads import Pooling, new_reward_head
 from burnish.models.load import Codec
@@ -32,7 +32,7 @@ def test_an_ensemble_scores_as_its_members_do_alone(base: Backbone, codec: Codec
         for k, (depth, pooling) in enumerate(PLACES)
     ]
     ensemble = RewardEnsemble(members, torch.zeros(3), torch.ones(3))
-    policy = make_policy(burnish.models.backbone.TrainableLayers(whole), codec.pad_id)
+    policy = make_policy(TrainableLayers(whole), codec.pad_id)
     asked = [Prompt(p.text) for p in prompts(6, 1)]
     rollout = sample_rollout(policy, codec, asked, max_tokens=12, batch_size=6, seed=0, where=("t",))
     ids = (rollout.prompt_ids, rollout.response_ids)
