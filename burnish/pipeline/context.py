@@ -343,15 +343,12 @@ class Data:
             raise ConfigError(
                 "label.source is 'imported' but label.preferences is not set; name a file or a datasets name"
             )
-        read = read_preferences(
+        read = self.read(
             self.label.preferences,
-            split=self.label.split,
+            self.label.split,
             max_pairs=self.label.max_pairs,
             limit=self.config.rejected_rows_limit,
             rejected_to=self.journal.path / "rejected" / "import.jsonl",
-            misfit=self.misfit,
-            decided_by=self.config.decided_by,
-            columns=self.config.columns,
         )
         if read.rejected:
             why = ", ".join(f"{reason}: {n}" for reason, n in read.rejected.most_common(3))
@@ -361,10 +358,11 @@ class Data:
             )
         return read
 
-    def read(self, source: str, split: str) -> ImportResult:
-        """Read other preference data as the run reads its own: their format, what decides, and limits."""
+    def read(self, source: str, split: str, **how: Any) -> ImportResult:
+        """Read preference data with the run's format settings and model; `how` as in `read_preferences`."""
         return read_preferences(
             source,
+            **how,
             split=split,
             misfit=self.misfit,
             decided_by=self.config.decided_by,
